@@ -1,0 +1,1 @@
+"""The host wing: audio files to TFRecord shards to batches. Never imports jax."""

@@ -1,0 +1,1 @@
+"""musicssl: self-supervised pre-training of music encoders in JAX."""
