@@ -1,0 +1,327 @@
+"""The wav2vec 2.0 family of encoders: audio in, every hidden state out.
+
+One implementation serves data2vec-audio (layer-norm stem, five k=19 positional convolutions),
+HuBERT and wav2vec 2.0 (group-norm stem, one k=128 weight-normed positional convolution), and the
+large variants with pre-norm blocks. Parameter trees map one to one onto Hugging Face's
+Data2VecAudioModel, HubertModel and Wav2Vec2Model (see `huggingface`).
+
+Sources: wav2vec 2.0 (arXiv:2006.11477), HuBERT (arXiv:2106.07447), data2vec (arXiv:2202.03555);
+initial values as in fairseq. Axis letters: b clips, n samples, t frames, c channels of the stem,
+d width, h heads.
+"""
+
+import math
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from musicssl import sharding
+
+KERNELS = (10, 3, 3, 3, 3, 2, 2)  # receptive field 400 samples
+STRIDES = (5, 2, 2, 2, 2, 2, 2)  # hop 320 samples
+NORM_EPSILON = 1e-5
+
+conv_init = nn.initializers.variance_scaling(2.0, "fan_in", "normal")  # kaiming_normal
+bert_init = nn.initializers.normal(0.02)  # fairseq init_bert_params
+
+
+def torch_init(fan_in: int):
+    """PyTorch's default for linear and convolution layers: uniform in +-1/sqrt(fan_in)."""
+    bound = 1 / math.sqrt(fan_in)
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(
+        key, shape, dtype, -bound, bound
+    )
+
+
+class Output(NamedTuple):
+    """What the transformer returns.
+
+    hidden: layers + 1 arrays [b, t, d]: the first is the transformer's input, the last its output.
+    ffn: layers arrays [b, t, d]: each block's second FFN matrix, before dropout and residual sum
+        (data2vec's targets).
+    """
+
+    hidden: list[jax.Array]
+    ffn: list[jax.Array]
+
+
+class ChannelNorm(nn.Module):
+    """Group norm with one channel a group: each channel standardised over time, in float32."""
+
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
+        x = x.astype(jnp.float32)
+        mean = x.mean(axis=1, keepdims=True)  # [b, 1, c]
+        variance = jnp.square(x).mean(axis=1, keepdims=True) - jnp.square(mean)
+        inverse = jax.lax.rsqrt(jnp.maximum(variance, 0) + NORM_EPSILON) * scale
+        return (x * inverse + (bias - mean * inverse)).astype(self.dtype)
+
+
+class PositionalConv(nn.Module):
+    """One grouped convolution over time, odd or even kernel, output as long as the input.
+
+    `weight_norm` keeps the kernel as a direction and one length a tap (torch weight_norm dim=2).
+    """
+
+    kernel: int
+    groups: int
+    weight_norm: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        width = x.shape[-1]
+        shape = (self.kernel, width // self.groups, width)
+        if self.weight_norm:
+            deviation = math.sqrt(4 / (self.kernel * width))
+            direction = self.param("direction", nn.initializers.normal(deviation), shape)
+            length = self.param("length", lambda *_: jnp.linalg.norm(direction, axis=(1, 2)), None)
+            norm = jnp.linalg.norm(direction, axis=(1, 2))
+            weight = direction * (length / norm)[:, None, None]
+            bias = self.param("bias", nn.initializers.zeros, (width,))
+        else:
+            init = torch_init(self.kernel * width // self.groups)
+            weight = self.param("kernel", init, shape)
+            bias = self.param("bias", init, (width,))
+        return sharding.by_clip(self.convolve, x, weight.astype(self.dtype)) + bias.astype(x.dtype)
+
+    def convolve(self, x: jax.Array, weight: jax.Array) -> jax.Array:
+        """[b, t, d] with [k, d / groups, d] -> [b, t, d]; an even kernel's last frame is cut."""
+        pad = self.kernel // 2
+        return jax.lax.conv_general_dilated(
+            x,
+            weight,
+            window_strides=(1,),
+            padding=[(pad, pad - 1 + self.kernel % 2)],
+            dimension_numbers=("NWC", "WIO", "NWC"),
+            feature_group_count=self.groups,
+        )
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over all frames, softmax in float32."""
+
+    heads: int
+    dropout: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        b, t, d = x.shape
+
+        def project(name: str, y: jax.Array) -> jax.Array:
+            return nn.Dense(d, dtype=self.dtype, kernel_init=bert_init, name=name)(y)
+
+        q, k, v = (
+            project(f"{name}_proj", x).reshape(b, t, self.heads, d // self.heads)  # [b, t, h, d/h]
+            for name in "qkv"
+        )
+        if train and self.dropout:
+            scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
+            weights = jax.nn.softmax(scores / math.sqrt(d // self.heads)).astype(self.dtype)
+            weights = nn.Dropout(self.dropout)(weights, deterministic=False)
+            y = jnp.einsum("bhqk,bkhd->bqhd", weights, v)
+        else:
+            y = jax.nn.dot_product_attention(q, k, v)
+        return project("out_proj", y.reshape(b, t, d))
+
+
+class FeedForward(nn.Module):
+    """Two matrices with an exact GELU between them."""
+
+    width: int
+    dropout: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        dense = lambda n, name: nn.Dense(n, dtype=self.dtype, kernel_init=bert_init, name=name)  # noqa: E731
+        y = jax.nn.gelu(dense(self.width, "intermediate_dense")(x), approximate=False)
+        y = nn.Dropout(self.dropout)(y, deterministic=not train)
+        return dense(x.shape[-1], "output_dense")(y)
+
+
+class Block(nn.Module):
+    """One transformer block, post-norm (base models) or pre-norm (large ones)."""
+
+    heads: int
+    ffn_width: int
+    pre_norm: bool
+    dropout: float
+    attention_dropout: float
+    activation_dropout: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
+        drop = nn.Dropout(self.dropout, deterministic=not train)
+        first = layer_norm("layer_norm", self.dtype)
+        second = layer_norm("final_layer_norm", self.dtype)
+        attention = Attention(self.heads, self.attention_dropout, self.dtype, name="attention")
+        ffn = FeedForward(self.ffn_width, self.activation_dropout, self.dtype, name="feed_forward")
+        if self.pre_norm:
+            x = x + drop(attention(first(x), train))
+            y = ffn(second(x), train)
+            return x + drop(y), y
+        x = first(x + drop(attention(x, train)))
+        y = ffn(x, train)
+        return second(x + drop(y)), y
+
+
+def layer_norm(name: str, dtype: jnp.dtype, affine: bool = True) -> nn.LayerNorm:
+    """Layer norm over the last axis with float32 statistics."""
+    return nn.LayerNorm(NORM_EPSILON, dtype=dtype, use_bias=affine, use_scale=affine, name=name)
+
+
+class Encoder(nn.Module):
+    """The encoder; its fields are the leaves of a configuration's `encoder` section.
+
+    stem_norm: "layer" (after every convolution) or "group" (after the first only).
+    pos_conv_depth: 0 for one weight-normed convolution (HuBERT, wav2vec 2.0), else the number of
+        plain ones, each followed by a layer norm without parameters and GELU (data2vec).
+    feature_grad_mult: factor on the gradient that reaches the stem.
+    """
+
+    layers: int
+    width: int
+    heads: int
+    ffn_width: int
+    stem_width: int
+    stem_norm: str
+    stem_bias: bool
+    pos_conv_depth: int
+    pos_conv_kernel: int
+    pos_conv_groups: int
+    pre_norm: bool
+    dropout: float
+    attention_dropout: float
+    activation_dropout: float
+    input_dropout: float
+    layerdrop: float
+    feature_grad_mult: float
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self) -> None:
+        self.mask_embedding = self.param(
+            "mask_embedding", nn.initializers.uniform(1.0), (self.width,)
+        )
+        self.convs = [
+            nn.Conv(
+                self.stem_width,
+                (kernel,),
+                (stride,),
+                padding="VALID",
+                use_bias=self.stem_bias,
+                kernel_init=conv_init,
+                dtype=self.dtype,
+                name=f"stem_conv_{i}",
+            )
+            for i, (kernel, stride) in enumerate(zip(KERNELS, STRIDES, strict=True))
+        ]
+        if self.stem_norm == "layer":
+            self.stem_norms = [layer_norm(f"stem_norm_{i}", self.dtype) for i in range(7)]
+        elif self.stem_norm == "group":
+            self.stem_norms = [ChannelNorm(self.dtype, name="stem_norm_0")] + [None] * 6
+        else:
+            raise ValueError(f"encoder.stem_norm is {self.stem_norm!r}: use 'layer' or 'group'")
+        self.projection_norm = layer_norm("projection_norm", self.dtype)
+        init = torch_init(self.stem_width)
+        self.projection = nn.Dense(
+            self.width, dtype=self.dtype, kernel_init=init, bias_init=init, name="projection"
+        )
+        self.pos_convs = [
+            PositionalConv(
+                self.pos_conv_kernel,
+                self.pos_conv_groups,
+                self.pos_conv_depth == 0,
+                self.dtype,
+                name=f"pos_conv_{i}",
+            )
+            for i in range(self.pos_conv_depth or 1)
+        ]
+        self.encoder_norm = layer_norm("encoder_norm", self.dtype)
+        self.blocks = [
+            Block(
+                self.heads,
+                self.ffn_width,
+                self.pre_norm,
+                self.dropout,
+                self.attention_dropout,
+                self.activation_dropout,
+                self.dtype,
+                name=f"layer_{i}",
+            )
+            for i in range(self.layers)
+        ]
+        self.drop = nn.Dropout(self.dropout)
+        self.drop_input = nn.Dropout(self.input_dropout)
+
+    def __call__(self, audio: jax.Array, train: bool = False) -> Output:
+        """Audio [b, n], as the model was trained (normalised or raw), to every hidden state."""
+        return self.contextualize(self.project(self.stem(audio)), train)
+
+    def stem(self, audio: jax.Array) -> jax.Array:
+        """[b, n] -> [b, t, c], the features that HuBERT's penalty is computed on."""
+        x = audio.astype(self.dtype)[..., None]  # [b, n, 1]
+        for conv, norm in zip(self.convs, self.stem_norms, strict=True):
+            x = conv(x)  # [b, (n - kernel) // stride + 1, c]
+            x = x if norm is None else norm(x)
+            x = jax.nn.gelu(x, approximate=False)
+        return scale_gradient(x, self.feature_grad_mult)
+
+    def project(self, features: jax.Array) -> jax.Array:
+        """[b, t, c] -> [b, t, d]."""
+        return self.projection(self.projection_norm(features))
+
+    def mask(self, x: jax.Array, mask: jax.Array, train: bool = True) -> jax.Array:
+        """Input dropout, then the learned embedding in place of the frames of mask [b, t]."""
+        x = self.drop_input(x, deterministic=not train)
+        return jnp.where(mask[..., None], self.mask_embedding.astype(x.dtype), x)
+
+    def contextualize(self, x: jax.Array, train: bool = False) -> Output:
+        """Projected features [b, t, d] through positional convolution and transformer."""
+        y = x
+        for conv in self.pos_convs:
+            y = conv(y)
+            if self.pos_conv_depth:
+                y = standardise(y).astype(self.dtype)
+            y = jax.nn.gelu(y, approximate=False)
+        x = x + y
+        x = x if self.pre_norm else self.encoder_norm(x)
+        x = self.drop(x, deterministic=not train)
+        hidden, ffn = [x], []
+        keep = self.keep_layers(train)
+        for block, kept in zip(self.blocks, keep, strict=True):
+            y, before_residual = block(x, train)
+            x = y if kept is None else jnp.where(kept, y, x)
+            hidden.append(x)
+            ffn.append(before_residual)
+        if self.pre_norm:
+            hidden[-1] = self.encoder_norm(x)
+        return Output(hidden, ffn)
+
+    def keep_layers(self, train: bool) -> list[jax.Array | None]:
+        """One draw a layer and step (LayerDrop), None where no layer can be dropped."""
+        if not (train and self.layerdrop):
+            return [None] * self.layers
+        key = self.make_rng("layerdrop")
+        return list(jax.random.bernoulli(key, 1 - self.layerdrop, (self.layers,)))
+
+
+def standardise(x: jax.Array) -> jax.Array:
+    """Zero mean, unit variance over the last axis, in float32 (layer norm without parameters)."""
+    x = x.astype(jnp.float32)
+    mean = x.mean(axis=-1, keepdims=True)
+    variance = jnp.square(x - mean).mean(axis=-1, keepdims=True)
+    return (x - mean) * jax.lax.rsqrt(variance + NORM_EPSILON)
+
+
+def scale_gradient(x: jax.Array, factor: float) -> jax.Array:
+    """The same value, its gradient times factor (fairseq GradMultiply)."""
+    return x if factor == 1 else x * factor + jax.lax.stop_gradient(x * (1 - factor))

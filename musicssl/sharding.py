@@ -1,0 +1,60 @@
+"""Where arrays live: a mesh of (data, fsdp), one size rule for parameters, clips over both axes.
+
+Parameters, EMA teacher and optimizer moments follow the same rule, so a state is sharded by its
+shapes alone and restores onto any mesh.
+"""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+CLIPS = P(("data", "fsdp"))
+SMALLEST_SHARDED = 2**16  # elements; below this a parameter is replicated
+
+
+def make_mesh(fsdp: int = 1, devices: list[jax.Device] | None = None) -> Mesh:
+    """Mesh of all devices, `fsdp` of them sharing each copy of the parameters.
+
+    Raises:
+      ValueError: mesh.fsdp does not divide the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    if fsdp < 1 or len(devices) % fsdp:
+        raise ValueError(
+            f"mesh.fsdp is {fsdp}, but there are {len(devices)} devices: choose a divisor of that"
+        )
+    shape = (len(devices) // fsdp, fsdp)
+    return jax.make_mesh(shape, ("data", "fsdp"), (AxisType.Auto,) * 2, devices=devices)
+
+
+def parameter_spec(shape: tuple[int, ...], fsdp: int) -> P:
+    """Shard the largest axis that fsdp divides; small arrays are replicated."""
+    if fsdp == 1 or int(np.prod(shape)) < SMALLEST_SHARDED:
+        return P()
+    for axis in sorted(range(len(shape)), key=lambda i: -shape[i]):
+        if shape[axis] % fsdp == 0:
+            return P(*[None] * axis, "fsdp")
+    return P()
+
+
+def state_shardings(state: jax.typing.ArrayLike, mesh: Mesh):
+    """A tree of NamedSharding for a tree of arrays or shapes."""
+    fsdp = mesh.shape["fsdp"]
+    return jax.tree.map(lambda x: NamedSharding(mesh, parameter_spec(x.shape, fsdp)), state)
+
+
+def by_clip(function: Callable[..., jax.Array], clips: jax.Array, *shared: jax.Array) -> jax.Array:
+    """Apply function to each device's own clips.
+
+    XLA does not partition a grouped convolution over the batch on CPU and GPU: it gathers the
+    whole batch on every device (openxla/xla#47945). shard_map leaves it no choice.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    devices = 1 if mesh.empty else mesh.size
+    if devices == 1 or clips.shape[0] % devices:
+        return function(clips, *shared)
+    specs = (CLIPS, *[P()] * len(shared))
+    return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=CLIPS)(clips, *shared)
