@@ -1,0 +1,72 @@
+"""Defaults of every configuration, and what each leaf means.
+
+Values only: derived numbers (samples of a crop, FLOPs, schedule lengths) are derived in the code
+that needs them. The dictionary is locked, so a misspelt override is an error.
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The leaves that all methods share, with values that suit neither: a method fills them in."""
+    config = ml_collections.ConfigDict()
+    config.name = ""  # the file's name, and the first part of the default workdir
+    config.variant = ""  # the second
+    config.method = "data2vec"
+    config.seed = 1  # of initial values, order of the data, crops, masks and dropout
+    config.steps = 400_000
+    config.batch_size = 112  # clips in the global batch
+    config.accumulate = 1  # parts that a batch is computed in, one after another
+    config.precision = "bfloat16"  # of activations; parameters and losses are float32
+    config.nonfinite = "stop"  # or "skip": what a loss or gradient that is not finite does
+    config.log_every = 200
+
+    config.data = data = ml_collections.ConfigDict()
+    data.name = "music_folder"  # a builder of data_pipelines/, or builder/config
+    data.data_dir = "data"
+    data.sample_rate = 16_000
+    data.crop_frames = 1496  # 20 ms encoder frames in a crop
+    data.normalize = True  # zero mean, unit variance per clip
+    data.on_damage = "stop"  # or "skip": what a damaged record does
+
+    config.encoder = encoder = ml_collections.ConfigDict()  # fields of musicssl.encoder.Encoder
+    encoder.layers = 12
+    encoder.width = 768
+    encoder.heads = 12
+    encoder.ffn_width = 3072
+    encoder.stem_width = 512
+    encoder.stem_norm = "layer"
+    encoder.stem_bias = False
+    encoder.pos_conv_depth = 5
+    encoder.pos_conv_kernel = 19
+    encoder.pos_conv_groups = 16
+    encoder.pre_norm = False
+    encoder.dropout = 0.1
+    encoder.attention_dropout = 0.1
+    encoder.activation_dropout = 0.0
+    encoder.input_dropout = 0.0
+    encoder.layerdrop = 0.05
+    encoder.feature_grad_mult = 1.0
+
+    config.mask = mask = ml_collections.ConfigDict()  # arguments of musicssl.masking.span_mask
+    mask.probability = 0.65
+    mask.span = 10
+    mask.min_spans = 1
+    mask.equal_counts = 7
+
+    config.optim = optim = ml_collections.ConfigDict()
+    optim.schedule = "tri_stage"
+    optim.learning_rate = 5e-4
+    optim.beta1 = 0.9
+    optim.beta2 = 0.98
+    optim.epsilon = 1e-6
+    optim.weight_decay = 0.01
+    optim.clip_norm = 0.0  # 0: no clipping
+
+    config.checkpoint = checkpoint = ml_collections.ConfigDict()
+    checkpoint.every = 2_000  # steps between saves
+    checkpoint.keep = 3  # the newest saves that are kept
+    checkpoint.keep_every = 100_000  # saves at multiples of this are kept for good
+
+    config.mesh = ml_collections.ConfigDict({"fsdp": 1})  # devices that share a copy
+    return config

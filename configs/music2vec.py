@@ -1,0 +1,75 @@
+"""music2vec: data2vec 1.0 on music (arXiv:2307.05161).
+
+    python -m musicssl.main --config=configs/music2vec.py             # vanilla, 400k steps
+    python -m musicssl.main --config=configs/music2vec.py:prob80      # one of the ablations
+    python -m musicssl.main --config=configs/music2vec.py:demo        # minutes on a CPU
+
+Hyper-parameters: fairseq examples/data2vec/config/audio/pretraining/base_librispeech.yaml; the
+eight variants: MARBLE benchmark/models/data2vec. The paper's batch is inferred from its
+checkpoints' epoch and update counters: 16 GPUs of 3.8 million samples, about an hour of audio an
+update at every crop length, that is 112 clips of 30 s or 752 of 5 s. `mask.equal_counts` is the
+number of clips that one of those GPUs held, 7 or 47.
+
+Crops are 1496 or 256 frames (29.9 s, 5.1 s) instead of 1499 or 249: multiples of 8 that
+accelerators tile well.
+
+Cost: 400k steps of an hour of audio are 420k audio-hours, about 9e19 FLOP.
+"""
+
+import ml_collections
+
+from configs import common
+
+VARIANTS = {
+    "vanilla": {},
+    "800k": {"steps": 800_000},
+    "crop5s": {"batch_size": 752, "data.crop_frames": 256, "mask.equal_counts": 47},
+    "prob50": {"mask.probability": 0.5},
+    "prob80": {"mask.probability": 0.8},
+    "span5": {"mask.span": 5},
+    "span15": {"mask.span": 15},
+    "target12": {"data2vec.top_layers": 12},
+    "demo": {
+        "steps": 300,
+        "batch_size": 16,
+        "precision": "float32",
+        "log_every": 10,
+        "checkpoint.every": 50,
+        "data.name": "synth_music",
+        "data.crop_frames": 128,
+        "encoder.layers": 4,
+        "encoder.width": 192,
+        "encoder.heads": 4,
+        "encoder.ffn_width": 768,
+        "encoder.stem_width": 128,
+        "mask.equal_counts": 8,
+        "optim.phases": (0.1, 0.5, 0.4),
+        "optim.learning_rate": 1e-3,
+        "data2vec.top_layers": 3,
+        "data2vec.ema_start": 0.99,
+        "data2vec.ema_end": 0.999,
+        "data2vec.ema_steps": 200,
+        "data2vec.guard_after": 100,
+    },
+}
+
+
+def get_config(variant: str = "vanilla") -> ml_collections.ConfigDict:
+    """The configuration of one variant, locked."""
+    if variant not in VARIANTS:
+        raise ValueError(f"no variant {variant!r} in configs/music2vec.py: use {list(VARIANTS)}")
+    config = common.get_config()
+    config.name = "music2vec"
+    config.variant = variant
+    config.optim.phases = (0.03, 0.9, 0.07)  # warm-up, constant, decay: shares of steps
+    config.optim.end_scale = 0.01  # of the peak, at the start and at the end
+    config.data2vec = ml_collections.ConfigDict()
+    config.data2vec.top_layers = 8  # blocks whose FFN outputs are averaged into targets
+    config.data2vec.ema_start = 0.999
+    config.data2vec.ema_end = 0.9999
+    config.data2vec.ema_steps = 30_000
+    config.data2vec.min_target_std = 0.1  # below these a run has collapsed and stops
+    config.data2vec.min_prediction_std = 0.01
+    config.data2vec.guard_after = 5_000  # steps before the guards look
+    config.update_from_flattened_dict(VARIANTS[variant])
+    return config.lock()

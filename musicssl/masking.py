@@ -1,0 +1,138 @@
+"""Span masks for masked prediction, drawn on the device with static shapes.
+
+The rule is fairseq's compute_mask_indices (wav2vec 2.0, section 3.1): a clip of t frames gets
+n = max(min_spans, floor(probability * t / span + r)) spans, r uniform in [0, 1), with distinct
+starts uniform over 0 .. t - span - 1; spans may overlap, so the masked fraction is smaller than
+the probability. fairseq then cuts every clip of one GPU's batch to the smallest masked count in
+it, by dropping masked frames at random, which leaves holes in the spans (require_same_masks, its
+default in both recipes). `equal_counts` is that group of clips, for instance 7 for 30 s clips in
+music2vec; 0 keeps whole spans.
+
+Everything is drawn in global view: the masks of a batch do not depend on the devices it is
+sharded over.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+HEADROOM = 1.05  # over the expected count: all clips of a group exceed it about once in 1e4 draws
+
+
+class SpanMask(NamedTuple):
+    """mask: bool [b, t]. frames: int32 [b, m], the masked frames of each clip and then others.
+    valid: bool [b, m], which of `frames` are masked."""
+
+    mask: jax.Array
+    frames: jax.Array
+    valid: jax.Array
+
+
+class Batch(NamedTuple):
+    """What an objective's loss sees of a batch, or of one part of it when gradients accumulate.
+
+    audio: [b, n] the encoder's input. raw: [b, n] the same in [-1, 1), not normalised.
+    masked, clips: masked frames and clips of the whole global batch, which losses divide by.
+    """
+
+    audio: jax.Array
+    raw: jax.Array
+    mask: SpanMask
+    masked: jax.Array
+    clips: int
+
+
+def span_mask(
+    key: jax.Array,
+    clips: int,
+    frames: int,
+    *,
+    probability: float,
+    span: int,
+    min_spans: int,
+    equal_counts: int,
+) -> SpanMask:
+    """Draw masks for a batch.
+
+    Raises:
+      ValueError: the clip is too short for the spans, or equal_counts does not divide the batch.
+    """
+    if equal_counts and clips % equal_counts:
+        raise ValueError(
+            f"mask.equal_counts is {equal_counts} and does not divide the batch of {clips} clips: "
+            "choose a divisor, or 0 for whole spans"
+        )
+    most = max_spans(frames, probability, span, min_spans)
+    if most * span == 0 or frames <= most:
+        raise ValueError(
+            f"mask.probability {probability} and mask.span {span} do not fit a clip of {frames} "
+            "frames: use a longer data.crop_frames"
+        )
+    count_key, start_key, cut_key = jax.random.split(key, 3)
+    rounding = jax.random.uniform(count_key, (clips, 1))
+    spans = jnp.maximum(min_spans, jnp.floor(probability * frames / span + rounding))  # [b, 1]
+    # fairseq widens the range of starts when it holds no more than the spans asked for
+    starts = jnp.where(frames - span > spans, frames - span, spans + 1)  # [b, 1]
+    score = jax.random.uniform(start_key, (clips, frames))
+    score = jnp.where(jnp.arange(frames) < starts, score, 2.0)
+    is_start = rank(score) < spans  # [b, t]
+    begun = jnp.cumsum(is_start, axis=1)
+    ended = jnp.pad(begun, ((0, 0), (span, 0)))[:, :frames]
+    mask = begun > ended  # [b, t]
+
+    capacity = mask_capacity(
+        frames, probability=probability, span=span, min_spans=min_spans, equal_counts=equal_counts
+    )
+    order = jnp.where(mask, jax.random.uniform(cut_key, (clips, frames)), 2.0)
+    count = mask.sum(axis=1)  # [b]
+    if equal_counts:
+        smallest = count.reshape(-1, equal_counts).min(axis=1)  # [b / equal_counts]
+        count = jnp.repeat(jnp.minimum(smallest, capacity), equal_counts)  # [b]
+        mask = rank(order) < count[:, None]
+    chosen = jnp.argsort(order, axis=1)[:, :capacity]  # [b, m]
+    return SpanMask(mask, chosen, jnp.arange(capacity) < count[:, None])
+
+
+def rank(x: jax.Array) -> jax.Array:
+    """The place of each element in its row's ascending order: 0 for the smallest."""
+    return jnp.argsort(jnp.argsort(x, axis=-1), axis=-1)
+
+
+def max_spans(frames: int, probability: float, span: int, min_spans: int) -> int:
+    return max(min_spans, math.floor(probability * frames / span) + 1)
+
+
+def mask_capacity(
+    frames: int, *, probability: float, span: int, min_spans: int, equal_counts: int
+) -> int:
+    """The static number of masked frames to make room for in each clip."""
+    if equal_counts <= 1:
+        return min(frames, max_spans(frames, probability, span, min_spans) * span)
+    expected = expected_count(frames, probability=probability, span=span, min_spans=min_spans)
+    return min(frames, 8 * math.ceil(HEADROOM * expected / 8))
+
+
+def expected_count(frames: int, *, probability: float, span: int, min_spans: int) -> float:
+    """The mean number of masked frames of a clip before counts are made equal, exactly."""
+    exact = max(float(min_spans), probability * frames / span)
+    low = math.floor(exact)
+    return sum(
+        weight * covered_frames(frames, span, spans)
+        for spans, weight in ((low, 1 - (exact - low)), (low + 1, exact - low))
+        if weight
+    )
+
+
+def covered_frames(frames: int, span: int, spans: int) -> float:
+    """The mean size of the union of `spans` spans with distinct starts."""
+    starts = frames - span if frames - span > spans else spans + 1
+    t = np.arange(frames)
+    covering = np.minimum(t, starts - 1) - np.maximum(t - span + 1, 0) + 1  # starts that cover t
+    covering = np.clip(covering, 0, None)
+    missed = np.ones(frames)
+    for drawn in range(spans):  # hypergeometric: no drawn start covers t
+        missed *= np.clip((starts - covering - drawn) / (starts - drawn), 0, None)
+    return float((1 - missed).sum())

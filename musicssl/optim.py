@@ -1,0 +1,75 @@
+"""Adam and the learning-rate schedules of the two recipes, as pure functions of the step."""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+Schedule = Callable[[jax.Array], jax.Array]
+
+
+def tri_stage(
+    peak: float, steps: int, phases: tuple[float, float, float], scale: float
+) -> Schedule:
+    """Linear from scale * peak, constant, exponential back to scale * peak (fairseq tri_stage)."""
+    warmup, hold = (round(steps * phase) for phase in phases[:2])
+    decay = max(1, steps - warmup - hold)
+
+    def rate(step: jax.Array) -> jax.Array:
+        rising = scale + (1 - scale) * step / max(1, warmup)
+        progress = jnp.clip((step - warmup - hold) / decay, 0, 1)
+        return peak * jnp.where(step < warmup, rising, jnp.exp(math.log(scale) * progress))
+
+    return rate
+
+
+def polynomial(peak: float, steps: int, warmup: int) -> Schedule:
+    """Linear from 0, then linear to 0 at the last step (fairseq polynomial_decay, power 1)."""
+
+    def rate(step: jax.Array) -> jax.Array:
+        falling = (steps - step) / max(1, steps - warmup)
+        return peak * jnp.clip(jnp.minimum(step / max(1, warmup), falling), 0, 1)
+
+    return rate
+
+
+def learning_rate(config: ml_collections.ConfigDict) -> Schedule:
+    """The schedule of a configuration's `optim` section over its `steps`.
+
+    Raises:
+      ValueError: the schedule's name or phases are not usable.
+    """
+    optim = config.optim
+    if optim.schedule == "tri_stage":
+        if len(optim.phases) != 3 or abs(sum(optim.phases) - 1) > 1e-6:
+            raise ValueError(f"optim.phases is {optim.phases}: give three shares that sum to 1")
+        return tri_stage(optim.learning_rate, config.steps, optim.phases, optim.end_scale)
+    if optim.schedule == "polynomial":
+        return polynomial(optim.learning_rate, config.steps, optim.warmup_steps)
+    raise ValueError(f"optim.schedule is {optim.schedule!r}: use 'tri_stage' or 'polynomial'")
+
+
+def adam(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
+    """Adam with decoupled weight decay on every parameter, as both recipes have it.
+
+    optax adds epsilon after the bias correction, like the fused Adam that fairseq uses on GPUs.
+    """
+    optim = config.optim
+    return optax.adamw(
+        learning_rate(config),
+        b1=optim.beta1,
+        b2=optim.beta2,
+        eps=optim.epsilon,
+        weight_decay=optim.weight_decay,
+    )
+
+
+def clip(gradients: optax.Updates, norm: jax.Array, limit: float) -> optax.Updates:
+    """Scale gradients of the given global norm down to `limit`; 0 leaves them alone."""
+    if not limit:
+        return gradients
+    scale = jnp.minimum(1.0, limit / jnp.maximum(norm, 1e-12))
+    return jax.tree.map(lambda g: g * scale, gradients)

@@ -1,0 +1,174 @@
+"""The training step: one jitted, donated function from (state, audio) to (state, metrics).
+
+Randomness is a function of (seed, step) alone: `fold_in(seed, step)`, then one stream a use. No
+key is stored, and masks are drawn for the global batch, so neither the number of devices nor a
+restart changes them.
+"""
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from musicssl import audio as sound
+from musicssl import data2vec, optim, sharding
+from musicssl.encoder import Encoder
+from musicssl.masking import Batch, span_mask
+
+OBJECTIVES: dict[str, ModuleType] = {"data2vec": data2vec}
+STREAMS = ("init", "mask", "dropout", "layerdrop")
+
+
+class TrainState(NamedTuple):
+    """All that a step changes. step counts batches seen, updates those that changed parameters."""
+
+    step: jax.Array
+    updates: jax.Array
+    params: dict
+    teacher: dict
+    optimizer: optax.OptState
+
+
+def objective(config: ml_collections.ConfigDict) -> ModuleType:
+    """The module with init, loss, after_update, health and collapse of config.method."""
+    if config.method not in OBJECTIVES:
+        raise ValueError(f"method is {config.method!r}: use one of {sorted(OBJECTIVES)}")
+    return OBJECTIVES[config.method]
+
+
+def make_encoder(config: ml_collections.ConfigDict) -> Encoder:
+    return Encoder(**config.encoder, dtype=jnp.dtype(config.precision))
+
+
+def streams(seed: int, step: jax.Array | int) -> dict[str, jax.Array]:
+    """One key for each use of randomness in a step."""
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    return {name: jax.random.fold_in(key, i) for i, name in enumerate(STREAMS)}
+
+
+def init_state(config: ml_collections.ConfigDict) -> TrainState:
+    """The state before the first step (trace it: nothing here is sharded by itself)."""
+    samples = sound.crop_samples(1)
+    keys = streams(config.seed, 0)
+    params, teacher = objective(config).init(keys["init"], make_encoder(config), config, samples)
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(zero, zero, params, teacher, optim.adam(config).init(params))
+
+
+def sharded_init(config: ml_collections.ConfigDict, mesh: Mesh) -> TrainState:
+    """The initial state, made in its shards."""
+    with jax.set_mesh(mesh):
+        shapes = jax.eval_shape(lambda: init_state(config))
+        shardings = sharding.state_shardings(shapes, mesh)
+        return jax.jit(lambda: init_state(config), out_shardings=shardings)()
+
+
+def make_step(config: ml_collections.ConfigDict, mesh: Mesh) -> Callable:
+    """The jitted step: (state, frozen, audio int16 [b, n]) -> (state, metrics).
+
+    `frozen` is the part of the teacher that training does not change ({} for data2vec). The state
+    is donated. Metrics are float32 scalars on the device.
+    """
+    shapes = jax.eval_shape(lambda: init_state(config))
+    states = sharding.state_shardings(shapes, mesh)
+    clips = NamedSharding(mesh, sharding.CLIPS)
+    everywhere = NamedSharding(mesh, P())
+
+    def step(state: TrainState, frozen: dict, audio: jax.Array) -> tuple[TrainState, dict]:
+        return update(config, state, frozen, audio)
+
+    return jax.jit(
+        step,
+        in_shardings=(states, None, clips),
+        out_shardings=(states, everywhere),
+        donate_argnums=0,
+    )
+
+
+def update(
+    config: ml_collections.ConfigDict, state: TrainState, frozen: dict, audio: jax.Array
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One optimizer update; one that is not finite changes nothing but the step."""
+    method = objective(config)
+    keys = streams(config.seed, state.step + 1)
+    batch = prepare(config, keys["mask"], audio)
+    teacher = state.teacher | frozen
+    loss, sums, gradients = accumulate(config, state.params, teacher, batch, keys)
+
+    norm = optax.global_norm(gradients)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    gradients = optim.clip(gradients, norm, config.optim.clip_norm)
+    changes, optimizer = optim.adam(config).update(gradients, state.optimizer, state.params)
+    params = optax.apply_updates(state.params, changes)
+    updated = TrainState(
+        state.step + 1,
+        state.updates + 1,
+        params,
+        method.after_update(config, params, state.teacher, state.updates + 1),
+        optimizer,
+    )
+    kept = state._replace(step=state.step + 1)
+    new = jax.tree.map(lambda yes, no: jnp.where(finite, yes, no), updated, kept)
+    metrics = {
+        "loss": loss,
+        "grad_norm": norm,
+        "learning_rate": optim.learning_rate(config)(state.updates),
+        "masked_fraction": batch.masked / batch.mask.mask.size,
+        "nonfinite": 1.0 - finite,
+        **method.health(config, sums, batch.masked, state.updates),
+    }
+    return new, {name: jnp.asarray(x, jnp.float32) for name, x in metrics.items()}
+
+
+def prepare(config: ml_collections.ConfigDict, key: jax.Array, audio: jax.Array) -> Batch:
+    """int16 audio [b, n] to the encoder's input and its masks."""
+    raw = sound.to_float(audio)
+    clips, samples = audio.shape
+    mask = span_mask(key, clips, sound.frame_count(samples), **config.mask)
+    inputs = sound.normalize(raw) if config.data.normalize else raw
+    return Batch(inputs, raw, mask, mask.mask.sum().astype(jnp.float32), clips)
+
+
+def accumulate(
+    config: ml_collections.ConfigDict, params: dict, teacher: dict, batch: Batch, keys: dict
+) -> tuple[jax.Array, dict, dict]:
+    """Loss, health sums and gradients of the global batch, in config.accumulate parts.
+
+    Every part's loss is divided by the masked frames of the whole batch, so the sum is what the
+    batch gives at once. Each device keeps its own clips: part i takes rows i, i + parts, ...
+    """
+    method, encoder = objective(config), make_encoder(config)
+    parts = config.accumulate
+
+    def loss(params: dict, part: Batch, rngs: dict) -> tuple[jax.Array, dict]:
+        return method.loss(encoder, config, params, teacher, part, rngs)
+
+    gradient = jax.value_and_grad(loss, has_aux=True)
+    rngs = {name: keys[name] for name in ("dropout", "layerdrop")}
+    if parts == 1:
+        (value, sums), gradients = gradient(params, batch, rngs)
+        return value, sums, gradients
+
+    def split(x: jax.Array) -> jax.Array:
+        return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+
+    rows = jax.tree.map(split, (batch.audio, batch.raw, batch.mask))
+
+    def one(i: jax.Array, rows: tuple) -> tuple[jax.Array, dict, dict]:
+        part = batch._replace(audio=rows[0], raw=rows[1], mask=rows[2])
+        dropout = jax.random.fold_in(keys["dropout"], i)
+        (value, sums), gradients = gradient(params, part, rngs | {"dropout": dropout})
+        return value, sums, gradients
+
+    def add(total: tuple, x: tuple) -> tuple[tuple, None]:
+        return jax.tree.map(jnp.add, total, one(*x)), None
+
+    shapes = jax.eval_shape(one, jnp.int32(0), jax.tree.map(lambda x: x[0], rows))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return jax.lax.scan(add, zeros, (jnp.arange(parts), rows))[0]
