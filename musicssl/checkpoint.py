@@ -1,0 +1,215 @@
+"""States on disk: one Orbax checkpoint a step under <workdir>/checkpoints, and the run's config.
+
+Each checkpoint holds the state and a small JSON document: the configuration, the git commit and
+the audio-hours seen. Saves are asynchronous and become visible by one rename, so a process that
+dies while saving leaves the checkpoints before it untouched.
+"""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import jax
+import ml_collections
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy, save_decision_policy
+
+# Leaves that may differ when a run goes on: they change where and how, not what is computed.
+MAY_CHANGE = (
+    "log_every",
+    "nonfinite",
+    "checkpoint.",
+    "mesh.",
+    "data.data_dir",
+    "data.on_damage",
+    "data2vec.guard_after",
+    "data2vec.min_",
+)
+
+
+def flat(config: dict, prefix: str = "") -> dict:
+    """{"a": {"b": 1}} -> {"a.b": 1}, as command-line flags spell it."""
+    leaves = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        leaves |= flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return leaves
+
+
+def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
+    """Write <workdir>/config.json; where the run has checkpoints, check that it is the same run.
+
+    Raises:
+      ValueError: the directory holds another run, or checkpoints of an unknown one.
+    """
+    path = workdir / "config.json"
+    mine = json.loads(config.to_json())
+    if steps_on_disk(workdir):
+        try:
+            theirs = flat(json.loads(path.read_text()))
+        except (OSError, json.JSONDecodeError) as error:
+            raise ValueError(
+                f"{workdir} holds checkpoints, but {path} cannot be read ({error}): put the "
+                "configuration back, or use another --workdir"
+            ) from error
+        ours = flat(mine)
+        changed = [
+            f"{name} ({theirs.get(name, 'none')} there, {ours.get(name, 'none')} here)"
+            for name in sorted(theirs.keys() | ours.keys())
+            if theirs.get(name) != ours.get(name) and not name.startswith(MAY_CHANGE)
+        ]
+        if changed:
+            raise ValueError(
+                f"{workdir} holds a run of another configuration: {', '.join(changed)}. Use "
+                "another --workdir, or the same values to go on with that run"
+            )
+    if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(mine, indent=2) + "\n")
+        temporary.rename(path)
+
+
+def git_commit() -> str:
+    """The commit that the code is at, "-dirty" added where files differ, "" outside git."""
+    command = [
+        "git",
+        "-C",
+        str(Path(__file__).parent),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=40",
+    ]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    return result.stdout.strip()
+
+
+class Checkpoints:
+    """The saved states of a workdir: when to save, what to keep, where to go on."""
+
+    def __init__(self, workdir: Path, config: ml_collections.ConfigDict):
+        self.directory = Path(workdir).absolute() / "checkpoints"
+        self.config = config
+        keep = preservation_policy.AnyPreservationPolicy(
+            [
+                preservation_policy.LatestN(config.checkpoint.keep),
+                preservation_policy.EveryNSteps(config.checkpoint.keep_every),
+            ]
+        )
+        due = save_decision_policy.AnySavePolicy(
+            [
+                save_decision_policy.FixedIntervalPolicy(config.checkpoint.every),
+                save_decision_policy.SpecificStepsPolicy({config.steps}),
+            ]
+        )
+        self.manager = ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(
+                save_decision_policy=due,
+                preservation_policy=keep,
+                cleanup_tmp_directories=True,
+                enable_async_checkpointing=True,
+            ),
+            item_names=("state", "about"),
+        )
+
+    def latest(self) -> int | None:
+        """The newest step that is committed on disk."""
+        return max(steps_on_disk(self.directory.parent), default=None)
+
+    def restore(self, step: int, abstract):
+        """The state of a step, placed as the abstract tree's shardings say.
+
+        Raises:
+          ValueError: the checkpoint cannot be read or is of another shape.
+        """
+        try:
+            args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+            return self.manager.restore(step, args=args).state
+        except Exception as error:  # Orbax and tensorstore raise many kinds
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+            raise ValueError(
+                f"{self.directory / str(step)} cannot be restored ({reason}). Nothing was changed: "
+                "move that directory away to go on from the save before it, or start anew with "
+                "another --workdir"
+            ) from error
+
+    def save(self, step: int, state, force: bool = False) -> bool:
+        """Save if due, or if forced and not there yet. Returns whether a save began."""
+        if not force and not self.manager.should_save(step):
+            return False
+        if step in self.manager.all_steps():
+            return False
+        self.check_space(state)
+        about = {
+            "config": json.loads(self.config.to_json()),
+            "commit": git_commit(),
+            "step": step,
+        }
+        return self.manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about)
+            ),
+            force=force,
+        )
+
+    def check_space(self, state) -> None:
+        """Raises OSError before a save that the disk cannot hold."""
+        needed = sum(x.nbytes for x in jax.tree.leaves(state))
+        free = shutil.disk_usage(self.directory).free
+        if free < needed:
+            raise OSError(
+                f"{self.directory} has {free / 1e9:.2f} GB free and a checkpoint takes up to "
+                f"{needed / 1e9:.2f} GB: free some space and run the same command again"
+            )
+
+    def close(self) -> None:
+        """Wait for the save under way."""
+        self.manager.wait_until_finished()
+        self.manager.close()
+
+
+def steps_on_disk(workdir: Path) -> list[int]:
+    """The committed steps of a workdir, ascending."""
+    root = Path(workdir) / "checkpoints"
+    if not root.is_dir():
+        return []
+    return sorted(int(p.name) for p in root.iterdir() if p.is_dir() and p.name.isdigit())
+
+
+def load_params(
+    workdir: Path, step: int | None = None
+) -> tuple[dict, dict, ml_collections.ConfigDict, int]:
+    """Parameters and teacher of a run as NumPy arrays; the optimizer is not read.
+
+    Returns:
+      params {"encoder", "head"}, the teacher's tree, the run's configuration, the step.
+
+    Raises:
+      FileNotFoundError: no run there, or no checkpoint of that step.
+    """
+    steps = steps_on_disk(workdir)
+    if not steps:
+        raise FileNotFoundError(
+            f"{workdir} holds no checkpoint: give the --workdir of a run that has saved"
+        )
+    step = steps[-1] if step is None else step
+    if step not in steps:
+        raise FileNotFoundError(f"{workdir} has no checkpoint of step {step}: it has {steps}")
+    directory = Path(workdir).absolute() / "checkpoints" / str(step)
+    about = json.loads((directory / "about" / "metadata").read_text())
+    handler = ocp.PyTreeCheckpointHandler()
+    with ocp.Checkpointer(handler) as checkpointer:
+        saved = checkpointer.metadata(directory / "state").item_metadata.tree
+        wanted = {k: saved[k] for k in ("params", "teacher") if saved.get(k)}
+        args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+        tree = checkpointer.restore(
+            directory / "state",
+            args=ocp.args.PyTreeRestore(item=wanted, restore_args=args, partial_restore=True),
+        )
+    config = ml_collections.ConfigDict(about["config"]).lock()
+    return tree["params"], tree.get("teacher", {}), config, step

@@ -1,0 +1,147 @@
+"""Pre-train an encoder: python -m musicssl.main --config=configs/music2vec.py:demo
+
+Running the same command again goes on from the newest checkpoint, or says that the run is
+complete. Exit codes: 0 complete, 2 a request that cannot be met, 3 training stopped (collapse, or
+a loss that is not finite), 75 ended by SIGTERM after saving.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import jax
+import ml_collections
+import numpy as np
+from absl import app, flags
+from ml_collections import config_flags
+
+from musicssl import audio, checkpoint, sharding, train
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before anything imports TensorFlow
+
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Configuration file, :variant after it, e.g. configs/music2vec.py:demo"
+)
+WORKDIR = flags.DEFINE_string("workdir", None, "Default: runs/<config>-<variant>")
+COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "host:port of process 0, for several processes outside TPU pods and Slurm"
+)
+PROCESSES = flags.DEFINE_integer("processes", None, "Number of processes, with --coordinator")
+PROCESS = flags.DEFINE_integer("process", None, "This process's number, with --coordinator")
+
+EXIT_REFUSED, EXIT_STOPPED = 2, 3
+SEVERAL_HOSTS = ("MEGASCALE_COORDINATOR_ADDRESS", "JOBSET_NAME")  # environments of such jobs
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        refuse(f"unexpected arguments {argv[1:]}: options are spelt --name=value")
+    config = CONFIG.value
+    workdir = Path(WORKDIR.value or f"runs/{config.name}-{config.variant}")
+    try:
+        start_jax()
+        mesh = sharding.make_mesh(config.mesh.fsdp)
+        train.check(config, mesh)
+        checkpoint.claim(workdir, config)
+        batches = Batches(config)
+        checkpoints = checkpoint.Checkpoints(workdir, config)
+        state = train.initial_state(config, mesh, checkpoints)
+    except (ValueError, OSError) as error:  # past this point only a bug raises ValueError
+        refuse(error)
+    writer = Writer(workdir, int(state.step))
+    try:
+        complete = train.train(config, mesh, checkpoints, state, {}, batches.open, writer.write)
+    except train.TrainingStopped as error:
+        print(f"musicssl: stopped: {error}", file=sys.stderr, flush=True)
+        sys.exit(EXIT_STOPPED)
+    except OSError as error:
+        refuse(error)
+    sys.exit(0 if complete else train.EXIT_PREEMPTED)
+
+
+def refuse(reason: object) -> NoReturn:
+    print(f"musicssl: {reason}", file=sys.stderr, flush=True)
+    sys.exit(EXIT_REFUSED)
+
+
+def start_jax() -> None:
+    """Join the other processes if there are any, and keep compiled programs between runs."""
+    if COORDINATOR.value:
+        if PROCESSES.value is None or PROCESS.value is None:
+            raise ValueError("--coordinator needs --processes and --process beside it")
+        jax.distributed.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
+    elif (
+        int(os.environ.get("SLURM_NTASKS", 1)) > 1
+        or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
+        or any(name in os.environ for name in SEVERAL_HOSTS)
+    ):
+        jax.distributed.initialize()
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache/musicssl/xla"))
+
+
+class Batches:
+    """The host wing's global batches, in the form that the loop asks for."""
+
+    def __init__(self, config: ml_collections.ConfigDict):
+        from data_pipelines import batches, build
+
+        data = config.data
+        if data.name.split("/")[0] == "synth_music" and not batches.is_built(
+            data.name, data.data_dir
+        ):
+            train.say(f"synth_music is not in {data.data_dir} yet: composing it")
+            build.build(data.name, data_dir=data.data_dir)
+        self.config = config
+        self.samples = audio.crop_samples(data.crop_frames)
+        self.iterate = batches.iterate
+        self.dataset = batches.open_dataset(data.name, data.data_dir, "train")
+        if self.dataset.sample_rate != data.sample_rate:
+            raise ValueError(
+                f"data.sample_rate is {data.sample_rate} Hz and {self.dataset.directory} holds "
+                f"{self.dataset.sample_rate} Hz: build that data set at the rate wanted"
+            )
+
+    def open(self, first: int, rows: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
+        return self.iterate(
+            self.dataset,
+            seed=self.config.seed,
+            batch_size=self.config.batch_size,
+            samples=self.samples,
+            start_step=first,
+            rows=rows,
+            on_damage=self.config.data.on_damage,
+        )
+
+
+class Writer:
+    """Scalars to TensorBoard and to metrics.jsonl, from the first process."""
+
+    def __init__(self, workdir: Path, first: int):
+        self.path = workdir / "metrics.jsonl"
+        self.writer = None
+        if jax.process_index():
+            return
+        from clu import metric_writers
+
+        self.writer = metric_writers.SummaryWriter(str(workdir))
+        if self.path.exists():  # lines past the restored step will be written again
+            lines = self.path.read_text().splitlines(keepends=True)
+            kept = [x for x in lines if x.endswith("}\n") and json.loads(x)["step"] <= first]
+            self.path.write_text("".join(kept))
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        if self.writer is None:
+            return
+        self.writer.write_scalars(step, scalars)
+        self.writer.flush()
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step, **scalars}) + "\n")
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("config")
+    app.run(main)

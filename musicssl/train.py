@@ -1,0 +1,240 @@
+"""The training loop: restore, then save, batch, step, log, in that order, to the last step."""
+
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+
+import jax
+import ml_collections
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding
+
+from musicssl import audio, flops, sharding
+from musicssl import step as training
+from musicssl.checkpoint import Checkpoints
+
+EXIT_PREEMPTED = 75  # "try again later": saved on SIGTERM, the same command goes on
+AHEAD = 2  # steps dispatched before the host waits; it never reads a value of theirs
+
+Write = Callable[[int, dict[str, float]], None]
+OpenBatches = Callable[[int, np.ndarray], Iterator[dict[str, np.ndarray]]]
+
+
+class TrainingStopped(Exception):
+    """The run cannot go on: the message says what was measured and what usually helps."""
+
+
+class Preemption:
+    """Whether the machine has asked the job to end, agreed on by all processes."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        if jax.process_count() == 1:  # otherwise jax.distributed listens for SIGTERM
+            signal.signal(signal.SIGTERM, self.ask)
+
+    def ask(self, *_) -> None:
+        self.asked = True
+
+    def reached(self, step: int) -> bool:
+        if jax.process_count() > 1:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self.asked
+
+
+def check(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
+    """Refuse what cannot be trained, before anything is built.
+
+    Raises:
+      ValueError: naming the field and the remedy.
+    """
+    parts = config.accumulate
+    if parts < 1 or config.batch_size % (parts * mesh.size):
+        raise ValueError(
+            f"batch_size is {config.batch_size}, which {mesh.size} devices times accumulate="
+            f"{parts} do not divide: choose a multiple of {max(parts, 1) * mesh.size}"
+        )
+    if config.nonfinite not in ("stop", "skip"):
+        raise ValueError(f"nonfinite is {config.nonfinite!r}: use 'stop' or 'skip'")
+    for name in ("steps", "log_every", "checkpoint.every", "checkpoint.keep"):
+        section, leaf = name.rpartition(".")[::2]
+        value = (config[section] if section else config)[leaf]
+        if value < 1:
+            raise ValueError(f"{name} is {value}: use 1 or more")
+    samples = audio.crop_samples(config.data.crop_frames)
+    clips = jax.ShapeDtypeStruct((config.batch_size, samples), np.int16)
+    key = training.streams(config.seed, 0)["mask"]
+    jax.eval_shape(lambda x: training.prepare(config, key, x), clips)  # masks that do not fit raise
+    jax.eval_shape(lambda: training.init_state(config))
+
+
+def rows_here(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """The rows of the global batch that this process's devices hold, ascending."""
+    indices = NamedSharding(mesh, sharding.CLIPS).addressable_devices_indices_map((batch_size,))
+    return np.unique(np.concatenate([np.arange(batch_size)[i] for i in indices.values()]))
+
+
+def to_devices(mesh: Mesh, batch_size: int, rows: np.ndarray, local: np.ndarray) -> jax.Array:
+    """This process's rows [rows, n] as its part of the global batch [b, n]."""
+    placed = NamedSharding(mesh, sharding.CLIPS)
+
+    def shard(index: tuple[slice, ...]) -> np.ndarray:
+        wanted = np.arange(batch_size)[index[0]]
+        return local[np.searchsorted(rows, wanted)]
+
+    return jax.make_array_from_callback((batch_size, *local.shape[1:]), placed, shard)
+
+
+def train(
+    config: ml_collections.ConfigDict,
+    mesh: Mesh,
+    checkpoints: Checkpoints,
+    state: training.TrainState,
+    frozen: dict,
+    open_batches: OpenBatches,
+    write: Write,
+) -> bool:
+    """Train from state to config.steps.
+
+    Args:
+      state: from `initial_state`; it is consumed.
+      frozen: the teacher's fixed part.
+      open_batches: (first step, rows) -> batches of those rows of the global batches from there.
+      write: takes scalars at a step; called on every process.
+
+    Returns:
+      True when complete, False when preempted: state saved, the same call goes on.
+
+    Raises:
+      TrainingStopped: collapse, or a loss that is not finite.
+    """
+    preemption = Preemption()
+    method = training.objective(config)
+    first = int(state.step)
+    if first >= config.steps:
+        say(f"complete: step {first} of {config.steps} is in {checkpoints.directory}")
+        checkpoints.close()
+        return True
+
+    rows = rows_here(mesh, config.batch_size)
+    batches = open_batches(first, rows)
+    run = training.make_step(config, mesh)
+    clock = Clock(config, mesh, first)
+    metrics: list[dict[str, jax.Array]] = []
+    running: deque = deque()
+    try:
+        with jax.set_mesh(mesh):
+            # The order is fixed: save what `step` steps made, then its batch, then the step, then
+            # the log. The last step goes through the same lines.
+            for step in range(first, config.steps + 1):
+                preempted = preemption.reached(step)
+                checkpoints.save(step, state, force=preempted)
+                if preempted or step == config.steps:
+                    break
+                local = next(batches)["audio"]
+                clips = to_devices(mesh, config.batch_size, rows, local)
+                state, measured = run(state, frozen, clips)
+                metrics.append(measured)
+                running.append(measured["loss"])
+                if len(running) > AHEAD:
+                    jax.block_until_ready(running.popleft())
+                if step == first:
+                    clock.compiled(measured["loss"])
+                if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
+                    scalars = summarise(jax.device_get(metrics))
+                    metrics.clear()
+                    clock.report(step + 1, scalars)
+                    write(step + 1, scalars)
+                    guard(config, method, scalars, step + 1)
+    finally:
+        checkpoints.close()
+    if preempted:
+        say(f"asked to end at step {step}: saved, run the same command to go on")
+    return not preempted
+
+
+def initial_state(
+    config: ml_collections.ConfigDict, mesh: Mesh, checkpoints: Checkpoints
+) -> training.TrainState:
+    """The newest checkpoint's state, on this mesh whatever mesh wrote it, or a new one."""
+    step = checkpoints.latest()
+    if step is None:
+        return training.sharded_init(config, mesh)
+    shapes = jax.eval_shape(lambda: training.init_state(config))
+    shardings = sharding.state_shardings(shapes, mesh)
+    abstract = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
+    )
+    state = checkpoints.restore(step, abstract)
+    say(f"going on from step {step} of {config.steps}")
+    return state
+
+
+def summarise(metrics: list[dict[str, np.ndarray]]) -> dict[str, float]:
+    """Means over the steps since the last log; updates that were not finite are counted."""
+    ok = [m for m in metrics if not m["nonfinite"]] or metrics
+    scalars = {name: float(np.mean([m[name] for m in ok])) for name in metrics[0]}
+    scalars["learning_rate"] = float(metrics[-1]["learning_rate"])
+    scalars["nonfinite"] = float(sum(m["nonfinite"] for m in metrics))
+    return scalars
+
+
+def guard(config: ml_collections.ConfigDict, method, scalars: dict[str, float], step: int) -> None:
+    """Raises TrainingStopped for a non-finite interval or a collapsed representation."""
+    bad = int(scalars["nonfinite"])
+    if bad and config.nonfinite == "stop":
+        begin = max(0, (step - 1) // config.log_every * config.log_every)
+        raise TrainingStopped(
+            f"{bad} losses or gradients between steps {begin} and {step} were not finite. None of "
+            "those updates was applied. A lower optim.learning_rate or optim.clip_norm=1 usually "
+            "helps; --config.nonfinite=skip goes on without such batches and counts them"
+        )
+    reason = method.collapse(config, scalars, step)
+    if reason:
+        raise TrainingStopped(f"at step {step} {reason}")
+
+
+class Clock:
+    """Speed since the last report, and the line that tells it."""
+
+    def __init__(self, config: ml_collections.ConfigDict, mesh: Mesh, first: int):
+        self.config = config
+        samples = audio.crop_samples(config.data.crop_frames)
+        self.batch_seconds = config.batch_size * samples / config.data.sample_rate
+        self.flops = flops.train_step(config)
+        peak = flops.peak(mesh.devices.flat[0])
+        self.peak = None if peak is None else peak * mesh.size
+        self.began, self.step = time.monotonic(), first
+
+    def compiled(self, result: jax.Array) -> None:
+        """Leave the first step, which compiles, out of the speed."""
+        jax.block_until_ready(result)
+        say(f"first step after {time.monotonic() - self.began:.1f} s (compilation included)")
+        self.began, self.step = time.monotonic(), self.step + 1
+
+    def report(self, step: int, scalars: dict[str, float]) -> None:
+        """Print the progress line and add the speed to the scalars."""
+        now, steps = time.monotonic(), step - self.step
+        hours = step * self.batch_seconds / 3600
+        scalars["audio_hours"] = hours
+        line = f"step {step}/{self.config.steps}  loss {scalars['loss']:.4f}  {hours:.2f} audio-h"
+        if steps:
+            pace = (now - self.began) / steps
+            scalars["audio_seconds_per_second"] = self.batch_seconds / pace
+            line += f"  {self.batch_seconds / pace:,.0f} audio-s/s"
+            if self.peak:
+                scalars["mfu"] = self.flops / pace / self.peak
+                line += f"  MFU {scalars['mfu']:.1%}"
+            left = (self.config.steps - step) * pace
+            line += f"  ETA {int(left // 3600)}:{int(left // 60 % 60):02}:{int(left % 60):02}"
+        if scalars["nonfinite"]:
+            line += f"  {scalars['nonfinite']:.0f} updates skipped"
+        say(line)
+        self.began, self.step = now, step
+
+
+def say(line: str) -> None:
+    """One line of progress, from the first process only."""
+    if jax.process_index() == 0:
+        print(line, flush=True)
