@@ -1,0 +1,146 @@
+"""README.md of an exported model: what it is, how to load it, how it was trained, how it fares."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from musicssl import audio, checkpoint, state_dict
+from musicssl.huggingface import Loaded
+
+PAPER = (
+    '"On the Effectiveness of Speech Self-supervised Learning for Music" '
+    "([arXiv:2307.05161](https://arxiv.org/abs/2307.05161))"
+)
+METHODS = {
+    "data2vec": "music2vec, that is data2vec 1.0 "
+    "([arXiv:2202.03555](https://arxiv.org/abs/2202.03555)) on music",
+    "hubert": "musicHuBERT, that is HuBERT "
+    "([arXiv:2106.07447](https://arxiv.org/abs/2106.07447)) on music",
+}
+
+CARD = """\
+---
+library_name: transformers
+pipeline_tag: feature-extraction
+tags:
+- audio
+- music
+- {model}
+---
+
+# {title}
+
+An encoder of music audio, {parameters:,} parameters, pre-trained with musicssl: {method}, after
+{paper}.
+
+## Use
+
+```python
+import torch
+from transformers import AutoFeatureExtractor, AutoModel
+
+model = AutoModel.from_pretrained("{directory}").eval()
+extractor = AutoFeatureExtractor.from_pretrained("{directory}")
+waveform = torch.zeros({sample_rate}).numpy()  # yours: mono, float, {sample_rate} Hz
+inputs = extractor(waveform, sampling_rate={sample_rate}, return_tensors="pt")
+with torch.no_grad():
+    hidden = model(**inputs, output_hidden_states=True).hidden_states
+```
+
+`hidden` holds {states} arrays [clips, frames, {width}]: the transformer's input and the output of
+each layer, {rate:g} frames a second.
+
+## Training
+
+{training}
+
+## Health at the end
+
+{health}
+
+## Probes
+
+{probes}
+"""
+
+
+def model_card(
+    pretrained: Loaded,
+    config: ml_collections.ConfigDict,
+    step: int,
+    model: str,
+    workdir: Path,
+    directory: str,
+) -> str:
+    """The card of a run's encoder as Markdown.
+
+    Args:
+      step: of the checkpoint.
+      model: transformers' model_type.
+      workdir: metrics.jsonl and probe/results.json are quoted from here where they exist.
+      directory: what the example loads.
+    """
+    encoder = pretrained.encoder
+    return CARD.format(
+        model=model,
+        title=f"{config.name} {config.variant}".strip() or workdir.name,
+        parameters=sum(state_dict.sizes(encoder).values()),
+        method=METHODS[config.method],
+        paper=PAPER,
+        directory=directory,
+        sample_rate=pretrained.sample_rate,
+        states=encoder.layers + 1,
+        width=encoder.width,
+        rate=pretrained.sample_rate / audio.STEM_HOP,
+        training=rows(training_figures(pretrained, config, step)),
+        health=rows(final_metrics(workdir, step)) or "The run has no metrics.jsonl.",
+        probes=rows(probe_results(workdir)) or "The run has not been probed.",
+    )
+
+
+def training_figures(
+    pretrained: Loaded, config: ml_collections.ConfigDict, step: int
+) -> dict[str, Any]:
+    """The run in the terms of its configuration."""
+    data, mask = config.data, config.mask
+    seconds = audio.crop_samples(data.crop_frames) / data.sample_rate
+    return {
+        "weights": pretrained.source,
+        "sha256 of architecture and weights": pretrained.digest,
+        "data set": data.name,
+        "sample rate": f"{data.sample_rate} Hz",
+        "clips normalised to zero mean, unit variance": "yes" if data.normalize else "no",
+        "steps": f"{step:,} of {config.steps:,}",
+        "batch": f"{config.batch_size} clips of {seconds:.2f} s",
+        "audio-hours seen": f"{step * config.batch_size * seconds / 3600:,.1f}",
+        "masks": f"probability {mask.probability}, span {mask.span} frames",
+        "peak learning rate": config.optim.learning_rate,
+        "precision": config.precision,
+        "seed": config.seed,
+    }
+
+
+def final_metrics(workdir: Path, step: int) -> dict[str, Any]:
+    """The last line of metrics.jsonl that is not past `step`; empty without one."""
+    path = workdir / "metrics.jsonl"
+    if not path.is_file():
+        return {}
+    lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
+    logged = [line for line in map(json.loads, lines) if line["step"] <= step]
+    return logged[-1] if logged else {}
+
+
+def probe_results(workdir: Path) -> dict[str, Any]:
+    """The leaves of probe/results.json by their dotted names; empty without the file."""
+    path = workdir / "probe" / "results.json"
+    return checkpoint.flat(json.loads(path.read_text())) if path.is_file() else {}
+
+
+def rows(figures: dict[str, Any]) -> str:
+    """A Markdown table of two columns, "" of nothing."""
+    if not figures:
+        return ""
+    lines = [f"| {k} | {f'{v:.5g}' if isinstance(v, float) else v} |" for k, v in figures.items()]
+    return "\n".join(["| | |", "|---|---|", *lines])

@@ -1,0 +1,80 @@
+"""PyTorch's pickled checkpoints, read without running code that they carry."""
+
+import argparse
+import pickle
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+class Unread:
+    """Stands in for an object that a checkpoint holds beside its weights; nothing of it is kept."""
+
+    def __new__(cls, *_: Any) -> "Unread":
+        return super().__new__(cls)
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+
+# fairseq stores its task's dictionaries, NumPy scalars among its statistics, and in checkpoints
+# before 2021 the command line, as a Namespace that holds the model's configuration.
+STAND_INS = (
+    (Unread, "fairseq.data.dictionary.Dictionary"),
+    (Unread, "numpy.core.multiarray.scalar"),
+    (Unread, "numpy._core.multiarray.scalar"),
+    (Unread, "numpy.dtype"),
+    argparse.Namespace,
+)
+
+
+def read(path: Path) -> Any:
+    """What torch.load reads from `path` on the CPU with weights_only, memory-mapped if it can be.
+
+    Raises:
+      ValueError: PyTorch is not installed, the file is damaged, or reading it would run code.
+    """
+    try:
+        import torch
+    except ImportError:
+        raise ValueError(
+            f"{path} is a pickle, which needs PyTorch to read: pip install torch, or convert the "
+            "file to model.safetensors"
+        ) from None
+    try:
+        with torch.serialization.safe_globals(list(STAND_INS)):
+            mapped = zipfile.is_zipfile(path)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        if found is None:
+            raise ValueError(f"{path} is damaged or no PyTorch file: {first_line(error)}") from None
+        raise ValueError(
+            f"{path} is refused: reading it would run code ({found[1]}); have its author save the "
+            "tensors as model.safetensors"
+        ) from None
+    except (EOFError, RuntimeError, KeyError, IndexError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: {first_line(error)}") from None
+
+
+def to_numpy(tensors: dict[str, Any]) -> dict[str, np.ndarray]:
+    """A state dict's tensors as NumPy arrays, half precisions as float32; others are left out."""
+    import torch
+
+    halves = (torch.float16, torch.bfloat16)
+    return {
+        name: (tensor.float() if tensor.dtype in halves else tensor).detach().numpy()
+        for name, tensor in tensors.items()
+        if isinstance(tensor, torch.Tensor)
+    }
+
+
+def first_line(error: Exception) -> str:
+    """The error's kind and the first line of what it says."""
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
