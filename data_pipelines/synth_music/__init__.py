@@ -1,0 +1,1 @@
+"""Synthetic music with exact annotations, as a TFDS data set."""
