@@ -1,0 +1,223 @@
+"""The common part of the labelled data sets: whole files with labels to records.
+
+A builder says which tracks there are and where their audio is (`contents`); here they are
+decoded, and the sizes are compared with the published ones. Shards, workers and skipped.tsv are
+those of data_pipelines.shards.
+"""
+
+import abc
+import collections
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import sys
+import tarfile
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import tensorflow_datasets as tfds
+from etils import epath
+
+from data_pipelines import decode, shards
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """A file inside an uncompressed tar, by the part of its name before the first dot."""
+
+    archive: epath.Path
+    stem: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Track:
+    """One record to be: its unique id, the path it is known by, where its audio is, its labels.
+
+    `seconds` is its length as far as a table states it; `counted` names the entries of
+    EXPECTED_SIZES that it counts for, if that is not its split.
+    """
+
+    id: str
+    path: str
+    audio: epath.Path | Member
+    labels: Mapping[str, Any]
+    md5: str | None = None
+    seconds: float | None = None
+    counted: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Contents:
+    """What a builder found: tracks by split, class names by label, {path: reason} left out."""
+
+    tracks: Mapping[str, Sequence[Track]]
+    classes: Mapping[str, Sequence[str]]
+    faults: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass
+class RateConfig(tfds.core.BuilderConfig):
+    """A builder config for one sample rate, in Hz."""
+
+    sample_rate: int = 16_000
+
+
+class LabelledBuilder(shards.ShardedBuilder, skip_registration=True):
+    """A data set of whole files with labels: int16 mono at the config's rate.
+
+    Records hold `id`, `path` (relative to the source, posix), `start` (0.0: always the whole
+    file), `audio` (int16 [n]) and the builder's labels. In `info.metadata` are "classes", the
+    names of the classes of each label, and "sizes", {name: {"built", "published"}}.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "First release."}
+    BUILDER_CONFIGS: ClassVar[list[RateConfig]] = [
+        RateConfig(name="16khz", sample_rate=16_000, description="16 kHz."),
+        RateConfig(name="24khz", sample_rate=24_000, description="24 kHz."),
+    ]
+    # Published numbers of usable items, by split (mtg_jamendo: by subset/split).
+    EXPECTED_SIZES: ClassVar[dict[str, int]] = {}
+    TRACK_SECONDS: ClassVar[float]  # the usual length of a track, from which shards are planned
+    HOMEPAGE: ClassVar[str]
+
+    @abc.abstractmethod
+    def label_features(self) -> dict[str, tfds.features.FeatureConnector]:
+        """Returns the features of the labels, by name."""
+
+    @abc.abstractmethod
+    def contents(self, dl_manager: tfds.download.DownloadManager) -> Contents:
+        """Finds or downloads the files and reads the tables."""
+
+    @property
+    def sample_rate(self) -> int:
+        return self.builder_config.sample_rate
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return self.dataset_info_from_configs(
+            features=tfds.features.FeaturesDict(
+                {
+                    "id": tfds.features.Text(),
+                    "path": tfds.features.Text(doc="relative to the source, with slashes"),
+                    "start": tfds.features.Scalar(np.float32, doc="second of the file: 0"),
+                    "audio": tfds.features.Tensor(
+                        shape=(None,), dtype=np.int16, encoding=tfds.features.Encoding.BYTES
+                    ),
+                    **self.label_features(),
+                }
+            ),
+            homepage=self.HOMEPAGE,
+            metadata=tfds.core.MetadataDict(),
+        )
+
+    def _split_generators(
+        self, dl_manager: tfds.download.DownloadManager
+    ) -> dict[str, list[shards.Input]]:
+        self._contents = contents = self.contents(dl_manager)
+        _check(self.name, contents.tracks)
+
+        def size(track: Track) -> int:
+            return int(2 * self.sample_rate * (track.seconds or self.TRACK_SECONDS))  # int16
+
+        return {
+            split: [shards.Input(track.path, size(track), track) for track in tracks]
+            for split, tracks in contents.tracks.items()
+        }
+
+    def _generate_examples(self, source: shards.Input) -> Iterator[tuple[str, dict[str, Any]]]:
+        track = source.origin
+        audio = _decode(track, self.sample_rate)
+        record = {"id": track.id, "path": track.path, "start": np.float32(0), "audio": audio}
+        yield track.id, record | dict(track.labels)
+
+    def _generate_splits(
+        self,
+        dl_manager: tfds.download.DownloadManager,
+        download_config: tfds.download.DownloadConfig,
+    ) -> Sequence[tfds.core.SplitInfo]:
+        splits = super()._generate_splits(dl_manager, download_config)
+        contents, summary = self._contents, self.summary
+        sizes = _sizes(self.name, contents.tracks, dict(summary.skipped), self.EXPECTED_SIZES)
+        for line in differences(sizes):
+            print(f"{self.info.full_name}: {line}", file=sys.stderr)
+        classes = {label: list(names) for label, names in contents.classes.items()}
+        self.info.metadata.update(classes=classes, sizes=sizes)
+        summary.files += len(contents.faults)
+        summary.skipped = sorted([*summary.skipped, *contents.faults.items()])
+        shards.write_skipped(epath.Path(self.data_path) / shards.SKIPPED, summary.skipped)
+        return splits
+
+
+def differences(sizes: Mapping[str, Mapping[str, int | None]]) -> list[str]:
+    """Returns a line for each entry of `info.metadata["sizes"]` that is not as published."""
+    return [
+        f"{name} has {size['built']:,} items, published are {size['published']:,}"
+        for name, size in sizes.items()
+        if size["published"] not in (None, size["built"])
+    ]
+
+
+def _check(name: str, tracks: Mapping[str, Sequence[Track]]) -> None:
+    """Raises BuildError for a split without tracks and for an id that occurs twice in one."""
+    for split, members in tracks.items():
+        if not members:
+            raise shards.BuildError(f"{name}: no track of split {split} found; see its README.md")
+        counts = collections.Counter(track.id for track in members)
+        if twice := [identity for identity, count in counts.items() if count > 1]:
+            raise shards.BuildError(f"{name}: {twice[0]} is twice in the tables of split {split}")
+
+
+def _sizes(
+    name: str,
+    tracks: Mapping[str, Sequence[Track]],
+    skipped: Mapping[str, str],
+    published: Mapping[str, int],
+) -> dict[str, dict[str, int | None]]:
+    """Counts what was built, by split or by Track.counted, beside the published numbers."""
+    planned, built = collections.Counter(), collections.Counter()
+    for split, members in tracks.items():
+        left = [track for track in members if track.path not in skipped]
+        if not left:
+            reason = skipped[members[0].path]
+            raise shards.BuildError(f"{name}: split {split} has no usable track ({reason})")
+        planned.update(entry for track in members for entry in track.counted or [split])
+        built.update(entry for track in left for entry in track.counted or [split])
+    return {entry: {"built": built[entry], "published": published.get(entry)} for entry in planned}
+
+
+def _decode(track: Track, sample_rate: int) -> np.ndarray:
+    """Returns a track's audio, int16 [n], or raises decode.Unusable."""
+    with _on_disk(track.audio) as path:
+        if not path.exists():
+            raise decode.Unusable("missing: no such file")
+        if track.md5 and hashlib.md5(path.read_bytes()).hexdigest() != track.md5:
+            raise decode.Unusable("corrupt: its MD5 is not the published one")
+        return decode.load(path, sample_rate)
+
+
+@contextlib.contextmanager
+def _on_disk(audio: epath.Path | Member) -> Iterator[epath.Path]:
+    """Gives the path of a file, for a member of an archive that of a temporary copy."""
+    if not isinstance(audio, Member):
+        yield audio
+        return
+    info = _index(audio.archive).get(audio.stem)
+    if info is None:
+        raise decode.Unusable(f"missing: not in {audio.archive.name}")
+    with tempfile.NamedTemporaryFile(suffix=epath.Path(info.name).suffix) as copy:
+        with audio.archive.open("rb") as archive:
+            archive.seek(info.offset_data)
+            copy.write(archive.read(info.size))
+        copy.flush()
+        yield epath.Path(copy.name)
+
+
+@functools.lru_cache(maxsize=128)  # mtg_jamendo has 100 archives, a shard may need any of them
+def _index(archive: epath.Path) -> dict[str, tarfile.TarInfo]:
+    """Lists an uncompressed tar by the stems of its members; reads their headers only."""
+    with archive.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        members = [member for member in tar if member.isfile()]
+    return {epath.Path(member.name).name.partition(".")[0]: member for member in members}

@@ -1,0 +1,144 @@
+"""Where the files of a published data set come from: the reader's own folder, or a public URL.
+
+TFDS's checksums.tsv wants a file's exact size beside its SHA-256. The publishers of these data
+sets (and the public repositories that list them) state digests, some only MD5, and no sizes, so
+the digests stand beside the URLs in each builder and are checked here.
+"""
+
+import dataclasses
+import hashlib
+import sys
+from collections.abc import Iterator, Mapping
+
+import tensorflow_datasets as tfds
+from etils import epath
+from tqdm import tqdm
+
+from data_pipelines.shards import BuildError
+
+_BLOCK = 1 << 20  # bytes read at a time while hashing and joining
+_BIG = 256 << 20  # bytes; hashing or joining more than this shows progress
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """One public file: its published name, where it lies, and its digest if one is published.
+
+    `digest` is "sha256:<hex>" or "md5:<hex>", or None where the publisher states none; it is
+    never a digest of our own making.
+    """
+
+    filename: str
+    url: str
+    digest: str | None = None
+
+
+def manual_dir(dl_manager: tfds.download.DownloadManager) -> epath.Path | None:
+    """Returns the reader's own folder, or None if there is none or it is empty."""
+    try:
+        return epath.Path(dl_manager.manual_dir)
+    except AssertionError:  # how TFDS says that the folder is not there
+        return None
+
+
+def placed(folder: epath.Path | None, *names: str) -> epath.Path | None:
+    """Returns the first of `names` (relative paths, globs allowed) that exists in `folder`."""
+    if folder is None:
+        return None
+    for name in names:
+        found = min(folder.glob(name), default=None) if set(name) & set("*[") else folder / name
+        if found is not None and found.exists():
+            return found
+    return None
+
+
+def fetch(
+    dl_manager: tfds.download.DownloadManager, sources: Mapping[str, Source]
+) -> dict[str, epath.Path]:
+    """Finds each source in manual_dir under its published name, or downloads it.
+
+    A download whose digest is wrong is an error. A file that the reader placed by hand is used
+    all the same, with a warning: it may be a corrected copy, and the built sizes are compared
+    with the published ones in any case.
+    """
+    folder = manual_dir(dl_manager)
+    by_hand = {name: placed(folder, source.filename) for name, source in sources.items()}
+    wanted = {name: sources[name].url for name, path in by_hand.items() if path is None}
+    downloaded = download(dl_manager, wanted) if wanted else {}
+    paths = {}
+    for name, source in sources.items():
+        path = by_hand[name] or downloaded[name]
+        problem = mismatch(path, source.digest)
+        if problem and name in downloaded:
+            raise BuildError(
+                f"{source.url}: {problem}; delete {path} and run again, or place a good "
+                f"{source.filename} in --manual_dir"
+            )
+        if problem:
+            print(f"{path}: {problem}; it is used all the same", file=sys.stderr)
+        paths[name] = path
+    return paths
+
+
+def download(
+    dl_manager: tfds.download.DownloadManager, urls: Mapping[str, str]
+) -> dict[str, epath.Path]:
+    """Downloads `urls` with TFDS; an unreachable host becomes one line with the remedy."""
+    try:
+        paths = dl_manager.download(dict(urls))
+    except Exception as error:  # requests, urllib3, ssl and TFDS each raise their own
+        raise BuildError(
+            f"download failed ({error}); get the files as the data set's README.md says and "
+            "pass their folder as --manual_dir"
+        ) from error
+    return {name: epath.Path(path) for name, path in paths.items()}
+
+
+def mismatch(path: epath.Path, digest: str | None) -> str | None:
+    """Returns what is wrong with a file's digest in words, or None if nothing is."""
+    if digest is None:
+        return None
+    algorithm, _, expected = digest.partition(":")
+    found = hashlib.new(algorithm)
+    for block in _blocks([path], f"checking {path.name}"):
+        found.update(block)
+    if found.hexdigest() == expected:
+        return None
+    return f"{algorithm} is {found.hexdigest()}, published is {expected}"
+
+
+def join(parts: list[epath.Path], target: epath.Path) -> epath.Path:
+    """Concatenates `parts` into `target`, unless a whole one is there from an earlier run."""
+    size = sum(part.stat().length for part in parts)
+    if target.exists() and target.stat().length == size:
+        return target
+    partial = target.parent / f"{target.name}.partial"
+    with partial.open("wb") as out:
+        for block in _blocks(parts, f"joining {target.name}"):
+            out.write(block)
+    return partial.replace(target)
+
+
+def unpack(
+    dl_manager: tfds.download.DownloadManager,
+    archive: epath.Path,
+    method: tfds.download.ExtractMethod,
+) -> epath.Path:
+    """Extracts an archive once, below TFDS's download folder, and returns the new folder.
+
+    The method is said explicitly: TFDS guesses it from the extension, which `?download=1` and
+    `.tar_.gz` hide from it.
+    """
+    resource = tfds.download.Resource(path=archive, extract_method=method)
+    return epath.Path(dl_manager.extract(resource))
+
+
+def _blocks(paths: list[epath.Path], what: str) -> Iterator[bytes]:
+    """Yields the bytes of `paths` in order, with a bar if that takes a while."""
+    size = sum(path.stat().length for path in paths)
+    with tqdm(total=size, unit="B", unit_scale=True, desc=what, disable=size < _BIG) as bar:
+        for path in paths:
+            with path.open("rb") as file:
+                while block := file.read(_BLOCK):
+                    bar.update(len(block))
+                    yield block
