@@ -1,0 +1,190 @@
+"""Frame counts, waveform scaling and the spectral features that serve as training targets.
+
+The one owner of the rule that ties samples to encoder frames, and a Kaldi-compatible MFCC written
+as matrix products, so that it runs inside the jitted training step on any device and partitions
+over a batch-sharded mesh without communication (XLA gathers a sharded batch before `rfft` on CPU,
+openxla/xla#48845).
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# The seven VALID convolutions of the wav2vec 2.0 stem together read windows of 400 samples (25 ms
+# at 16 kHz) every 320 samples (20 ms): arXiv:2006.11477, section 4.2.
+STEM_WINDOW = 400
+STEM_HOP = 320
+# Frames of `log_mel` and `mfcc`: Kaldi's 25 ms windows every 10 ms, and a 512-point transform.
+SAMPLE_RATE = 16_000
+WINDOW = 400
+HOP = 160
+FFT = 512
+EXACT = jax.lax.Precision.HIGHEST
+
+
+def frame_count(samples: int) -> int:
+    """Returns how many encoder frames `samples` audio samples give.
+
+    Raises ValueError where there is not one whole window.
+    """
+    if samples < STEM_WINDOW:
+        raise ValueError(
+            f"audio of {samples} samples holds no encoder frame: "
+            f"give {STEM_WINDOW} samples or more (25 ms at 16 kHz)"
+        )
+    return (samples - STEM_WINDOW) // STEM_HOP + 1
+
+
+def crop_samples(frames: int) -> int:
+    """Returns the least number of audio samples that give exactly `frames` encoder frames.
+
+    Raises ValueError where `frames` is not positive.
+    """
+    if frames < 1:
+        raise ValueError(f"a crop of {frames} frames is empty: ask for 1 frame or more")
+    return STEM_HOP * frames + STEM_WINDOW - STEM_HOP
+
+
+def to_float(audio: jax.Array) -> jax.Array:
+    """Scales int16 samples [b, n] to float32 in [-1, 1)."""
+    if audio.dtype != jnp.int16:
+        raise ValueError(f"audio is {audio.dtype}: give int16 samples")
+    return audio.astype(jnp.float32) / 32768
+
+
+def normalize(audio: jax.Array) -> jax.Array:
+    """Gives each clip of `audio` [b, n] zero mean and unit variance, in float32.
+
+    The same as transformers' Wav2Vec2FeatureExtractor with do_normalize: a silent clip stays zero.
+    """
+    audio = audio.astype(jnp.float32)
+    centred = audio - audio.mean(-1, keepdims=True)
+    variance = jnp.square(centred).mean(-1, keepdims=True)
+    return centred * jax.lax.rsqrt(variance + 1e-7)
+
+
+@functools.partial(jax.jit, static_argnames="ceps")
+def mfcc(audio: jax.Array, ceps: int = 13) -> jax.Array:
+    """Computes Kaldi's MFCC with first and second differences at 100 Hz.
+
+    Equal to torchaudio.compliance.kaldi.mfcc(use_energy=False) followed by two
+    torchaudio.functional.compute_deltas, which fairseq's dump_mfcc_feature.py gives to k-means.
+
+    Args:
+        audio: [b, n] float samples in [-1, 1), not normalised, at 16 kHz.
+        ceps: cepstral coefficients: 13 for 39 features, 20 for 60; at most the 23 mel bins.
+
+    Returns:
+        [b, t, 3 * ceps] float32: coefficients, differences, differences of differences, where
+        t = (n - 400) // 160 + 1. In a crop the differences of the outer four frames repeat the
+        edge frame, as they would at the edges of a file.
+    """
+    matrix = _cepstral_transform(ceps)
+    static = jnp.matmul(log_mel(audio), matrix, precision=EXACT)  # [b, t, 23] -> [b, t, ceps]
+    first = _differences(static)
+    return jnp.concatenate([static, first, _differences(first)], -1)  # [b, t, 3 * ceps]
+
+
+@functools.partial(jax.jit, static_argnames="bins")
+def log_mel(audio: jax.Array, bins: int = 23) -> jax.Array:
+    """Computes Kaldi's log mel filter bank of `audio` [b, n] at 100 Hz: [b, t, bins] float32.
+
+    Kaldi's defaults without dither: mean removed from each 25 ms window, pre-emphasis 0.97, Povey
+    window, power spectrum of 512 points, triangles from 20 Hz to 8 kHz, floor at float32 epsilon.
+    Raises ValueError where the audio is shorter than one window.
+    """
+    frames = _windows(audio.astype(jnp.float32))  # [b, n] -> [b, t, 400]
+    frames = frames - frames.mean(-1, keepdims=True)
+    spectrum = jnp.matmul(frames, _fourier_basis(), precision=EXACT)  # [b, t, 2 * 255]
+    real, imaginary = jnp.split(spectrum, 2, axis=-1)  # [b, t, 255] each
+    power = jnp.square(real) + jnp.square(imaginary)
+    mel = jnp.matmul(power, _mel_triangles(bins), precision=EXACT)  # [b, t, bins]
+    return jnp.log(jnp.maximum(mel, jnp.finfo(jnp.float32).eps))
+
+
+def targets_at_50hz(features: jax.Array, frames: int) -> jax.Array:
+    """Takes the 100 Hz features [b, t, f] that belong to the encoder's frames: [b, frames, f].
+
+    Encoder frame i and feature 2 * i are windows over the same 400 samples. The samples of a given
+    number of frames make 2 * frames - 1 or 2 * frames features, so the last frame has one too.
+    fairseq (hubert.py, forward_targets) takes the same index, but drops the last frame where there
+    are 2 * frames - 1 features.
+
+    Raises ValueError where the features do not belong to that many frames.
+    """
+    given = features.shape[-2]
+    if given not in (2 * frames - 1, 2 * frames):
+        raise ValueError(
+            f"{given} features at 100 Hz do not fit {frames} encoder frames: "
+            f"compute both from the same audio ({2 * frames - 1} or {2 * frames} features)"
+        )
+    return features[..., : 2 * frames - 1 : 2, :]  # [b, t, f] -> [b, frames, f]
+
+
+def _windows(audio: jax.Array) -> jax.Array:
+    """Cuts [b, n] into overlapping windows [b, t, 400] by slices alone, which need no gather."""
+    batch, samples = audio.shape
+    if samples < WINDOW:
+        raise ValueError(f"audio of {samples} samples is shorter than one window of {WINDOW}")
+    count = (samples - WINDOW) // HOP + 1
+    # Window i is hops i and i + 1 and the first half of hop i + 2.
+    used = (count + 2) * HOP
+    audio = jnp.pad(audio, ((0, 0), (0, max(used - samples, 0))))[:, :used]
+    hops = audio.reshape(batch, count + 2, HOP)  # [b, n] -> [b, t + 2, 160]
+    parts = [hops[:, :-2], hops[:, 1:-1], hops[:, 2:, : WINDOW - 2 * HOP]]
+    return jnp.concatenate(parts, -1)  # [b, t, 400]
+
+
+def _differences(features: jax.Array) -> jax.Array:
+    """Estimates the slope of [b, t, f] over five frames, edges repeated (compute_deltas)."""
+    count = features.shape[1]
+    padded = jnp.pad(features, ((0, 0), (2, 2), (0, 0)), mode="edge")  # [b, t + 4, f]
+    shifted = [padded[:, i : i + count] for i in range(5)]
+    return (2 * (shifted[4] - shifted[0]) + shifted[3] - shifted[1]) / 10
+
+
+@functools.cache
+def _fourier_basis() -> np.ndarray:
+    """Returns pre-emphasis, window and Fourier transform in one real matrix [400, 2 * 255].
+
+    Columns are the real parts of bins 1 to 255 and then the imaginary parts: no mel triangle
+    touches bin 0, and Kaldi leaves bin 256 out.
+    """
+    emphasis = np.eye(WINDOW) - 0.97 * np.eye(WINDOW, k=1)
+    emphasis[0, 0] -= 0.97  # the first sample is its own predecessor
+    window = (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW) / (WINDOW - 1))) ** 0.85
+    angles = 2 * np.pi / FFT * np.outer(np.arange(WINDOW), np.arange(1, FFT // 2))
+    waves = np.concatenate([np.cos(angles), -np.sin(angles)], 1)  # [400, 510]
+    return (emphasis @ (window[:, None] * waves)).astype(np.float32)
+
+
+@functools.cache
+def _mel_triangles(bins: int) -> np.ndarray:
+    """Returns Kaldi's mel filters [255, bins]: triangles in mel, for spectrum bins 1 to 255."""
+    mel = _hertz_to_mel(np.arange(1, FFT // 2) * SAMPLE_RATE / FFT)[:, None]  # [255, 1]
+    corners = np.linspace(_hertz_to_mel(20.0), _hertz_to_mel(SAMPLE_RATE / 2), bins + 2)
+    left, centre, right = corners[:-2], corners[1:-1], corners[2:]
+    rising, falling = (mel - left) / (centre - left), (right - mel) / (right - centre)
+    filters = np.maximum(np.minimum(rising, falling), 0)
+    if not filters.any(0).all():
+        raise ValueError(f"bins is {bins}: some mel filters hold no spectrum bin, ask for fewer")
+    return filters.astype(np.float32)
+
+
+def _hertz_to_mel(frequency: np.ndarray | float) -> np.ndarray:
+    return 1127 * np.log1p(np.asarray(frequency) / 700)
+
+
+@functools.cache
+def _cepstral_transform(ceps: int) -> np.ndarray:
+    """Returns the orthonormal DCT-II of 23 mel bins with lifter 22 applied: [23, ceps]."""
+    bins = 23
+    if not 1 <= ceps <= bins:
+        raise ValueError(f"ceps is {ceps}: choose 1 to {bins}, the number of mel bins")
+    order = np.arange(ceps)
+    cosines = np.cos(np.pi / bins * np.outer(np.arange(bins) + 0.5, order))
+    scale = np.where(order == 0, np.sqrt(1 / bins), np.sqrt(2 / bins))
+    lifter = 1 + 11 * np.sin(np.pi * order / 22)
+    return (cosines * scale * lifter).astype(np.float32)

@@ -1,0 +1,86 @@
+"""What k-means begins from: a random sample of a stream, and greedy k-means++ on it.
+
+Both are functions of a seed alone: neither the number of devices nor of hosts changes the codebook
+that they seed, beyond rounding.
+"""
+
+import functools
+from collections.abc import Iterable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
+
+EXACT = jax.lax.Precision.HIGHEST
+
+Features = jax.Array | np.ndarray
+
+
+def draw_sample(seed: int, batches: Iterable[Features], size: int) -> np.ndarray:
+    """Draws up to `size` frames of the stream, all equally likely: [size or fewer, f].
+
+    Every frame gets a random priority; the highest are kept.
+    """
+    kept, frames = None, 0
+    for index, features in enumerate(batches):
+        frames += int(np.prod(features.shape[:-1]))
+        if kept is None:
+            width = features.shape[-1]
+            kept = (np.full(size, -1, np.float32), np.zeros((size, width), np.float32))
+        kept = _keep_highest(kept, seed, index, features)
+    if kept is None:
+        raise ValueError("the first pass of k-means gave no features: check the data set")
+    return np.asarray(kept[1])[:frames]
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _keep_highest(
+    kept: tuple[jax.Array, jax.Array], seed: int, index: int, features: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    features = features.reshape(-1, features.shape[-1]).astype(jnp.float32)  # [..., f] -> [n, f]
+    key = jax.random.fold_in(jax.random.key(seed), index)
+    priorities = jnp.concatenate([kept[0], jax.random.uniform(key, features.shape[:1])])
+    highest, order = jax.lax.top_k(priorities, len(kept[0]))
+    return replicated((highest, jnp.concatenate([kept[1], features])[order]))
+
+
+@functools.partial(jax.jit, static_argnames="clusters")
+def plus_plus(
+    seed: int, restart: int, sample: jax.Array, clusters: int
+) -> tuple[jax.Array, jax.Array]:
+    """Seeds a codebook [k, f] from `sample` [n, f] by greedy k-means++; gives its inertia too.
+
+    Each row is the best of 2 + log k frames drawn with probability proportional to the squared
+    distance to the rows so far (Arthur and Vassilvitskii 2007; the greedy variant of their
+    section 5, with as many draws as scikit-learn makes).
+    """
+    trials = 2 + int(np.log(clusters))
+    key = jax.random.fold_in(jax.random.key(seed), restart)
+    squares = jnp.square(sample).sum(-1)  # [n]
+    first = sample[jax.random.randint(key, (), 0, len(sample))]
+    codebook = jnp.zeros((clusters, sample.shape[-1])).at[0].set(first)
+
+    def distances(rows: jax.Array) -> jax.Array:  # [r, f] -> [r, n]
+        products = jnp.matmul(rows, sample.T, precision=EXACT)
+        return jnp.maximum(jnp.square(rows).sum(-1)[:, None] - 2 * products + squares, 0)
+
+    def add_row(i: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        codebook, nearest = carry
+        cumulative = jnp.cumsum(nearest)
+        draws = jax.random.uniform(jax.random.fold_in(key, i), (trials,)) * cumulative[-1]
+        rows = sample[jnp.searchsorted(cumulative, draws).clip(0, len(sample) - 1)]  # [r, f]
+        after = jnp.minimum(nearest, distances(rows))  # [r, n]
+        best = jnp.argmin(after.sum(-1))
+        return codebook.at[i].set(rows[best]), after[best]
+
+    start = (codebook, distances(first[None])[0])
+    codebook, nearest = jax.lax.fori_loop(1, clusters, add_row, start)
+    return replicated((codebook, nearest.sum()))
+
+
+def replicated(tree: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    """Asks for a full copy on every device where a mesh is set, so that every host can read it."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, PartitionSpec())
