@@ -10,6 +10,7 @@ initial values as in fairseq. Axis letters: b clips, n samples, t frames, c chan
 d width, h heads.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from musicssl import sharding
+from musicssl.grouped_conv import grouped_conv
 
 KERNELS = (10, 3, 3, 3, 3, 2, 2)  # receptive field 400 samples
 STRIDES = (5, 2, 2, 2, 2, 2, 2)  # hop 320 samples
@@ -89,19 +91,8 @@ class PositionalConv(nn.Module):
             init = torch_init(self.kernel * width // self.groups)
             weight = self.param("kernel", init, shape)
             bias = self.param("bias", init, (width,))
-        return sharding.by_clip(self.convolve, x, weight.astype(self.dtype)) + bias.astype(x.dtype)
-
-    def convolve(self, x: jax.Array, weight: jax.Array) -> jax.Array:
-        """[b, t, d] with [k, d / groups, d] -> [b, t, d]; an even kernel's last frame is cut."""
-        pad = self.kernel // 2
-        return jax.lax.conv_general_dilated(
-            x,
-            weight,
-            window_strides=(1,),
-            padding=[(pad, pad - 1 + self.kernel % 2)],
-            dimension_numbers=("NWC", "WIO", "NWC"),
-            feature_group_count=self.groups,
-        )
+        convolve = functools.partial(grouped_conv, groups=self.groups)
+        return sharding.by_clip(convolve, x, weight.astype(self.dtype)) + bias.astype(x.dtype)
 
 
 class Attention(nn.Module):
