@@ -1,0 +1,135 @@
+"""One fp32 training step of the HuBERT-base-sized encoder on CPU, beside transformers' HubertModel.
+
+    python -m tests.benchmarks.step [--rounds=5] [--dropout=0.1]
+
+Forward, masked loss and backward of a batch of 4 clips of 5 s, the two frameworks in turn, so that
+a drifting machine slows both. The limit is what the machine's own matrix product reaches.
+"""
+
+import argparse
+import os
+import platform
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+import transformers
+
+from configs import music2vec
+from musicssl import audio, encoder, flops
+
+CLIPS, SAMPLES, MASKED = 4, 80_000, 0.5
+
+
+def configuration(dropout: float):
+    config = music2vec.get_config().encoder.unlock()
+    config.update(
+        stem_norm="group",
+        pos_conv_depth=0,
+        pos_conv_kernel=128,
+        dropout=dropout,
+        attention_dropout=dropout,
+        layerdrop=0.0,
+    )
+    return config
+
+
+def ours(config, sound: np.ndarray, mask: np.ndarray, target: np.ndarray):
+    """A function that runs one step and waits for it."""
+    model = encoder.Encoder(**config)
+    params = jax.jit(lambda k: model.init(k, jnp.zeros((1, 400))))(jax.random.key(0))
+
+    def loss(params, key):
+        z = model.apply(params, model.apply(params, sound, method="stem"), method="project")
+        rngs = {"dropout": key}
+        z = model.apply(params, z, mask, rngs=rngs, method="mask")
+        y = model.apply(params, z, train=True, rngs=rngs, method="contextualize").hidden[-1]
+        return jnp.sum(mask[..., None] * jnp.square(y - target)) / mask.sum()
+
+    step = jax.jit(jax.grad(loss))
+    keys = iter(jax.random.split(jax.random.key(1), 1000))
+    return lambda: jax.block_until_ready(step(params, next(keys)))
+
+
+def theirs(config, sound: np.ndarray, mask: np.ndarray, target: np.ndarray):
+    """The same with transformers' HubertModel and PyTorch's defaults."""
+    model = transformers.HubertModel(
+        transformers.HubertConfig(
+            hidden_dropout=config.dropout,
+            attention_dropout=config.attention_dropout,
+            activation_dropout=0.0,
+            feat_proj_dropout=0.0,
+            layerdrop=0.0,
+        )
+    ).train()
+    inputs, masked, wanted = (torch.from_numpy(x) for x in (sound, mask, target))
+
+    def step():
+        model.zero_grad()
+        y = model(inputs, mask_time_indices=masked).last_hidden_state
+        (((y - wanted) ** 2) * masked[..., None]).sum().div(masked.sum()).backward()
+
+    return step
+
+
+def matrix_rate() -> float:
+    """Operations a second of a large fp32 matrix product in XLA, the best of three."""
+    a = jnp.ones((3072, 3072))
+    product = jax.jit(lambda a: a @ a)
+    product(a).block_until_ready()
+    times = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        product(a).block_until_ready()
+        times.append(time.perf_counter() - begin)
+    return 2 * 3072**3 / min(times)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--dropout", type=float, default=0.1)
+    options = parser.parse_args()
+    rng = np.random.default_rng(0)
+    frames = audio.frame_count(SAMPLES)
+    sound = rng.standard_normal((CLIPS, SAMPLES), dtype=np.float32)
+    mask = rng.random((CLIPS, frames)) < MASKED
+    target = rng.standard_normal((CLIPS, frames, 768), dtype=np.float32)
+    config = configuration(options.dropout)
+    steps = {
+        "musicssl": ours(config, sound, mask, target),
+        "transformers": theirs(config, sound, mask, target),
+    }
+    times = {name: [] for name in steps}
+    for name, step in steps.items():
+        begin = time.perf_counter()
+        step()
+        print(f"{name}: first step {time.perf_counter() - begin:.1f} s")
+    for _ in range(options.rounds):
+        for name, step in steps.items():
+            begin = time.perf_counter()
+            step()
+            times[name].append(time.perf_counter() - begin)
+    work = 3 * CLIPS * sum(flops.forward(config, frames).values())
+    rate = matrix_rate()
+    print(
+        f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}, "
+        f"jax {jax.__version__}, torch {torch.__version__}, "
+        f"transformers {transformers.__version__}, dropout {options.dropout}"
+    )
+    for name, each in times.items():
+        median = statistics.median(each)
+        print(
+            f"{name:13} {median:7.2f} s/step (min {min(each):.2f}, max {max(each):.2f})  "
+            f"{work / median / 1e9:6.0f} GFLOP/s, {work / median / rate:.0%} of this machine's "
+            f"matrix product ({rate / 1e9:.0f} GFLOP/s)"
+        )
+    ratios = [b / a for a, b in zip(times["musicssl"], times["transformers"], strict=True)]
+    print(f"transformers / musicssl: median {statistics.median(ratios):.2f}, min {min(ratios):.2f}")
+
+
+if __name__ == "__main__":
+    main()
