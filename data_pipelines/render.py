@@ -8,6 +8,7 @@ import functools
 from collections.abc import Iterable
 
 import numpy as np
+import scipy.signal
 
 from data_pipelines.timbres import (
     DRUMS,
@@ -60,8 +61,10 @@ def _render_part(
         tone = player.tone(note)[: max(n - start, 0)]  # [samples of the tone inside the clip]
         audio[start : start + len(tone)] += tone
     if timbre.drive:
-        # Saturating the sum, as an amplifier does, is what makes distorted chords growl.
+        # Saturating the sum, as an amplifier does, is what makes distorted chords growl; it also
+        # makes a constant, which the filter blocks.
         audio = np.tanh(timbre.drive * audio) * np.float32(0.5)
+        audio = scipy.signal.lfilter([1.0, -1.0], [1.0, -0.99], audio).astype(np.float32)
     return audio
 
 

@@ -224,8 +224,8 @@ def _play(
     """Turns events into notes: a touch of jitter, an articulation, louder and softer strokes."""
     articulation = rng.uniform(0.7, 1.0)
     velocity *= 10 ** (rng.uniform(-3, 3) / 20)
-    jitter = np.clip(rng.normal(0, 0.006, len(events)), -0.015, 0.015)  # seconds
-    touch = rng.uniform(0.85, 1.0, len(events))
+    jitter = np.clip(rng.normal(0, 0.006, len(events)), -0.015, 0.015).tolist()  # seconds
+    touch = rng.uniform(0.85, 1.0, len(events)).tolist()
     free: dict[int, float] = {}  # when a pitch that sounds again must have ended
     notes = []
     for event, late, strength in sorted(zip(events, jitter, touch, strict=True), reverse=True):
@@ -236,5 +236,5 @@ def _play(
         offset = min(offset, free.get(event.pitch, np.inf))
         free[event.pitch] = onset
         strength *= velocity * (0.4 + 0.6 * event.accent)
-        notes.append(Note(onset, offset, event.pitch, instrument, float(strength)))
+        notes.append(Note(onset, offset, event.pitch, instrument, strength))
     return notes

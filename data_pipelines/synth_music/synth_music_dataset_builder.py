@@ -41,8 +41,6 @@ class Builder(ShardedBuilder):
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(
-            description="Synthetic polyphonic music with exact annotations; not a substitute "
-            "for recorded music.",
             features=tfds.features.FeaturesDict(
                 {
                     "id": tfds.features.Text(),

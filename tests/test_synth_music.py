@@ -1,0 +1,97 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from data_pipelines import build, harmony, synth, timbres
+from data_pipelines.synth_music.synth_music_dataset_builder import (
+    FIRST_SEED,
+    Builder,
+    SynthMusicConfig,
+)
+
+TINY = SynthMusicConfig(name="tiny", seconds=2.5, train=30, validation=3, test=2)
+WORKERS = {
+    1: "--direct_num_workers=1 --direct_running_mode=in_memory",
+    2: "--direct_num_workers=2 --direct_running_mode=multi_processing",
+}
+
+
+def _build(folder: Path, workers: int) -> Builder:
+    builder = Builder(data_dir=folder, config=TINY)
+    options = PipelineOptions(WORKERS[workers].split())
+    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(beam_options=options))
+    return builder
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Builder:
+    return _build(tmp_path_factory.mktemp("one"), 1)
+
+
+def test_any_number_of_workers_writes_the_same_records(built, tmp_path):
+    """Shard by shard and in order; the bytes of equal records may list their fields otherwise."""
+
+    def shards(builder: Builder) -> dict[str, list[tf.train.Example]]:
+        return {
+            path.name: [
+                tf.train.Example.FromString(record.numpy())
+                for record in tf.data.TFRecordDataset(str(path))
+            ]
+            for path in Path(builder.data_path).glob("*.tfrecord*")
+        }
+
+    one, two = shards(built), shards(_build(tmp_path, 2))
+    assert sum(len(records) for records in one.values()) == 35
+    assert one == two
+
+
+def test_splits_have_their_sizes_and_share_no_clip(built):
+    sizes = {name: split.num_examples for name, split in built.info.splits.items()}
+    assert sizes == {"train": 30, "validation": 3, "test": 2}
+    ids = [
+        record["id"] for split in sizes for record in tfds.as_numpy(built.as_dataset(split=split))
+    ]
+    assert len(set(ids)) == 35
+    assert all(first % 24 == 0 for first in FIRST_SEED.values())
+
+
+def test_a_record_is_the_clip_of_its_seed_with_all_its_annotations(built):
+    for record in tfds.as_numpy(built.as_dataset(split="validation")):
+        path = record["path"].decode()
+        assert record["id"].decode() == path.replace("/", "-")
+        clip = synth.clip(int(path.removeprefix("validation/")), 2.5)
+        assert record["start"] == 0
+        assert record["audio"].dtype == np.int16
+        np.testing.assert_array_equal(record["audio"], clip.audio)
+        assert record["key"] == clip.key
+        assert record["tempo"] == pytest.approx(clip.tempo, rel=1e-6)
+        np.testing.assert_allclose(record["beats"]["time"], clip.beats, atol=1e-6)
+        np.testing.assert_array_equal(record["beats"]["position"], clip.positions)
+        qualities = [list(harmony.QUALITIES)[index] for index in record["chords"]["quality"]]
+        assert list(zip(record["chords"]["root"], qualities, strict=True)) == list(clip.chords)
+        notes = record["notes"]
+        assert len(notes["pitch"]) == len(clip.notes) > 0
+        for index, note in enumerate(clip.notes):
+            assert notes["onset"][index] == pytest.approx(note.onset, abs=1e-5)
+            assert notes["offset"][index] == pytest.approx(note.offset, abs=1e-5)
+            assert notes["pitch"][index] == note.pitch
+            assert notes["instrument"][index] == note.instrument
+
+
+def test_class_names_are_in_the_data_set(built):
+    features = built.info.features
+    assert tuple(features["key"].names) == harmony.KEYS
+    assert tuple(features["notes"]["instrument"].names) == timbres.INSTRUMENTS
+    assert features["chords"]["quality"].names == list(harmony.QUALITIES)
+
+
+def test_the_command_finds_both_rates(tmp_path):
+    rates = {
+        config: build.load_builder("synth_music", config, str(tmp_path)).sample_rate
+        for config in (None, "16khz", "24khz")
+    }
+    assert rates == {None: 16000, "16khz": 16000, "24khz": 24000}
