@@ -39,7 +39,7 @@ class Settings:
         restarts: seedings tried on the sample, of which the best is kept.
         polish: Lloyd passes over the sample from there.
         passes: most Lloyd passes over the stream.
-        tolerance: stop when a pass finds inertia lower than the one before by less than this share.
+        tolerance: stop when a pass finds inertia lower than the last by this share or less.
     """
 
     clusters: int
@@ -194,7 +194,7 @@ def _advance(state: State, batches: Iterable[Features], settings: Settings) -> S
 
 
 def _settled(inertia: np.ndarray, tolerance: float) -> bool:
-    return len(inertia) > 1 and bool(inertia[-2] - inertia[-1] < tolerance * inertia[-2])
+    return len(inertia) > 1 and bool(inertia[-2] - inertia[-1] <= tolerance * inertia[-2])
 
 
 @functools.partial(jax.jit, donate_argnums=0)
