@@ -5,6 +5,7 @@ items of each split. Sounds are short tones; names, tables and archives are as p
 """
 
 import hashlib
+import json
 import tarfile
 import zipfile
 import zlib
@@ -185,6 +186,11 @@ VOCALSET = {  # path below FULL/ -> <technique>/<final name>
     "female4/arpeggios/straight/arpeggios_straight_a.wav": "straight/f4_arpeggios_straight_a",
     "male9/excerpts/vibrato/m9_caro_vibrato.wav": "vibrato/m9_caro_vibrato",
 }
+VOCALSET_SPLITS = [
+    f"{task}_{split}"
+    for task in ("technique", "singer")
+    for split in ("train", "validation", "test")
+]
 VOCALSET_DAMAGED = "male11/scales/belt/m11_scales_belt_a.wav"
 VOCALSET_UNUSED = {
     "female2/scales/vibrato/f2_scales_vibrato_a(1).wav": "superfluous",
@@ -253,12 +259,52 @@ def _jamendo_table(
     file.write_bytes("".join(line + "\r\n" for line in lines).encode())
 
 
-def zip_folder(archive: Path, root: Path, names: Iterable[str], prefix: str = "") -> None:
-    """Moves nothing: packs the files below root/<name> of each name into a .zip."""
+def nsynth(root: Path) -> dict[str, int]:
+    """16 kHz wav of 4 s and examples.json; the family synth_lead has an underscore of its own."""
+    notes = {
+        "train": ["bass_synthetic_033-022-050", "synth_lead_synthetic_001-060-127"],
+        "valid": ["guitar_acoustic_010-060-075", "vocal_acoustic_001-072-100"],
+        "test": ["organ_electronic_007-048-025", "string_acoustic_014-061-050"],
+    }
+    for split, names in notes.items():
+        examples = {}
+        for number, name in enumerate(names):
+            instrument, pitch, velocity = name.split("-")
+            family, source, _ = instrument.rsplit("_", 2)
+            sound(root / f"nsynth-{split}/audio/{name}.wav", 16_000, 4.0)
+            examples[name] = {
+                "note": number,
+                "note_str": name,
+                "instrument_str": instrument,
+                "instrument_family_str": family,
+                "instrument_source_str": source,
+                "pitch": int(pitch),
+                "velocity": int(velocity),
+                "sample_rate": 16000,
+            }
+        (root / f"nsynth-{split}/examples.json").write_text(json.dumps(examples))
+    return {"train": 2, "validation": 2, "test": 2}
+
+
+def jamendo_tars(target: Path, root: Path) -> None:
+    """Packs 41/ ... as raw_30s_audio-low-41.tar ... and lists their SHA-256 as published."""
+    lines = []
+    for folder in sorted(path for path in root.iterdir() if path.is_dir()):
+        archive = target / f"raw_30s_audio-low-{folder.name}.tar"
+        tar_folder(archive, root, [folder.name], "w")
+        lines.append(f"{hashlib.sha256(archive.read_bytes()).hexdigest()} {archive.name}\n")
+    (target / "raw_30s_audio-low_sha256_tars.txt").write_text("".join(lines))
+
+
+def zip_folder(
+    archive: Path, root: Path, names: Iterable[str], rename: tuple[str, str] = ("", "")
+) -> None:
+    """Packs the files of root/<name> of each name into a .zip, the start of their names changed."""
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as out:
         for name in names:
-            for file in _files(root / name):
-                out.write(file, prefix + file.relative_to(root).as_posix())
+            for file in (path for path in sorted((root / name).rglob("*")) if path.is_file()):
+                inside = file.relative_to(root).as_posix().removeprefix(rename[0])
+                out.write(file, rename[1] + inside)
 
 
 def tar_folder(archive: Path, root: Path, names: Iterable[str], mode: str = "w:gz") -> None:
@@ -266,7 +312,3 @@ def tar_folder(archive: Path, root: Path, names: Iterable[str], mode: str = "w:g
     with tarfile.open(archive, mode) as out:
         for name in names:
             out.add(root / name, name)
-
-
-def _files(path: Path) -> list[Path]:
-    return [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())

@@ -103,29 +103,28 @@ class Builder(labelled.LabelledBuilder):
 
     def contents(self, dl_manager: tfds.download.DownloadManager) -> labelled.Contents:
         mtg, test = _repository(dl_manager, "train"), _repository(dl_manager, "test")
-        tables = [
-            mtg / "annotations" / name for name in ("annotations.txt", "beatport_metadata.txt")
-        ]
+        tables = (mtg / "annotations" / f"{t}.txt" for t in ("annotations", "beatport_metadata"))
         chosen = select_mtg(*(table.read_text() for table in tables))
-        chosen_test = {
-            _track_id(file): ("test", parse_key(file.read_text()))
-            for file in sorted((test / "annotations" / "key").glob("*.LOFI.key"))
+        files = sorted((test / "annotations" / "key").glob("*.LOFI.key"))
+        held_out = {
+            int(file.name.partition(".")[0]): ("test", parse_key(file.read_text()))
+            for file in files
         }
         tracks = {"train": [], "validation": [], "test": []}
-        for origin, root, selection in (("train", mtg, chosen), ("test", test, chosen_test)):
+        for origin, root, selection in (("train", mtg, chosen), ("test", test, held_out)):
             audio = _audio(dl_manager, root, _AUDIO[origin], sorted(selection))
             for track, (split, key) in sorted(selection.items()):
-                digest = _numbered(root / "md5", track, "md5")
-                tracks[split].append(
-                    labelled.Track(
-                        f"{track:07d}",
-                        f"{root.name}/audio/{track}.LOFI.mp3",
-                        audio[track],
-                        {"key": key},
-                        md5=digest.read_text().split()[0] if digest else None,
-                    )
-                )
+                tracks[split].append(_track(origin, root, track, key, audio[track]))
         return labelled.Contents(tracks, {"key": KEYS})
+
+
+def _track(
+    origin: str, root: epath.Path, track: int, key: str, audio: epath.Path
+) -> labelled.Track:
+    path = f"{_name(origin)}/audio/{track}.LOFI.mp3"
+    digest = _numbered(root / "md5", track, "md5")
+    md5 = digest.read_text().split()[0] if digest else None
+    return labelled.Track(f"{track:07d}", path, audio, {"key": key}, md5)
 
 
 def _rows(table: str) -> csv.DictReader:
@@ -136,18 +135,18 @@ def _names(credit: str) -> list[str]:
     return [name.strip() for name in credit.strip().split(",")]
 
 
-def _track_id(file: epath.Path) -> int:
-    return int(file.name.partition(".")[0])
-
-
 def _numbered(folder: epath.Path, track: int, kind: str) -> epath.Path | None:
     """Finds <id>.LOFI.<kind>; older revisions of the repositories pad the id to seven digits."""
     return sources.placed(folder, f"{track}.LOFI.{kind}", f"{track:07d}.LOFI.{kind}")
 
 
+def _name(origin: str) -> str:
+    return REPOSITORIES[origin].filename.removesuffix(".zip")
+
+
 def _repository(dl_manager: tfds.download.DownloadManager, origin: str) -> epath.Path:
     """Returns the root of the test ("test") or the MTG ("train") repository."""
-    name = REPOSITORIES[origin].filename.removesuffix(".zip")
+    name = _name(origin)
     manual = sources.manual_dir(dl_manager)
     table = sources.placed(manual, f"{name}/annotations", f"{name}-*/annotations")
     if table is None:
