@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import safetensors
-from absl import app, flags
+from absl import app, flags, logging
 
 from musicssl import huggingface, model_config, pretrained
 from musicssl.model_card import model_card
@@ -23,6 +23,7 @@ EXIT_REFUSED = 2
 
 
 def main(argv: list[str]) -> None:
+    logging.set_verbosity(logging.ERROR)  # Orbax tells of every file it opens
     try:
         if len(argv) > 1:
             raise ValueError(f"unexpected arguments {argv[1:]}: options are spelt --name=value")
@@ -51,7 +52,7 @@ def export(workdir: Path, output: Path, step: int | None = None, ema: bool = Fal
     loaded, config, step = pretrained.load_run(workdir, step, ema)
     model = model_config.model_type(loaded.encoder)
     masking = model_config.Masking(config.mask.probability, config.mask.span, config.mask.min_spans)
-    card = model_card(loaded, config, step, model, workdir, output.name)
+    card = model_card(loaded, config, step, ema, workdir, output.name)
     huggingface.write(output, loaded, model, masking, card)
     return f"{output}: {model}, {loaded.source}"
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import ml_collections
 
-from musicssl import audio, checkpoint, state_dict
+from musicssl import audio, checkpoint, model_config, state_dict
 from musicssl.huggingface import Loaded
 
 PAPER = (
@@ -32,8 +32,8 @@ tags:
 
 # {title}
 
-An encoder of music audio, {parameters:,} parameters, pre-trained with musicssl: {method}, after
-{paper}.
+An encoder of music audio with {parameters:,} parameters, pre-trained with musicssl: {method},
+after {paper}.
 
 ## Use
 
@@ -70,7 +70,7 @@ def model_card(
     pretrained: Loaded,
     config: ml_collections.ConfigDict,
     step: int,
-    model: str,
+    ema: bool,
     workdir: Path,
     directory: str,
 ) -> str:
@@ -78,15 +78,15 @@ def model_card(
 
     Args:
       step: of the checkpoint.
-      model: transformers' model_type.
+      ema: the weights are the EMA teacher's.
       workdir: metrics.jsonl and probe/results.json are quoted from here where they exist.
       directory: what the example loads.
     """
     encoder = pretrained.encoder
     return CARD.format(
-        model=model,
+        model=model_config.model_type(encoder),
         title=f"{config.name} {config.variant}".strip() or workdir.name,
-        parameters=sum(state_dict.sizes(encoder).values()),
+        parameters=state_dict.parameter_count(encoder),
         method=METHODS[config.method],
         paper=PAPER,
         directory=directory,
@@ -94,20 +94,20 @@ def model_card(
         states=encoder.layers + 1,
         width=encoder.width,
         rate=pretrained.sample_rate / audio.STEM_HOP,
-        training=rows(training_figures(pretrained, config, step)),
+        training=rows(training_figures(pretrained, config, step, ema)),
         health=rows(final_metrics(workdir, step)) or "The run has no metrics.jsonl.",
         probes=rows(probe_results(workdir)) or "The run has not been probed.",
     )
 
 
 def training_figures(
-    pretrained: Loaded, config: ml_collections.ConfigDict, step: int
+    pretrained: Loaded, config: ml_collections.ConfigDict, step: int, ema: bool
 ) -> dict[str, Any]:
     """The run in the terms of its configuration."""
     data, mask = config.data, config.mask
     seconds = audio.crop_samples(data.crop_frames) / data.sample_rate
     return {
-        "weights": pretrained.source,
+        "transformer's weights": "EMA teacher" if ema else "trained encoder",
         "sha256 of architecture and weights": pretrained.digest,
         "data set": data.name,
         "sample rate": f"{data.sample_rate} Hz",

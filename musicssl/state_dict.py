@@ -109,9 +109,9 @@ def shapes(encoder: Encoder) -> dict[str, tuple[int, ...]]:
     return {path: x.shape for path, x in traverse_util.flatten_dict(tree, sep="/").items()}
 
 
-def sizes(encoder: Encoder) -> dict[str, int]:
-    """The number of values in every parameter by its path in our tree."""
-    return {path: math.prod(shape) for path, shape in shapes(encoder).items()}
+def parameter_count(encoder: Encoder) -> int:
+    """The number of values in all parameters."""
+    return sum(math.prod(shape) for shape in shapes(encoder).values())
 
 
 def to_tensors(encoder: Encoder, params: dict) -> dict[str, np.ndarray]:
