@@ -1,0 +1,187 @@
+"""Span masks against an independent NumPy sampler of fairseq's rule and the figures it measured."""
+
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+from musicssl import masking
+
+RULE = ("probability", "span", "min_spans", "equal_counts")
+span_mask = jax.jit(masking.span_mask, static_argnums=(1, 2), static_argnames=RULE)
+
+
+def reference_masks(
+    seed: int, clips: int, frames: int, probability: float, span: int, least: int, group: int
+) -> np.ndarray:
+    """bool [b, t] drawn clip by clip, as fairseq's data_utils.compute_mask_indices is described."""
+    rng = np.random.default_rng(seed)
+    masked = []
+    for _ in range(clips):
+        spans = max(least, int(probability * frames / span + rng.random()))
+        starts = frames - span if frames - span > spans else spans + 1
+        begun = rng.choice(starts, spans, replace=False)
+        masked.append({t for s in begun for t in range(s, s + span) if t < frames})
+    for first in range(0, clips, group or clips):
+        if not group:
+            break
+        smallest = min(len(clip) for clip in masked[first : first + group])
+        for i in range(first, first + group):
+            masked[i] = set(rng.choice(sorted(masked[i]), smallest, replace=False))
+    return np.array([[t in clip for t in range(frames)] for clip in masked])
+
+
+def draw(clips: int, frames: int, seed: int = 0, **rule) -> masking.SpanMask:
+    rule = {"probability": 0.65, "span": 10, "min_spans": 1, "equal_counts": 0} | rule
+    return jax.tree.map(np.asarray, span_mask(jax.random.key(seed), clips, frames, **rule))
+
+
+def mean_run(mask: np.ndarray) -> float:
+    """Masked frames over maximal runs of masked frames."""
+    padded = np.pad(mask, ((0, 0), (1, 0)))  # [b, 1 + t]
+    return mask.sum() / (padded[:, 1:] & ~padded[:, :-1]).sum()
+
+
+# frames, probability, span, min_spans, then fraction and mean run with counts made equal among 8
+# clips, and without: 2,000 draws of fairseq's own sampler.
+MEASURED = [
+    (1499, 0.65, 10, 1, (0.466, 8.9), (0.490, 14.7)),
+    (1499, 0.50, 10, 1, (0.381, 8.2), (0.402, 13.4)),
+    (1499, 0.80, 10, 2, (0.541, 9.7), (0.566, 16.2)),
+    (1499, 0.65, 5, 1, (0.486, 6.4), (0.502, 7.7)),
+    (1499, 0.65, 15, 1, (0.457, 9.7), (0.486, 21.7)),
+    (249, 0.65, 10, 1, (0.432, 5.7), (0.493, 14.6)),
+]
+
+
+@pytest.mark.parametrize("frames, probability, span, least, equal, whole", MEASURED)
+def test_fraction_and_runs_are_those_of_fairseq(frames, probability, span, least, equal, whole):
+    for group, (fraction, run) in ((8, equal), (0, whole)):
+        mask = draw(
+            640, frames, probability=probability, span=span, min_spans=least, equal_counts=group
+        ).mask
+        assert mask.mean() == pytest.approx(fraction, abs=0.003)
+        assert mean_run(mask) == pytest.approx(run, rel=0.03)
+
+
+@pytest.mark.parametrize("group", [0, 8])
+def test_each_frame_and_each_count_is_as_likely_as_in_the_reference(group):
+    clips, frames = 8000, 60
+    ours = draw(clips, frames, probability=0.6, span=7, equal_counts=group).mask
+    theirs = reference_masks(1, clips, frames, 0.6, 7, 1, group)
+    assert ours[:, 0].mean() < ours[:, 30].mean() - 0.2  # fewer spans reach the first frames
+    np.testing.assert_allclose(ours.mean(0), theirs.mean(0), atol=0.035)
+    counts = [np.bincount(mask.sum(1), minlength=frames) / clips for mask in (ours, theirs)]
+    np.testing.assert_allclose(counts[0].cumsum(), counts[1].cumsum(), atol=0.04)
+    assert counts[0].max() < 0.5  # there is a distribution to compare
+
+
+def test_neighbouring_frames_hang_together_as_in_the_reference():
+    clips, frames = 8000, 60
+    rule = {"probability": 0.6, "span": 7, "equal_counts": 0}
+    ours = draw(clips, frames, **rule).mask
+    theirs = reference_masks(1, clips, frames, 0.6, 7, 1, 0)
+    for lag in (1, 3, 6, 7, 20):
+        together = [(mask[:, lag:] & mask[:, :-lag]).mean() for mask in (ours, theirs)]
+        assert together[0] == pytest.approx(together[1], abs=0.012)
+
+
+def test_last_frame_is_never_masked():
+    mask = draw(4000, 60).mask
+    assert not mask[:, -1].any()
+    assert mask[:, -2].any()
+
+
+def test_range_of_starts_widens_for_a_clip_full_of_spans():
+    """12 frames, spans of 10: 2 starts are too few for 2 spans, so 3 starts are drawn from."""
+    mask = draw(4000, 12, probability=1.6, min_spans=2).mask
+    theirs = reference_masks(1, 4000, 12, 1.6, 10, 2, 0)
+    np.testing.assert_allclose(mask.mean(0), theirs.mean(0), atol=0.04)
+    assert mask[:, -1].any()
+
+
+def test_min_spans():
+    mask = draw(500, 100, probability=0.01, span=5, min_spans=2).mask
+    counts = mask.sum(1)
+    assert counts.min() == 6 and counts.max() == 10  # two distinct starts overlap in 4 at most
+    assert draw(500, 100, probability=0.01, span=5, min_spans=1).mask.sum(1).tolist() == [5] * 500
+
+
+@pytest.mark.parametrize("group", [2, 12])
+def test_counts_are_equal_within_each_group_and_not_between_groups(group):
+    mask = draw(24, 200, equal_counts=group).mask
+    counts = mask.sum(1).reshape(-1, group)
+    assert (counts == counts[:, :1]).all()
+    assert len(np.unique(counts)) > 1
+    whole = draw(24, 200).mask
+    assert (mask <= whole).all()  # made equal by unmasking alone
+    fewest = whole.sum(1).reshape(-1, group).min(1)
+    room = masking.mask_capacity(200, probability=0.65, span=10, min_spans=1, equal_counts=group)
+    np.testing.assert_array_equal(counts[:, 0], np.minimum(fewest, room))
+
+
+@pytest.mark.parametrize("rule", [{}, {"equal_counts": 1}, {"equal_counts": 8}, {"min_spans": 9}])
+def test_frames_and_valid_list_the_mask(rule):
+    drawn = draw(64, 130, **rule)
+    capacity = masking.mask_capacity(
+        130, **{"probability": 0.65, "span": 10, "min_spans": 1, "equal_counts": 0} | rule
+    )
+    assert drawn.frames.shape == drawn.valid.shape == (64, capacity)
+    for mask, frames, valid in zip(*drawn, strict=True):
+        assert len(set(frames)) == capacity
+        assert sorted(frames[valid]) == np.flatnonzero(mask).tolist()
+
+
+@pytest.mark.parametrize("frames, span, spans", [(9, 3, 2), (12, 4, 3), (8, 2, 5), (7, 3, 4)])
+def test_covered_frames_is_the_mean_over_all_choices_of_starts(frames, span, spans):
+    starts = frames - span if frames - span > spans else spans + 1
+    sizes = [
+        len({t for s in chosen for t in range(s, min(frames, s + span))})
+        for chosen in itertools.combinations(range(starts), spans)
+    ]
+    assert masking.covered_frames(frames, span, spans) == pytest.approx(np.mean(sizes), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "frames, probability, span, least", [(1496, 0.65, 10, 1), (256, 0.8, 10, 2), (40, 0.1, 10, 3)]
+)
+def test_expected_count_is_the_mean_of_many_draws(frames, probability, span, least):
+    rule = {"probability": probability, "span": span, "min_spans": least}
+    counts = draw(1000, frames, **rule).mask.sum(1)
+    exact = masking.expected_count(frames, **rule)
+    assert abs(counts.mean() - exact) < 4 * counts.std() / np.sqrt(len(counts))
+
+
+@pytest.mark.parametrize("frames, group", [(1496, 7), (256, 47), (128, 8)])
+def test_room_for_equal_counts_practically_never_binds(frames, group):
+    """All clips of a group must exceed it at once: bound that by one clip's chance."""
+    counts = draw(600, frames).mask.sum(1)
+    room = masking.mask_capacity(frames, probability=0.65, span=10, min_spans=1, equal_counts=group)
+    assert room < counts.max()  # smaller than what whole spans need
+    assert np.mean(counts > room) ** group < 1e-4
+
+
+def test_masks_depend_on_the_key_alone():
+    np.testing.assert_array_equal(draw(8, 100).mask, draw(8, 100).mask)
+    assert (draw(8, 100).mask != draw(8, 100, seed=1).mask).any()
+
+
+def test_the_traced_program_does_not_grow_with_the_batch_or_the_clip():
+    def size(clips: int, frames: int) -> int:
+        def sample(key: jax.Array) -> masking.SpanMask:
+            rule = {"probability": 0.65, "span": 10, "min_spans": 1, "equal_counts": 8}
+            return masking.span_mask(key, clips, frames, **rule)
+
+        return str(jax.make_jaxpr(sample)(jax.random.key(0))).count(" = ")  # equations, all levels
+
+    assert size(8, 100) == size(800, 100) == size(8, 1496) > 20
+
+
+def test_refusals_name_the_field():
+    with pytest.raises(ValueError, match=r"mask\.equal_counts is 7 and does not divide .* 16"):
+        draw(16, 100, equal_counts=7)
+    with pytest.raises(ValueError, match=r"mask\.probability 2\.0 .* 8 frames.*crop_frames"):
+        draw(4, 8, probability=2.0, span=1)
+    with pytest.raises(ValueError, match=r"mask\.span 0"):
+        draw(4, 100, span=0)

@@ -1,0 +1,140 @@
+"""Schedules restated from fairseq's formulas, and Adam and clipping against PyTorch's."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+
+from configs import common, music2vec
+from musicssl import optim
+
+
+def fairseq_tri_stage(step: int, peak: float, stages: tuple[int, int, int], scale: float) -> float:
+    """Rate before update `step`, 0-based: the stage that it is in, then the stage's own formula."""
+    warmup, hold, decay = stages
+    if step < warmup:
+        return scale * peak + (peak - scale * peak) / warmup * step
+    if step < warmup + hold:
+        return peak
+    into = min(step - warmup - hold, decay)
+    return peak * math.exp(math.log(scale) / decay * into)
+
+
+def fairseq_polynomial(step: int, peak: float, warmup: int, steps: int) -> float:
+    if step <= warmup:
+        return peak * step / warmup
+    return peak * (1 - (step - warmup) / (steps - warmup)) if step < steps else 0.0
+
+
+def assert_same_rates(schedule, expected, steps):
+    ours = [float(schedule(jnp.int32(step))) for step in steps]
+    np.testing.assert_allclose(ours, [expected(step) for step in steps], rtol=1e-5, atol=1e-12)
+
+
+def test_tri_stage_at_its_phase_boundaries():
+    """music2vec: 12,000 steps up from 5e-6 to 5e-4, to 372,000 constant, 28,000 back to 5e-6."""
+    schedule = optim.learning_rate(music2vec.get_config())
+    assert float(schedule(0)) == pytest.approx(5e-6, rel=1e-6)
+    assert float(schedule(12_000)) == pytest.approx(5e-4, rel=1e-6)
+    assert float(schedule(372_000)) == pytest.approx(5e-4, rel=1e-6)
+    assert float(schedule(400_000)) == pytest.approx(5e-6, rel=1e-5)
+    steps = [0, 1, 5_999, 11_999, 12_000, 12_001, 200_000, 360_000, 371_999, 372_001, 386_000]
+    steps += [399_999, 400_000, 500_000]
+    stages = 12_000, 360_000, 28_000
+    assert_same_rates(schedule, lambda s: fairseq_tri_stage(s, 5e-4, stages, 0.01), steps)
+
+
+def test_tri_stage_phases_are_shares_of_the_steps():
+    schedule = optim.learning_rate(music2vec.get_config("800k"))
+    stages = 24_000, 720_000, 56_000
+    steps = [0, 23_999, 24_000, 743_999, 744_001, 800_000]
+    assert_same_rates(schedule, lambda s: fairseq_tri_stage(s, 5e-4, stages, 0.01), steps)
+
+
+def test_polynomial_at_its_boundaries():
+    """HuBERT: 32,000 steps from 0 to 5e-4, then to 0 at the last one."""
+    config = common.get_config()
+    config.optim.schedule = "polynomial"
+    config.optim.warmup_steps = 32_000
+    schedule = optim.learning_rate(config)
+    assert float(schedule(0)) == 0
+    assert float(schedule(32_000)) == pytest.approx(5e-4, rel=1e-6)
+    assert float(schedule(216_000)) == pytest.approx(2.5e-4, rel=1e-5)
+    assert float(schedule(400_000)) == 0
+    steps = [0, 1, 16_000, 31_999, 32_000, 32_001, 300_000, 399_999, 400_000, 400_001]
+    assert_same_rates(schedule, lambda s: fairseq_polynomial(s, 5e-4, 32_000, 400_000), steps)
+
+
+def test_schedules_without_warm_up_start_at_the_peak():
+    assert float(optim.tri_stage(1.0, 10, (0, 0.5, 0.5), 0.01)(0)) == 1
+    assert float(optim.polynomial(1.0, 10, 0)(jnp.int32(5))) == pytest.approx(0.5)
+
+
+def test_unusable_schedules_are_refused():
+    config = music2vec.get_config()
+    config.optim.phases = (0.1, 0.9, 0.1)
+    with pytest.raises(ValueError, match=r"optim\.phases is \(0\.1, 0\.9, 0\.1\)"):
+        optim.learning_rate(config)
+    config.optim.phases = (0.1, 0.8, 0.1)
+    config.optim.end_scale = 0.0
+    with pytest.raises(ValueError, match=r"optim\.end_scale is 0\.0"):
+        optim.learning_rate(config)
+    config.optim.schedule = "cosine"
+    with pytest.raises(ValueError, match=r"optim\.schedule is 'cosine'"):
+        optim.learning_rate(config)
+
+
+def test_adam_takes_the_steps_of_torch_adamw():
+    """Six updates through warm-up, hold and decay; every parameter decays, vectors too."""
+    config = music2vec.get_config()
+    config.steps, config.optim.phases, config.optim.weight_decay = 6, (0.34, 0.33, 0.33), 0.1
+    config.optim.learning_rate = 0.05
+    rng = np.random.default_rng(0)
+    start = {"matrix": rng.normal(size=(5, 3)), "vector": rng.normal(size=4)}
+    start = {name: x.astype(np.float32) for name, x in start.items()}
+    # Gradients of many sizes: the smallest are of the order of epsilon, so its place shows.
+    gradients = [
+        {name: (x * 10.0 ** rng.uniform(-7, 1, x.shape)).astype(np.float32) for name, x in g}
+        for g in ([(n, rng.normal(size=x.shape)) for n, x in start.items()] for _ in range(6))
+    ]
+
+    theirs = {name: torch.nn.Parameter(torch.tensor(x)) for name, x in start.items()}
+    torch_adam = torch.optim.AdamW(
+        theirs.values(), lr=1.0, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.1
+    )
+    ours = jax.tree.map(jnp.asarray, start)
+    adam = optim.adam(config)
+    state = adam.init(ours)
+    for step, gradient in enumerate(gradients):
+        for name, parameter in theirs.items():
+            parameter.grad = torch.tensor(gradient[name])
+        torch_adam.param_groups[0]["lr"] = fairseq_tri_stage(step, 0.05, (2, 2, 2), 0.01)
+        torch_adam.step()
+        changes, state = adam.update(gradient, state, ours)
+        ours = optax.apply_updates(ours, changes)
+        for name, parameter in theirs.items():
+            np.testing.assert_allclose(ours[name], parameter.detach(), rtol=2e-5, atol=1e-7)
+    assert all(np.abs(ours[name] - start[name]).max() > 0.05 for name in start)
+
+
+@pytest.mark.parametrize("limit", [0.5, 1e3])
+def test_clip_is_torch_clip_grad_norm(limit):
+    rng = np.random.default_rng(1)
+    gradients = {"a": rng.normal(size=(3, 4)), "b": rng.normal(size=5)}
+    parameters = [torch.nn.Parameter(torch.zeros(g.shape)) for g in gradients.values()]
+    for parameter, gradient in zip(parameters, gradients.values(), strict=True):
+        parameter.grad = torch.tensor(gradient, dtype=torch.float32)
+    norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+    clipped = optim.clip(gradients, optax.tree.norm(gradients), limit)
+    assert float(norm) == pytest.approx(float(optax.tree.norm(gradients)), rel=1e-5)
+    for parameter, gradient in zip(parameters, clipped.values(), strict=True):
+        np.testing.assert_allclose(gradient, parameter.grad, rtol=1e-5)
+
+
+def test_a_limit_of_zero_does_not_clip():
+    gradients = {"a": jnp.array([1e6, -1e6])}
+    assert optim.clip(gradients, optax.tree.norm(gradients), 0.0) is gradients
