@@ -40,12 +40,14 @@ def learning_rate(config: ml_collections.ConfigDict) -> Schedule:
     """The schedule of a configuration's `optim` section over its `steps`.
 
     Raises:
-      ValueError: the schedule's name or phases are not usable.
+      ValueError: the schedule's name, phases or end are not usable.
     """
     optim = config.optim
     if optim.schedule == "tri_stage":
         if len(optim.phases) != 3 or abs(sum(optim.phases) - 1) > 1e-6:
             raise ValueError(f"optim.phases is {optim.phases}: give three shares that sum to 1")
+        if not 0 < optim.end_scale <= 1:
+            raise ValueError(f"optim.end_scale is {optim.end_scale}: give a share of the peak")
         return tri_stage(optim.learning_rate, config.steps, optim.phases, optim.end_scale)
     if optim.schedule == "polynomial":
         return polynomial(optim.learning_rate, config.steps, optim.warmup_steps)

@@ -101,7 +101,7 @@ def update(
     teacher = state.teacher | frozen
     loss, sums, gradients = accumulate(config, state.params, teacher, batch, keys)
 
-    norm = optax.global_norm(gradients)
+    norm = optax.tree.norm(gradients)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     gradients = optim.clip(gradients, norm, config.optim.clip_norm)
     changes, optimizer = optim.adam(config).update(gradients, state.optimizer, state.params)
