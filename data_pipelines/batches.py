@@ -1,0 +1,246 @@
+"""Deterministic batches of audio from a built data set.
+
+Row r of step s is place p = s * batch_size + r of the stream that `order` defines. There is no
+shuffle buffer and no state: a run goes on at any step at once, and any number of hosts read their
+rows of the same global batches. tf.data calls the reader in parallel, keeps the order and bounds
+what is read ahead.
+"""
+
+import logging
+import os
+import weakref
+from collections.abc import Iterator
+
+import numpy as np
+import tensorflow as tf
+
+from data_pipelines.order import InOrder, Plan, Shuffled
+from data_pipelines.record_index import Damaged, write_index
+from data_pipelines.records import Dataset, is_built, open_dataset
+
+__all__ = [
+    "Batches",
+    "Damaged",
+    "Dataset",
+    "check_crop",
+    "is_built",
+    "iterate",
+    "open_dataset",
+    "sequential",
+    "write_index",
+]
+
+ENDLESS = 1 << 40  # steps
+PIECE = 32  # rows that a thread reads in one go
+AHEAD = 2  # whole batches that wait
+THREADS = 8  # at most by default: more of them wait for Python's lock
+ATTEMPTS = 16  # records tried for one row
+LOST_SHARE, LOST_FEW = 0.01, 10  # "skip" ends when both this share and this number are damaged
+
+
+def check_crop(dataset: Dataset, samples: int) -> None:
+    """Raises ValueError if more than half of the records are shorter than the crop."""
+    lengths = dataset.samples[dataset.samples > 0]
+    if not len(lengths):
+        raise ValueError(f"{dataset.directory} has no readable record in split {dataset.split!r}")
+    middle = int(np.median(lengths))
+    if middle < samples:
+        rate = dataset.sample_rate
+        raise ValueError(
+            f"a crop of {samples} samples ({samples / rate:g} s) is longer than most records of "
+            f"{dataset.directory} (median {middle}, {middle / rate:g} s): lower data.crop_frames "
+            f"to {max((middle - 80) // 320, 1)} or build the data set from longer audio"
+        )
+
+
+def iterate(
+    dataset: Dataset,
+    *,
+    seed: int,
+    batch_size: int,
+    samples: int,
+    start_step: int = 0,
+    rows: np.ndarray | None = None,
+    on_damage: str = "stop",
+    threads: int | None = None,
+) -> "Batches":
+    """Yields the global batches' rows from a step on, without end.
+
+    Args:
+      batch_size: rows of the global batch.
+      samples: of a crop; a record that is shorter is repeated from its start.
+      rows: of the global batch, those wanted; all if None.
+      on_damage: "stop" raises Damaged at the first record that cannot be read. "skip" takes
+        another record, drawn by a hash, and counts (`Batches.damaged`) until more than 1 % of the
+        records, and more than ten, are lost.
+      threads: that read; as many as there are cores, up to eight, if None.
+
+    Returns:
+      an iterator of {"audio": int16 [rows, samples], "record": int64 [rows]}, read-only arrays.
+
+    Raises:
+      ValueError: the crop is too long, or another argument is out of range.
+      Damaged: a record is known to be unreadable and on_damage is "stop".
+    """
+    check_crop(dataset, samples)
+    plan = Shuffled(dataset.samples, seed, samples)
+    reader = _Reader(dataset, plan, batch_size, samples, rows, on_damage)
+    return Batches(reader, range(start_step, ENDLESS), threads)
+
+
+def sequential(
+    dataset: Dataset,
+    *,
+    batch_size: int,
+    samples: int,
+    rows: np.ndarray | None = None,
+    on_damage: str = "stop",
+    threads: int | None = None,
+) -> "Batches":
+    """Yields every record once, in order, its first `samples` samples; arguments as in `iterate`.
+
+    The last batch is as large as the others: a row of zeros with record -1 belongs to none. So
+    does the row of a record skipped as damaged.
+    """
+    reader = _Reader(dataset, InOrder(len(dataset)), batch_size, samples, rows, on_damage)
+    return Batches(reader, range(-(-len(dataset) // batch_size)), threads)
+
+
+class _Reader:
+    """Reads a piece of a step's rows; called by several threads at once."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        plan: Plan,
+        batch_size: int,
+        samples: int,
+        rows: np.ndarray | None,
+        on_damage: str,
+    ):
+        if batch_size < 1 or samples < 1:
+            raise ValueError(f"batch_size {batch_size}, samples {samples}: use 1 or more")
+        rows = np.arange(batch_size) if rows is None else np.asarray(rows, np.int64)
+        if not len(rows) or rows.min() < 0 or rows.max() >= batch_size:
+            raise ValueError(f"rows {rows} are not rows of a batch of batch_size {batch_size}")
+        if on_damage not in ("stop", "skip"):
+            raise ValueError(f'on_damage is {on_damage!r}: use "stop" or "skip"')
+        lost = np.flatnonzero(dataset.samples == 0)
+        if on_damage == "stop" and len(lost):
+            raise dataset.damage(lost[0], f"one of {len(lost)} records missing, empty or damaged")
+        self.dataset, self.plan, self.batch_size = dataset, plan, batch_size
+        self.samples, self.skips = samples, on_damage == "skip"
+        self.rows = len(rows)
+        self.pieces = np.array_split(rows, -(-len(rows) // PIECE))
+        self.damaged: dict[int, str] = {}
+        self.errors: dict[int, Exception] = {}
+        self.closed = False
+
+    def __call__(self, number: np.int64) -> tuple[np.ndarray, np.ndarray]:
+        """Audio [rows of the piece, samples] and records of piece `number` of the whole run."""
+        step, piece = divmod(int(number), len(self.pieces))
+        places = step * self.batch_size + self.pieces[piece]
+        audio = np.empty((len(places), self.samples), np.int16)
+        try:
+            records, starts = self.plan(places)
+            for row, place in enumerate(places.tolist()):
+                if self.closed:
+                    break  # nobody wants the rest
+                records[row] = self._row(place, records[row], starts[row], audio[row])
+        except Exception as error:  # TensorFlow would wrap it in a page of text
+            self.errors[int(number)] = error
+            raise
+        return audio, records
+
+    def _row(self, place: int, record: int, start: int, out: np.ndarray) -> int:
+        """Fills out with the crop of a place, or of what stands in for it, and names the record."""
+        for attempt in range(ATTEMPTS):
+            if record < 0:
+                out[:] = 0
+                return record
+            try:
+                self.dataset.read(record, start, out)
+                return record
+            except Damaged as error:
+                self._count(int(record), error)
+            record, start = self.plan.instead(place, attempt)
+        raise Damaged(f"{self.dataset.directory}: {ATTEMPTS} records drawn in turn are damaged")
+
+    def _count(self, record: int, error: Damaged) -> None:
+        """Notes a damaged record, or raises if it is not to be skipped."""
+        if not self.skips:
+            raise error
+        if record in self.damaged:
+            return
+        self.damaged[record] = str(error)
+        logging.getLogger(__name__).warning("skipped: %s", error)
+        if len(self.damaged) > max(LOST_FEW, LOST_SHARE * len(self.dataset)):
+            raise Damaged(
+                f"{self.dataset.directory}: {len(self.damaged)} damaged records, more than "
+                f"{LOST_SHARE:.0%} of {len(self.dataset)}: build it again; the last is {error}"
+            )
+
+
+class Batches(Iterator[dict[str, np.ndarray]]):
+    """Batches being read ahead by threads, until closed or collected.
+
+    Errors are those of `iterate`; after one it is closed.
+    """
+
+    def __init__(self, reader: _Reader, steps: range, threads: int | None):
+        threads = threads or min(os.cpu_count() or 1, THREADS)
+        self._reader = reader
+        self._running = [_pipeline(reader, steps, threads).as_numpy_iterator()]
+        # At exit too: a thread that called into a Python already gone would abort the process.
+        self.close = weakref.finalize(self, _close, reader, self._running)
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        if not self._running:
+            raise StopIteration
+        try:
+            batch = next(self._running[0])
+        except tf.errors.OpError as error:
+            self.close()
+            if self._reader.errors:
+                raise self._reader.errors[min(self._reader.errors)] from error
+            raise
+        if self._reader.closed:  # by another thread meanwhile: the batch may be cut off
+            raise StopIteration
+        return batch
+
+    @property
+    def damaged(self) -> dict[int, str]:
+        """The records skipped so far, among those that this process reads, and why."""
+        return dict(self._reader.damaged)
+
+
+def _close(reader: _Reader, running: list) -> None:
+    reader.closed = True
+    running.clear()  # the last reference: TensorFlow waits for its threads and frees the batches
+
+
+def _pipeline(reader: _Reader, steps: range, threads: int) -> tf.data.Dataset:
+    """The pieces of the steps, read in parallel and put together in order."""
+
+    alive = weakref.ref(reader)  # TensorFlow keeps every function that it was ever given
+
+    def call(number: np.int64) -> tuple[np.ndarray, np.ndarray]:
+        return alive()(number)
+
+    def read(number: tf.Tensor) -> dict[str, tf.Tensor]:
+        audio, records = tf.numpy_function(call, [number], (tf.int16, tf.int64))
+        return {
+            "audio": tf.ensure_shape(audio, [None, reader.samples]),
+            "record": tf.ensure_shape(records, [None]),
+        }
+
+    pieces = len(reader.pieces)
+    numbers = tf.data.Dataset.range(steps.start * pieces, steps.stop * pieces)
+    batches = numbers.map(read, num_parallel_calls=threads, deterministic=True)
+    if pieces > 1:
+        batches = batches.rebatch(reader.rows)
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    options.threading.private_threadpool_size = threads
+    options.threading.max_intra_op_parallelism = 1
+    return batches.prefetch(AHEAD).with_options(options)

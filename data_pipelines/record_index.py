@@ -1,0 +1,258 @@
+"""The index of a built data set's shards: where each record's samples are, and their checksums.
+
+TFRecord's own checksum covers a whole record, and a 5 s crop is a sixth of one of 30 s. So the
+shards are read and verified whole, by TensorFlow, once, when the index is made. It holds the place
+and number of each record's samples and the CRC-32 of the samples up to the end of every 64 KiB
+block: any run of blocks can then be read alone and checked. It lies beside the shards, takes 84
+bytes for a record of 30 s at 16 kHz, and is made anew when the shards' sizes no longer match.
+"""
+
+import logging
+import uuid
+import zipfile
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from etils import epath
+from tqdm import tqdm
+
+BLOCK = 1 << 16  # bytes of audio to a checksum
+FORMAT = 1  # of the file
+SCANNERS = 4  # shards that are read at once
+FRAMING = 16  # bytes around a record in a TFRecord file: length 8, checksums 4 and 4
+
+tf.config.set_visible_devices([], "GPU")  # TensorFlow reads files here and nothing else
+
+
+class Damaged(OSError):
+    """A record that cannot be read: one line that names the shard, the record and its byte."""
+
+
+class Layout(NamedTuple):
+    """What dataset_info.json says of a split: its shards, the records in each."""
+
+    shards: tuple[str, ...]
+    lengths: tuple[int, ...]
+    path: epath.Path  # of the index
+
+    def where(self, record: int, offset: int) -> str:
+        """Names a record of the split that lies at byte `offset` of its shard."""
+        ends = np.cumsum(self.lengths)
+        shard = int(np.searchsorted(ends, record, "right"))
+        number = record - int(ends[shard]) + self.lengths[shard]
+        return f"{self.shards[shard]}, record {number} (byte {offset})"
+
+
+class Index(NamedTuple):
+    """The records of a split in the order of its shards.
+
+    A record that could not be read has no samples, and the offset at which it should begin.
+    """
+
+    offset: np.ndarray  # int64 [records], byte of the shard where the samples begin
+    samples: np.ndarray  # int64 [records]
+    sums: np.ndarray  # uint32; for each record 0, then the CRC-32 up to each block's end
+
+    def first(self) -> np.ndarray:
+        """Returns the place in sums of each record's 0, int64 [records]."""
+        counts = blocks(self.samples) + 1
+        return np.cumsum(counts) - counts
+
+
+def blocks(samples: np.ndarray) -> np.ndarray:
+    """Returns how many blocks, the last perhaps short, hold so many int16 samples."""
+    return -(-2 * samples // BLOCK)
+
+
+def layouts(directory: epath.Path) -> dict[str, Layout]:
+    """Returns the splits that have records, of a data set's version directory."""
+    info = tfds.builder_from_directory(directory).info
+    if info.file_format.value != "tfrecord":
+        raise ValueError(f"{directory} holds {info.file_format.value} files: build it as tfrecord")
+    return {
+        name: Layout(
+            shards=tuple(str(path) for path in split.filepaths),
+            lengths=tuple(split.shard_lengths),
+            path=directory / f"{info.name}-{name}.index.npz",
+        )
+        for name, split in info.splits.items()
+        if split.num_examples
+    }
+
+
+def write_index(directory: str) -> None:
+    """Verifies and indexes every split of a data set's version directory.
+
+    Raises:
+      Damaged: a record is not readable; its split is left without an index.
+    """
+    for layout in layouts(epath.Path(directory)).values():
+        layout.path.unlink(missing_ok=True)
+        sizes = shard_sizes(layout)
+        _save(layout, sizes, _scan(layout, sizes))
+
+
+def read_index(layout: Layout) -> Index:
+    """Returns the index beside the shards, or a new one, saved if it can be.
+
+    Damage is no error here, and is not saved: it may be mended.
+    """
+    sizes = shard_sizes(layout)
+    index = _load(layout, sizes)
+    if index is None:
+        index = _scan(layout, sizes)
+        try:
+            _save(layout, sizes, index)
+        except OSError as error:
+            logging.getLogger(__name__).warning("indexed in memory only: %s", error)
+    return index
+
+
+def shard_sizes(layout: Layout) -> np.ndarray:
+    """Returns the bytes of each shard, 0 for one that is missing, int64 [shards]."""
+
+    def size(shard: str) -> int:
+        path = epath.Path(shard)
+        return path.stat().length if path.exists() else 0
+
+    with ThreadPoolExecutor(16) as pool:  # a remote file system answers late
+        return np.array(list(pool.map(size, layout.shards)), np.int64)
+
+
+def _load(layout: Layout, sizes: np.ndarray) -> Index | None:
+    """The saved index, or None if there is none that fits the shards."""
+    if not layout.path.exists():
+        return None
+    try:
+        with layout.path.open("rb") as file, np.load(file) as saved:
+            arrays = dict(saved)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        logging.getLogger(__name__).warning("%s: %s; indexing again", layout.path, error)
+        return None
+    fits = {"format": FORMAT, "sizes": sizes, "lengths": layout.lengths}
+    if not all(np.array_equal(arrays.pop(key, None), value) for key, value in fits.items()):
+        return None
+    return Index(**arrays)
+
+
+def _save(layout: Layout, sizes: np.ndarray, index: Index) -> None:
+    """Writes the index aside and renames it, unless a record is damaged."""
+    if not index.samples.all():
+        record = int(np.argmin(index.samples))
+        raise Damaged(f"{layout.where(record, index.offset[record])}: missing, empty or damaged")
+    aside = layout.path.parent / f".{layout.path.name}.{uuid.uuid4().hex}"
+    try:
+        with aside.open("wb") as file:
+            np.savez(file, format=FORMAT, sizes=sizes, lengths=layout.lengths, **index._asdict())
+        aside.replace(layout.path)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+def _scan(layout: Layout, sizes: np.ndarray) -> Index:
+    """Reads and verifies every shard."""
+    rows = []
+    name = f"indexing {layout.path.name.removesuffix('.index.npz')}"
+    with ThreadPoolExecutor(SCANNERS) as pool:
+        shards = pool.map(_scan_shard, layout.shards, sizes.tolist(), layout.lengths)
+        for shard in tqdm(shards, name, len(sizes), unit=" shards", delay=2):
+            rows.extend(shard)
+    offset, samples, sums = zip(*rows, strict=True)
+    return Index(np.array(offset, np.int64), np.array(samples, np.int64), np.concatenate(sums))
+
+
+Row = tuple[int, int, np.ndarray]  # offset, samples, sums of a record
+
+
+def _scan_shard(shard: str, size: int, records: int) -> list[Row]:
+    """A row for each record that the shard should hold."""
+    rows: list[Row] = []
+    for position, record in _records(shard, size):
+        if len(rows) == records:
+            raise ValueError(
+                f"{shard} holds more than the {records} records that dataset_info.json says: "
+                "build the data set again"
+            )
+        rows.append(_row(shard, position, record))
+    return rows + [_row(shard, size, None)] * (records - len(rows))
+
+
+def _row(shard: str, position: int, record: bytes | None) -> Row:
+    if record is None:
+        return position, 0, np.zeros(1, np.uint32)
+    begin, end = _audio_span(shard, record)
+    sums = [0]
+    with memoryview(record)[begin:end] as audio:
+        for block in range(0, end - begin, BLOCK):
+            sums.append(zlib.crc32(audio[block : block + BLOCK], sums[-1]))
+    return position + 12 + begin, (end - begin) // 2, np.array(sums, np.uint32)
+
+
+def _records(shard: str, size: int) -> Iterator[tuple[int, bytes | None]]:
+    """(position, record) of a TFRecord file, None for one that TensorFlow finds damaged.
+
+    What follows a damaged record is found through its length. If that is damaged too, it leads to
+    more damage or past the end, and the rest of the shard is lost.
+    """
+
+    def records_from(position: tf.Tensor) -> tf.data.Dataset:
+        found = tf.raw_ops.TFRecordDatasetV2(
+            filenames=[shard], compression_type="", buffer_size=1 << 20, byte_offsets=[position]
+        )
+        return tf.data.experimental.from_variant(found, tf.TensorSpec([], tf.string))
+
+    position = 0
+    while position < size:
+        # In a flat_map, since TensorFlow cannot serialise this operation as a data set of its own.
+        found = tf.data.Dataset.from_tensors(np.int64(position)).flat_map(records_from)
+        try:
+            for record in found:
+                raw = record.numpy()
+                yield position, raw
+                position += FRAMING + len(raw)
+            return
+        except tf.errors.DataLossError:
+            yield position, None
+            with epath.Path(shard).open("rb") as file:
+                file.seek(position)
+                position += FRAMING + int.from_bytes(file.read(8), "little")
+
+
+def _audio_span(shard: str, example: bytes) -> tuple[int, int]:
+    """Where the bytes of the feature "audio" lie in a serialised tf.train.Example.
+
+    By its wire format, since parsing would copy the audio: Example.features (field 1) holds
+    entries (1) of a key (1) and a Feature (2), whose bytes_list (1) holds values (1).
+    """
+    for _, begin, end in _fields(example, 0, len(example)):
+        for _, entry, entry_end in _fields(example, begin, end):
+            (_, *key), (_, *feature) = _fields(example, entry, entry_end)
+            if example[slice(*key)] != b"audio":
+                continue
+            for kind, *values in _fields(example, *feature):
+                if kind == 1:
+                    _, begin, end = next(_fields(example, *values))
+                    return begin, end
+    raise ValueError(f'{shard}: its records have no feature "audio" of int16 bytes')
+
+
+def _fields(message: bytes, begin: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """(number, begin, end) of the fields of a Protocol Buffers message of such fields only."""
+    while begin < end:
+        number = message[begin] >> 3
+        size = shift = 0
+        while True:
+            begin += 1
+            size |= (message[begin] & 0x7F) << shift
+            shift += 7
+            if message[begin] < 0x80:
+                break
+        begin += 1
+        yield number, begin, begin + size
+        begin += size

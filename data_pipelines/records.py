@@ -1,0 +1,160 @@
+"""The records of a built data set, any part of any of them at once."""
+
+import dataclasses
+import functools
+import json
+import os
+import re
+import zlib
+
+import numpy as np
+import tensorflow as tf
+from etils import epath
+
+from data_pipelines.record_index import BLOCK, Damaged, Index, Layout, layouts, read_index
+
+OPEN_FILES = 128  # shards that a data set keeps open
+DEFAULT_RATE = 16_000  # Hz, of a data set whose config does not say otherwise
+
+
+class _File:
+    """A local file, open until nothing refers to it."""
+
+    descriptor = -1
+
+    def __init__(self, path: str):
+        self.descriptor = os.open(path, os.O_RDONLY)
+
+    def __del__(self, close=os.close):
+        if self.descriptor >= 0:
+            close(self.descriptor)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+    """One split of a built data set; its length is the number of records.
+
+    `samples` is 0 for a record that was unreadable when the split was opened.
+    """
+
+    directory: str
+    split: str
+    sample_rate: int  # Hz
+    layout: Layout
+    index: Index
+
+    def __post_init__(self):
+        shard = np.repeat(np.arange(len(self.layout.lengths), dtype=np.int32), self.layout.lengths)
+        object.__setattr__(self, "_shard", shard)
+        object.__setattr__(self, "_first", self.index.first())
+        object.__setattr__(self, "_open", functools.lru_cache(OPEN_FILES)(_File))
+
+    def __len__(self) -> int:
+        return len(self.index.samples)
+
+    @property
+    def samples(self) -> np.ndarray:
+        """The samples in each record, int64 [records]."""
+        return self.index.samples
+
+    def damage(self, record: int, what: str) -> Damaged:
+        """Returns the error that says what is wrong with a record."""
+        return Damaged(f"{self.layout.where(record, self.index.offset[record])}: {what}")
+
+    def read(self, record: int, start: int, out: np.ndarray) -> None:
+        """Fills out, int16 [n], from sample `start` on; a record too short is repeated from there.
+
+        Raises:
+          Damaged: the record cannot be read or is not what was indexed.
+        """
+        samples = min(len(out), int(self.samples[record]) - start)
+        if samples <= 0:
+            raise self.damage(record, "missing, empty or damaged")
+        low, high = 2 * start // BLOCK, -(-2 * (start + samples) // BLOCK)
+        begin = low * BLOCK
+        size = min(high * BLOCK, 2 * int(self.samples[record])) - begin
+        try:
+            raw = self._bytes(record, begin, size)
+        except (OSError, tf.errors.OpError) as error:
+            raise self.damage(record, str(error)) from error
+        if len(raw) < size:
+            raise self.damage(record, "the shard is cut off")
+        sums = self.index.sums[self._first[record] :]
+        if zlib.crc32(raw, sums[low]) != sums[high]:
+            raise self.damage(record, "its checksum does not match")
+        crop = np.frombuffer(raw, "<i2", samples, 2 * start - begin)
+        out[:] = crop if samples == len(out) else np.resize(crop, len(out))
+
+    def _bytes(self, record: int, begin: int, size: int) -> bytes:
+        """Bytes of the record's audio."""
+        shard = self.layout.shards[self._shard[record]]
+        begin += int(self.index.offset[record])
+        if "://" not in shard:
+            return os.pread(self._open(shard).descriptor, size, begin)
+        with tf.io.gfile.GFile(shard, "rb") as file:
+            file.seek(begin)
+            return file.read(size)
+
+
+def open_dataset(name: str, data_dir: str | os.PathLike, split: str) -> Dataset:
+    """Opens a split of DATA_DIR/NAME, indexing it first if that was not done when it was built.
+
+    Args:
+      name: of the builder ("music_folder") or of one of its configs ("music_folder/24khz").
+
+    Raises:
+      FileNotFoundError: the data set is not built.
+      ValueError: no such split, or several configs are there and none is the default.
+    """
+    directory = find(name, data_dir)
+    if directory is None:
+        raise FileNotFoundError(
+            f"{epath.Path(data_dir) / name} holds no built data set: run "
+            f"python -m data_pipelines.build {name} --data_dir={data_dir}"
+        )
+    splits = layouts(directory)
+    if split not in splits:
+        raise ValueError(f"{directory} has no records in split {split!r}, but in {sorted(splits)}")
+    layout = splits[split]
+    return Dataset(str(directory), split, _sample_rate(directory), layout, read_index(layout))
+
+
+def is_built(name: str, data_dir: str | os.PathLike) -> bool:
+    """Says whether `open_dataset` would find the data set."""
+    return find(name, data_dir) is not None
+
+
+def find(name: str, data_dir: str | os.PathLike) -> epath.Path | None:
+    """Finds the newest version of DATA_DIR/NAME, of its default config if NAME has none.
+
+    Raises:
+      ValueError: several configs are there and none is the default.
+    """
+    root = epath.Path(data_dir) / name
+    if not root.exists():
+        return None
+    if versions := _versions(root):
+        return versions[-1]
+    configs = {c.name: found for c in root.iterdir() if c.is_dir() and (found := _versions(c))}
+    if not configs:
+        return None
+    default = root / ".config" / "metadata.json"  # TFDS's
+    chosen = json.loads(default.read_text())["default_config_name"] if default.exists() else ""
+    if chosen not in configs:
+        if len(configs) > 1:
+            raise ValueError(f"{root} holds {sorted(configs)}: name one, as in {name}/CONFIG")
+        chosen = next(iter(configs))
+    return configs[chosen][-1]
+
+
+def _versions(root: epath.Path) -> list[epath.Path]:
+    """The finished version directories in `root`, oldest first."""
+    found = [path.parent for path in root.glob("*/dataset_info.json")]
+    found = [path for path in found if re.fullmatch(r"\d+\.\d+\.\d+", path.name)]
+    return sorted(found, key=lambda path: [int(part) for part in path.name.split(".")])
+
+
+def _sample_rate(directory: epath.Path) -> int:
+    """The rate in Hz that a config's name says, as in "24khz"."""
+    said = re.search(r"(\d+)khz", directory.parent.name)
+    return 1000 * int(said.group(1)) if said else DEFAULT_RATE
