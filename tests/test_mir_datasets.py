@@ -44,6 +44,7 @@ def prepare(name: str, data_dir: Path, manual_dir: Path | None, config: str | No
     return builder
 
 
+@functools.lru_cache(maxsize=16)
 def records(builder: Any) -> dict[str, dict[str, Record]]:
     """Reads a data set back from its directory alone: {split: {id: record}}."""
     stored = tfds.builder_from_directory(builder.data_dir)
@@ -85,7 +86,8 @@ def skipped(builder: Any) -> dict[str, str]:
 def _test_case(name: str) -> type:
     class Case(tfds.testing.DatasetBuilderTestCase):
         DATASET_CLASS = module(name).Builder
-        BUILDER_CONFIG_NAMES_TO_TEST = ("16khz", "24khz")  # moodtheme_* has a test of its own
+        test_session = None  # TensorFlow's test case offers it as a test that is always skipped
+        BUILDER_CONFIG_NAMES_TO_TEST = ("24khz",)  # the tests below are on 16khz
         # vocalset's two tasks share recordings, on purpose.
         OVERLAPPING_SPLITS = mir_fixtures.VOCALSET_SPLITS if name == "vocalset" else ()
 
