@@ -23,6 +23,7 @@ from data_pipelines.timbres import (
 )
 
 TABLE_SIZE = 2048
+HIGHEST = 0.47  # of the sample rate: no partial is above
 NOISE_SECONDS = 4.0
 
 
@@ -35,10 +36,15 @@ def render(
     level at velocity 1 is about 1 RMS while it is held, so that the caller sets the headroom.
     The seed colours each instrument (brighter, darker, vibrato rate) and draws noise and phases;
     the same arguments give the same samples on one machine.
+
+    Raises:
+      ValueError: a note starts before 0, ends before it starts, is too high for the sample rate,
+        or is of a drum that the kit does not have.
     """
     n = round(seconds * sample_rate)
     parts: dict[int, list[Note]] = {}
     for note in notes:
+        _check(note, sample_rate)
         parts.setdefault(note.instrument, []).append(note)
     audio = np.zeros(n, np.float32)  # [n]
     for instrument, part in sorted(parts.items()):
@@ -48,6 +54,16 @@ def render(
         else:
             audio += _render_part(TIMBRES[instrument], part, n, sample_rate, rng)
     return audio
+
+
+def _check(note: Note, sample_rate: int) -> None:
+    """Raises ValueError for a note that cannot be rendered."""
+    if not 0 <= note.onset < note.offset:
+        raise ValueError(f"render: {note} must have 0 <= onset < offset")
+    if note.instrument == DRUMS and note.pitch not in KIT:
+        raise ValueError(f"render: {note} is no drum of the kit; it has pitches {sorted(KIT)}")
+    if note.instrument != DRUMS and frequency(note.pitch) > HIGHEST * sample_rate:
+        raise ValueError(f"render: {note} is too high for a sample rate of {sample_rate} Hz")
 
 
 def _render_part(
@@ -150,7 +166,8 @@ class _Player:
         """Returns the timbre's noise [n], another stretch of it for each note."""
         noise = self.timbre.noise
         band = _noise(self.sample_rate, noise.low, noise.high)
-        audio = np.resize(np.roll(band, -int(self.rng.integers(len(band)))), len(t))
+        start = int(self.rng.integers(len(band)))
+        audio = band.take(np.arange(start, start + len(t)), mode="wrap")  # [n]
         return np.float32(noise.level) * audio * np.exp(t * np.float32(-1 / noise.decay))
 
     def _tables(self, pitch: float) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -165,9 +182,9 @@ class _Player:
         return self.tables[pitch]
 
     def _spectrum(self, layer: Layer, pitch: float) -> np.ndarray:
-        """Returns the amplitudes of harmonics 0, 1, 2, ... up to 0.47 of the sample rate."""
+        """Returns the amplitudes of harmonics 0, 1, 2, ... up to the highest allowed."""
         timbre, f0 = self.timbre, float(frequency(pitch)) * layer.ratio
-        h = np.arange(min(layer.last, int(0.47 * self.sample_rate / f0), TABLE_SIZE // 4) + 1)
+        h = np.arange(min(layer.last, int(HIGHEST * self.sample_rate / f0), TABLE_SIZE // 4) + 1)
         hertz = h * f0 / self.formant_shift
         amplitude = np.maximum(h, 1.0) ** -self.tilt
         amplitude *= np.where(h % 2, 1.0, timbre.even)

@@ -58,7 +58,7 @@ _ROLES = {
         parts.inner, ("violin", "voice", "organ", "clarinet", "trumpet", "synth"), 50, 76, 0.3,
     ),
     "bass": Role(
-        parts.bass, ("bass", "bass", "bass", "synth", "piano", "violin", "organ"), 28, 50, 0.5,
+        parts.bass, ("bass", "bass", "bass", "synth", "piano", "violin", "organ"), 28, 50, 0.4,
     ),
     "drums": Role(lambda rng, plan, low, high: parts.drums(rng, plan), ("drums",), 0, 128, 0.7),
 }  # fmt: skip
@@ -144,10 +144,17 @@ def room(rng: np.random.Generator, audio: np.ndarray, sample_rate: int) -> np.nd
 
 
 def loudness(rng: np.random.Generator, audio: np.ndarray) -> np.ndarray:
-    """Scales audio [n] to a random level of -30 to -14 dBFS RMS, peaks below -0.3 dBFS, int16."""
+    """Scales audio [n] to a random level of -30 to -14 dBFS RMS, peaks below -0.3 dBFS, int16.
+
+    A hiss of -80 to -60 dBFS lies under it, as under any recording: no stretch of it is digital
+    silence, which has no variance to normalise by.
+    """
     gain = 10 ** (rng.uniform(-30, -14) / 20) / (np.sqrt(np.mean(audio**2)) + 1e-9)
-    gain = min(gain, 0.966 / (np.max(np.abs(audio)) + 1e-9))
-    return np.round(audio * np.float32(32767 * gain)).astype(np.int16)
+    gain = min(gain, 0.965 / (np.max(np.abs(audio)) + 1e-9))
+    hiss = rng.standard_normal(len(audio), np.float32) * np.float32(
+        10 ** (rng.uniform(-80, -60) / 20)
+    )
+    return np.round(32767 * np.clip(audio * np.float32(gain) + hiss, -1, 1)).astype(np.int16)
 
 
 def _grid(rng: np.random.Generator, seconds: float) -> tuple[Grid, int]:

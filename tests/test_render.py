@@ -100,3 +100,17 @@ def test_levels_follow_velocity():
     )
     assert loud == pytest.approx(8 * soft, rel=0.05)
     assert 0.3 < loud < 1.2
+
+
+@pytest.mark.parametrize(
+    ("note", "message"),
+    [
+        (Note(-0.1, 0.5, 60, 0), "onset=-0.1"),
+        (Note(0.5, 0.5, 60, 0), "onset < offset"),
+        (Note(0.0, 0.5, 130, 0), "too high"),
+        (Note(0.0, 0.5, 60, DRUMS), "no drum"),
+    ],
+)
+def test_a_note_that_cannot_be_played_is_named(note, message):
+    with pytest.raises(ValueError, match=message):
+        render([note], 1.0, RATE)

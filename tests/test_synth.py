@@ -90,6 +90,9 @@ def test_loudness_varies_and_nothing_clips(clips):
     assert min(levels) > -31
     assert max(levels) < -13
     assert max(levels) - min(levels) > 8
+    for clip in clips:
+        windows = clip.audio.reshape(-1, 8000)  # [n] -> [half seconds, samples]
+        assert np.all(windows.std(axis=1) > 0.5)
 
 
 def test_the_notes_that_sound_are_the_notes_that_are_heard(clips):
