@@ -31,6 +31,7 @@ __all__ = [
 ]
 
 ENDLESS = 1 << 40  # steps
+FAILED = -2  # in place of a record; -1 is a row without one
 PIECE = 32  # rows that a thread reads in one go
 AHEAD = 2  # whole batches that wait
 THREADS = 8  # at most by default: more of them wait for Python's lock
@@ -142,14 +143,14 @@ class _Reader:
         places = step * self.batch_size + self.pieces[piece]
         audio = np.empty((len(places), self.samples), np.int16)
         try:
-            records, starts = self.plan(places)
+            records, starts = self.plan(places)  # [rows], [rows]
             for row, place in enumerate(places.tolist()):
                 if self.closed:
                     break  # nobody wants the rest
                 records[row] = self._row(place, records[row], starts[row], audio[row])
-        except Exception as error:  # TensorFlow would wrap it in a page of text
+        except Exception as error:  # to be raised by Batches: TensorFlow would print pages about it
             self.errors[int(number)] = error
-            raise
+            records = np.full(len(places), FAILED)
         return audio, records
 
     def _row(self, place: int, record: int, start: int, out: np.ndarray) -> int:
@@ -197,13 +198,10 @@ class Batches(Iterator[dict[str, np.ndarray]]):
     def __next__(self) -> dict[str, np.ndarray]:
         if not self._running:
             raise StopIteration
-        try:
-            batch = next(self._running[0])
-        except tf.errors.OpError as error:
+        batch = next(self._running[0])
+        if (batch["record"] == FAILED).any():
             self.close()
-            if self._reader.errors:
-                raise self._reader.errors[min(self._reader.errors)] from error
-            raise
+            raise self._reader.errors[min(self._reader.errors)]
         if self._reader.closed:  # by another thread meanwhile: the batch may be cut off
             raise StopIteration
         return batch

@@ -25,6 +25,9 @@ class _File:
     def __init__(self, path: str):
         self.descriptor = os.open(path, os.O_RDONLY)
 
+    def read(self, size: int, begin: int) -> bytes:
+        return os.pread(self.descriptor, size, begin)
+
     def __del__(self, close=os.close):
         if self.descriptor >= 0:
             close(self.descriptor)
@@ -90,7 +93,7 @@ class Dataset:
         shard = self.layout.shards[self._shard[record]]
         begin += int(self.index.offset[record])
         if "://" not in shard:
-            return os.pread(self._open(shard).descriptor, size, begin)
+            return self._open(shard).read(size, begin)  # a method holds its file open
         with tf.io.gfile.GFile(shard, "rb") as file:
             file.seek(begin)
             return file.read(size)

@@ -1,6 +1,7 @@
 import dataclasses
 import shutil
 import struct
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +83,17 @@ def test_short_records_are_repeated_from_where_they_were_entered(built):
     dataset, clip = opened(built), clips()[6]
     np.testing.assert_array_equal(read(dataset, 6, 0, 100_001), np.tile(clip, 3)[:100_001])
     np.testing.assert_array_equal(read(dataset, 0, 0, 5), np.tile(clips()[0], 5))
+
+
+def test_threads_may_share_a_data_set_that_keeps_few_files_open(built, monkeypatch):
+    monkeypatch.setattr(records, "OPEN_FILES", 1)
+    dataset, expected = opened(built), clips()
+
+    def right(record: int) -> bool:
+        return np.array_equal(read(dataset, record, 0, LENGTHS[record]), expected[record])
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(right, np.random.default_rng(3).integers(0, 8, 2000)))
 
 
 def test_shards_on_tensorflows_file_systems(built):
