@@ -31,6 +31,7 @@ COMPLETE = 0.95  # a file with less than this share of what its header promises 
 MIN_RATE = 4000  # Hz; less is not music, and a header of 1 Hz would ask for 16,000 times the memory
 _BLOCK = 1 << 16  # frames decoded at a time: fits the cache, and was fastest of 2^14 .. 2^20
 _PIPE = 1 << 16  # bytes: what a pipe holds
+_LARGEST_START = 1 << 28  # samples allocated on a header's word; more only as it comes
 _ENDLESS = 1 << 60  # libsndfile's frame count when it does not know the length
 _UNSTATED = 0x7FFF0000  # RIFF and AU sizes from here up are placeholders of streaming writers
 
@@ -92,6 +93,8 @@ def duration(path: str | os.PathLike) -> float:
     """Returns a file's length in seconds by its header alone, 0.0 where that cannot be said."""
     path = Path(path)
     try:
+        if not path.is_file():  # a named pipe would be waited for
+            return 0.0
         if path.suffix.lower() in FALLBACK_SUFFIXES:
             return path.stat().st_size / 16_000  # at 128 kbit/s; the decoder would cost too much
         info = soundfile.info(str(path))
@@ -118,7 +121,8 @@ def _check_readable(path: Path) -> None:
 def _convert(stream: _Stream, sample_rate: int) -> tuple[np.ndarray, int]:
     """Resamples a stream's blocks; returns int16 [n] and the number of frames decoded."""
     resample = _resampler(stream.sample_rate, sample_rate)
-    out = np.empty(1 << 20, np.int16)
+    expected = stream.promised * sample_rate // stream.sample_rate + _BLOCK
+    out = np.empty(min(expected, _LARGEST_START), np.int16)
     filled = decoded = 0
     last = np.zeros((0, 1), np.float32)  # flushes the resampler
     for block in _then(stream.blocks, last):

@@ -1,0 +1,96 @@
+"""Any folder of music as a data set of 30-second records: see README.md beside this file."""
+
+import dataclasses
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from etils import epath
+from tqdm import tqdm
+
+from data_pipelines import decode
+from data_pipelines.music_folder import tree
+from data_pipelines.shards import BuildError, Input, ShardedBuilder
+
+SEGMENT = 30  # seconds of a record
+SHORTEST = 2  # seconds of the last record of a file, and of a file
+SCANNERS = 16  # threads that read headers; a disk is what they wait for
+
+
+@dataclasses.dataclass
+class FolderConfig(tfds.core.BuilderConfig):
+    """A sample rate in Hz."""
+
+    sample_rate: int = 16_000
+
+
+class Builder(ShardedBuilder):
+    """Builds records from every audio file below --manual_dir."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "First release."}  # noqa: RUF012, TFDS's convention
+    BUILDER_CONFIGS = [  # noqa: RUF012, TFDS's convention
+        FolderConfig(name="16khz", description="16 kHz, as the encoders hear.", sample_rate=16_000),
+        FolderConfig(name="24khz", description="24 kHz.", sample_rate=24_000),
+    ]
+    MANUAL_DOWNLOAD_INSTRUCTIONS = "--manual_dir is the folder that holds your music."
+
+    @property
+    def sample_rate(self) -> int:
+        return self.builder_config.sample_rate
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return self.dataset_info_from_configs(
+            features=tfds.features.FeaturesDict(
+                {
+                    "id": tfds.features.Text(doc="path#segment"),
+                    "path": tfds.features.Text(doc="relative to the folder, with slashes"),
+                    "start": tfds.features.Scalar(np.float32, doc="second of the file"),
+                    "audio": tfds.features.Tensor(
+                        shape=(None,), dtype=np.int16, encoding=tfds.features.Encoding.BYTES
+                    ),
+                }
+            ),
+        )
+
+    def _split_generators(
+        self, dl_manager: tfds.download.DownloadManager
+    ) -> dict[str, list[Input]]:
+        try:
+            folder = epath.Path(dl_manager.manual_dir)
+        except AssertionError as error:  # how TFDS says that the folder is not there or empty
+            raise BuildError("music_folder needs --manual_dir=DIR, a folder of music") from error
+        found = tree.walk(folder)
+        print(
+            f"{folder}: {len(found.files)} audio files; left alone: {found.others} other files, "
+            f"{found.repeated} second names of a file",
+            file=sys.stderr,
+        )
+        if not found.files:
+            kinds = " ".join(sorted(decode.SUFFIXES))
+            raise BuildError(f"{folder} holds no audio file (known are {kinds})")
+        with ThreadPoolExecutor(SCANNERS) as pool:
+            lengths = pool.map(lambda path: decode.duration(folder / path), found.files)
+            bar = tqdm(lengths, "reading headers", len(found.files), unit=" files", delay=5)
+            seconds = dict(zip(found.files, bar, strict=True))
+        validation = tree.validation_files(seconds)
+        inputs = {"train": [], "validation": []}
+        for path, length in seconds.items():
+            split = "validation" if path in validation else "train"
+            size = int(2 * self.sample_rate * length)  # of int16
+            inputs[split].append(Input(path, size, str(folder / path)))
+        return inputs
+
+    def _generate_examples(self, source: Input) -> Iterator[tuple[str, dict[str, Any]]]:
+        audio = decode.load(source.origin, self.sample_rate, SHORTEST)
+        name = source.path.encode("utf-8", "backslashreplace").decode()
+        for index, start in enumerate(range(0, len(audio), SEGMENT * self.sample_rate)):
+            segment = audio[start : start + SEGMENT * self.sample_rate]  # [n] -> [<= 30 s]
+            if len(segment) < SHORTEST * self.sample_rate or not segment.any():
+                continue  # a record of digital silence has no variance to normalise by
+            key = f"{name}#{index:04d}"
+            seconds = np.float32(start / self.sample_rate)
+            yield key, {"id": key, "path": name, "start": seconds, "audio": segment}

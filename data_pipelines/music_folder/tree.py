@@ -1,0 +1,111 @@
+"""The audio files of a directory tree, and which of its folders are validation."""
+
+import dataclasses
+import hashlib
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePosixPath
+
+from data_pipelines.decode import SUFFIXES
+
+VALIDATION = 0.015  # share of the folders, by hash
+LARGEST = 0.2  # share of the audio that a validation folder may hold
+MANY = 20  # folders side by side that are enough to divide at their level
+
+
+@dataclasses.dataclass(frozen=True)
+class Tree:
+    """What a walk found: audio files (relative, posix), other files, links to files seen before."""
+
+    files: tuple[str, ...]
+    others: int
+    repeated: int
+
+
+def walk(root: str | os.PathLike) -> Tree:
+    """Finds the audio files below `root` by their extensions, in sorted order.
+
+    Links are followed, and a file that can be reached twice (by links, also hard ones) counts
+    once, by its first name: otherwise it could be in both splits. Names with a leading dot are
+    left alone: they are no one's music (macOS keeps a "._track.mp3" beside "track.mp3").
+    """
+    files, seen = [], set()
+    others = repeated = 0
+    for folder, folders, names in os.walk(root, followlinks=True):
+        identity = _identity(folder)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if identity in seen:  # a link to a folder that was walked, or to one around itself
+            folders.clear()
+            continue
+        seen.add(identity)
+        for name in sorted(names):
+            path = os.path.join(folder, name)
+            identity = _identity(path)
+            if name.startswith(".") or os.path.splitext(name)[1].lower() not in SUFFIXES:
+                others += 1
+            elif identity is not None and identity in seen:
+                repeated += 1
+            else:  # a broken link as well: decoding says so, in skipped.tsv
+                seen.add(identity)
+                files.append(Path(os.path.relpath(path, root)).as_posix())
+    return Tree(tuple(files), others, repeated)
+
+
+def validation_files(seconds: Mapping[str, float]) -> set[str]:
+    """Chooses the files of the validation split: whole folders, by a hash of their paths.
+
+    Files are divided at the highest level of the tree that has MANY folders side by side, so
+    that in artist/album/track no artist is on both sides; in a smaller tree, by the folder that
+    they lie in. VALIDATION of the folders go to validation: those that hash lowest, but none
+    that holds more than LARGEST of the audio. At least one folder does, if there are two: the
+    one that hashes lowest, or, where all are large, the smallest. Where all files lie in one
+    folder there is nothing to keep together, and they are divided one by one in the same way.
+
+    Args:
+      seconds: the length of each file by its path.
+    """
+    groups = _groups(seconds)
+    if len(groups) < 2:
+        groups = {path: [path] for path in seconds}
+    if len(groups) < 2:
+        return set()
+    held = {name: sum(seconds[path] for path in paths) for name, paths in groups.items()}
+    limit = LARGEST * sum(held.values())
+    small = sorted((name for name in groups if held[name] <= limit), key=_fraction)
+    chosen = [name for name in small if _fraction(name) < VALIDATION] or small[:1]
+    if not small:
+        chosen = [min(groups, key=lambda name: (held[name], _fraction(name)))]
+    if len(chosen) == len(groups):  # one is left for training
+        chosen.pop()
+    return {path for name in chosen for path in groups[name]}
+
+
+def _groups(paths: Iterable[str]) -> dict[str, list[str]]:
+    """Returns the files of each folder at the level at which folders are divided."""
+    folders = {path: PurePosixPath(path).parent.parts for path in paths}
+    deepest = max((len(parts) for parts in folders.values()), default=0)
+    level = deepest
+    for depth in range(1, deepest):
+        if len({parts[:depth] for parts in folders.values() if len(parts) >= depth}) >= MANY:
+            level = depth
+            break
+    groups = defaultdict(list)
+    for path, parts in folders.items():
+        groups["/".join(parts[:level])].append(path)
+    return dict(groups)
+
+
+def _fraction(name: str) -> float:
+    """Returns a number in [0, 1) that depends on `name` alone."""
+    digest = hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    """Returns what all names of a file have in common, None where there is no file."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
