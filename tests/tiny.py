@@ -1,0 +1,64 @@
+"""The smallest run that trains, and a way to run a function where jax sees eight devices."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import ml_collections
+import numpy as np
+
+from configs import music2vec
+from musicssl import audio
+
+LEAVES = {
+    "batch_size": 16,
+    "data.crop_frames": 37,  # no other size of the model: an axis of 37 is time
+    "encoder.layers": 2,
+    "encoder.width": 48,
+    "encoder.ffn_width": 96,
+    "encoder.stem_width": 32,
+    "mask.equal_counts": 4,
+    "data2vec.top_layers": 2,
+}
+NO_DROPOUT = {
+    "encoder.dropout": 0.0,
+    "encoder.attention_dropout": 0.0,
+    "encoder.layerdrop": 0.0,
+}
+EIGHT = "--xla_force_host_platform_device_count=8"
+
+
+def config(leaves: dict | None = None) -> ml_collections.ConfigDict:
+    """The demo shrunk further, then `leaves`, spelt as on the command line."""
+    tiny = music2vec.get_config("demo")
+    tiny.update_from_flattened_dict(LEAVES | (leaves or {}))
+    return tiny
+
+
+def clips(tiny: ml_collections.ConfigDict, seed: int = 0) -> np.ndarray:
+    """A batch of loud noise, int16 [b, n]."""
+    shape = tiny.batch_size, audio.crop_samples(tiny.data.crop_frames)
+    return np.random.default_rng(seed).integers(-20_000, 20_000, shape, dtype=np.int16)
+
+
+def on_eight_devices(function: Callable[..., object], *arguments: str) -> object:
+    """Call a function of a test module in a process of its own and return its result, by JSON."""
+    call = (
+        f"import json, {function.__module__} as module;"
+        f"result = module.{function.__name__}(*{arguments!r});"
+        "print('RESULT', json.dumps(result))"
+    )
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": EIGHT}
+    done = subprocess.run(
+        [sys.executable, "-c", call],
+        cwd=Path(__file__).parent.parent,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout.rpartition("RESULT")[2])
