@@ -51,11 +51,15 @@ class Track:
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-    """What a builder found: tracks by split, class names by label, {path: reason} left out."""
+    """What a builder found: tracks by split and class names by label.
+
+    `faults` are files left out, {path: reason}; `notes` are lines for the reader.
+    """
 
     tracks: Mapping[str, Sequence[Track]]
     classes: Mapping[str, Sequence[str]]
     faults: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    notes: Sequence[str] = ()
 
 
 @dataclasses.dataclass
@@ -141,7 +145,7 @@ class LabelledBuilder(shards.ShardedBuilder, skip_registration=True):
         splits = super()._generate_splits(dl_manager, download_config)
         contents, summary = self._contents, self.summary
         sizes = _sizes(self.name, contents.tracks, dict(summary.skipped), self.EXPECTED_SIZES)
-        for line in differences(sizes):
+        for line in [*contents.notes, *differences(sizes)]:
             print(f"{self.info.full_name}: {line}", file=sys.stderr)
         classes = {label: list(names) for label, names in contents.classes.items()}
         self.info.metadata.update(classes=classes, sizes=sizes)

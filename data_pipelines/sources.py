@@ -87,8 +87,9 @@ def download(
     try:
         paths = dl_manager.download(dict(urls))
     except Exception as error:  # requests, urllib3, ssl and TFDS each raise their own
+        first = (str(error) or type(error).__name__).splitlines()[0]
         raise BuildError(
-            f"download failed ({error}); get the files as the data set's README.md says and "
+            f"download failed ({first}); get the files as the data set's README.md says and "
             "pass their folder as --manual_dir"
         ) from error
     return {name: epath.Path(path) for name, path in paths.items()}

@@ -370,6 +370,15 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     httpd.server_close()
 
 
+def assert_same(found: dict, expected: dict) -> None:
+    for split, members in expected.items():
+        assert found[split].keys() == members.keys()
+        for key, record in members.items():
+            assert found[split][key].keys() == record.keys()
+            for feature, value in record.items():
+                np.testing.assert_array_equal(found[split][key][feature], value)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_downloads_give_the_same_records(
     name: str,
@@ -383,10 +392,21 @@ def test_downloads_give_the_same_records(
     pack(name, miniature(name)[0], server)
     if name != "mtg_jamendo":  # whose list of digests is served too, and checked
         monkeypatch.setattr(sources, "mismatch", lambda path, digest: None)
-    found = records(prepare(name, tmp_path / "data", None))
-    for split, members in records(built(name)).items():
-        assert found[split].keys() == members.keys()
-        for key, record in members.items():
-            assert found[split][key].keys() == record.keys()
-            for feature, value in record.items():
-                np.testing.assert_array_equal(found[split][key][feature], value)
+    assert_same(records(prepare(name, tmp_path / "data", None)), records(built(name)))
+
+
+@pytest.mark.parametrize("name", ["emomusic", "gtzan", "magnatagatune", "nsynth", "vocalset"])
+def test_archives_by_hand_give_the_same_records(
+    name: str,
+    built: Callable,
+    miniature: Callable,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The published archives in --manual_dir, and nothing is downloaded."""
+    pack(name, miniature(name)[0], tmp_path / "manual")
+    if name == "gtzan":
+        (tmp_path / "manual/main.zip").rename(tmp_path / "manual/gtzan_tempo_beat-main.zip")
+    monkeypatch.delattr(tfds.download.DownloadManager, "download")
+    found = records(prepare(name, tmp_path / "data", tmp_path / "manual"))
+    assert_same(found, records(built(name)))

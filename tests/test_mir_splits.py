@@ -250,6 +250,11 @@ WRONG = {
         "gtzan", _edit("valid_filtered.txt", "blues.00030", "blues.00030.wav\nblues/blues.00030"),
         "blues.00030 is twice",
     ),
+    "beats of other clips": (
+        "gtzan",
+        lambda root: (root / "beats").rename(root / "x") and (root / "beats").mkdir(),
+        "no file gtzan_<genre>_<NNNNN>.beats",
+    ),
     "no beats at all": ("gtzan", lambda root: shutil.rmtree(root / "beats"), "download failed"),
     "a song without annotation": (
         "emomusic", _edit("annotations/static_annotations.csv", "\n5,", "\n9995,"), "song_id 5"
@@ -312,6 +317,18 @@ def test_wrong_inputs_are_named(what: str, whole: Callable[[str], Path], tmp_pat
         prepare(name, tmp_path / "data", tmp_path / "manual")
     assert "\n" not in str(raised.value)
     assert not list((tmp_path / "data").rglob("*.tfrecord*"))
+
+
+def test_a_clip_without_beats_is_told(
+    whole: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    shutil.copytree(whole("gtzan"), tmp_path / "manual")
+    (tmp_path / "manual/beats/gtzan_rock_00031.beats").unlink()
+    builder = prepare("gtzan", tmp_path / "data", tmp_path / "manual")
+    assert "clips without beats: 1 (rock.00031)" in capsys.readouterr().err
+    test = tfds.as_numpy(builder.as_dataset("test"))
+    empty = [r["id"] for r in test if not len(r["beat_times"]) and not len(r["bar_positions"])]
+    assert empty == [b"rock.00031"]
 
 
 def test_jamendo_archives_by_hand(whole: Callable[[str], Path], tmp_path: Path) -> None:

@@ -96,6 +96,7 @@ class Builder(labelled.LabelledBuilder):
     )
     EXPECTED_SIZES: ClassVar[dict[str, int]] = {"train": 923, "validation": 236, "test": 604}
     TRACK_SECONDS = 120.0
+    MAX_SIMULTANEOUS_DOWNLOADS = 8  # 1,763 files from a university's server
     HOMEPAGE = "https://github.com/GiantSteps/giantsteps-key-dataset"
 
     def label_features(self) -> dict:

@@ -116,7 +116,7 @@ class Builder(labelled.LabelledBuilder, skip_registration=True):
             ]
             for split, file in lists.items()
         }
-        return labelled.Contents(tracks, {"genre": GENRES})
+        return labelled.Contents(tracks, {"genre": GENRES}, notes=_lacking(tracks, beats))
 
 
 def _track(genre: str, path: str, audio: epath.Path, beats: epath.Path) -> labelled.Track:
@@ -125,6 +125,15 @@ def _track(genre: str, path: str, audio: epath.Path, beats: epath.Path) -> label
     times, positions = read_beats(file.read_text() if file.exists() else "")
     labels = {"genre": genre, "beat_times": times, "bar_positions": positions}
     return labelled.Track(stem, path, audio / path, labels)
+
+
+def _lacking(tracks: dict[str, list[labelled.Track]], beats: epath.Path) -> list[str]:
+    """Returns a line on the clips that have no beats; if none has any, the folder is wrong."""
+    clips = [track for members in tracks.values() for track in members]
+    without = [track.id for track in clips if not len(track.labels["beat_times"])]
+    if clips and len(without) == len(clips):
+        raise BuildError(f"{beats} has no file gtzan_<genre>_<NNNNN>.beats of any listed clip")
+    return [f"clips without beats: {len(without)} ({', '.join(without[:5])})"] if without else []
 
 
 def _audio_folder(dl_manager: tfds.download.DownloadManager) -> epath.Path:

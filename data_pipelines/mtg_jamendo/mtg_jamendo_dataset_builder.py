@@ -133,6 +133,7 @@ class Builder(labelled.LabelledBuilder):
         "top50/test": 11356,
     }
     TRACK_SECONDS = 244.5
+    MAX_SIMULTANEOUS_DOWNLOADS = 8  # of 100 archives of 1.6 GB
     HOMEPAGE = "https://github.com/MTG/mtg-jamendo-dataset"
 
     def label_features(self) -> dict:
