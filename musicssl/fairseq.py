@@ -6,7 +6,6 @@ those of Wav2Vec2Config, HubertConfig and Data2VecAudioConfig in fairseq's model
 """
 
 import argparse
-import ast
 import os
 import re
 from pathlib import Path
@@ -111,7 +110,8 @@ def read_stem_width(layers: str, path: Path) -> int:
     """The width of a stem written as Python, such as "[(512, 10, 5)] + [(512, 2, 2)] * 6"."""
     convs = []
     for inside, times in re.findall(r"\[([^\]]*)\]\s*(?:\*\s*(\d+))?", layers):
-        convs += list(ast.literal_eval(f"[{inside}]")) * int(times or 1)
+        found = re.findall(r"\((\d+), *(\d+), *(\d+)\)", inside)
+        convs += [tuple(map(int, conv)) for conv in found] * int(times or 1)
     widths = {conv[0] for conv in convs}
     if [conv[1:] for conv in convs] != list(zip(KERNELS, STRIDES, strict=True)) or len(widths) > 1:
         raise ValueError(

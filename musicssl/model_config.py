@@ -133,13 +133,13 @@ def config_json(encoder: Encoder, model: str, masking: Masking) -> dict[str, Any
       ValueError: transformers' model has no such encoder.
     """
     data2vec = model == "data2vec-audio"
+    if data2vec != bool(encoder.pos_conv_depth):
+        raise ValueError(f"an encoder with pos_conv_depth {encoder.pos_conv_depth} is no {model}")
     if data2vec and (encoder.stem_norm != "layer" or encoder.pre_norm):
         raise ValueError(
             "encoder.pos_conv_depth > 0 needs stem_norm 'layer' and pre_norm False: "
             "Data2VecAudioModel knows nothing else"
         )
-    if data2vec != bool(encoder.pos_conv_depth):
-        raise ValueError(f"an encoder with pos_conv_depth {encoder.pos_conv_depth} is no {model}")
     fields = FIELDS + (DATA2VEC_FIELDS if data2vec else OTHER_FIELDS)
     return {
         "architectures": [MODELS[model]],
