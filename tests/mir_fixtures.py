@@ -202,7 +202,7 @@ VOCALSET_UNUSED = {
 
 def marble_lists(names: Iterable[str]) -> dict[str, set[str]]:
     """Splits <technique>/<name> with scikit-learn, in the order of MARBLE's preprocessing."""
-    names = sorted(names)
+    names = sorted(names, key=lambda name: (name.split("/")[0], f"{name}.wav"))
     techniques = sorted({name.split("/")[0] for name in names})
     listed = {t: [name for name in names if name.startswith(f"{t}/")] for t in techniques}
     ids = {name: i for members in listed.values() for i, name in enumerate(members)}

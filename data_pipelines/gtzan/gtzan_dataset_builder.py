@@ -28,25 +28,16 @@ _DNN_MGR = (
 )
 # Kereliuk, Sturm and Larsen 2015. Which clip is in which list follows no rule, so the lists are
 # downloaded (or placed by hand), never derived. Digests: jukemir assets/gtzan.json.
+_LIST_DIGESTS = {
+    "train": "2b04966cef1486f1a7767b74271533fa23e220388db804a1937835e1fc4fa3fa",
+    "valid": "f8fbee7c52397a0e0f3a91dc54fedecb2e27f5bdc9a9daeab8cb10d077e26956",
+    "test": "09cafa6a89ce0a27f30ed250d56ecb4d03c22fffb5a693f96c7ae655ee02ac72",
+}
 LISTS = {
-    split: sources.Source(f"{name}_filtered.txt", f"{_DNN_MGR}/{name}_filtered.txt", digest)
-    for split, name, digest in (
-        (
-            "train",
-            "train",
-            "sha256:2b04966cef1486f1a7767b74271533fa23e220388db804a1937835e1fc4fa3fa",
-        ),
-        (
-            "validation",
-            "valid",
-            "sha256:f8fbee7c52397a0e0f3a91dc54fedecb2e27f5bdc9a9daeab8cb10d077e26956",
-        ),
-        (
-            "test",
-            "test",
-            "sha256:09cafa6a89ce0a27f30ed250d56ecb4d03c22fffb5a693f96c7ae655ee02ac72",
-        ),
+    "validation" if name == "valid" else name: sources.Source(
+        f"{name}_filtered.txt", f"{_DNN_MGR}/{name}_filtered.txt", f"sha256:{digest}"
     )
+    for name, digest in _LIST_DIGESTS.items()
 }
 # The original host (opihi.cs.uvic.ca) is gone; this is the mirror that Hugging Face's loader used.
 AUDIO = sources.Source(

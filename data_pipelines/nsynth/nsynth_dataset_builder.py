@@ -1,7 +1,7 @@
 """NSynth: 305,979 notes of 4 s; the instrument family and the pitch task.
 
-TFDS has a builder of NSynth too. Its Beam pipeline gathers all examples in the runner (78 GB of
-float32), so one machine cannot run it, and its records are of another form; this one reads the
+TFDS has a builder of NSynth too. On one machine its Beam pipeline gathers every example of a split
+in memory (74 GB of float32 for train), and its records are of another form; this one reads the
 published wav archives and makes the records that all data sets here have.
 """
 

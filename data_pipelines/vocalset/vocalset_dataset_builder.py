@@ -66,7 +66,7 @@ def read_tree(paths: Sequence[str]) -> tuple[list[Recording], dict[str, str]]:
     part of the task.
 
     Returns:
-        The recordings in the order of their keys, and {path: reason} for faulty files.
+        The recordings in the order of techniques and names, and {path: reason} of faulty files.
     """
     recordings, faults = {}, {}
     for path in sorted(paths):
@@ -84,7 +84,8 @@ def read_tree(paths: Sequence[str]) -> tuple[list[Recording], dict[str, str]]:
             recording = Recording(path, technique, singer, name)
             if recordings.setdefault(recording.key, recording) is not recording:
                 faults[path] = f"a second {recording.key}"
-    return sorted(recordings.values(), key=lambda recording: recording.key), faults
+    # With the extension, as MARBLE lists them: "u(1).wav" comes before "u.wav".
+    return sorted(recordings.values(), key=lambda r: (r.technique, f"{r.name}.wav")), faults
 
 
 def _singer(folder: str) -> str:
@@ -102,9 +103,8 @@ def split_tables(recordings: Sequence[Recording]) -> dict[str, list[Recording]]:
     the groups each: technique (training singers; 0.4 validation), singer (0.2 test), singer
     (0.4 of the rest validation). The technique test set is the five official singers.
 
-    The paper says 9 training and 6 validation singers for technique, without naming them; the
-    published figures come from the code, so its rule is the one here. It leaves singers in
-    common between train and validation. MARBLE shuffles only the groups that yield a 3 s chunk;
+    The paper says 9 training and 6 validation singers for technique, without naming them, so the
+    code's rule is the one here. It leaves singers in common between train and validation. MARBLE shuffles only the groups that yield a 3 s chunk;
     here every recording counts, so a group of nothing but shorter ones would shift the shuffle.
     """
     by_technique = itertools.groupby(recordings, lambda recording: recording.technique)
