@@ -1,0 +1,219 @@
+"""Runs exported, read back by transformers in its own process, and `load_encoder` of everything."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import torch
+
+from configs import music2vec
+from musicssl import audio, checkpoint, data2vec, export, huggingface, pretrained
+from musicssl.step import TrainState
+from tests import test_fairseq, torch_models
+
+STEPS = (100, 300)
+
+
+def save_run(workdir: Path, kind: str) -> Path:
+    """A workdir of two checkpoints as `main` leaves it, of a small random model."""
+    encoder, template = torch_models.ours(torch_models.small(kind))
+    config = music2vec.get_config("demo").unlock()
+    config.method = "data2vec" if kind == "data2vec" else "hubert"
+    config.data.normalize = encoder.stem_norm == "layer"
+    config.encoder.update({name: getattr(encoder, name) for name in config.encoder})
+    checkpoint.claim(workdir, config.lock())
+    checkpoints = checkpoint.Checkpoints(workdir, config)
+    for step in STEPS:
+        draw = np.random.default_rng(step)
+
+        def nudged(x: np.ndarray, draw: np.random.Generator = draw) -> np.ndarray:
+            return (x + 0.05 * draw.standard_normal(x.shape)).astype(np.float32)
+
+        params = {"encoder": jax.tree.map(nudged, template), "head": {"bias": np.zeros(3)}}
+        teacher = jax.tree.map(nudged, data2vec.averaged(template))
+        teacher = {"encoder": teacher} if kind == "data2vec" else {}
+        count = np.int32(step)
+        checkpoints.save(step, TrainState(count, count, params, teacher, {}), force=True)
+    checkpoints.close()
+    lines = [{"step": step, "loss": step / 7, "grad_norm": 1.0} for step in (50, 100, 300)]
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    return save_run(tmp_path_factory.mktemp("runs") / "music2vec-demo", "data2vec")
+
+
+@pytest.fixture(scope="module")
+def hubert_run(tmp_path_factory) -> Path:
+    return save_run(tmp_path_factory.mktemp("runs") / "musichubert-demo", "hubert")
+
+
+def python(code: str, *arguments: object) -> subprocess.CompletedProcess:
+    """Run code in a process of its own, where any warning is an error."""
+    command = [sys.executable, "-W", "error", "-c", code, *map(str, arguments)]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+EXPORT = """
+import runpy, sys
+sys.modules.update(dict.fromkeys(("torch", "transformers", "tensorflow")))
+runpy.run_module("musicssl.export", run_name="__main__", alter_sys=True)
+"""
+READ = """
+import sys
+sys.modules.update(dict.fromkeys(("jax", "flax", "tensorflow", "musicssl")))
+import numpy, torch
+from transformers import AutoFeatureExtractor, AutoModel
+from transformers.utils import logging
+logging.disable_progress_bar()
+path, clip, features = sys.argv[1:]
+model, info = AutoModel.from_pretrained(path, output_loading_info=True)
+assert not any(info.values()), info
+extractor = AutoFeatureExtractor.from_pretrained(path)
+inputs = extractor(numpy.load(clip), sampling_rate=16000, return_tensors="pt")
+with torch.no_grad():
+    output = model.eval()(**inputs, output_hidden_states=True)
+numpy.save(features, torch.stack(output.hidden_states).numpy())
+"""
+
+
+@pytest.mark.parametrize("method", ["data2vec", "hubert"])
+def test_the_command_and_transformers_alone(method, run, hubert_run, tmp_path):
+    workdir = run if method == "data2vec" else hubert_run
+    done = python(EXPORT, f"--workdir={workdir}", f"--output={tmp_path / 'out'}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n") == 1 and "at step 300" in done.stdout
+
+    pcm = np.round(2000 * torch_models.noise(8000, clips=1) + 300).astype(np.int16)
+    raw = np.asarray(audio.to_float(pcm))
+    np.save(tmp_path / "clip.npy", raw[0])
+    read = python(READ, tmp_path / "out", tmp_path / "clip.npy", tmp_path / "features.npy")
+    assert (read.returncode, read.stderr, read.stdout) == (0, "", "")
+
+    loaded = pretrained.load_encoder(workdir)
+    given = audio.normalize(raw) if loaded.normalize else raw
+    ours = jax.jit(loaded.encoder.apply)({"params": loaded.params}, given).hidden
+    theirs = np.load(tmp_path / "features.npy")
+    assert theirs.shape == (3, 1, 24, 48) and theirs.std() > 0.1
+    np.testing.assert_allclose(np.stack(ours), theirs, atol=1e-4)
+
+
+def test_a_run_and_its_export_are_the_same_encoder(run, tmp_path):
+    export.export(run, tmp_path / "last")
+    export.export(run, tmp_path / "first", step=100)
+    export.export(run, tmp_path / "teacher", ema=True)
+    last, first, teacher = (
+        huggingface.load(tmp_path / name) for name in ("last", "first", "teacher")
+    )
+    assert last.digest == pretrained.load_encoder(run).digest
+    assert first.digest == pretrained.load_encoder(run, step=100).digest
+    assert len({last.digest, first.digest, teacher.digest}) == 3
+
+
+def test_ema_is_the_teachers_transformer(run):
+    student = pretrained.load_run(run)[0].params
+    mixed = pretrained.load_run(run, ema=True)[0].params
+    teacher = checkpoint.load_params(run)[1]["encoder"]
+    assert mixed.keys() == student.keys()
+    assert {"encoder_norm", "layer_0", "layer_1"} <= teacher.keys()
+    for name, part in mixed.items():
+        source = teacher if name in teacher else student
+        assert all(map(np.array_equal, jax.tree.leaves(part), jax.tree.leaves(source[name])))
+        differs = not np.array_equal(jax.tree.leaves(part)[0], jax.tree.leaves(student[name])[0])
+        assert differs == (name in teacher)
+
+
+def test_load_encoder_of_everything(run, tmp_path):
+    model, fabricated = test_fairseq.fabricate("hubert")
+    torch_models.save(model, tmp_path / "saved", normalize=False)
+    torch.save(fabricated, tmp_path / "hubert.pt")
+    saved = pretrained.load_encoder(tmp_path / "saved")
+    assert pretrained.load_encoder(str(tmp_path / "hubert.pt")).digest == saved.digest
+    assert pretrained.load_encoder(run).encoder.pos_conv_depth == 5
+    with pytest.raises(ValueError, match="has no step 3"):
+        pretrained.load_encoder(tmp_path / "saved", step=3)
+    for path in (tmp_path / "nothing", tmp_path, "facebook/hubert-base-ls960"):
+        with pytest.raises(FileNotFoundError, match="holds no encoder: give a workdir"):
+            pretrained.load_encoder(path)
+
+
+def refused(capsys, **flags) -> str:
+    """The one line of a command that ends with code 2."""
+    export.flags.FLAGS(["export", *(f"--{name}={value}" for name, value in flags.items())])
+    with pytest.raises(SystemExit) as exit_:
+        export.main(["export"])
+    captured = capsys.readouterr()
+    assert exit_.value.code == 2 and captured.out == ""
+    assert captured.err.startswith("musicssl: ") and captured.err.count("\n") == 1
+    return captured.err
+
+
+@pytest.fixture
+def fresh_flags():
+    yield
+    export.flags.FLAGS.unparse_flags()
+
+
+@pytest.mark.usefixtures("fresh_flags")
+def test_what_is_refused(run, hubert_run, tmp_path, capsys):
+    output = tmp_path / "out"
+    line = refused(capsys, workdir=hubert_run, output=output, ema=True)
+    assert "is a hubert run, which has no EMA teacher: leave --ema out" in line
+    line = refused(capsys, workdir=run, output=output, ema=False, step=7)
+    assert "no checkpoint of step 7: it has [100, 300]" in line
+    export.flags.FLAGS.step = None
+    assert "holds no checkpoint" in refused(capsys, workdir=tmp_path, output=output)
+    assert not output.exists()
+    output.mkdir()
+    (output / "model.safetensors").write_text("mine")
+    assert "is not empty" in refused(capsys, workdir=run, output=output)
+    assert [path.read_text() for path in output.iterdir()] == ["mine"]
+
+
+def test_the_card(run, tmp_path):
+    export.export(run, tmp_path / "bare", step=100, ema=True)
+    card = (tmp_path / "bare" / "README.md").read_text()
+    seconds = (320 * 128 + 80) / 16_000
+    for said in (
+        'AutoModel.from_pretrained("bare")',
+        "library_name: transformers",
+        "- data2vec-audio",
+        "| transformer's weights | EMA teacher |",
+        "| data set | synth_music |",
+        "| steps | 100 of 300 |",
+        f"| batch | 16 clips of {seconds:.2f} s |",
+        f"| audio-hours seen | {100 * 16 * seconds / 3600:.1f} |",
+        "| loss | 14.286 |",
+        "`hidden` holds 3 arrays [clips, frames, 48]",
+        "50 frames a second",
+        "The run has not been probed.",
+    ):
+        assert said in card, said
+    assert str(run.parent) not in card
+    run = shutil.copytree(run, tmp_path / "run")
+    (run / "probe").mkdir()
+    results = {"gs_key": {"weighted_score": 0.5061}, "layer": 7}
+    (run / "probe" / "results.json").write_text(json.dumps(results))
+    (run / "metrics.jsonl").unlink()
+    export.export(run, tmp_path / "probed")
+    card = (tmp_path / "probed" / "README.md").read_text()
+    assert "| gs_key.weighted_score | 0.5061 |" in card and "| layer | 7 |" in card
+    assert "The run has no metrics.jsonl." in card and "| trained encoder |" in card
+
+
+def test_the_cards_example_runs(hubert_run, tmp_path):
+    export.export(hubert_run, tmp_path / "out")
+    example = (tmp_path / "out" / "README.md").read_text().split("```")[1].removeprefix("python\n")
+    code = f"import os\nos.chdir({str(tmp_path)!r})\n{example}\nprint(len(hidden), hidden[0].shape)"
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "3 torch.Size([1, 49, 48])"
