@@ -56,5 +56,11 @@ def by_clip(function: Callable[..., jax.Array], clips: jax.Array, *shared: jax.A
     devices = 1 if mesh.empty else mesh.size
     if devices == 1 or clips.shape[0] % devices:
         return function(clips, *shared)
+    def local(clips: jax.Array, *shared: jax.Array) -> jax.Array:
+        # Each device has a gradient of its own for what they share: their sum belongs here, not in
+        # a custom gradient of the function.
+        own = (jax.lax.pcast(x, mesh.axis_names, to="varying") for x in shared)
+        return function(clips, *own)
+
     specs = (CLIPS, *[P()] * len(shared))
-    return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=CLIPS)(clips, *shared)
+    return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=CLIPS)(clips, *shared)
