@@ -12,6 +12,7 @@ def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.name = ""  # the file's name, and the first part of the default workdir
     config.variant = ""  # the second
+    config.then = ""  # the variant that follows when this is complete, with it as its teacher
     config.method = "data2vec"
     config.seed = 1  # of initial values, order of the data, crops, masks and dropout
     config.steps = 400_000

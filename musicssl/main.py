@@ -7,6 +7,7 @@ a loss that is not finite), 75 ended by SIGTERM after saving.
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,13 +15,16 @@ from typing import NoReturn
 
 import jax
 import ml_collections
-import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 from ml_collections import config_flags
 
-from musicssl import audio, checkpoint, sharding, train
+from musicssl import audio, checkpoint, codebook, sharding, train
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before anything imports TensorFlow
+# before anything imports TensorFlow, which only reads data here: no chatter
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Configuration file, :variant after it, e.g. configs/music2vec.py:demo"
@@ -39,6 +43,8 @@ SEVERAL_HOSTS = ("MEGASCALE_COORDINATOR_ADDRESS", "JOBSET_NAME")  # environments
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         refuse(f"unexpected arguments {argv[1:]}: options are spelt --name=value")
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # Orbax tells every step of a save
     config = CONFIG.value
     workdir = Path(WORKDIR.value or f"runs/{config.name}-{config.variant}")
     try:
@@ -46,20 +52,42 @@ def main(argv: list[str]) -> None:
         mesh = sharding.make_mesh(config.mesh.fsdp)
         train.check(config, mesh)
         checkpoint.claim(workdir, config)
-        batches = Batches(config)
+        batches = Batches(config, mesh)
         checkpoints = checkpoint.Checkpoints(workdir, config)
         state = train.initial_state(config, mesh, checkpoints)
+        frozen = label_source(config, workdir, mesh, batches) if config.method == "hubert" else {}
     except (ValueError, OSError) as error:  # past this point only a bug raises ValueError
         refuse(error)
     writer = Writer(workdir, int(state.step))
     try:
-        complete = train.train(config, mesh, checkpoints, state, {}, batches.open, writer.write)
+        complete = train.train(config, mesh, checkpoints, state, frozen, batches.open, writer.write)
     except train.TrainingStopped as error:
         print(f"musicssl: stopped: {error}", file=sys.stderr, flush=True)
         sys.exit(EXIT_STOPPED)
     except OSError as error:
         refuse(error)
+    if complete and config.then:
+        go_on(config.name, config.then, workdir)
     sys.exit(0 if complete else train.EXIT_PREEMPTED)
+
+
+def label_source(
+    config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh, batches: "Batches"
+) -> dict:
+    """The codebook, fitted if the workdir has none, and the encoder that it quantises."""
+    frozen, digest = codebook.frozen_encoder(config, mesh)
+    codes = codebook.get(config, workdir, mesh, frozen, digest, lambda: batches.open(0), train.say)
+    return frozen | {"codebook": codes}
+
+
+def go_on(name: str, variant: str, workdir: Path) -> NoReturn:
+    """Become the run that takes this one as its teacher, beside this workdir."""
+    train.say(f"going on with {name}:{variant}")
+    command = [sys.executable, "-m", "musicssl.main", f"--config=configs/{name}.py:{variant}"]
+    command += [f"--config.teacher.encoder={workdir}", f"--workdir={workdir}-{variant}"]
+    command += [x for x in sys.argv[1:] if x.startswith(("--config.data.", "--config.mesh."))]
+    sys.stdout.flush()
+    os.execv(sys.executable, command)
 
 
 def refuse(reason: object) -> NoReturn:
@@ -84,19 +112,17 @@ def start_jax() -> None:
 
 
 class Batches:
-    """The host wing's global batches, in the form that the loop asks for."""
+    """The host wing's global batches, placed on the mesh."""
 
-    def __init__(self, config: ml_collections.ConfigDict):
-        from data_pipelines import batches, build
+    def __init__(self, config: ml_collections.ConfigDict, mesh: Mesh):
+        from data_pipelines import batches
 
         data = config.data
         if data.name.split("/")[0] == "synth_music" and not batches.is_built(
             data.name, data.data_dir
         ):
-            train.say(f"synth_music is not in {data.data_dir} yet: composing it")
-            build.build(data.name, data_dir=data.data_dir)
-        self.config = config
-        self.samples = audio.crop_samples(data.crop_frames)
+            compose(data.name, data.data_dir)
+        self.config, self.mesh = config, mesh
         self.iterate = batches.iterate
         self.dataset = batches.open_dataset(data.name, data.data_dir, "train")
         if self.dataset.sample_rate != data.sample_rate:
@@ -105,16 +131,33 @@ class Batches:
                 f"{self.dataset.sample_rate} Hz: build that data set at the rate wanted"
             )
 
-    def open(self, first: int, rows: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
-        return self.iterate(
+    def open(self, first: int) -> Iterator[jax.Array]:
+        """The batches from step `first` on: int16 [b, n]."""
+        config = self.config
+        rows = sharding.rows_here(self.mesh, config.batch_size)
+        batches = self.iterate(
             self.dataset,
-            seed=self.config.seed,
-            batch_size=self.config.batch_size,
-            samples=self.samples,
+            seed=config.seed,
+            batch_size=config.batch_size,
+            samples=audio.crop_samples(config.data.crop_frames),
             start_step=first,
             rows=rows,
-            on_damage=self.config.data.on_damage,
+            on_damage=config.data.on_damage,
         )
+        return (
+            sharding.place_clips(self.mesh, config.batch_size, rows, batch["audio"])
+            for batch in batches
+        )
+
+
+def compose(name: str, data_dir: str) -> None:
+    """Build the synthetic data set, which needs no download, on its first use."""
+    if jax.process_index() == 0:
+        train.say(f"{name} is not in {data_dir} yet: composing it")
+        command = [sys.executable, "-m", "data_pipelines.build", name, f"--data_dir={data_dir}"]
+        if subprocess.run(command, check=False).returncode:
+            raise ValueError(f"{name} was not built: see above, or build it with {command[1:]}")
+    multihost_utils.sync_global_devices("data set built")
 
 
 class Writer:

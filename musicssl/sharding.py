@@ -56,6 +56,7 @@ def by_clip(function: Callable[..., jax.Array], clips: jax.Array, *shared: jax.A
     devices = 1 if mesh.empty else mesh.size
     if devices == 1 or clips.shape[0] % devices:
         return function(clips, *shared)
+
     def local(clips: jax.Array, *shared: jax.Array) -> jax.Array:
         # Each device has a gradient of its own for what they share: their sum belongs here, not in
         # a custom gradient of the function.
@@ -64,3 +65,19 @@ def by_clip(function: Callable[..., jax.Array], clips: jax.Array, *shared: jax.A
 
     specs = (CLIPS, *[P()] * len(shared))
     return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=CLIPS)(clips, *shared)
+
+
+def rows_here(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """The rows of the global batch that this process's devices hold, ascending."""
+    indices = NamedSharding(mesh, CLIPS).addressable_devices_indices_map((batch_size,))
+    return np.unique(np.concatenate([np.arange(batch_size)[i] for i in indices.values()]))
+
+
+def place_clips(mesh: Mesh, batch_size: int, rows: np.ndarray, local: np.ndarray) -> jax.Array:
+    """This process's rows [rows, n] as its part of the global batch [b, n]."""
+
+    def shard(index: tuple[slice, ...]) -> np.ndarray:
+        return local[np.searchsorted(rows, np.arange(batch_size)[index[0]])]
+
+    shape = (batch_size, *local.shape[1:])
+    return jax.make_array_from_callback(shape, NamedSharding(mesh, CLIPS), shard)

@@ -17,11 +17,11 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from musicssl import audio as sound
-from musicssl import data2vec, optim, sharding
+from musicssl import data2vec, hubert, optim, sharding
 from musicssl.encoder import Encoder
 from musicssl.masking import Batch, span_mask
 
-OBJECTIVES: dict[str, ModuleType] = {"data2vec": data2vec}
+OBJECTIVES: dict[str, ModuleType] = {"data2vec": data2vec, "hubert": hubert}
 STREAMS = ("init", "mask", "dropout", "layerdrop")
 
 

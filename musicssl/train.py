@@ -9,7 +9,7 @@ import jax
 import ml_collections
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from musicssl import audio, flops, sharding
 from musicssl import step as training
@@ -19,7 +19,7 @@ EXIT_PREEMPTED = 75  # "try again later": saved on SIGTERM, the same command goe
 AHEAD = 2  # steps dispatched before the host waits; it never reads a value of theirs
 
 Write = Callable[[int, dict[str, float]], None]
-OpenBatches = Callable[[int, np.ndarray], Iterator[dict[str, np.ndarray]]]
+OpenBatches = Callable[[int], Iterator[jax.Array]]
 
 
 class TrainingStopped(Exception):
@@ -69,23 +69,6 @@ def check(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
     jax.eval_shape(lambda: training.init_state(config))
 
 
-def rows_here(mesh: Mesh, batch_size: int) -> np.ndarray:
-    """The rows of the global batch that this process's devices hold, ascending."""
-    indices = NamedSharding(mesh, sharding.CLIPS).addressable_devices_indices_map((batch_size,))
-    return np.unique(np.concatenate([np.arange(batch_size)[i] for i in indices.values()]))
-
-
-def to_devices(mesh: Mesh, batch_size: int, rows: np.ndarray, local: np.ndarray) -> jax.Array:
-    """This process's rows [rows, n] as its part of the global batch [b, n]."""
-    placed = NamedSharding(mesh, sharding.CLIPS)
-
-    def shard(index: tuple[slice, ...]) -> np.ndarray:
-        wanted = np.arange(batch_size)[index[0]]
-        return local[np.searchsorted(rows, wanted)]
-
-    return jax.make_array_from_callback((batch_size, *local.shape[1:]), placed, shard)
-
-
 def train(
     config: ml_collections.ConfigDict,
     mesh: Mesh,
@@ -100,7 +83,7 @@ def train(
     Args:
       state: from `initial_state`; it is consumed.
       frozen: the teacher's fixed part.
-      open_batches: (first step, rows) -> batches of those rows of the global batches from there.
+      open_batches: first step -> the global batches of int16 audio [b, n] from there, on the mesh.
       write: takes scalars at a step; called on every process.
 
     Returns:
@@ -117,8 +100,7 @@ def train(
         checkpoints.close()
         return True
 
-    rows = rows_here(mesh, config.batch_size)
-    batches = open_batches(first, rows)
+    batches = open_batches(first)
     run = training.make_step(config, mesh)
     clock = Clock(config, mesh, first)
     metrics: list[dict[str, jax.Array]] = []
@@ -132,9 +114,7 @@ def train(
                 checkpoints.save(step, state, force=preempted)
                 if preempted or step == config.steps:
                     break
-                local = next(batches)["audio"]
-                clips = to_devices(mesh, config.batch_size, rows, local)
-                state, measured = run(state, frozen, clips)
+                state, measured = run(state, frozen, next(batches))
                 metrics.append(measured)
                 running.append(measured["loss"])
                 if len(running) > AHEAD:

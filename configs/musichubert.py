@@ -1,0 +1,102 @@
+"""musicHuBERT: HuBERT on music (arXiv:2307.05161).
+
+    python -m musicssl.main --config=configs/musichubert.py:k500
+    python -m musicssl.main --config=configs/musichubert.py:k2000_iter2 \\
+        --config.teacher.encoder=runs/musichubert-k2000_iter1
+    python -m musicssl.main --config=configs/musichubert.py:demo      # both iterations, on a CPU
+
+Hyper-parameters: fairseq examples/hubert/config/pretrain/hubert_base_librispeech.yaml; the four
+variants: MARBLE benchmark/models/hubert. The paper's batch is inferred from its checkpoints' epoch
+and update counters: about 32 clips of 30 s, four on each of eight GPUs (`mask.equal_counts`). The
+layer that the paper clusters for its second iteration is not known; 6 is HuBERT's own.
+
+Crops are 1496 frames (29.9 s) instead of 1499: a multiple of 8, which accelerators tile well.
+
+Cost: 250k steps of 16 minutes of audio are 66k audio-hours, about 1.2e19 FLOP.
+"""
+
+import ml_collections
+
+from configs import common
+
+SMALL = {
+    "batch_size": 16,
+    "precision": "float32",
+    "log_every": 10,
+    "checkpoint.every": 50,
+    "data.name": "synth_music",
+    "data.crop_frames": 128,
+    "encoder.layers": 4,
+    "encoder.width": 192,
+    "encoder.heads": 4,
+    "encoder.ffn_width": 768,
+    "encoder.stem_width": 128,
+    "encoder.pos_conv_kernel": 32,
+    "mask.equal_counts": 8,
+    "optim.warmup_steps": 30,
+    "optim.learning_rate": 1e-3,
+    "teacher.clusters": 64,
+    "teacher.batches": 20,
+    "teacher.sample": 20_000,
+    "teacher.restarts": 3,
+    "teacher.passes": 5,
+}
+SECOND = {"teacher.feature": "layer"}
+VARIANTS = {
+    "k500": {},
+    "k500_mfcc60": {"teacher.ceps": 20},
+    "k2000_iter1": {"teacher.clusters": 2000},
+    "k2000_iter2": {"teacher.clusters": 2000, "steps": 400_000} | SECOND,
+    "demo": SMALL | {"steps": 200, "then": "demo_iter2"},
+    "demo_iter2": SMALL | SECOND | {"steps": 150, "teacher.layer": 3},
+}
+
+
+def get_config(variant: str = "k500") -> ml_collections.ConfigDict:
+    """The configuration of one variant, locked."""
+    if variant not in VARIANTS:
+        raise ValueError(f"no variant {variant!r} in configs/musichubert.py: use {list(VARIANTS)}")
+    config = common.get_config()
+    config.name = "musichubert"
+    config.variant = variant
+    config.method = "hubert"
+    config.seed = 1337
+    config.steps = 250_000
+    config.batch_size = 32
+    config.data.normalize = False
+
+    config.encoder.stem_norm = "group"
+    config.encoder.pos_conv_depth = 0
+    config.encoder.pos_conv_kernel = 128
+    config.encoder.input_dropout = 0.1
+    config.encoder.feature_grad_mult = 0.1
+
+    config.mask.probability = 0.8
+    config.mask.min_spans = 2
+    config.mask.equal_counts = 4
+
+    config.optim.schedule = "polynomial"
+    config.optim.warmup_steps = 32_000
+    config.optim.clip_norm = 10.0
+
+    config.hubert = ml_collections.ConfigDict()
+    config.hubert.final_dim = 256
+    config.hubert.temperature = 0.1
+    config.hubert.feature_penalty = 10.0
+    config.hubert.unmasked_accuracy = False  # costs the logits of all other frames
+    config.hubert.min_label_perplexity = 2.0  # below it the labels are degenerate: stop
+
+    config.teacher = teacher = ml_collections.ConfigDict()  # where labels come from
+    teacher.feature = "mfcc"  # or "layer", of teacher.encoder
+    teacher.ceps = 13  # coefficients; with both differences 39 features, 20 make 60
+    teacher.encoder = ""  # a workdir, a Hugging Face directory or a fairseq file
+    teacher.layer = 6  # counted from 1; 0 is the transformer's input
+    teacher.clusters = 500
+    teacher.batches = 375  # global batches in a pass of k-means: 100 h of audio, a tenth of 1000 h
+    teacher.sample = 200_000  # frames that the codebook is seeded from
+    teacher.restarts = 20
+    teacher.polish = 20  # passes over the sample
+    teacher.passes = 20  # at most, over the batches
+    teacher.tolerance = 1e-3  # stop when inertia falls by less than this share
+    config.update_from_flattened_dict(VARIANTS[variant])
+    return config.lock()
