@@ -195,7 +195,7 @@ VOCALSET_DAMAGED = "male11/scales/belt/m11_scales_belt_a.wav"
 VOCALSET_UNUSED = {
     "female2/scales/vibrato/f2_scales_vibrato_a(1).wav": "superfluous",
     "male10/excerpts/vibrato/caro_vibrato.wav": "superfluous",
-    "male8/excerpts/vibrato/m9_caro_vibrato.wav": "the name says m9, the folder m8",
+    "male8/excerpts/vibrato/m9_caro_vibrato.wav": "misnamed: m9 by its name, m8 by its folder",
     "female2/arpeggios/vibrado/f2_arpeggios_vibrato_a.wav": None,  # not one of the 17 folders
 }
 

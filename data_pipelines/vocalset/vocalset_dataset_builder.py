@@ -78,12 +78,12 @@ def read_tree(paths: Sequence[str]) -> tuple[list[Recording], dict[str, str]]:
         if technique == "vibrato" and stem in DELETED:
             faults[path] = "superfluous: in no table of the paper"
         elif prefix in SINGERS and prefix != singer:
-            faults[path] = f"the name says {prefix}, the folder {singer}"
+            faults[path] = f"misnamed: {prefix} by its name, {singer} by its folder"
         else:
             name = stem if prefix == singer else f"{singer}_{stem}"
             recording = Recording(path, technique, singer, name)
             if recordings.setdefault(recording.key, recording) is not recording:
-                faults[path] = f"a second {recording.key}"
+                faults[path] = f"duplicate: a second {recording.key}"
     # With the extension, as MARBLE lists them: "u(1).wav" comes before "u.wav".
     return sorted(recordings.values(), key=lambda r: (r.technique, f"{r.name}.wav")), faults
 
