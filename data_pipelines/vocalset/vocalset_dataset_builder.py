@@ -104,8 +104,9 @@ def split_tables(recordings: Sequence[Recording]) -> dict[str, list[Recording]]:
     (0.4 of the rest validation). The technique test set is the five official singers.
 
     The paper says 9 training and 6 validation singers for technique, without naming them, so the
-    code's rule is the one here. It leaves singers in common between train and validation. MARBLE shuffles only the groups that yield a 3 s chunk;
-    here every recording counts, so a group of nothing but shorter ones would shift the shuffle.
+    code's rule is the one here. It leaves singers in common between train and validation. MARBLE
+    shuffles only the groups that yield a 3 s chunk; here every recording counts, so a group of
+    nothing but shorter ones would shift the shuffle.
     """
     by_technique = itertools.groupby(recordings, lambda recording: recording.technique)
     group = {r.key: index for _, members in by_technique for index, r in enumerate(members)}
