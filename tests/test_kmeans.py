@@ -61,6 +61,14 @@ def test_assign_gives_the_nearest_row() -> None:
     assert len(np.unique(labels)) > 20
 
 
+@pytest.mark.parametrize("clusters", [1, 2, 3, 35, 36, 37, 100, 2000])
+def test_the_argmin_of_cpus_is_argmin(clusters: int) -> None:
+    values = np.random.default_rng(0).standard_normal((3, 50, clusters)).astype(np.float32)
+    ours = jax.jit(kmeans._argmin_on_cpu)(values)
+    np.testing.assert_array_equal(ours, values.argmin(-1))
+    assert not np.any(kmeans._argmin_on_cpu(np.full((4, clusters), np.inf)) >= clusters)
+
+
 def test_a_pass_is_lloyds() -> None:
     features = frames(3_000)
     first = features[:40]
@@ -268,6 +276,10 @@ with jax.set_mesh(mesh):
     together = kmeans.fit(sharded, settings(40))
     totals = (np.zeros((40, 14), np.float32), np.zeros(40, np.int32))
     batch = next(sharded(0))
+    labels = jax.jit(kmeans.assign)
+    text = labels.lower(alone.codebook, batch).compile().as_text()
+    assert "all-" not in text
+    assert labels(alone.codebook, batch).sharding.is_equivalent_to(rows, 2)
     text = kmeans._accumulate.lower(totals, alone.codebook, batch).compile().as_text()
     assert "all-reduce" in text
     assert "all-gather" not in text and "all-to-all" not in text
