@@ -1,35 +1,40 @@
 """Builds a data set: python -m data_pipelines.build NAME --data_dir=DATA [--manual_dir=DIR].
 
-NAME is a builder's folder beside this file, NAME/CONFIG one of its configs. Flags that are not
-listed by --help go to Beam: with none of them the work is done by processes of this machine, and
+NAME is a builder's folder beside this file, NAME/CONFIG one of its configs. Without other flags
+the work is done by processes of this machine. Flags that are not listed here go to Beam:
 --runner=DataflowRunner, FlinkRunner or SparkRunner with their own flags hand it to a cluster.
 """
 
 import argparse
+import contextlib
 import importlib
+import io
 import logging
 import os
 import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
+
+# TensorFlow only writes files here; what it has to say of its kernels is noise.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 import tensorflow_datasets as tfds
-from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
 
+from data_pipelines import batches
 from data_pipelines.shards import LOCAL_RUNNER, SKIPPED, BuildError, ShardedBuilder
 
 _FULL = ("No space left on device", "Disk quota exceeded")
-_LOCAL = (None, "Direct", "DirectRunner", "FnApiRunner", LOCAL_RUNNER)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status, 1 for a failure that it explains in one line."""
     args, beam_flags = _parser().parse_known_args(arguments)
-    signal.signal(signal.SIGTERM, _leave)  # as an exception, so that TFDS removes what is half done
+    # As an exception, so that TFDS removes what is half done.
+    signal.signal(signal.SIGTERM, _leave)
     logging.getLogger().setLevel(logging.ERROR)
     try:
         with _silent_decoders():
@@ -37,6 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BuildError as error:
         print(f"build: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("build: interrupted; nothing of this build was kept", file=sys.stderr)
+        return 128 + signal.SIGINT
     return 0
 
 
@@ -46,7 +54,7 @@ def names() -> list[str]:
     return sorted(path.parent.name for path in here.glob("*/*_dataset_builder.py"))
 
 
-def load_builder(name: str, config: str | None, data_dir: str) -> tfds.core.DatasetBuilder:
+def load_builder(name: str, config: str | None, data_dir: str) -> ShardedBuilder:
     """Returns the builder of a folder beside this file.
 
     Raises:
@@ -55,7 +63,7 @@ def load_builder(name: str, config: str | None, data_dir: str) -> tfds.core.Data
     if name not in names():
         raise BuildError(f"there is no builder {name!r}; there are {', '.join(names())}")
     module = importlib.import_module(f"data_pipelines.{name}.{name}_dataset_builder")
-    configs = sorted(module.Builder.builder_configs)
+    configs = list(module.Builder.builder_configs)
     if config is not None and config not in configs:
         raise BuildError(f"{name} has no config {config!r}; it has {', '.join(configs) or 'none'}")
     return module.Builder(data_dir=data_dir, config=config)
@@ -71,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--manual_dir", help="folder of the files that the builder reads")
     add("--config", help="a config of the builder; the default is its first")
     add("--workers", type=int, help="processes on this machine; the default is one per core")
-    add("--max_lost", type=float, help="share of unusable files that a build may have (0.5)")
+    add("--max_lost", type=float, default=0.5, help="share of the files that may be unusable (0.5)")
     return parser
 
 
@@ -80,7 +88,8 @@ def _build(args: argparse.Namespace, beam_flags: Sequence[str]) -> None:
     name, _, config = args.name.partition("/")
     if config and args.config not in (None, config):
         raise BuildError(f"{args.name} and --config={args.config} name two configs; give one")
-    runner, options = _beam(args.workers, beam_flags)
+    _check(args)
+    beam_options = _beam_options(beam_flags) if beam_flags else {}
     builder = load_builder(name, args.config or config or None, args.data_dir)
     folder = Path(builder.data_path)
     if builder.is_prepared():
@@ -89,118 +98,97 @@ def _build(args: argparse.Namespace, beam_flags: Sequence[str]) -> None:
         return
     if folder.exists():
         raise BuildError(f"{folder} exists and holds no complete data set; remove it")
+    builder.max_lost = args.max_lost
+    builder.workers = args.workers or len(os.sched_getaffinity(0))
+    for left in folder.parent.glob(f"incomplete.*_{folder.name}"):  # another build may be running
+        print(f"{left} is of a build that was killed, or still runs", file=sys.stderr)
+    start = time.monotonic()
+    download = tfds.download.DownloadConfig(manual_dir=args.manual_dir, **beam_options)
+    with _full_disk_named(args.data_dir), contextlib.redirect_stdout(io.StringIO()):
+        builder.download_and_prepare(download_config=download)
+        batches.write_index(str(folder))
+    print(_summary(builder, time.monotonic() - start, "Beam" if beam_options else "processes"))
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raises BuildError for a flag whose value cannot be."""
     if args.manual_dir is not None and not Path(args.manual_dir).expanduser().is_dir():
         raise BuildError(f"--manual_dir={args.manual_dir} is not a folder")
-    if args.max_lost is not None:
-        if not isinstance(builder, ShardedBuilder) or not 0 <= args.max_lost <= 1:
-            raise BuildError("--max_lost is a share in 0..1, for builders that read audio files")
-        builder.max_lost = args.max_lost
-    _warn_of_leftovers(folder)
-    start = time.monotonic()
-    download = tfds.download.DownloadConfig(
-        manual_dir=args.manual_dir, beam_runner=runner, beam_options=options
-    )
-    with _one_line_errors(name, args.data_dir):
-        builder.download_and_prepare(download_config=download)
-    print(_summary(builder, time.monotonic() - start, options))
+    if not 0 <= args.max_lost <= 1:
+        raise BuildError(f"--max_lost={args.max_lost:g} is not a share in 0..1")
+    if args.workers is not None and args.workers < 1:
+        raise BuildError(f"--workers={args.workers} is not at least 1")
 
 
-def _beam(workers: int | None, flags: Sequence[str]) -> tuple[str, PipelineOptions]:
-    """Returns the runner and its options: this machine's processes unless flags say otherwise."""
+def _beam_options(flags: Sequence[str]) -> dict[str, Any]:
+    """Returns the DownloadConfig fields for a Beam runner and its flags."""
+    from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+
     options = PipelineOptions(list(flags))
-    runner = options.view_as(StandardOptions).runner
-    if runner not in _LOCAL:
-        if workers is not None:
-            raise BuildError(f"--workers is for this machine; {runner} has flags of its own")
-        return runner, options
     known = options.get_all_options()
     unknown = [
-        flag for flag in options.get_all_options(retain_unknown_options=True) if flag not in known
+        name for name in options.get_all_options(retain_unknown_options=True) if name not in known
     ]
-    if unknown or any(not flag.startswith("--") for flag in flags[:1]):
-        raise BuildError(f"unknown flag {' '.join(flags)}; see --help")
-    workers = len(os.sched_getaffinity(0)) if workers is None else workers
-    if workers < 1:
-        raise BuildError(f"--workers={workers} must be at least 1")
-    direct = options.view_as(DirectOptions)
-    if not any(flag.startswith("--direct_") for flag in flags):
-        direct.direct_num_workers = workers
-        direct.direct_running_mode = "multi_processing" if workers > 1 else "in_memory"
-    return LOCAL_RUNNER, options
+    runner = options.view_as(StandardOptions).runner
+    local = runner in (None, "DirectRunner", "FnApiRunner", LOCAL_RUNNER)
+    if not flags[0].startswith("--") or (unknown and local):
+        raise BuildError(f"not known here or to Beam: {' '.join(flags)}; see --help")
+    return {"beam_runner": LOCAL_RUNNER if local else runner, "beam_options": options}
 
 
-@contextmanager
-def _one_line_errors(name: str, data_dir: str) -> Iterator[None]:
-    """Turns the failures that a user can mend into BuildError; others keep their traceback."""
+@contextlib.contextmanager
+def _full_disk_named(data_dir: str) -> Iterator[None]:
+    """Turns any error that stems from a full disk into one line."""
     try:
         yield
-    except AssertionError as error:
-        if not str(error).startswith("Manual directory"):
-            raise
-        raise BuildError(f"{name} needs --manual_dir=DIR: {_first_line(error)}") from error
-    except Exception as error:  # Beam turns a worker's exception into text
+    except Exception as error:  # TensorFlow, Beam and Python each have their own
         if not any(sign in str(error) for sign in _FULL):
             raise
         raise BuildError(
             f"the disk of --data_dir={data_dir} is full; nothing of this build was kept: free some "
-            "space, or choose another, and build again"
+            "space, or choose another folder, and build again"
         ) from error
 
 
-def _summary(builder: tfds.core.DatasetBuilder, elapsed: float, options: PipelineOptions) -> str:
+def _summary(builder: ShardedBuilder, elapsed: float, workers: str) -> str:
     """Returns what was built, what was left out, and how long it took, in a few lines."""
-    splits = builder.info.splits
+    splits, summary = builder.info.splits, builder.summary
     shards = sum(split.num_shards for split in splits.values())
-    size = sum(split.num_bytes for split in splits.values())
+    size = sum(split.num_bytes for split in splits.values()) / 1e6
     counts = ", ".join(f"{name} {split.num_examples}" for name, split in splits.items())
-    lines = [
-        f"built     {builder.data_path}",
-        f"records   {splits.total_num_examples} ({counts}) in {shards} shards, {size / 1e6:,.1f} MB",
-    ]
-    speed = ""
-    if isinstance(builder, ShardedBuilder):
-        summary = builder.summary
-        used = summary.files - len(summary.skipped)
-        kinds = "".join(f"; {count} {kind}" for kind, count in summary.reasons())
-        lines += [
-            f"audio     {summary.seconds / 3600:.2f} h of {used} files",
-            f"skipped   {len(summary.skipped)} of {summary.files} files{kinds} (see {SKIPPED})",
+    used = summary.files - len(summary.skipped)
+    kinds = "".join(f"; {count} {kind}" for kind, count in summary.reasons())
+    see = f" (see {SKIPPED})" if kinds else ""
+    if workers == "processes":
+        workers = f"{builder.workers} workers"
+    return "\n".join(
+        [
+            f"built    {builder.data_path}",
+            f"records  {splits.total_num_examples} ({counts}) in {shards} shards, {size:,.1f} MB",
+            f"audio    {summary.seconds / 3600:.2f} h of {used} files",
+            f"skipped  {len(summary.skipped)} of {summary.files} files{kinds}{see}",
+            f"time     {elapsed:.1f} s, {summary.seconds / elapsed:,.0f} x real time, {workers}",
         ]
-        speed = f", {summary.seconds / elapsed:,.0f} x real time"
-    workers = options.view_as(DirectOptions).direct_num_workers
-    lines.append(f"time      {elapsed:.1f} s{speed}, {workers} workers")
-    return "\n".join(lines)
+    )
 
 
-def _warn_of_leftovers(folder: Path) -> None:
-    """Names what a killed build left beside the data set; another may be running, so no more."""
-    for path in folder.parent.glob(f"incomplete.*_{folder.name}"):
-        print(f"{path} is of a build that was killed, or still runs", file=sys.stderr)
-
-
-@contextmanager
+@contextlib.contextmanager
 def _silent_decoders() -> Iterator[None]:
     """Discards what C libraries write to stderr, such as libmpg123's note on every odd header.
 
     Python's own sys.stderr, with the progress and the errors, goes on as it was.
     """
-    sys.stderr.flush()
-    saved, python_stderr = os.dup(2), sys.stderr
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 2)
-    os.close(null)
-    try:
-        if python_stderr.fileno() == 2:
-            sys.stderr = open(os.dup(saved), "w", buffering=1)
-        yield
-    finally:
-        sys.stderr = python_stderr
-        os.dup2(saved, 2)
-        os.close(saved)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+    python_stderr = sys.stderr
+    python_stderr.flush()
+    with open(os.dup(2), "w", buffering=1) as saved, open(os.devnull, "w") as null:
+        os.dup2(null.fileno(), 2)
+        try:
+            with contextlib.redirect_stderr(
+                saved if python_stderr is sys.__stderr__ else sys.stderr
+            ):
+                yield
+        finally:
+            os.dup2(saved.fileno(), 2)
 
 
 def _leave(number: int, frame: object) -> NoReturn:

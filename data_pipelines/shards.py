@@ -2,22 +2,28 @@
 
 TFDS's own Beam writer gathers every example of a split inside the runner before it writes the
 first shard. On one machine that holds the whole data set in memory: 115 GB for 1,000 hours of
-16 kHz audio. Here the plan says which inputs make which shard, only names travel through Beam,
+16 kHz audio. Here the plan says which inputs make which shard, only names travel to the workers,
 and a worker holds one shard (128 MiB at most) and the input it reads. The plan depends on the
-inputs alone, so the shards are the same bytes whatever runs them.
+inputs alone, so the shards are the same bytes whatever runs them: processes of this machine, or
+any Beam runner.
 """
 
 import collections
 import dataclasses
 import hashlib
 import json
+import multiprocessing
+import os
 import shutil
+import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any
 
-import apache_beam as beam
+import tensorflow as tf
 import tensorflow_datasets as tfds
 from etils import epath
 from tqdm import tqdm
@@ -84,6 +90,7 @@ class ShardedBuilder(tfds.core.GeneratorBasedBuilder):
         that goes to skipped.tsv.
     """
 
+    workers = 1  # processes on this machine, if no Beam runner or options are given
     max_lost = 0.5  # a build that loses a larger share of its files fails
     summary: Summary | None = None  # of the build that this object did
 
@@ -105,7 +112,10 @@ class ShardedBuilder(tfds.core.GeneratorBasedBuilder):
             self._generate_examples, self.info.features, self._example_writer(), str(folder)
         )
         with _progress(folder, tasks, self.sample_rate):
-            _run(tasks, write, download_config)
+            if download_config.beam_runner or download_config.beam_options:
+                _run_on_beam(tasks, write, download_config)
+            else:
+                _run_here(tasks, write, self.workers)
         reports = [json.loads(_report(folder, task).read_text()) for task in tasks]
         skipped = sorted((path, reason) for report in reports for path, reason in report["skipped"])
         samples = sum(report["samples"] for report in reports)
@@ -172,7 +182,7 @@ class TaskWriter:
         for source in task.inputs:
             try:
                 for key, example in self.generate(source):
-                    record = self.features.serialize_example(example)
+                    record = _serialize(self.features, example)
                     if waiting and held + len(record) > LARGEST_SHARD:
                         flush()
                         held = 0
@@ -187,6 +197,12 @@ class TaskWriter:
         part = folder / f"{_report(folder, task).name}.writing"
         part.write_text(json.dumps(report))
         part.replace(_report(folder, task))  # whole as soon as it is seen: it drives the progress
+
+
+def _serialize(features: tfds.features.FeaturesDict, example: Example) -> bytes:
+    """Returns an example's bytes, its fields in the same order in every process."""
+    record = tf.train.Example.FromString(features.serialize_example(example))
+    return record.SerializeToString(deterministic=True)
 
 
 def plan(inputs: Mapping[str, Sequence[Input]]) -> list[Task]:
@@ -215,13 +231,50 @@ def write_skipped(path: epath.Path, skipped: Sequence[tuple[str, str]]) -> None:
     path.write_text("".join(lines))
 
 
-def _run(
+def _run_here(tasks: Sequence[Task], write: TaskWriter, workers: int) -> None:
+    """Runs the tasks in processes of this machine, or in this one.
+
+    Not in Beam's own local processes: its pipeline waits for ever for one that is killed.
+    """
+    if workers == 1:
+        for task in tasks:
+            write(task)
+        return
+    # One server imports TensorFlow, some seconds, and the workers are forked from it; forked from
+    # here they would inherit locks of threads that they do not have.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, write.generate.__module__])
+    pool = ProcessPoolExecutor(min(workers, len(tasks)), context, _start_worker)
+    try:
+        for future in as_completed([pool.submit(write, task) for task in tasks]):
+            future.result()
+    except BrokenProcessPool as error:
+        raise BuildError(
+            "a worker process was killed, perhaps for want of memory; build with fewer --workers"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    """Leaves Ctrl-C to the parent process, and ends with it however it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def follow() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+def _run_on_beam(
     tasks: Sequence[Task], write: TaskWriter, download_config: tfds.download.DownloadConfig
 ) -> None:
-    """Runs the tasks on the Beam runner asked for, or one after another in this process."""
-    options = download_config.beam_options or beam.options.pipeline_options.PipelineOptions([])
+    """Runs the tasks on a Beam runner; without a name, on the one in this process."""
+    import apache_beam as beam  # here, since a worker process needs none of its 100 MB
+
     runner = download_config.beam_runner or LOCAL_RUNNER
-    with beam.Pipeline(runner=runner, options=options) as pipeline:
+    with beam.Pipeline(runner=runner, options=download_config.beam_options) as pipeline:
         _ = pipeline | "Tasks" >> beam.Create(tasks) | "Write" >> beam.Map(write)
 
 
