@@ -124,6 +124,8 @@ def write(
         (aside / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         (aside / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n")
         (aside / "README.md").write_text(card, encoding="utf-8")
+        # safetensors writes for its owner alone; the other files follow the umask.
+        shutil.copymode(aside / "config.json", aside / "model.safetensors")
         os.replace(aside, output)
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -49,9 +49,18 @@ def load_run(
 
     Raises:
       FileNotFoundError: no run there, or no checkpoint of that step.
-      ValueError: `ema` of a run that has no EMA teacher, or an unknown encoder field.
+      ValueError: a damaged checkpoint, `ema` of a run that has no EMA teacher, or an encoder
+        field that is not known.
     """
-    params, teacher, config, step = checkpoint.load_params(workdir, step)
+    try:
+        params, teacher, config, step = checkpoint.load_params(workdir, step)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # Orbax and tensorstore raise many kinds
+        reason = next(iter(str(error).strip().splitlines()), repr(error))
+        raise ValueError(
+            f"the checkpoint of {workdir} cannot be read ({reason}): give the step of another"
+        ) from error
     tree = params["encoder"]
     if ema:
         if config.method != "data2vec":

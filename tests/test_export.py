@@ -179,6 +179,17 @@ def test_what_is_refused(run, hubert_run, tmp_path, capsys):
     assert [path.read_text() for path in output.iterdir()] == ["mine"]
 
 
+def test_a_damaged_checkpoint(run, tmp_path):
+    damaged = shutil.copytree(run, tmp_path / "run")
+    files = (damaged / "checkpoints" / "300" / "state").rglob("*")
+    largest = max((x for x in files if x.is_file()), key=lambda x: x.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"checkpoint of .*run cannot be read \(.*another$"):
+        export.export(damaged, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    export.export(damaged, tmp_path / "out", step=100)
+
+
 def test_the_card(run, tmp_path):
     export.export(run, tmp_path / "bare", step=100, ema=True)
     card = (tmp_path / "bare" / "README.md").read_text()

@@ -385,6 +385,7 @@ def test_an_occupied_output_is_refused(saved, tmp_path):
     (tmp_path / "empty").mkdir()
     huggingface.write(tmp_path / "empty", loaded, "hubert", MASKING, "card")
     assert (tmp_path / "empty" / "README.md").read_text() == "card"
+    assert len({path.stat().st_mode for path in (tmp_path / "empty").iterdir()}) == 1
 
 
 def test_a_failed_write_leaves_nothing(saved, tmp_path, monkeypatch):
