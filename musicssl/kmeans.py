@@ -36,7 +36,7 @@ class Settings:
     Attributes:
         clusters: rows of the codebook.
         seed: of the sample, the seedings and the splits of empty clusters.
-        sample: frames kept from the first pass to seed from; 50 a cluster or more.
+        sample: frames kept from the first pass to seed from; 65,536, or 100 a cluster if more.
         restarts: seedings tried on the sample, of which the best is kept.
         polish: Lloyd passes over the sample from there.
         passes: most Lloyd passes over the stream.
@@ -58,7 +58,7 @@ class Settings:
         if self.sample < self.clusters:
             raise ValueError(
                 f"a sample of {self.sample} frames cannot seed {self.clusters} clusters: "
-                "raise sample, to 50 a cluster or more"
+                "raise sample, to 100 a cluster or more"
             )
 
 

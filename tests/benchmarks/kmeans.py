@@ -85,7 +85,7 @@ def timed(name: str, fit: Callable[[], np.ndarray], frames: np.ndarray) -> tuple
     codebook = fit()
     wall, processor = time.perf_counter() - wall, time.process_time() - processor
     found = inertia(codebook, frames)
-    print(f"  {name:13} inertia {found:8.2f}  {wall:6.1f} s, {processor:6.1f} s of all cores")
+    print(f"  {name:13} inertia {found:8.2f}  {wall:6.1f} s, {processor:6.1f} s of processor time")
     return wall, found
 
 
