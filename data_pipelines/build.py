@@ -25,7 +25,8 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 import tensorflow_datasets as tfds
 
 from data_pipelines import batches
-from data_pipelines.shards import LOCAL_RUNNER, SKIPPED, BuildError, ShardedBuilder
+from data_pipelines.shards import SKIPPED, BuildError, ShardedBuilder
+from data_pipelines.workers import LOCAL_RUNNER
 
 _FULL = ("No space left on device", "Disk quota exceeded")
 
@@ -33,9 +34,6 @@ _FULL = ("No space left on device", "Disk quota exceeded")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status, 1 for a failure that it explains in one line."""
     args, beam_flags = _parser().parse_known_args(arguments)
-    # As an exception, so that TFDS removes what is half done.
-    signal.signal(signal.SIGTERM, _leave)
-    logging.getLogger().setLevel(logging.ERROR)
     try:
         with _silent_decoders():
             _build(args, beam_flags)
@@ -79,7 +77,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--manual_dir", help="folder of the files that the builder reads")
     add("--config", help="a config of the builder; the default is its first")
     add("--workers", type=int, help="processes on this machine; the default is one per core")
-    add("--max_lost", type=float, default=0.5, help="share of the files that may be unusable (0.5)")
+    add(
+        "--max_lost",
+        type=float,
+        default=ShardedBuilder.max_lost,
+        help="share of the files that may be unusable (0.5)",
+    )
     return parser
 
 
@@ -89,6 +92,8 @@ def _build(args: argparse.Namespace, beam_flags: Sequence[str]) -> None:
     if config and args.config not in (None, config):
         raise BuildError(f"{args.name} and --config={args.config} name two configs; give one")
     _check(args)
+    if beam_flags and args.workers:
+        raise BuildError("--workers is for this machine; a Beam runner has flags of its own")
     beam_options = _beam_options(beam_flags) if beam_flags else {}
     builder = load_builder(name, args.config or config or None, args.data_dir)
     folder = Path(builder.data_path)
@@ -106,14 +111,27 @@ def _build(args: argparse.Namespace, beam_flags: Sequence[str]) -> None:
     download = tfds.download.DownloadConfig(manual_dir=args.manual_dir, **beam_options)
     with _full_disk_named(args.data_dir), contextlib.redirect_stdout(io.StringIO()):
         builder.download_and_prepare(download_config=download)
-        batches.write_index(str(folder))
+    _write_index(folder)
     print(_summary(builder, time.monotonic() - start, "Beam" if beam_options else "processes"))
+
+
+def _write_index(folder: Path) -> None:
+    """Indexes the records for data_pipelines.batches, which would else do it on first use."""
+    try:
+        batches.write_index(str(folder))
+    except OSError as error:
+        print(f"{folder} is built, but not indexed: {error}", file=sys.stderr)
 
 
 def _check(args: argparse.Namespace) -> None:
     """Raises BuildError for a flag whose value cannot be."""
     if args.manual_dir is not None and not Path(args.manual_dir).expanduser().is_dir():
         raise BuildError(f"--manual_dir={args.manual_dir} is not a folder")
+    if "://" not in args.data_dir:
+        try:
+            Path(args.data_dir).expanduser().mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BuildError(f"--data_dir={args.data_dir}: {error.strerror}") from error
     if not 0 <= args.max_lost <= 1:
         raise BuildError(f"--max_lost={args.max_lost:g} is not a share in 0..1")
     if args.workers is not None and args.workers < 1:
@@ -196,4 +214,6 @@ def _leave(number: int, frame: object) -> NoReturn:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _leave)  # an exception, so that TFDS removes what is half done
+    logging.getLogger().setLevel(logging.ERROR)
     sys.exit(main())

@@ -25,6 +25,13 @@ _FALLBACK = "aac ac3 ape m4a m4b m4p mka mp4 mpc tta webm wma wv"
 SOUNDFILE_SUFFIXES = frozenset(f".{kind}" for kind in _LIBSNDFILE.split())
 # What librosa.load would hand to audioread, which needs FFmpeg or a system decoder.
 FALLBACK_SUFFIXES = frozenset(f".{kind}" for kind in _FALLBACK.split())
+_BYTES_PER_SECOND = {  # typical; 16,000 (128 kbit/s) for the others: duration() guesses by it
+    ".ape": 90_000,
+    ".mp4": 250_000,
+    ".tta": 90_000,
+    ".webm": 150_000,
+    ".wv": 90_000,
+}
 SUFFIXES = SOUNDFILE_SUFFIXES | FALLBACK_SUFFIXES
 
 COMPLETE = 0.95  # a file with less than this share of what its header promises is truncated
@@ -90,13 +97,16 @@ def load(path: str | os.PathLike, sample_rate: int, min_seconds: float = 0.0) ->
 
 
 def duration(path: str | os.PathLike) -> float:
-    """Returns a file's length in seconds by its header alone, 0.0 where that cannot be said."""
+    """Returns a file's length in seconds by its header alone, 0.0 where that cannot be said.
+
+    Of what soundfile does not read it is a guess by the size: starting a decoder costs too much.
+    """
     path = Path(path)
     try:
         if not path.is_file():  # a named pipe would be waited for
             return 0.0
         if path.suffix.lower() in FALLBACK_SUFFIXES:
-            return path.stat().st_size / 16_000  # at 128 kbit/s; the decoder would cost too much
+            return path.stat().st_size / _BYTES_PER_SECOND.get(path.suffix.lower(), 16_000)
         info = soundfile.info(str(path))
     except (OSError, soundfile.SoundFileError):
         return 0.0

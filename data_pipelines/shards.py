@@ -12,26 +12,21 @@ import collections
 import dataclasses
 import hashlib
 import json
-import multiprocessing
-import os
 import shutil
-import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from etils import epath
 from tqdm import tqdm
 
+from data_pipelines import workers
 from data_pipelines.decode import Unusable
 
-# Never Beam's default: since 2.6x it starts Prism, a binary that it downloads.
-LOCAL_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 SHARD_BYTES = 64 << 20  # planned size of a shard of a data set of 1 GiB and more
 SMALLEST_SHARD = 4 << 20  # bytes; a smaller data set is still cut for about 16 workers
 LARGEST_SHARD = 128 << 20  # bytes; an input that holds more than its plan said starts a new shard
@@ -66,6 +61,11 @@ class Task:
     split: str
     inputs: tuple[Input, ...]
 
+    @property
+    def report(self) -> str:
+        """The name of the file that says what the task did; it appears when it is done."""
+        return f"task{self.index:06d}.json"
+
 
 @dataclasses.dataclass
 class Summary:
@@ -78,6 +78,62 @@ class Summary:
     def reasons(self) -> list[tuple[str, int]]:
         """Returns (kind of reason, number of files), the most frequent first."""
         return collections.Counter(why.split(":")[0] for _, why in self.skipped).most_common()
+
+
+class _Record(NamedTuple):
+    """A record to be written: its key, its bytes, its samples of audio."""
+
+    key: str
+    serialized: bytes
+    samples: int
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskWriter:
+    """Writes the parts of a task and its report into `folder`; what a Beam worker calls."""
+
+    generate: Callable[[Input], Iterator[tuple[str, Example]]]
+    features: tfds.features.FeaturesDict
+    writer: Any  # of TFDS; writes (key, bytes) pairs in the data set's file format
+    folder: str
+
+    def __call__(self, task: Task) -> None:
+        folder = epath.Path(self.folder)
+        parts, skipped, samples = [], [], 0
+        for group in _grouped(self._records(task, skipped)):
+            # In the order of a hash: neighbours in a shard are not neighbours in a piece.
+            group.sort(key=lambda record: (_digest(record.key), record.key))
+            pairs = [(record.key, record.serialized) for record in group]
+            self.writer.write(str(_part(folder, task, len(parts))), pairs)
+            parts.append((len(group), sum(len(record.serialized) for record in group)))
+            samples += sum(record.samples for record in group)
+        report = json.dumps({"parts": parts, "samples": samples, "skipped": skipped})
+        writing = folder / f"{task.report}.writing"
+        writing.write_text(report)
+        writing.replace(folder / task.report)  # whole as soon as it is seen: progress reads it
+
+    def _records(self, task: Task, skipped: list[tuple[str, str]]) -> Iterator[_Record]:
+        """Yields the records of a task's inputs, and adds those that have none to `skipped`."""
+        for source in task.inputs:
+            try:
+                for key, example in self.generate(source):
+                    serialized = _serialize(self.features, example)
+                    yield _Record(key, serialized, len(example["audio"]))
+            except Unusable as unusable:
+                skipped.append((source.path, unusable.reason))
+
+
+def _grouped(records: Iterable[_Record]) -> Iterator[list[_Record]]:
+    """Yields the records in lists, each as long as LARGEST_SHARD allows."""
+    group, held = [], 0
+    for record in records:
+        if group and held + len(record.serialized) > LARGEST_SHARD:
+            yield group
+            group, held = [], 0
+        group.append(record)
+        held += len(record.serialized)
+    if group:
+        yield group
 
 
 class ShardedBuilder(tfds.core.GeneratorBasedBuilder):
@@ -112,18 +168,36 @@ class ShardedBuilder(tfds.core.GeneratorBasedBuilder):
             self._generate_examples, self.info.features, self._example_writer(), str(folder)
         )
         with _progress(folder, tasks, self.sample_rate):
-            if download_config.beam_runner or download_config.beam_options:
-                _run_on_beam(tasks, write, download_config)
-            else:
-                _run_here(tasks, write, self.workers)
-        reports = [json.loads(_report(folder, task).read_text()) for task in tasks]
+            self._run(tasks, write, download_config)
+        reports = [json.loads((folder / task.report).read_text()) for task in tasks]
         skipped = sorted((path, reason) for report in reports for path, reason in report["skipped"])
         samples = sum(report["samples"] for report in reports)
         files = sum(len(task.inputs) for task in tasks)
         self.summary = Summary(files, skipped, samples / self.sample_rate)
         self._check_lost(folder)
         write_skipped(folder / SKIPPED, skipped)
-        return self._number(folder, tasks, reports)
+        splits = self._number(folder, tasks, reports)
+        if "train" in {task.split for task in tasks} - {split.name for split in splits}:
+            raise BuildError("no file of split train is usable; add some or mend them")
+        return splits
+
+    def _run(
+        self,
+        tasks: Sequence[Task],
+        write: TaskWriter,
+        download_config: tfds.download.DownloadConfig,
+    ) -> None:
+        """Runs the tasks on Beam, if a runner or options are given, or on this machine."""
+        runner, options = download_config.beam_runner, download_config.beam_options
+        if runner or options:
+            workers.run_on_beam(write, tasks, runner, options)
+            return
+        try:
+            workers.run(write, tasks, self.workers, preload=type(self).__module__)
+        except BrokenProcessPool as error:
+            raise BuildError(
+                "a worker process was killed, perhaps for want of memory; use fewer --workers"
+            ) from error
 
     def _check_lost(self, folder: epath.Path) -> None:
         """Raises BuildError if too few files are usable, and leaves the list of the others."""
@@ -147,7 +221,7 @@ class ShardedBuilder(tfds.core.GeneratorBasedBuilder):
         for task, report in zip(tasks, reports, strict=True):
             for number, (records, size) in enumerate(report["parts"]):
                 parts[task.split].append((_part(folder, task, number), records, size))
-            _report(folder, task).unlink()
+            (folder / task.report).unlink()
         splits = []
         for split, found in parts.items():
             template = self._get_filename_template(split_name=split)
@@ -157,46 +231,6 @@ class ShardedBuilder(tfds.core.GeneratorBasedBuilder):
             size = sum(size for _, _, size in found)
             splits.append(tfds.core.SplitInfo(split, lengths, size, template))
         return splits
-
-
-@dataclasses.dataclass(frozen=True)
-class TaskWriter:
-    """Writes the parts of a task and its report into `folder`; what a Beam worker calls."""
-
-    generate: Callable[[Input], Iterator[tuple[str, Example]]]
-    features: tfds.features.FeaturesDict
-    writer: Any  # of TFDS; writes (key, bytes) pairs in the data set's file format
-    folder: str
-
-    def __call__(self, task: Task) -> None:
-        folder = epath.Path(self.folder)
-        parts, waiting, held, samples, skipped = [], [], 0, 0, []
-
-        def flush() -> None:
-            # In the order of a hash: neighbours in a shard are not neighbours in a piece.
-            waiting.sort(key=lambda record: (_digest(record[0]), record[0]))
-            self.writer.write(str(_part(folder, task, len(parts))), waiting)
-            parts.append((len(waiting), held))
-            waiting.clear()
-
-        for source in task.inputs:
-            try:
-                for key, example in self.generate(source):
-                    record = _serialize(self.features, example)
-                    if waiting and held + len(record) > LARGEST_SHARD:
-                        flush()
-                        held = 0
-                    waiting.append((key, record))
-                    held += len(record)
-                    samples += len(example["audio"])
-            except Unusable as unusable:
-                skipped.append((source.path, unusable.reason))
-        if waiting:
-            flush()
-        report = {"parts": parts, "samples": samples, "skipped": skipped}
-        part = folder / f"{_report(folder, task).name}.writing"
-        part.write_text(json.dumps(report))
-        part.replace(_report(folder, task))  # whole as soon as it is seen: it drives the progress
 
 
 def _serialize(features: tfds.features.FeaturesDict, example: Example) -> bytes:
@@ -228,60 +262,13 @@ def plan(inputs: Mapping[str, Sequence[Input]]) -> list[Task]:
 def write_skipped(path: epath.Path, skipped: Sequence[tuple[str, str]]) -> None:
     """Writes one line, path<TAB>reason, for each file that was left out."""
     lines = [f"{name.translate(_TSV)}\t{reason.translate(_TSV)}\n" for name, reason in skipped]
-    path.write_text("".join(lines))
-
-
-def _run_here(tasks: Sequence[Task], write: TaskWriter, workers: int) -> None:
-    """Runs the tasks in processes of this machine, or in this one.
-
-    Not in Beam's own local processes: its pipeline waits for ever for one that is killed.
-    """
-    if workers == 1:
-        for task in tasks:
-            write(task)
-        return
-    # One server imports TensorFlow, some seconds, and the workers are forked from it; forked from
-    # here they would inherit locks of threads that they do not have.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, write.generate.__module__])
-    pool = ProcessPoolExecutor(min(workers, len(tasks)), context, _start_worker)
-    try:
-        for future in as_completed([pool.submit(write, task) for task in tasks]):
-            future.result()
-    except BrokenProcessPool as error:
-        raise BuildError(
-            "a worker process was killed, perhaps for want of memory; build with fewer --workers"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _start_worker() -> None:
-    """Leaves Ctrl-C to the parent process, and ends with it however it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def follow() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
-
-
-def _run_on_beam(
-    tasks: Sequence[Task], write: TaskWriter, download_config: tfds.download.DownloadConfig
-) -> None:
-    """Runs the tasks on a Beam runner; without a name, on the one in this process."""
-    import apache_beam as beam  # here, since a worker process needs none of its 100 MB
-
-    runner = download_config.beam_runner or LOCAL_RUNNER
-    with beam.Pipeline(runner=runner, options=download_config.beam_options) as pipeline:
-        _ = pipeline | "Tasks" >> beam.Create(tasks) | "Write" >> beam.Map(write)
+    path.write_bytes("".join(lines).encode("utf-8", "backslashreplace"))  # names need not be UTF-8
 
 
 @contextmanager
 def _progress(folder: epath.Path, tasks: Sequence[Task], sample_rate: int) -> Iterator[None]:
     """Shows files done, hours of audio and times real time while workers write their reports."""
-    waiting = {_report(folder, task).name: len(task.inputs) for task in tasks}
+    waiting = {task.report: len(task.inputs) for task in tasks}
     done = threading.Event()
     bar = tqdm(total=sum(waiting.values()), unit=" files", desc="building", smoothing=0)
 
@@ -326,7 +313,3 @@ def _digest(text: str) -> bytes:
 
 def _part(folder: epath.Path, task: Task, number: int) -> epath.Path:
     return folder / f"task{task.index:06d}-{number:04d}.part"
-
-
-def _report(folder: epath.Path, task: Task) -> epath.Path:
-    return folder / f"task{task.index:06d}.json"
