@@ -38,8 +38,10 @@ def is_locked(path: Path) -> bool:
             length, kind = struct.unpack(">I4s", header[:8])
             if length == 1 and len(header) == 16:
                 (length,) = struct.unpack(">Q", header[8:])
-            if kind == b"moov":  # "sinf" is the protection scheme of a track
-                return b"sinf" in header + file.read(min(length or _MOOV_LIMIT, _MOOV_LIMIT))
+            if kind == b"moov":
+                file.seek(position)
+                index = file.read(min(length or _MOOV_LIMIT, _MOOV_LIMIT))
+                return b"sinf" in index  # the protection scheme of a track
             if length < 8:
                 return False
             position += length

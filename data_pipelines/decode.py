@@ -262,7 +262,8 @@ def _open_audioread(path: Path) -> Iterator[_Stream]:
             promised = int(stated * file.samplerate)
             yield _Stream(file.samplerate, promised, _audioread_blocks(file, file.channels))
     except audioread.NoBackendError as error:
-        if len(audioread.available_backends()) > 1:  # one is Python's own reader of raw files
+        names = {backend.__name__ for backend in audioread.available_backends()}
+        if names - {"RawAudioFile"}:  # which is Python's own and reads none of these
             raise Unusable("not audio, or a kind that cannot be read") from error
         raise Unusable(f"no decoder: {path.suffix} needs FFmpeg on this machine") from error
     except (audioread.DecodeError, OSError, EOFError) as error:
