@@ -7,6 +7,7 @@ a loss that is not finite), 75 ended by SIGTERM after saving.
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -40,6 +41,21 @@ EXIT_REFUSED, EXIT_STOPPED = 2, 3
 SEVERAL_HOSTS = ("MEGASCALE_COORDINATOR_ADDRESS", "JOBSET_NAME")  # environments of such jobs
 
 
+def parse(argv: list[str]) -> list[str]:
+    """Read the flags; a wrong one is refused in one line."""
+    try:
+        rest = flags.FLAGS(argv)
+        _ = CONFIG.value.name  # a file that is not there is told when it is used
+        return rest
+    except AttributeError as error:  # ml_collections' word for a leaf that is not there
+        leaf = str(error).strip("'\"")
+        spelt = (x.partition("=")[0] for x in argv if x.startswith("--config."))
+        name = next((x for x in spelt if leaf in x.split(".")), leaf)
+        refuse(f"{name} is not in the configuration: its values are listed in configs/")
+    except (flags.Error, OSError) as error:
+        refuse(str(error).strip().splitlines()[-1].strip().removeprefix("ValueError: "))
+
+
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         refuse(f"unexpected arguments {argv[1:]}: options are spelt --name=value")
@@ -47,6 +63,8 @@ def main(argv: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)  # Orbax tells every step of a save
     config = CONFIG.value
     workdir = Path(WORKDIR.value or f"runs/{config.name}-{config.variant}")
+    # Until training takes the signal over, all that is worth keeping is on disk already.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(train.EXIT_PREEMPTED))
     try:
         start_jax()
         mesh = sharding.make_mesh(config.mesh.fsdp)
@@ -86,6 +104,10 @@ def go_on(name: str, variant: str, workdir: Path) -> NoReturn:
     command = [sys.executable, "-m", "musicssl.main", f"--config=configs/{name}.py:{variant}"]
     command += [f"--config.teacher.encoder={workdir}", f"--workdir={workdir}-{variant}"]
     command += [x for x in sys.argv[1:] if x.startswith(("--config.data.", "--config.mesh."))]
+    for flag in (COORDINATOR, PROCESSES, PROCESS):
+        command += [] if flag.value is None else [f"--{flag.name}={flag.value}"]
+    if jax.process_count() > 1:
+        jax.distributed.shutdown()
     sys.stdout.flush()
     os.execv(sys.executable, command)
 
@@ -118,6 +140,7 @@ class Batches:
         from data_pipelines import batches
 
         data = config.data
+        self.samples = audio.crop_samples(data.crop_frames)
         if data.name.split("/")[0] == "synth_music" and not batches.is_built(
             data.name, data.data_dir
         ):
@@ -130,6 +153,7 @@ class Batches:
                 f"data.sample_rate is {data.sample_rate} Hz and {self.dataset.directory} holds "
                 f"{self.dataset.sample_rate} Hz: build that data set at the rate wanted"
             )
+        batches.check_crop(self.dataset, self.samples)
 
     def open(self, first: int) -> Iterator[jax.Array]:
         """The batches from step `first` on: int16 [b, n]."""
@@ -139,7 +163,7 @@ class Batches:
             self.dataset,
             seed=config.seed,
             batch_size=config.batch_size,
-            samples=audio.crop_samples(config.data.crop_frames),
+            samples=self.samples,
             start_step=first,
             rows=rows,
             on_damage=config.data.on_damage,
@@ -187,4 +211,4 @@ class Writer:
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    app.run(main)
+    app.run(main, flags_parser=parse)

@@ -55,13 +55,21 @@ def check(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
             f"batch_size is {config.batch_size}, which {mesh.size} devices times accumulate="
             f"{parts} do not divide: choose a multiple of {max(parts, 1) * mesh.size}"
         )
-    if config.nonfinite not in ("stop", "skip"):
-        raise ValueError(f"nonfinite is {config.nonfinite!r}: use 'stop' or 'skip'")
-    for name in ("steps", "log_every", "checkpoint.every", "checkpoint.keep"):
-        section, leaf = name.rpartition(".")[::2]
-        value = (config[section] if section else config)[leaf]
+    for name, choice in (("nonfinite", config.nonfinite), ("data.on_damage", config.data.on_damage)):
+        if choice not in ("stop", "skip"):
+            raise ValueError(f"{name} is {choice!r}: use 'stop' or 'skip'")
+    if config.precision not in ("float32", "bfloat16"):
+        raise ValueError(f"precision is {config.precision!r}: use 'float32' or 'bfloat16'")
+    counts = {name: config[name] for name in ("steps", "log_every")}
+    counts |= {f"checkpoint.{name}": value for name, value in config.checkpoint.items()}
+    for name, value in counts.items():
         if value < 1:
             raise ValueError(f"{name} is {value}: use 1 or more")
+    width = config.encoder.width
+    for name in ("heads", "pos_conv_groups"):
+        value = config.encoder[name]
+        if value < 1 or width % value:
+            raise ValueError(f"encoder.{name} is {value}: choose a divisor of the width, {width}")
     samples = audio.crop_samples(config.data.crop_frames)
     clips = jax.ShapeDtypeStruct((config.batch_size, samples), np.int16)
     key = training.streams(config.seed, 0)["mask"]
