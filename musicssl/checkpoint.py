@@ -1,7 +1,7 @@
 """States on disk: one Orbax checkpoint a step under <workdir>/checkpoints, and the run's config.
 
 Each checkpoint holds the state and a small JSON document: the configuration, the git commit and
-the audio-hours seen. Saves are asynchronous and become visible by one rename, so a process that
+the step. Saves are asynchronous and become visible by one rename, so a process that
 dies while saving leaves the checkpoints before it untouched.
 """
 
@@ -42,7 +42,7 @@ def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
     """Write <workdir>/config.json; where the run has checkpoints, check that it is the same run.
 
     Raises:
-      ValueError: the directory holds another run, or checkpoints of an unknown one.
+      ValueError: the directory holds another run, checkpoints of an unknown one, or something else.
     """
     path = workdir / "config.json"
     mine = json.loads(config.to_json())
@@ -65,6 +65,8 @@ def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
                 f"{workdir} holds a run of another configuration: {', '.join(changed)}. Use "
                 "another --workdir, or the same values to go on with that run"
             )
+    elif path.exists() and not wrote(path):
+        raise ValueError(f"{path} is not of a run: it would be lost, use another --workdir")
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")
@@ -72,18 +74,22 @@ def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
         temporary.rename(path)
 
 
+def wrote(path: Path) -> bool:
+    """Whether `claim` wrote this file: a Hugging Face directory has a config.json too."""
+    try:
+        return {"name", "variant", "method"} <= json.loads(path.read_text()).keys()
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
 def git_commit() -> str:
     """The commit that the code is at, "-dirty" added where files differ, "" outside git."""
-    command = [
-        "git",
-        "-C",
-        str(Path(__file__).parent),
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=40",
-    ]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = ["git", "--no-optional-locks", "-C", str(Path(__file__).parent)]
+    command += ["describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:  # no git on this machine
+        return ""
     return result.stdout.strip()
 
 
@@ -92,7 +98,7 @@ class Checkpoints:
 
     def __init__(self, workdir: Path, config: ml_collections.ConfigDict):
         self.directory = Path(workdir).absolute() / "checkpoints"
-        self.config = config
+        self.about = {"config": json.loads(config.to_json()), "commit": git_commit()}
         keep = preservation_policy.AnyPreservationPolicy(
             [
                 preservation_policy.LatestN(config.checkpoint.keep),
@@ -144,11 +150,7 @@ class Checkpoints:
         if step in self.manager.all_steps():
             return False
         self.check_space(state)
-        about = {
-            "config": json.loads(self.config.to_json()),
-            "commit": git_commit(),
-            "step": step,
-        }
+        about = self.about | {"step": step}
         return self.manager.save(
             step,
             args=ocp.args.Composite(
