@@ -70,8 +70,8 @@ def get(
     digest: str,
     open_batches: Callable[[], Iterator[jax.Array]],
     say: Callable[[str], None],
-) -> np.ndarray:
-    """The workdir's codebook [k, f], fitted if it is not there.
+) -> jax.Array:
+    """The workdir's codebook [k, f] on every device, fitted if it is not there.
 
     Args:
       frozen, digest: of `frozen_encoder`.
@@ -84,8 +84,10 @@ def get(
     """
     what = definition(config, digest)
     path = workdir / FILE
+    everywhere = NamedSharding(mesh, PartitionSpec())
     if path.exists():
-        return kmeans.load_codebook(path, what, config.teacher.clusters)
+        saved = kmeans.load_codebook(path, what, config.teacher.clusters)
+        return jax.device_put(saved, everywhere)
     t = config.teacher
     settings = kmeans.Settings(
         t.clusters, config.seed, t.sample, t.restarts, t.polish, t.passes, t.tolerance
@@ -117,7 +119,7 @@ def get(
     if jax.process_index() == 0:
         draw(state, workdir / PICTURE)
         kmeans.save_codebook(path, state.codebook, what)
-    return state.codebook
+    return jax.device_put(state.codebook, everywhere)
 
 
 def check(state: kmeans.State, config: ml_collections.ConfigDict) -> None:
