@@ -2,14 +2,15 @@
 
 Row r of step s is place p = s * batch_size + r of the stream that `order` defines. There is no
 shuffle buffer and no state: a run goes on at any step at once, and any number of hosts read their
-rows of the same global batches. tf.data calls the reader in parallel, keeps the order and bounds
-what is read ahead.
+rows of the same global batches. tf.data keeps the batches in order and bounds what is read ahead;
+the rows of a batch are read by threads into its place in memory, which is never copied.
 """
 
 import logging
 import os
 import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import tensorflow as tf
@@ -32,8 +33,9 @@ __all__ = [
 
 ENDLESS = 1 << 40  # steps
 FAILED = -2  # in place of a record; -1 is a row without one
-PIECE = 32  # rows that a thread reads in one go
-AHEAD = 2  # whole batches that wait
+PIECE = 8  # rows that a thread reads in one go
+READING = 2  # batches that are read at once, so that no thread waits for the last row of one
+AHEAD = 1  # whole batches that wait beside those
 THREADS = 8  # at most by default: more of them wait for Python's lock
 ATTEMPTS = 16  # records tried for one row
 LOST_SHARE, LOST_FEW = 0.01, 10  # "skip" ends when both this share and this number are damaged
@@ -108,7 +110,7 @@ def sequential(
 
 
 class _Reader:
-    """Reads a piece of a step's rows; called by several threads at once."""
+    """Reads a step's rows."""
 
     def __init__(
         self,
@@ -129,29 +131,36 @@ class _Reader:
         lost = np.flatnonzero(dataset.samples == 0)
         if on_damage == "stop" and len(lost):
             raise dataset.damage(lost[0], f"one of {len(lost)} records missing, empty or damaged")
-        self.dataset, self.plan, self.batch_size = dataset, plan, batch_size
+        self.dataset, self.plan, self.batch_size, self.rows = dataset, plan, batch_size, rows
         self.samples, self.skips = samples, on_damage == "skip"
-        self.rows = len(rows)
-        self.pieces = np.array_split(rows, -(-len(rows) // PIECE))
         self.damaged: dict[int, str] = {}
         self.errors: dict[int, Exception] = {}
         self.closed = False
 
-    def __call__(self, number: np.int64) -> tuple[np.ndarray, np.ndarray]:
-        """Audio [rows of the piece, samples] and records of piece `number` of the whole run."""
-        step, piece = divmod(int(number), len(self.pieces))
-        places = step * self.batch_size + self.pieces[piece]
-        audio = np.empty((len(places), self.samples), np.int16)
+    def __call__(self, step: int, pool: ThreadPoolExecutor) -> tuple[np.ndarray, np.ndarray]:
+        """Audio [rows, samples] and records [rows] of a step, read by the threads of `pool`."""
+        audio = _aligned(len(self.rows), self.samples)
+        places = step * self.batch_size + self.rows
         try:
             records, starts = self.plan(places)  # [rows], [rows]
-            for row, place in enumerate(places.tolist()):
-                if self.closed:
-                    break  # nobody wants the rest
-                records[row] = self._row(place, records[row], starts[row], audio[row])
+            pieces = [slice(row, row + PIECE) for row in range(0, len(places), PIECE)]
+            running = [
+                pool.submit(self._fill, places[p], records[p], starts[p], audio[p]) for p in pieces
+            ]
+            for piece in running:
+                piece.result()
         except Exception as error:  # to be raised by Batches: TensorFlow would print pages about it
-            self.errors[int(number)] = error
+            self.errors[step] = error
             records = np.full(len(places), FAILED)
         return audio, records
+
+    def _fill(
+        self, places: np.ndarray, records: np.ndarray, starts: np.ndarray, audio: np.ndarray
+    ) -> None:
+        for row, place in enumerate(places.tolist()):
+            if self.closed:
+                return  # nobody wants the rest
+            records[row] = self._row(place, int(records[row]), int(starts[row]), audio[row])
 
     def _row(self, place: int, record: int, start: int, out: np.ndarray) -> int:
         """Fills out with the crop of a place, or of what stands in for it, and names the record."""
@@ -163,7 +172,7 @@ class _Reader:
                 self.dataset.read(record, start, out)
                 return record
             except Damaged as error:
-                self._count(int(record), error)
+                self._count(record, error)
             record, start = self.plan.instead(place, attempt)
         raise Damaged(f"{self.dataset.directory}: {ATTEMPTS} records drawn in turn are damaged")
 
@@ -189,17 +198,17 @@ class Batches(Iterator[dict[str, np.ndarray]]):
     """
 
     def __init__(self, reader: _Reader, steps: range, threads: int | None):
-        threads = threads or min(os.cpu_count() or 1, THREADS)
         self._reader = reader
-        self._running = [_pipeline(reader, steps, threads).as_numpy_iterator()]
+        pool = ThreadPoolExecutor(threads or min(os.cpu_count() or 1, THREADS), "batches")
+        self._running = [_pipeline(reader, steps, pool).as_numpy_iterator()]
         # At exit too: a thread that called into a Python already gone would abort the process.
-        self.close = weakref.finalize(self, _close, reader, self._running)
+        self.close = weakref.finalize(self, _close, reader, pool, self._running)
 
     def __next__(self) -> dict[str, np.ndarray]:
         if not self._running:
             raise StopIteration
         batch = next(self._running[0])
-        if (batch["record"] == FAILED).any():
+        if batch["record"][0] == FAILED:
             self.close()
             raise self._reader.errors[min(self._reader.errors)]
         if self._reader.closed:  # by another thread meanwhile: the batch may be cut off
@@ -212,33 +221,36 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         return dict(self._reader.damaged)
 
 
-def _close(reader: _Reader, running: list) -> None:
+def _close(reader: _Reader, pool: ThreadPoolExecutor, running: list) -> None:
     reader.closed = True
+    pool.shutdown(wait=False, cancel_futures=True)
     running.clear()  # the last reference: TensorFlow waits for its threads and frees the batches
 
 
-def _pipeline(reader: _Reader, steps: range, threads: int) -> tf.data.Dataset:
-    """The pieces of the steps, read in parallel and put together in order."""
-
+def _pipeline(reader: _Reader, steps: range, pool: ThreadPoolExecutor) -> tf.data.Dataset:
+    """The batches of the steps in order, {"audio": [rows, samples], "record": [rows]}."""
     alive = weakref.ref(reader)  # TensorFlow keeps every function that it was ever given
+    working = weakref.ref(pool)
 
-    def call(number: np.int64) -> tuple[np.ndarray, np.ndarray]:
-        return alive()(number)
+    def call(step: np.int64) -> tuple[np.ndarray, np.ndarray]:
+        return alive()(int(step), working())
 
-    def read(number: tf.Tensor) -> dict[str, tf.Tensor]:
-        audio, records = tf.numpy_function(call, [number], (tf.int16, tf.int64))
-        return {
-            "audio": tf.ensure_shape(audio, [None, reader.samples]),
-            "record": tf.ensure_shape(records, [None]),
-        }
+    def read(step: tf.Tensor) -> dict[str, tf.Tensor]:
+        audio, records = tf.numpy_function(call, [step], (tf.int16, tf.int64))
+        return {"audio": audio, "record": records}
 
-    pieces = len(reader.pieces)
-    numbers = tf.data.Dataset.range(steps.start * pieces, steps.stop * pieces)
-    batches = numbers.map(read, num_parallel_calls=threads, deterministic=True)
-    if pieces > 1:
-        batches = batches.rebatch(reader.rows)
+    batches = tf.data.Dataset.range(steps.start, steps.stop)
+    batches = batches.map(read, num_parallel_calls=READING, deterministic=True).prefetch(AHEAD)
     options = tf.data.Options()
     options.autotune.enabled = False
-    options.threading.private_threadpool_size = threads
+    options.threading.private_threadpool_size = READING
     options.threading.max_intra_op_parallelism = 1
-    return batches.prefetch(AHEAD).with_options(options)
+    return batches.with_options(options)
+
+
+def _aligned(rows: int, samples: int) -> np.ndarray:
+    """int16 [rows, samples] as TensorFlow aligns its own, so that it takes them uncopied."""
+    size = 2 * rows * samples
+    memory = np.empty(size + 64, np.uint8)
+    begin = -memory.ctypes.data % 64
+    return memory[begin : begin + size].view(np.int16).reshape(rows, samples)

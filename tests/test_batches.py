@@ -140,7 +140,7 @@ def test_the_start_is_as_near_at_any_step(dataset, monkeypatch):
         dataset, seed=5, batch_size=8, samples=500, start_step=10**9, threads=2
     )
     take(1, stream)
-    assert 8 <= len(reads) <= 8 * (1 + batches.AHEAD + 2 * 2 + 1)
+    assert 8 <= len(reads) <= 8 * (2 + batches.AHEAD + batches.READING)
 
 
 def test_an_epoch_holds_every_record_once_and_no_two_are_alike(dataset):
@@ -322,7 +322,7 @@ def test_no_more_is_read_ahead_than_waits(dataset, monkeypatch):
         idle.wait(0.2)
         if len(reads) == before:
             break
-    assert len(reads) <= 4 * (1 + batches.AHEAD + 2 * 2 + 1)
+    assert len(reads) <= 4 * (2 + batches.AHEAD + batches.READING)
     stream.close()
 
 
