@@ -1,0 +1,162 @@
+"""The input pipeline alone, beside a bare read of the same TFRecord files.
+
+    python -m tests.benchmarks.input [--threads=1,2,4] [--frames=256] [--rounds=3]
+
+It fabricates 600 records of 30 s at 16 kHz (576 MB) in a temporary folder and reads them warm. For
+each number of threads a process of its own, bound to as many cores, takes random crops with
+`data_pipelines.batches` and whole records with the fastest TFRecordDataset found (parallel
+interleave over the shards, any order, its best buffer size), in turn, so that a busy machine slows
+both.
+"""
+
+import argparse
+import collections
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+RECORDS, SHARDS, SECONDS, RATE, CLIPS = 600, 8, 30, 16_000, 32
+LIMIT = 0.6  # of the bare reading's records per second
+BUFFERS = (1 << 18, 1 << 20, 1 << 22)  # bytes; the best differs between machines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--threads", default="1,2,4", help="numbers of threads, and cores")
+    parser.add_argument("--frames", type=int, default=256, help="of the encoder, in a crop")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--worker", help=argparse.SUPPRESS)  # the data's folder
+    arguments = parser.parse_args()
+    if arguments.worker:
+        found = measure(
+            Path(arguments.worker), int(arguments.threads), arguments.frames, arguments.rounds
+        )
+        print(json.dumps(found))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        fabricate(Path(folder))
+        for threads in arguments.threads.split(","):
+            command = [sys.executable, "-m", "tests.benchmarks.input", f"--worker={folder}"]
+            command += [f"--threads={threads}", f"--frames={arguments.frames}"]
+            command += [f"--rounds={arguments.rounds}"]
+            worker = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+            report(int(threads), arguments.frames, json.loads(worker.stdout))
+    print(machine())
+
+
+def fabricate(folder: Path) -> None:
+    """Write the data set as the builders would, with its index."""
+    from data_pipelines import batches
+    from tests import record_files
+
+    rng = np.random.default_rng(0)
+    shards = [
+        (record_files.noise(rng, SECONDS * RATE) for _ in range(RECORDS // SHARDS))
+        for _ in range(SHARDS)
+    ]
+    directory = record_files.write(folder / "clips" / "16khz" / "1.0.0", {"train": shards})
+    begin = time.perf_counter()
+    batches.write_index(directory)
+    size = next(directory.glob("*.npz")).stat().st_size
+    rate = RECORDS / (time.perf_counter() - begin)
+    print(f"index            {rate:8.0f} records/s, {size / RECORDS:.0f} bytes a record")
+
+
+def measure(folder: Path, threads: int, frames: int, rounds: int) -> dict[str, float]:
+    """Medians over rounds of the records per second of each way to read."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+    from data_pipelines import batches
+
+    dataset = batches.open_dataset("clips", folder, "train")
+    samples = 320 * frames + 80
+    memory = [peak_memory()]
+    found = collections.defaultdict(list)
+    for _ in range(rounds):
+        stream = batches.iterate(
+            dataset, seed=1, batch_size=CLIPS, samples=samples, threads=threads
+        )
+        rate, cores = speed(stream, CLIPS)
+        stream.close()
+        memory.append(peak_memory())
+        found["ours"].append(rate)
+        found["cores"].append(cores)
+        shards = dataset.layout.shards
+        bare = [speed(iter(bare_reading(shards, buffer, threads)), 1)[0] for buffer in BUFFERS]
+        found["bare"].append(max(bare))
+        found["ratio"].append(rate / max(bare))
+    medians = {name: statistics.median(values) for name, values in found.items()}
+    return {**medians, "opened": memory[0], "peak": memory[1]}
+
+
+def peak_memory() -> float:
+    """MiB that this process has held at most, since its program was loaded."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+
+
+def speed(stream: Iterator, clips: int) -> tuple[float, float]:
+    """Records per second and cores busy, over two epochs' worth."""
+    for _ in range(4):
+        next(stream)
+    begin, busy = time.perf_counter(), time.process_time()
+    for _ in range(2 * RECORDS // clips):
+        next(stream)
+    seconds = time.perf_counter() - begin
+    return 2 * RECORDS // clips * clips / seconds, (time.process_time() - busy) / seconds
+
+
+def bare_reading(shards: Sequence[str], buffer: int, threads: int):
+    """Whole records, in any order."""
+    import tensorflow as tf
+
+    names = tf.data.Dataset.from_tensor_slices(list(shards)).repeat()
+    records = names.interleave(
+        lambda name: tf.data.TFRecordDataset(name, buffer_size=buffer),
+        cycle_length=threads,
+        num_parallel_calls=threads,
+        deterministic=False,
+    )
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    options.threading.private_threadpool_size = threads
+    options.threading.max_intra_op_parallelism = 1
+    return records.prefetch(8).with_options(options)
+
+
+def report(threads: int, frames: int, found: dict[str, float]) -> None:
+    seconds = (320 * frames + 80) / RATE
+    print(
+        f"{threads} threads: {found['ours']:8.0f} records/s = "
+        f"{found['ours'] * seconds:8.0f} audio-seconds/s ({found['cores']:.1f} cores busy)\n"
+        f"  bare reading    {found['bare']:8.0f} records/s; ours is {found['ratio']:.2f} of it, "
+        f"limit {LIMIT}\n"
+        f"  peak memory     {found['peak']:8.0f} MiB, {found['opened']:.0f} of it before reading"
+    )
+
+
+def machine() -> str:
+    import tensorflow as tf
+
+    model = platform.processor()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        lines = [line for line in info.read_text().splitlines() if "model name" in line]
+        model = lines[0].partition(":")[2].strip() if lines else model
+    return (
+        f"{os.cpu_count()} cores, {model}, Python {platform.python_version()}, "
+        f"TensorFlow {tf.__version__}, NumPy {np.__version__}"
+    )
+
+
+if __name__ == "__main__":
+    main()
