@@ -55,7 +55,8 @@ def check(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
             f"batch_size is {config.batch_size}, which {mesh.size} devices times accumulate="
             f"{parts} do not divide: choose a multiple of {max(parts, 1) * mesh.size}"
         )
-    for name, choice in (("nonfinite", config.nonfinite), ("data.on_damage", config.data.on_damage)):
+    choices = {"nonfinite": config.nonfinite, "data.on_damage": config.data.on_damage}
+    for name, choice in choices.items():
         if choice not in ("stop", "skip"):
             raise ValueError(f"{name} is {choice!r}: use 'stop' or 'skip'")
     if config.precision not in ("float32", "bfloat16"):
