@@ -107,7 +107,7 @@ def duration(path: str | os.PathLike) -> float:
             return 0.0
         if path.suffix.lower() in FALLBACK_SUFFIXES:
             return path.stat().st_size / _BYTES_PER_SECOND.get(path.suffix.lower(), 16_000)
-        info = soundfile.info(str(path))
+        info = soundfile.info(os.fsencode(path))
     except (OSError, soundfile.SoundFileError):
         return 0.0
     return info.duration if info.frames < _ENDLESS else 0.0
@@ -136,9 +136,9 @@ def _convert(stream: _Stream, sample_rate: int) -> tuple[np.ndarray, int]:
     filled = decoded = 0
     last = np.zeros((0, 1), np.float32)  # flushes the resampler
     for block in _then(stream.blocks, last):
-        mono = _mean(block)  # [n, channels] -> [n]
-        if not np.isfinite(mono.sum(dtype=np.float64)):
+        if not np.isfinite(block).all():
             raise Unusable("not finite: NaN or infinite samples")
+        mono = _mean(block)  # [n, channels] -> [n]
         decoded += len(mono)
         mono = resample(mono, block is last)  # [n] -> [n * sample_rate / stream.sample_rate]
         end = filled + len(mono)
@@ -191,7 +191,7 @@ def _open_soundfile(path: Path) -> Iterator[_Stream]:
 
 
 def _sound_file(path: Path) -> soundfile.SoundFile:
-    return soundfile.SoundFile(str(path))
+    return soundfile.SoundFile(os.fsencode(path))  # a name need not be UTF-8
 
 
 @contextmanager

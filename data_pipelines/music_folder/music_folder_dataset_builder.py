@@ -17,6 +17,7 @@ from data_pipelines.shards import BuildError, Input, ShardedBuilder
 
 SEGMENT = 30  # seconds of a record
 SHORTEST = 2  # seconds of the last record of a file, and of a file
+SOUND = 0.01  # share of a record's samples that are not 0; resampling rings into digital silence
 SCANNERS = 16  # threads that read headers; a disk is what they wait for
 
 
@@ -63,7 +64,12 @@ class Builder(ShardedBuilder):
             folder = epath.Path(dl_manager.manual_dir)
         except AssertionError as error:  # how TFDS says that the folder is not there or empty
             raise BuildError("music_folder needs --manual_dir=DIR, a folder of music") from error
-        found = tree.walk(folder)
+        try:
+            found = tree.walk(folder)
+        except OSError as error:
+            raise BuildError(
+                f"{error.filename}: {error.strerror}; make it readable or move it away"
+            ) from error
         print(
             f"{folder}: {len(found.files)} audio files; left alone: {found.others} other files, "
             f"{found.repeated} second names of a file",
@@ -89,8 +95,10 @@ class Builder(ShardedBuilder):
         name = source.path.encode("utf-8", "backslashreplace").decode()
         for index, start in enumerate(range(0, len(audio), SEGMENT * self.sample_rate)):
             segment = audio[start : start + SEGMENT * self.sample_rate]  # [n] -> [<= 30 s]
-            if len(segment) < SHORTEST * self.sample_rate or not segment.any():
-                continue  # a record of digital silence has no variance to normalise by
+            if len(segment) < SHORTEST * self.sample_rate:
+                continue
+            if np.count_nonzero(segment) < SOUND * len(segment):
+                continue  # nothing to hear, and no variance to normalise by
             key = f"{name}#{index:04d}"
             seconds = np.float32(start / self.sample_rate)
             yield key, {"id": key, "path": name, "start": seconds, "audio": segment}

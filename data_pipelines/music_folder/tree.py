@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from data_pipelines.decode import SUFFIXES
@@ -24,32 +24,45 @@ class Tree:
 
 
 def walk(root: str | os.PathLike) -> Tree:
-    """Finds the audio files below `root` by their extensions, in sorted order.
+    """Finds the audio files below `root` by their extensions, in the order of their paths.
 
     Links are followed, and a file that can be reached twice (by links, also hard ones) counts
-    once, by its first name: otherwise it could be in both splits. Names with a leading dot are
-    left alone: they are no one's music (macOS keeps a "._track.mp3" beside "track.mp3").
+    once, by a name without a link if it has one: otherwise it could be in both splits. Names with
+    a leading dot are left alone (macOS keeps a "._track.mp3" beside "track.mp3").
+
+    Raises:
+      OSError: a folder cannot be read.
     """
     files, seen = [], set()
     others = repeated = 0
-    for folder, folders, names in os.walk(root, followlinks=True):
-        identity = _identity(folder)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        if identity in seen:  # a link to a folder that was walked, or to one around itself
-            folders.clear()
-            continue
-        seen.add(identity)
-        for name in sorted(names):
-            path = os.path.join(folder, name)
-            identity = _identity(path)
-            if name.startswith(".") or os.path.splitext(name)[1].lower() not in SUFFIXES:
-                others += 1
-            elif identity is not None and identity in seen:
-                repeated += 1
-            else:  # a broken link as well: decoding says so, in skipped.tsv
-                seen.add(identity)
-                files.append(Path(os.path.relpath(path, root)).as_posix())
-    return Tree(tuple(files), others, repeated)
+    for _, path in sorted(_entries(os.fspath(root), frozenset(), linked=False)):
+        identity = _identity(path)
+        if os.path.splitext(path)[1].lower() not in SUFFIXES:
+            others += 1
+        elif identity is not None and identity in seen:
+            repeated += 1
+        else:  # a broken link as well: decoding says so, in skipped.tsv
+            seen.add(identity)
+            files.append(Path(os.path.relpath(path, root)).as_posix())
+    return Tree(tuple(sorted(files)), others, repeated)
+
+
+def _entries(
+    folder: str, above: frozenset[tuple[int, int]], linked: bool
+) -> Iterator[tuple[bool, str]]:
+    """Yields (whether a link leads there, path) of all files below `folder`."""
+    identity = _identity(folder)
+    if identity in above:  # a link to a folder around itself
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            through_link = linked or entry.is_symlink()
+            if entry.is_dir():
+                yield from _entries(entry.path, above | {identity}, through_link)
+            else:
+                yield through_link, entry.path
 
 
 def validation_files(seconds: Mapping[str, float]) -> set[str]:
