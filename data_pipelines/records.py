@@ -46,12 +46,6 @@ class Dataset:
     layout: Layout
     index: Index
 
-    def __post_init__(self):
-        shard = np.repeat(np.arange(len(self.layout.lengths), dtype=np.int32), self.layout.lengths)
-        object.__setattr__(self, "_shard", shard)
-        object.__setattr__(self, "_first", self.index.first())
-        object.__setattr__(self, "_open", functools.lru_cache(OPEN_FILES)(_File))
-
     def __len__(self) -> int:
         return len(self.index.samples)
 
@@ -59,6 +53,20 @@ class Dataset:
     def samples(self) -> np.ndarray:
         """The samples in each record, int64 [records]."""
         return self.index.samples
+
+    @functools.cached_property
+    def _shard(self) -> np.ndarray:
+        """The shard that holds each record, int32 [records]."""
+        return np.repeat(np.arange(len(self.layout.lengths), dtype=np.int32), self.layout.lengths)
+
+    @functools.cached_property
+    def _first(self) -> np.ndarray:
+        """The place of each record's first checksum, int64 [records]."""
+        return self.index.first()
+
+    @functools.cached_property
+    def _open(self) -> "functools._lru_cache_wrapper[_File]":
+        return functools.lru_cache(OPEN_FILES)(_File)
 
     def damage(self, record: int, what: str) -> Damaged:
         """Returns the error that says what is wrong with a record."""
