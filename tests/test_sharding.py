@@ -123,7 +123,7 @@ def moved(program: str) -> list[list[int]]:
 def moved_by_steps(stem: str) -> dict:
     """What a step moves on eight devices as (8, 1) and (4, 2)."""
     sharding.SMALLEST_SHARDED = 512  # so that a tiny model's kernels are sharded too
-    config = tiny.config(STEMS[stem] | {"encoder.layers": 1, "data2vec.top_layers": 1})
+    config = tiny.config(STEMS[stem])
     shapes = jax.eval_shape(lambda: step.init_state(config))
     seen = {"parameters": [x.shape for x in jax.tree.leaves(shapes)]}
     for fsdp in (1, 2):

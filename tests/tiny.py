@@ -16,13 +16,14 @@ from musicssl import audio
 LEAVES = {
     "batch_size": 16,
     "data.crop_frames": 37,  # no other size of the model: an axis of 37 is time
-    "encoder.layers": 2,
+    "encoder.layers": 1,
     "encoder.width": 48,
     "encoder.ffn_width": 96,
     "encoder.stem_width": 32,
+    "encoder.pos_conv_depth": 2,
     "encoder.pos_conv_groups": 4,
     "mask.equal_counts": 4,
-    "data2vec.top_layers": 2,
+    "data2vec.top_layers": 1,
 }
 NO_DROPOUT = {
     "encoder.dropout": 0.0,
