@@ -23,6 +23,8 @@ PEAKS = {
     "TPU v6 lite": 918e12,
     "TPU v6e": 918e12,
     "NVIDIA H200": 989e12,
+    "NVIDIA H100 NVL": 835e12,
+    "NVIDIA H100 PCIe": 756e12,
     "NVIDIA H100": 989e12,
     "NVIDIA A100": 312e12,
     "NVIDIA L4": 121e12,
@@ -38,17 +40,11 @@ def forward(encoder: ml_collections.ConfigDict, frames: int) -> dict[str, float]
         n = (n - kernel) // stride + 1
         stem += 2 * kernel * channels * encoder.stem_width * n
         channels = encoder.stem_width
-    d, depth = encoder.width, max(1, encoder.pos_conv_depth)
+    d, taps = encoder.width, max(1, encoder.pos_conv_depth) * encoder.pos_conv_kernel
     return {
         "stem": stem,
         "projection": 2 * channels * d * frames,
-        "positional": 2
-        * depth
-        * encoder.pos_conv_kernel
-        * d
-        // encoder.pos_conv_groups
-        * d
-        * frames,
+        "positional": 2 * taps * d // encoder.pos_conv_groups * d * frames,
         "attention": encoder.layers * (8 * d * d * frames + 4 * d * frames * frames),
         "ffn": encoder.layers * 4 * d * encoder.ffn_width * frames,
     }
@@ -67,5 +63,6 @@ def train_step(config: ml_collections.ConfigDict) -> float:
 
 def peak(device: jax.Device) -> float | None:
     """Operations a second that the data sheet gives this device, None where it is not known."""
-    names = [name for name in PEAKS if device.device_kind.startswith(name)]
+    kind = f"{device.device_kind} ".replace("-", " ")
+    names = [name for name in PEAKS if kind.startswith(f"{name} ")]  # an L40 is no L4
     return PEAKS[max(names, key=len)] if names else None

@@ -1,0 +1,102 @@
+"""FLOP counts against hand counts and against XLA's."""
+
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from configs import common, music2vec
+from musicssl import audio, flops
+from musicssl.encoder import Encoder
+
+SECOND = 50  # frames
+
+
+def base(**leaves) -> dict:
+    """Base-size encoder fields: data2vec's unless said otherwise."""
+    return common.get_config().encoder.to_dict() | leaves
+
+
+def hubert() -> dict:
+    return base(pos_conv_depth=0, pos_conv_kernel=128, stem_norm="group")
+
+
+def counted(encoder: dict, frames: int) -> dict[str, float]:
+    """GFLOP for each second of audio."""
+    encoder = types.SimpleNamespace(**encoder)
+    return {k: v / 1e9 * SECOND / frames for k, v in flops.forward(encoder, frames).items()}
+
+
+def test_stem_and_positional_convolutions():
+    """By layer .033, 2.52, 1.26, .63, .31, .10, .05 GF for each second, by hand."""
+    frames = 1500
+    rates = [16_000 / 5 / 2**i for i in range(7)]
+    taps = [10, 3 * 512, 3 * 512, 3 * 512, 3 * 512, 2 * 512, 2 * 512]
+    by_hand = sum(2 * 512 * n * rate for n, rate in zip(taps, rates, strict=True)) / 1e9
+    assert by_hand == pytest.approx(4.91, rel=0.005)
+    assert counted(base(), frames)["stem"] == pytest.approx(by_hand, rel=0.002)
+    assert counted(hubert(), frames)["positional"] == pytest.approx(0.47, rel=0.01)  # k = 128
+    assert counted(base(), frames)["positional"] == pytest.approx(0.47 * 5 * 19 / 128, rel=0.01)
+
+
+@pytest.mark.parametrize("seconds, attention", [(5, 0.46), (10, 0.92), (15.6, 1.44), (30, 2.76)])
+def test_transformer(seconds, attention):
+    frames = round(seconds * SECOND)
+    parts = counted(base(), frames)
+    linear = 2 * SECOND * (12 * (4 * 768**2 + 2 * 768 * 3072) + 512 * 768) / 1e9
+    assert linear == pytest.approx(8.53, rel=0.005)  # 8.49 in the blocks
+    scores = parts["attention"] + parts["ffn"] + parts["projection"] - linear
+    assert scores == pytest.approx(attention, rel=0.01)
+
+
+def test_whole_steps():
+    """HuBERT at 15.6 s 46.1 GF for each second of audio, data2vec at 30 s 61.3."""
+    config = music2vec.get_config()
+    config.data.crop_frames = 1500
+    step = flops.train_step(config) / (config.batch_size * 30) / 1e9
+    assert step == pytest.approx(61.3, rel=0.02)
+    config.data.crop_frames = 780
+    forward = sum(counted(hubert(), 780).values())
+    assert 3 * forward == pytest.approx(46.1, rel=0.02)
+
+
+def test_step_is_three_passes_of_the_student_and_one_of_the_teacher_without_stem():
+    config = music2vec.get_config()
+    parts = flops.forward(config.encoder, config.data.crop_frames)
+    head = 2 * 768**2 * config.data.crop_frames
+    teacher = sum(parts.values()) - parts["stem"] - parts["projection"]
+    clip = 3 * (sum(parts.values()) + head) + teacher
+    assert flops.train_step(config) == pytest.approx(112 * clip, rel=1e-6)
+    config.accumulate = 4
+    assert flops.train_step(config) == pytest.approx(112 * clip, rel=1e-6)
+
+
+@pytest.mark.parametrize("fields", [base(layers=3), hubert() | {"layers": 3}])
+def test_xla_counts_the_same(fields):
+    """XLA adds norms, activations and softmax, a few percent."""
+    frames = 200
+    encoder = Encoder(**fields)
+    clip = jax.ShapeDtypeStruct((1, audio.crop_samples(frames)), np.float32)
+    params = jax.eval_shape(encoder.init, jax.random.key(0), clip)
+    cost = jax.jit(encoder.apply).lower(params, clip).cost_analysis()
+    ours = sum(flops.forward(types.SimpleNamespace(**fields), frames).values())
+    assert 1.0 < cost["flops"] / ours < 1.05
+
+
+@pytest.mark.parametrize(
+    "kind, peak",
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA L40S", None),
+        ("NVIDIA A100-SXM4-40GB", 312e12),
+        ("TPU v5 lite", 197e12),
+        ("TPU v5", 459e12),
+        ("TPU v6 lite", 918e12),
+        ("cpu", None),
+    ],
+)
+def test_peak_by_device(kind, peak):
+    assert flops.peak(types.SimpleNamespace(device_kind=kind)) == peak
