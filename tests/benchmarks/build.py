@@ -36,12 +36,13 @@ RECORD_RATE = 16_000
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--hours", type=float, default=4.0, help="of audio, for the speed")
+    parser.add_argument("--hours", type=float, default=4.0, help="for the speed; 0 leaves it out")
     parser.add_argument("--files", type=int, default=10_000, help="for the memory; 0 leaves it out")
     parser.add_argument("--workers", type=int, default=2, help="for the memory")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        speed(Path(folder), arguments.hours)
+    if arguments.hours:
+        with tempfile.TemporaryDirectory() as folder:
+            speed(Path(folder), arguments.hours)
     if arguments.files:
         with tempfile.TemporaryDirectory() as folder:
             memory(Path(folder), arguments.files, arguments.workers)
