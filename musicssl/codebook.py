@@ -1,8 +1,8 @@
 """Where a HuBERT run's labels come from: a codebook, and in iteration 2 a frozen encoder.
 
 The codebook is fitted to the run's own input on first use and kept in its workdir: codebook.npz
-(with the feature's definition and a hash), codebook.png (how often each code occurs) and
-codebook.<key>.state.npz (the fit after each pass, to go on from).
+(with the feature's definition and a hash), codebook.png (how often each code occurs) and, until
+they are written, codebook.<key>.state.npz (the fit after each pass, to go on from).
 """
 
 import hashlib
@@ -30,6 +30,11 @@ def frozen_encoder(
     """
     t = config.teacher
     if t.feature == "mfcc":
+        if config.data.sample_rate != audio.SAMPLE_RATE:
+            raise ValueError(
+                f"data.sample_rate is {config.data.sample_rate} and teacher.feature 'mfcc' is for "
+                f"{audio.SAMPLE_RATE} Hz: use audio of that rate, or the layer of an encoder"
+            )
         return {}, ""
     if t.feature != "layer":
         raise ValueError(f"teacher.feature is {t.feature!r}: use 'mfcc' or 'layer'")
@@ -46,7 +51,8 @@ def frozen_encoder(
         )
     if not 0 <= t.layer <= loaded.encoder.layers:
         raise ValueError(
-            f"teacher.layer is {t.layer}, but {t.encoder} has layers 0 to {loaded.encoder.layers}"
+            f"teacher.layer is {t.layer}, but {t.encoder} has layers 0 to {loaded.encoder.layers}: "
+            "choose one of those"
         )
     params = jax.device_put(loaded.params, NamedSharding(mesh, PartitionSpec()))
     encoder = loaded.encoder.clone(dtype=jnp.dtype(config.precision))
@@ -56,7 +62,8 @@ def frozen_encoder(
 
 def definition(config: ml_collections.ConfigDict, digest: str) -> dict:
     """What the codebook's columns are, in plain values."""
-    rate = {"sample_rate": config.data.sample_rate, "frames_per_second": 50}
+    rate = config.data.sample_rate
+    rate = {"sample_rate": rate, "frames_per_second": rate // audio.STEM_HOP}
     if config.teacher.feature == "mfcc":
         return {"feature": "mfcc", "ceps": config.teacher.ceps, "differences": 2, **rate}
     return {"feature": "layer", "layer": config.teacher.layer, "encoder": digest, **rate}
@@ -89,6 +96,7 @@ def get(
         saved = kmeans.load_codebook(path, what, config.teacher.clusters)
         return jax.device_put(saved, everywhere)
     t = config.teacher
+    check_frames(config)
     settings = kmeans.Settings(
         t.clusters, config.seed, t.sample, t.restarts, t.polish, t.passes, t.tolerance
     )
@@ -99,7 +107,8 @@ def get(
         for _ in range(t.batches):
             yield compute(next(batches), frozen)
 
-    key = hashlib.sha256(repr((what, settings, t.batches, config.data.to_dict())).encode())
+    stream = t.batches, config.batch_size, config.precision, config.data.to_dict()
+    key = hashlib.sha256(repr((what, settings, stream)).encode())
     saved = workdir / f"codebook.{key.hexdigest()[:12]}.state.npz"
 
     def report(state: kmeans.State) -> None:
@@ -119,7 +128,20 @@ def get(
     if jax.process_index() == 0:
         draw(state, workdir / PICTURE)
         kmeans.save_codebook(path, state.codebook, what)
+        saved.unlink(missing_ok=True)  # a codebook that is deleted is to be fitted anew
     return jax.device_put(state.codebook, everywhere)
+
+
+def check_frames(config: ml_collections.ConfigDict) -> None:
+    """Raises ValueError where a pass or its sample has fewer frames than clusters."""
+    t = config.teacher
+    frames = t.batches * config.batch_size * config.data.crop_frames
+    for name, count in (("batches", frames), ("sample", t.sample)):
+        if count < t.clusters:
+            raise ValueError(
+                f"teacher.{name} = {t[name]} gives k-means {count} frames, fewer than "
+                f"teacher.clusters = {t.clusters}: raise it, or ask for fewer clusters"
+            )
 
 
 def check(state: kmeans.State, config: ml_collections.ConfigDict) -> None:
