@@ -104,7 +104,7 @@ def _build(args: argparse.Namespace, beam_flags: Sequence[str]) -> None:
     if folder.exists():
         raise BuildError(f"{folder} exists and holds no complete data set; remove it")
     builder.max_lost = args.max_lost
-    builder.workers = args.workers or len(os.sched_getaffinity(0))
+    builder.workers = args.workers or _cores()
     for left in folder.parent.glob(f"incomplete.*_{folder.name}"):  # another build may be running
         print(f"{left} is of a build that was killed, or still runs", file=sys.stderr)
     start = time.monotonic()
@@ -113,6 +113,12 @@ def _build(args: argparse.Namespace, beam_flags: Sequence[str]) -> None:
         builder.download_and_prepare(download_config=download)
     _write_index(folder)
     print(_summary(builder, time.monotonic() - start, "Beam" if beam_options else "processes"))
+
+
+def _cores() -> int:
+    """Returns the cores that this process may use; macOS does not say which."""
+    mine = getattr(os, "sched_getaffinity", None)
+    return len(mine(0)) if mine else os.cpu_count() or 1
 
 
 def _write_index(folder: Path) -> None:

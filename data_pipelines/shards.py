@@ -146,14 +146,10 @@ class ShardedBuilder(tfds.core.GeneratorBasedBuilder):
         that goes to skipped.tsv.
     """
 
+    sample_rate: int  # Hz, of the records' audio; a property where configs differ in it
     workers = 1  # processes on this machine, if no Beam runner or options are given
     max_lost = 0.5  # a build that loses a larger share of its files fails
     summary: Summary | None = None  # of the build that this object did
-
-    @property
-    def sample_rate(self) -> int:
-        """The rate of the records' audio in Hz."""
-        raise NotImplementedError
 
     def _generate_splits(
         self,
