@@ -23,6 +23,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 import tensorflow_datasets as tfds
+from etils import epath
 
 from data_pipelines import batches
 from data_pipelines.shards import SKIPPED, BuildError, ShardedBuilder
@@ -96,7 +97,7 @@ def _build(args: argparse.Namespace, beam_flags: Sequence[str]) -> None:
         raise BuildError("--workers is for this machine; a Beam runner has flags of its own")
     beam_options = _beam_options(beam_flags) if beam_flags else {}
     builder = load_builder(name, args.config or config or None, args.data_dir)
-    folder = Path(builder.data_path)
+    folder = builder.data_path
     if builder.is_prepared():
         records = builder.info.splits.total_num_examples
         print(f"{folder} is already built ({records} records); remove it to build it again")
@@ -121,7 +122,7 @@ def _cores() -> int:
     return len(mine(0)) if mine else os.cpu_count() or 1
 
 
-def _write_index(folder: Path) -> None:
+def _write_index(folder: epath.Path) -> None:
     """Indexes the records for data_pipelines.batches, which would else do it on first use."""
     try:
         batches.write_index(str(folder))
@@ -138,6 +139,8 @@ def _check(args: argparse.Namespace) -> None:
             Path(args.data_dir).expanduser().mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise BuildError(f"--data_dir={args.data_dir}: {error.strerror}") from error
+        if not os.access(Path(args.data_dir).expanduser(), os.W_OK):
+            raise BuildError(f"--data_dir={args.data_dir} may not be written to; choose another")
     if not 0 <= args.max_lost <= 1:
         raise BuildError(f"--max_lost={args.max_lost:g} is not a share in 0..1")
     if args.workers is not None and args.workers < 1:
