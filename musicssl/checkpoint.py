@@ -136,11 +136,10 @@ class Checkpoints:
             args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
             return self.manager.restore(step, args=args).state
         except Exception as error:  # Orbax and tensorstore raise many kinds
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
             raise ValueError(
-                f"{self.directory / str(step)} cannot be restored ({reason}). Nothing was changed: "
-                "move that directory away to go on from the save before it, or start anew with "
-                "another --workdir"
+                f"{self.directory / str(step)} cannot be restored ({first_line(error)}). Nothing "
+                "was changed: move that directory away to go on from the save before it, or start "
+                "anew with another --workdir"
             ) from error
 
     def save(self, step: int, state, force: bool = False) -> bool:
@@ -175,6 +174,11 @@ class Checkpoints:
         self.manager.close()
 
 
+def first_line(error: Exception) -> str:
+    """An error's first line; Orbax and tensorstore append pages."""
+    return next(iter(str(error).strip().splitlines()), repr(error))
+
+
 def steps_on_disk(workdir: Path) -> list[int]:
     """The committed steps of a workdir, ascending."""
     root = Path(workdir) / "checkpoints"
@@ -193,6 +197,7 @@ def load_params(
 
     Raises:
       FileNotFoundError: no run there, or no checkpoint of that step.
+      ValueError: the checkpoint is damaged.
     """
     steps = steps_on_disk(workdir)
     if not steps:
@@ -203,15 +208,24 @@ def load_params(
     if step not in steps:
         raise FileNotFoundError(f"{workdir} has no checkpoint of step {step}: it has {steps}")
     directory = Path(workdir).absolute() / "checkpoints" / str(step)
-    about = json.loads((directory / "about" / "metadata").read_text())
-    handler = ocp.PyTreeCheckpointHandler()
-    with ocp.Checkpointer(handler) as checkpointer:
-        saved = checkpointer.metadata(directory / "state").item_metadata.tree
-        wanted = {k: saved[k] for k in ("params", "teacher") if saved.get(k)}
-        args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-        tree = checkpointer.restore(
-            directory / "state",
-            args=ocp.args.PyTreeRestore(item=wanted, restore_args=args, partial_restore=True),
-        )
+    try:
+        about = json.loads((directory / "about" / "metadata").read_text())
+        tree = read_parts(directory / "state", ("params", "teacher"))
+    except Exception as error:  # Orbax and tensorstore raise many kinds
+        raise ValueError(
+            f"{directory} cannot be read ({first_line(error)}): it is damaged, use another step"
+        ) from error
     config = ml_collections.ConfigDict(about["config"]).lock()
     return tree["params"], tree.get("teacher", {}), config, step
+
+
+def read_parts(directory: Path, names: tuple[str, ...]) -> dict:
+    """These parts of a saved tree as NumPy arrays, without those that are empty."""
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        saved = checkpointer.metadata(directory).item_metadata.tree
+        wanted = {name: saved[name] for name in names if saved.get(name)}
+        args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+        return checkpointer.restore(
+            directory,
+            args=ocp.args.PyTreeRestore(item=wanted, restore_args=args, partial_restore=True),
+        )
