@@ -6,7 +6,8 @@ student's own unmasked features and shares its positional convolution.
 
 Named deviations from fairseq: the teacher averages the float32 parameters (fairseq averages the
 fp16 copies), and steps once per optimizer update, also with accumulated gradients (fairseq steps
-it once a micro-batch).
+it once a micro-batch). Clips are normalised as they are cropped (fairseq normalises whole files),
+and LayerDrop draws once a step (fairseq once a step on each GPU).
 """
 
 import math
@@ -25,7 +26,16 @@ Tree = dict
 def init(
     key: jax.Array, encoder: Encoder, config: ml_collections.ConfigDict, samples: int
 ) -> tuple[Tree, Tree]:
-    """Initial parameters {"encoder", "head"} and teacher {"encoder"}."""
+    """Initial parameters {"encoder", "head"} and teacher {"encoder"}.
+
+    Raises:
+      ValueError: the encoder has fewer blocks than the targets average.
+    """
+    if not 1 <= config.data2vec.top_layers <= encoder.layers:
+        raise ValueError(
+            f"data2vec.top_layers is {config.data2vec.top_layers}: use 1 to encoder.layers, "
+            f"{encoder.layers}"
+        )
     encoder_key, head_key = jax.random.split(key)
     params = {
         "encoder": encoder.init(encoder_key, jnp.zeros((1, samples)))["params"],

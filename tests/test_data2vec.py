@@ -293,6 +293,13 @@ def test_initial_teacher_is_the_student():
     assert 0.95 * bound < np.abs(kernel).max() <= bound
 
 
+@pytest.mark.parametrize("top", [0, 2])
+def test_targets_from_more_blocks_than_there_are_are_refused(top):
+    config = tiny.config({"data2vec.top_layers": top})
+    with pytest.raises(ValueError, match=rf"data2vec\.top_layers is {top}.* encoder\.layers, 1"):
+        data2vec.init(jax.random.key(0), Encoder(**config.encoder), config, 400)
+
+
 @pytest.mark.parametrize("name, floor", [("target_std", 0.1), ("prediction_std", 0.01)])
 def test_collapse_is_told_after_the_warm_up_alone(name, floor):
     config = music2vec.get_config()
