@@ -1,0 +1,182 @@
+"""Scores of the 13 tasks: library implementations for what is reported, jitted ones for training.
+
+What a report says comes from scikit-learn and mir_eval. Early stopping asks for a score of every
+model after every epoch, so each has a jitted counterpart here, which the tests hold to the
+library's value. Axis letters: i items (files or windows), c classes.
+"""
+
+import functools
+import warnings
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import mir_eval
+import numpy as np
+import sklearn.metrics
+
+Score = Callable[[np.ndarray, np.ndarray], float]
+
+
+def scorable(labels: np.ndarray) -> np.ndarray:
+    """Which classes of multi-hot labels [i, c] have positives and negatives: bool [c].
+
+    Raises:
+      ValueError: none has, so there is nothing to average.
+    """
+    positives = labels.sum(0)
+    known = (positives > 0) & (positives < len(labels))
+    if not known.any():
+        raise ValueError(
+            f"no class has both positives and negatives among {len(labels)} items: "
+            "take more items, or another task"
+        )
+    return known
+
+
+def roc_auc(labels: np.ndarray, outputs: np.ndarray) -> float:
+    """Macro average of the area under the ROC curve over the classes that are `scorable`."""
+    known = scorable(labels)
+    return float(sklearn.metrics.roc_auc_score(labels[:, known], outputs[:, known]))
+
+
+def average_precision(labels: np.ndarray, outputs: np.ndarray) -> float:
+    """Macro average of average precision ("PR-AUC") over the classes that are `scorable`."""
+    known = scorable(labels)
+    return float(sklearn.metrics.average_precision_score(labels[:, known], outputs[:, known]))
+
+
+def accuracy(labels: np.ndarray, outputs: np.ndarray) -> float:
+    """Share of items [i] whose label is the highest of the outputs [i, c]."""
+    return float(sklearn.metrics.accuracy_score(labels, outputs.argmax(-1)))
+
+
+def r2(labels: np.ndarray, outputs: np.ndarray) -> float:
+    """Coefficient of determination, the plain mean over the columns of [i, c]."""
+    return float(sklearn.metrics.r2_score(labels, outputs))
+
+
+def r2_arousal(labels: np.ndarray, outputs: np.ndarray) -> float:
+    """R2 of the first column, which is arousal in the emotion task."""
+    return r2(labels[:, 0], outputs[:, 0])
+
+
+def r2_valence(labels: np.ndarray, outputs: np.ndarray) -> float:
+    """R2 of the second column, which is valence in the emotion task."""
+    return r2(labels[:, 1], outputs[:, 1])
+
+
+def key_score(labels: np.ndarray, outputs: np.ndarray) -> float:
+    """Weighted key score with ascending fifths only, as in the published tables (mir_eval 0.8)."""
+    return _key_score(labels, outputs, False)
+
+
+def key_score_descending(labels: np.ndarray, outputs: np.ndarray) -> float:
+    """Weighted key score that also gives 0.5 for a fifth below (MIREX since 2017)."""
+    return _key_score(labels, outputs, True)
+
+
+def _key_score(labels: np.ndarray, outputs: np.ndarray, descending: bool) -> float:
+    table = key_weights(descending)
+    return float(table[labels, outputs.argmax(-1)].mean())
+
+
+TONICS = ("C", "Db", "D", "Eb", "E", "F", "Gb", "G", "Ab", "A", "Bb", "B")
+KEYS = tuple(f"{tonic} {mode}" for mode in ("major", "minor") for tonic in TONICS)
+
+
+@functools.cache
+def key_weights(descending: bool = False) -> np.ndarray:
+    """mir_eval's score of every reference (row) and estimate (column): [24, 24].
+
+    Keys are in the order of KEYS, C major to B major and then C minor to B minor. What a fifth
+    below the reference scores is set here, since mir_eval means to change its default.
+    """
+    table = np.array([[mir_eval.key.weighted_score(t, g) for g in KEYS] for t in KEYS])
+    tonic, minor = np.arange(24) % 12, np.arange(24) // 12
+    below = (tonic[None] - tonic[:, None]) % 12 == 5
+    table[below & (minor[None] == minor[:, None])] = 0.5 if descending else 0.0
+    return table
+
+
+# Monitors: labels and outputs [i, ...] as above, jitted and vmapped by the grid.
+
+
+def monitor_accuracy(labels: jax.Array, outputs: jax.Array) -> jax.Array:
+    """`accuracy`, in JAX."""
+    return jnp.mean(outputs.argmax(-1) == labels)
+
+
+def monitor_r2(labels: jax.Array, outputs: jax.Array) -> jax.Array:
+    """`r2`, in JAX."""
+    residual = jnp.square(labels - outputs).sum(0)
+    spread = jnp.square(labels - labels.mean(0)).sum(0)
+    return jnp.mean(1 - residual / spread)
+
+
+def monitor_key(labels: jax.Array, outputs: jax.Array) -> jax.Array:
+    """`key_score`, in JAX."""
+    return jnp.asarray(key_weights(), jnp.float32)[labels, outputs.argmax(-1)].mean()
+
+
+def monitor_roc_auc(labels: jax.Array, outputs: jax.Array) -> jax.Array:
+    """`roc_auc`, in JAX: mean rank of the positives (ties share theirs), by class."""
+    items = len(labels)
+    ordered = jnp.sort(outputs, 0)  # [i, c]
+    rank = jax.vmap(_mid_rank, (1, 1), 1)(ordered, outputs)  # [i, c]
+    positives = labels.sum(0).astype(jnp.float32)
+    negatives = items - positives
+    area = (labels * rank).sum(0) / positives - (positives + 1) / 2
+    return _over_scorable(area / negatives, positives, negatives)
+
+
+def _mid_rank(ordered: jax.Array, values: jax.Array) -> jax.Array:
+    below = jnp.searchsorted(ordered, values, side="left")
+    through = jnp.searchsorted(ordered, values, side="right")
+    return (below + through + 1) / 2
+
+
+def monitor_average_precision(labels: jax.Array, outputs: jax.Array) -> jax.Array:
+    """`average_precision`, in JAX: precision at each positive, ties counted together."""
+    return _over_scorable(
+        jax.vmap(_precision_of_class, (1, 1))(labels, outputs),
+        labels.sum(0),
+        len(labels) - labels.sum(0),
+    )
+
+
+def _precision_of_class(labels: jax.Array, outputs: jax.Array) -> jax.Array:
+    order = jnp.argsort(-outputs)
+    ordered, hits = -outputs[order], labels[order].astype(jnp.float32)
+    last = jnp.searchsorted(ordered, ordered, side="right") - 1  # of each run of equal outputs
+    precision = jnp.cumsum(hits)[last] / (last + 1)
+    return (hits * precision).sum() / hits.sum()
+
+
+def _over_scorable(scores: jax.Array, positives: jax.Array, negatives: jax.Array) -> jax.Array:
+    known = (positives > 0) & (negatives > 0)
+    return jnp.where(known, scores, 0).sum() / known.sum()
+
+
+def interval(
+    score: Score, labels: np.ndarray, outputs: np.ndarray, seed: int = 0, draws: int = 1000
+) -> tuple[float, float]:
+    """A 95 % interval of a score by the percentile bootstrap over test items.
+
+    Draws in which the score is not defined (no positives of any class) are left out.
+    """
+    random = np.random.default_rng(seed)
+    values = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scikit-learn tells of classes lacking in a draw
+        for _ in range(draws):
+            chosen = random.integers(0, len(labels), len(labels))
+            try:
+                values.append(score(labels[chosen], outputs[chosen]))
+            except ValueError:
+                continue
+    values = [value for value in values if np.isfinite(value)]
+    if not values:
+        return float("nan"), float("nan")
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)

@@ -1,0 +1,111 @@
+"""Beat decoding against a dense HMM over all states, and F-measures against mir_eval."""
+
+import mir_eval
+import numpy as np
+import pytest
+
+from musicssl import beats
+
+
+def dense_viterbi(activations: np.ndarray, fps: float) -> tuple[np.ndarray, np.ndarray]:
+    """(tempo, position) of every frame, by the textbook recursion over a full matrix."""
+    lengths = [n for n in range(1, 1000) if round(60 * fps / 215) <= n <= round(60 * fps / 55)]
+    states = [(k, p) for k, n in enumerate(lengths) for p in range(n)]
+    number = {state: i for i, state in enumerate(states)}
+    a = np.zeros((len(states), len(states)))
+    for (k, p), i in number.items():
+        if p + 1 < lengths[k]:
+            a[i, number[k, p + 1]] = 1
+        else:
+            weights = np.array([np.exp(-100 * abs(n / lengths[k] - 1)) for n in lengths])
+            weights[weights <= np.finfo(float).eps] = 0
+            for to, weight in enumerate(weights / weights.sum()):
+                a[i, number[to, 0]] = weight
+    np.testing.assert_allclose(a.sum(1), 1)
+    beat = np.array([p / lengths[k] < 1 / 16 for k, p in states])
+    with np.errstate(divide="ignore"):
+        log_a = np.log(a)
+    score = np.full(len(states), -np.log(len(states)))
+    pointers = []
+    for activation in activations:
+        arrivals = score[:, None] + log_a
+        pointers.append(arrivals.argmax(0))
+        score = arrivals.max(0) + np.log(np.where(beat, activation, (1 - activation) / 15))
+    state = int(score.argmax())
+    path = []
+    for pointer in reversed(pointers):
+        path.append(states[state])
+        state = pointer[state]
+    tempo, position = np.array(path[::-1]).T
+    return tempo, position
+
+
+def pulses(times: np.ndarray, frames: int, fps: float, seed: int) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    frame = np.arange(frames)[:, None] / fps
+    near = np.exp(-0.5 * ((frame - times) / 0.03) ** 2).max(1)
+    return np.clip(0.8 * near + 0.15 * random.random(frames), 0.001, 0.999)
+
+
+@pytest.mark.parametrize(("fps", "states"), [(50, 1449), (75, 3193), (100, 5617)])
+def test_state_counts_are_madmoms(fps: int, states: int) -> None:
+    assert beats.state_count(fps) == states
+
+
+def test_intervals_at_50_frames_a_second() -> None:
+    lengths = beats.intervals(50)
+    assert (lengths[0], lengths[-1], len(lengths)) == (14, 55, 42)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_path_is_that_of_a_dense_model(seed: int) -> None:
+    fps = 12  # 3 to 13 frames a beat: a matrix that is small enough to be filled
+    period = (0.5, 0.62, 0.8)[seed]
+    activations = pulses(np.arange(0.3, 12, period), 140, fps, seed)
+    path = beats.viterbi(activations, fps)
+    tempo, position = dense_viterbi(activations, fps)
+    np.testing.assert_array_equal(path.tempo, tempo)
+    np.testing.assert_array_equal(path.position, position)
+    assert (position == 0).sum() > 10
+
+
+def test_a_steady_pulse_with_noise_and_a_gap_is_followed() -> None:
+    times = np.arange(0.4, 30, 0.5)
+    heard = times[(times < 12) | (times > 14)]
+    found = beats.decode(pulses(heard, 1500, 50, 3), 50)
+    assert beats.f_measures([times], [found])["f"] > 0.97
+    assert beats.f_measures([times], [heard[::2]])["f"] < 0.8
+
+
+def test_the_beat_is_moved_to_the_highest_activation() -> None:
+    times = np.arange(1, 20, 0.75)
+    found = beats.decode(pulses(times, 1000, 50, 4), 50)
+    inner = found[(found > 1) & (found < 19)]
+    assert np.abs(inner[:, None] - times).min(1).max() <= 0.045
+
+
+def test_reference_beats_as_estimates_score_one() -> None:
+    random = np.random.default_rng(5)
+    clips = [np.sort(random.uniform(0, 30, n)) for n in (60, 41)]
+    assert beats.f_measures(clips, clips) == {"f": 1.0, "f_20ms": 1.0, "f_mean": 1.0}
+
+
+def test_micro_and_mean_f_differ_as_they_should() -> None:
+    reference = [np.arange(6.0, 26), np.arange(6.0, 10)]
+    estimate = [reference[0] + 0.05, reference[1] + 0.3]
+    scores = beats.f_measures(reference, estimate)
+    assert scores["f"] == pytest.approx(2 * 20 / 48)
+    assert scores["f_20ms"] == 0
+    per_clip = [mir_eval.beat.f_measure(r, e) for r, e in zip(reference, estimate, strict=True)]
+    assert scores["f_mean"] == pytest.approx(np.mean(per_clip)) == pytest.approx(0.5)
+
+
+def test_no_beats_and_no_activations() -> None:
+    assert len(beats.decode(np.zeros(100), 50)) == 0
+    assert beats.f_measures([np.arange(9.0)], [np.zeros(0)])["f"] == 0
+    assert np.isnan(beats.f_measures([np.zeros(0)], [np.zeros(0)])["f_mean"])
+
+
+def test_frame_targets_leave_out_what_lies_behind_the_clip() -> None:
+    target = beats.frame_targets(np.array([0.0, 0.2, 2.0]), 20, 50, 1)
+    assert np.flatnonzero(target).tolist() == [0, 1, 9, 10, 11]

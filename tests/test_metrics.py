@@ -1,0 +1,115 @@
+"""Jitted monitors against scikit-learn and mir_eval; chance levels that need no audio."""
+
+import jax
+import numpy as np
+import pytest
+import sklearn.metrics
+
+from musicssl import metrics
+
+
+def multi_label(seed: int, items: int = 200, classes: int = 7) -> tuple[np.ndarray, np.ndarray]:
+    """Labels of varied frequency, one class never and one always; outputs with many ties."""
+    random = np.random.default_rng(seed)
+    labels = (random.random((items, classes)) < np.linspace(0.02, 0.9, classes)).astype(int)
+    labels[:, 3], labels[:, 5] = 0, 1
+    outputs = np.round(random.standard_normal((items, classes)) + labels, 1)
+    return labels, outputs.astype(np.float32)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", ["roc_auc", "average_precision"])
+def test_multi_label_monitors_are_scikit_learns(name: str, seed: int) -> None:
+    labels, outputs = multi_label(seed)
+    known = [0, 1, 2, 4, 6]
+    function = getattr(sklearn.metrics, f"{name}_score")
+    wanted = np.mean([function(labels[:, c], outputs[:, c]) for c in known])
+    assert getattr(metrics, name)(labels, outputs) == pytest.approx(wanted, abs=1e-12)
+    monitor = jax.jit(getattr(metrics, f"monitor_{name}"))
+    assert float(monitor(labels, outputs)) == pytest.approx(wanted, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["roc_auc", "average_precision"])
+def test_no_class_to_score_is_an_error(name: str) -> None:
+    with pytest.raises(ValueError, match="no class has both positives and negatives"):
+        getattr(metrics, name)(np.ones((4, 2), int), np.zeros((4, 2)))
+
+
+def test_accuracy_r2_and_key_monitors() -> None:
+    random = np.random.default_rng(1)
+    outputs = random.standard_normal((300, 24)).astype(np.float32)
+    labels = np.where(random.random(300) < 0.4, outputs.argmax(1), random.integers(0, 24, 300))
+    values = [
+        (metrics.accuracy, metrics.monitor_accuracy, np.mean(outputs.argmax(1) == labels)),
+        (metrics.key_score, metrics.monitor_key, None),
+    ]
+    for score, monitor, wanted in values:
+        reported = score(labels, outputs)
+        assert 0.3 < reported < 0.7
+        assert wanted is None or reported == pytest.approx(wanted)
+        assert float(jax.jit(monitor)(labels, outputs)) == pytest.approx(reported, abs=1e-6)
+    truth = random.standard_normal((50, 2)).astype(np.float32)
+    guess = truth + random.standard_normal((50, 2)).astype(np.float32)
+    wanted = sklearn.metrics.r2_score(truth, guess)
+    assert metrics.r2(truth, guess) == pytest.approx(wanted)
+    assert float(metrics.monitor_r2(truth, guess)) == pytest.approx(wanted, abs=1e-5)
+    both = metrics.r2_arousal(truth, guess), metrics.r2_valence(truth, guess)
+    assert np.mean(both) == pytest.approx(wanted)
+
+
+def test_predicting_the_mean_has_r2_zero() -> None:
+    truth = np.random.default_rng(0).standard_normal((125, 2))
+    assert metrics.r2(truth, np.broadcast_to(truth.mean(0), truth.shape)) == pytest.approx(0)
+
+
+def one_hot(classes: np.ndarray) -> np.ndarray:
+    return np.eye(24)[classes]
+
+
+def shifted(keys: np.ndarray, semitones: int) -> np.ndarray:
+    return keys // 12 * 12 + (keys % 12 + semitones) % 12
+
+
+def test_key_score_identities() -> None:
+    keys = np.random.default_rng(2).integers(0, 24, 604)
+    score, descending = metrics.key_score, metrics.key_score_descending
+    assert score(keys, one_hot(keys)) == 1
+    # an estimate a fifth above the reference counts, one a fifth below only if asked for
+    assert score(keys, one_hot(shifted(keys, 7))) == 0.5
+    assert score(shifted(keys, 7), one_hot(keys)) == 0
+    assert descending(shifted(keys, 7), one_hot(keys)) == 0.5
+    major = keys % 12
+    assert score(major, one_hot(12 + (major + 9) % 12)) == pytest.approx(0.3)  # relative
+    assert score(major, one_hot(12 + major)) == pytest.approx(0.2)  # parallel
+
+
+def test_uniform_guesses_of_a_key_score_a_twelfth() -> None:
+    assert metrics.key_weights().mean() == pytest.approx(2 / 24)
+
+
+def test_chance_average_precision_is_the_share_of_positives() -> None:
+    labels = (np.random.default_rng(3).random((4000, 50)) < 0.06).astype(int)
+    constant = np.zeros(labels.shape)
+    assert metrics.average_precision(labels, constant) == pytest.approx(labels.mean(), abs=1e-3)
+    assert metrics.roc_auc(labels, constant) == pytest.approx(0.5)
+
+
+def test_interval_covers_and_narrows() -> None:
+    random = np.random.default_rng(4)
+    widths = []
+    for items in (100, 1600):
+        labels = random.integers(0, 24, items)
+        outputs = one_hot(np.where(random.random(items) < 0.7, labels, (labels + 1) % 24))
+        low, high = metrics.interval(metrics.accuracy, labels, outputs, draws=300)
+        assert low < metrics.accuracy(labels, outputs) < high
+        error = np.sqrt(0.7 * 0.3 / items)
+        assert (high - low) == pytest.approx(2 * 1.96 * error, rel=0.25)
+        widths.append(high - low)
+    assert widths[1] < widths[0] / 2
+
+
+def test_interval_of_a_rare_class_is_finite() -> None:
+    labels = np.zeros((30, 1), int)
+    labels[4] = 1
+    low, high = metrics.interval(metrics.roc_auc, labels, np.random.default_rng(0).random((30, 1)))
+    assert 0 <= low <= high <= 1
