@@ -7,7 +7,7 @@ from typing import Any
 import ml_collections
 
 from musicssl import audio, checkpoint, model_config, state_dict
-from musicssl.huggingface import Loaded
+from musicssl.huggingface import Loaded, read_json
 
 PAPER = (
     '"On the Effectiveness of Speech Self-supervised Learning for Music" '
@@ -135,7 +135,7 @@ def final_metrics(workdir: Path, step: int) -> dict[str, Any]:
 def probe_results(workdir: Path) -> dict[str, Any]:
     """The leaves of probe/results.json by their dotted names; empty without the file."""
     path = workdir / "probe" / "results.json"
-    return checkpoint.flat(json.loads(path.read_text())) if path.is_file() else {}
+    return checkpoint.flat(read_json(path)) if path.is_file() else {}
 
 
 def rows(figures: dict[str, Any]) -> str:
