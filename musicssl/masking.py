@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Over the expected count. All clips of a group of 6 or more exceed it less than once in 1e5 draws,
+# Over the expected count. All clips of a group of 6 or more exceed it less than once in 1e4 draws,
 # both of a group of 2 clips of 5 s once in 40: then the count is cut to what there is room for.
 HEADROOM = 1.05
 
