@@ -1,0 +1,162 @@
+"""configs/musichubert.py against the published values, and its full-size models on a CPU."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+
+from configs import musichubert
+from musicssl import audio, codebook, optim, sharding, state_dict, step
+from tests import torch_models
+
+FULL_SIZE = ("k500", "k500_mfcc60", "k2000_iter1", "k2000_iter2")
+BASE = {  # fairseq hubert_base_librispeech.yaml and the defaults of HubertConfig
+    "data.sample_rate": 16_000,
+    "data.normalize": False,
+    "encoder.layers": 12,
+    "encoder.width": 768,
+    "encoder.heads": 12,
+    "encoder.ffn_width": 3072,
+    "encoder.stem_width": 512,
+    "encoder.stem_norm": "group",
+    "encoder.stem_bias": False,
+    "encoder.pos_conv_depth": 0,
+    "encoder.pos_conv_kernel": 128,
+    "encoder.pos_conv_groups": 16,
+    "encoder.pre_norm": False,
+    "encoder.dropout": 0.1,
+    "encoder.attention_dropout": 0.1,
+    "encoder.activation_dropout": 0.0,
+    "encoder.input_dropout": 0.1,
+    "encoder.layerdrop": 0.05,
+    "encoder.feature_grad_mult": 0.1,
+    "mask.probability": 0.8,
+    "mask.span": 10,
+    "mask.min_spans": 2,
+    "optim.schedule": "polynomial",
+    "optim.learning_rate": 5e-4,
+    "optim.warmup_steps": 32_000,
+    "optim.beta1": 0.9,
+    "optim.beta2": 0.98,
+    "optim.epsilon": 1e-6,
+    "optim.weight_decay": 0.01,
+    "optim.clip_norm": 10.0,
+    "hubert.final_dim": 256,
+    "hubert.temperature": 0.1,
+    "hubert.feature_penalty": 10.0,
+    "seed": 1337,
+    "method": "hubert",
+}
+OF_VARIANT = {  # MARBLE benchmark/models/hubert; updates of the runs' names
+    "k500": {"teacher.feature": "mfcc", "teacher.clusters": 500, "steps": 250_000},
+    "k500_mfcc60": {"teacher.feature": "mfcc", "teacher.clusters": 500, "steps": 250_000},
+    "k2000_iter1": {"teacher.feature": "mfcc", "teacher.clusters": 2000, "steps": 250_000},
+    "k2000_iter2": {"teacher.feature": "layer", "teacher.clusters": 2000, "steps": 400_000},
+}
+CEPS = {"k500": 13, "k500_mfcc60": 20, "k2000_iter1": 13}  # 39 and 60 features
+
+
+def flat(config: ml_collections.ConfigDict) -> dict[str, object]:
+    leaves = {}
+    for name, value in config.items():
+        nested = isinstance(value, ml_collections.ConfigDict)
+        leaves |= {f"{name}.{k}": v for k, v in flat(value).items()} if nested else {name: value}
+    return leaves
+
+
+@pytest.mark.parametrize("variant", FULL_SIZE)
+def test_values_are_the_recipes(variant):
+    config = musichubert.get_config(variant)
+    leaves = flat(config)
+    wanted = BASE | OF_VARIANT[variant]
+    if variant in CEPS:
+        wanted |= {"teacher.ceps": CEPS[variant]}
+    assert {name: leaves[name] for name in wanted} == wanted
+    minutes = config.batch_size * audio.crop_samples(config.data.crop_frames) / 16_000 / 60
+    assert minutes == pytest.approx(16, rel=0.01)  # of audio an update: 32 clips of 30 s
+    assert config.batch_size == 32 and config.mask.equal_counts == 4  # four on each of 8 GPUs
+    assert state_dict.parameter_count(step.make_encoder(config)) == 94_371_712
+
+
+def test_variants_differ_in_their_labels_and_length_alone():
+    vanilla = flat(musichubert.get_config("k500"))
+    for variant in FULL_SIZE[1:]:
+        leaves = flat(musichubert.get_config(variant))
+        changed = {name for name in vanilla if leaves[name] != vanilla[name]} - {"variant"}
+        allowed = {"teacher.feature", "teacher.clusters", "teacher.ceps", "steps"}
+        assert changed and changed <= allowed, variant
+
+
+def test_the_schedule_rises_over_32k_updates_and_falls_to_nothing():
+    rate = optim.learning_rate(musichubert.get_config("k2000_iter2"))
+    expected = {0: 0.0, 16_000: 2.5e-4, 32_000: 5e-4, 216_000: 2.5e-4, 400_000: 0.0}
+    for update, value in expected.items():
+        assert float(rate(jnp.int32(update))) == pytest.approx(value, rel=1e-5, abs=1e-12)
+
+
+def test_an_unknown_variant_is_refused():
+    with pytest.raises(ValueError, match="no variant 'k100' in configs/musichubert"):
+        musichubert.get_config("k100")
+
+
+def test_the_demo_goes_on_with_its_second_iteration():
+    first = musichubert.get_config("demo")
+    second = musichubert.get_config(first.then)
+    assert (first.teacher.feature, second.teacher.feature) == ("mfcc", "layer")
+    assert second.then == "" and second.teacher.layer <= first.encoder.layers
+    shapes = [dict(config.encoder) for config in (first, second)]
+    assert shapes[0] == shapes[1]
+
+
+def labels_of(config: ml_collections.ConfigDict, tmp_path: Path) -> dict:
+    """A codebook of the variant's size and, for a second iteration, a small frozen encoder."""
+    if config.teacher.feature == "layer":
+        layers = torch_models.SMALL | {"num_hidden_layers": config.teacher.layer + 1}
+        model = torch_models.make("hubert", **layers)
+        config.teacher.encoder = str(torch_models.save(model, tmp_path / "teacher", False))
+    frozen, digest = codebook.frozen_encoder(config, sharding.make_mesh())
+    width = codebook.definition(config, digest).get("ceps", 16) * 3  # or the encoder's 48
+    rows = np.random.default_rng(0).normal(0, 10, (config.teacher.clusters, width))
+    return frozen | {"codebook": jnp.asarray(rows, jnp.float32)}
+
+
+def some_state(config: ml_collections.ConfigDict) -> step.TrainState:
+    """A state past the warm-up's first update, whose rate is 0; initial values take longer."""
+    noise = 0.03 * np.random.default_rng(0).standard_normal(2**20, np.float32)
+
+    def leaf(path: tuple, x: jax.ShapeDtypeStruct) -> jax.Array:
+        name = jax.tree_util.keystr(path)
+        if x.dtype != jnp.float32:
+            return jnp.full(x.shape, 1000, x.dtype)
+        if "optimizer" in name:
+            return jnp.zeros(x.shape)
+        return jnp.asarray(np.resize(noise, x.shape) + ("scale" in name))
+
+    shapes = jax.eval_shape(lambda: step.init_state(config))
+    return jax.tree_util.tree_map_with_path(leaf, shapes)
+
+
+@pytest.mark.parametrize("variant", FULL_SIZE)
+def test_full_size_models_take_a_step(variant, tmp_path):
+    """Four clips of 0.5 s; compiled in a hurry, as only the result matters."""
+    config = musichubert.get_config(variant)
+    config.update_from_flattened_dict({"batch_size": 4, "data.crop_frames": 24})
+    frozen = labels_of(config, tmp_path)
+    state = some_state(config)
+    assert state.params["head"]["embeddings"].shape == (config.teacher.clusters, 256)
+    shape = config.batch_size, audio.crop_samples(config.data.crop_frames)
+    clips = np.random.default_rng(0).integers(-20_000, 20_000, shape, np.int16)
+    before = np.asarray(state.params["encoder"]["layer_11"]["attention"]["q_proj"]["kernel"])
+    run = step.make_step(config, sharding.make_mesh(1, jax.devices()[:1]))
+    program = run.lower(state, frozen, jnp.asarray(clips)).compile(
+        {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    )
+    state, metrics = program(state, frozen, jnp.asarray(clips))
+    metrics = {name: float(x) for name, x in metrics.items()}
+    after = np.asarray(state.params["encoder"]["layer_11"]["attention"]["q_proj"]["kernel"])
+    assert int(state.updates) == 1001 and metrics["nonfinite"] == 0
+    assert 0 < np.abs(after - before).max() < 10 * metrics["learning_rate"]
+    assert abs(metrics["cross_entropy"] - np.log(config.teacher.clusters)) < 1
