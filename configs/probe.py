@@ -1,0 +1,40 @@
+"""The evaluator: MARBLE's constrained protocol (arXiv:2306.10548) on frozen encoders.
+
+    python -m musicssl.probe --config=configs/probe.py --config.encoder=runs/music2vec-demo
+    python -m musicssl.probe --config=configs/probe.py --config.encoder=DIR \\
+        --config.tasks=gtzan_genre,giantsteps_key --config.data_dir=DATA
+    python -m musicssl.probe --config=configs/probe.py --compare runs/a/probe runs/b/probe
+
+The variant "quick" is for a look within minutes: one seed, two learning rates.
+"""
+
+import ml_collections
+
+VARIANTS = {
+    "full": {},
+    "quick": {"learning_rates": (1e-3, 5e-3), "seeds": (1,)},
+}
+
+
+def get_config(variant: str = "full") -> ml_collections.ConfigDict:
+    """The configuration of one variant, locked."""
+    if variant not in VARIANTS:
+        raise ValueError(f"no variant {variant!r} in configs/probe.py: use {list(VARIANTS)}")
+    config = ml_collections.ConfigDict()
+    config.encoder = ""  # a workdir, a Hugging Face directory, a fairseq file, logmel, random:PATH
+    config.tasks = "synth"  # names and suites (mir, synth) of musicssl/tasks.py
+    config.data_dir = "data"
+    config.results = ""  # where results go; by default <workdir>/probe or results/<encoder>
+    config.cache = "features"  # where features are kept
+    config.limit = 0  # records of each split that are used, 0 for all
+    config.probe = "mlp"  # or "linear"
+    config.layers = "all"  # or a comma-separated list such as 0,6,12,sum
+    config.learning_rates = (5e-5, 1e-4, 5e-4, 1e-3, 5e-3, 1e-2)
+    config.seeds = (1, 2, 3)
+    config.epochs = 0  # at most; 0 for the task's
+    config.batch_size = 64
+    config.windows = 8  # in a batch of extraction
+    config.precision = "float32"  # of the encoder
+    config.mesh = ml_collections.ConfigDict({"fsdp": 1})
+    config.update(VARIANTS[variant])
+    return config.lock()

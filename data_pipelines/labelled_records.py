@@ -1,0 +1,117 @@
+"""Built data sets for the evaluator: whole records by number, and the labels of all of them."""
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import soxr
+import tensorflow_datasets as tfds
+
+from data_pipelines.records import Dataset, is_built, open_dataset
+
+_AUDIO = ("audio", "path", "start")
+
+
+class Labelled(NamedTuple):
+    """A split of a built data set.
+
+    labels: one dict a record, without the audio. classes: names of each label's classes, as far as
+    the data set tells. sample_rate: Hz of what `read` gives. version: such as
+    "gtzan/16khz/1.0.0". sizes: {entry: {"built", "published"}} of the builders that say so.
+    """
+
+    dataset: Dataset
+    labels: Sequence[Mapping[str, Any]]
+    classes: Mapping[str, Sequence[str]]
+    sizes: Mapping[str, Mapping[str, int | None]]
+    sample_rate: int
+    version: str
+
+    @property
+    def digest(self) -> str:
+        """Of the audio: which records, and their checksums."""
+        index = self.dataset.index
+        parts = (np.asarray(self.dataset.samples), index.sums)
+        content = b"".join(np.ascontiguousarray(part).tobytes() for part in parts)
+        return hashlib.sha256(content).hexdigest()
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Samples of each record at `sample_rate`, int64 [records]."""
+        scaled = self.dataset.samples * self.sample_rate / self.dataset.sample_rate
+        return scaled.astype(np.int64)
+
+    def read(self, record: int) -> np.ndarray:
+        """One record's audio, int16 [n], resampled where the data set has another rate."""
+        audio = np.empty(int(self.dataset.samples[record]), np.int16)
+        self.dataset.read(record, 0, audio)
+        if self.dataset.sample_rate != self.sample_rate:
+            audio = soxr.resample(audio, self.dataset.sample_rate, self.sample_rate)
+            audio = np.resize(audio, int(self.lengths[record]))
+        return audio
+
+
+def open_labelled(
+    name: str, data_dir: str | os.PathLike, split: str, sample_rate: int, limit: int = 0
+) -> Labelled:
+    """Opens a split of DATA_DIR/NAME, in its build for `sample_rate` if there is one.
+
+    Args:
+      limit: use that many records, spread evenly over the split; 0 for all.
+
+    Raises:
+      FileNotFoundError: the data set is not built.
+      ValueError: no such split, or a record of it cannot be read.
+    """
+    wanted = f"{name}/{sample_rate // 1000}khz"
+    dataset = open_dataset(wanted if is_built(wanted, data_dir) else name, data_dir, split)
+    if lost := np.flatnonzero(dataset.samples == 0).tolist():
+        raise ValueError(str(dataset.damage(lost[0], f"one of {len(lost)} unreadable records")))
+    builder = tfds.builder_from_directory(dataset.directory)
+    features = [key for key in builder.info.features if key not in _AUDIO]
+    decoders = tfds.decode.PartialDecoding(dict.fromkeys(features, True))
+    # One shard after another, which is the order of Dataset's records.
+    reading = tfds.ReadConfig(interleave_cycle_length=1)
+    examples = builder.as_dataset(split, decoders=decoders, read_config=reading)
+    labels = list(tfds.as_numpy(examples))
+    if len(labels) != len(dataset):
+        raise ValueError(f"{dataset.directory} is incomplete: build the data set again")
+    metadata = builder.info.metadata or {}
+    chosen = np.arange(len(labels))
+    if 0 < limit < len(labels):
+        chosen = np.linspace(0, len(labels) - 1, limit).round().astype(int)
+        dataset = _Part(dataset, chosen)
+    return Labelled(
+        dataset,
+        [labels[i] for i in chosen],
+        _classes(builder.info.features) | dict(metadata.get("classes", {})),
+        metadata.get("sizes", {}),
+        sample_rate,
+        "/".join(dataset.directory.split("/")[-3:]),
+    )
+
+
+class _Part:
+    """Some records of a Dataset, numbered anew."""
+
+    def __init__(self, dataset: Dataset, records: np.ndarray):
+        self.directory, self.sample_rate = dataset.directory, dataset.sample_rate
+        self.index, self.samples = dataset.index, dataset.samples[records]
+        self._whole, self._records = dataset, records
+
+    def read(self, record: int, start: int, out: np.ndarray) -> None:
+        self._whole.read(int(self._records[record]), start, out)
+
+
+def _classes(features: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The names of the class labels, also of those inside a sequence, as in "chords/quality"."""
+    found = {}
+    for key, feature in features.items():
+        inner = getattr(feature, "feature", feature)
+        if hasattr(inner, "names"):
+            found[key] = list(inner.names)
+        elif isinstance(inner, Mapping):
+            found |= {f"{key}/{k}": list(v.names) for k, v in inner.items() if hasattr(v, "names")}
+    return found

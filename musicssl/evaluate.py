@@ -1,0 +1,168 @@
+"""One task from features to scores: the grid, the choice on validation, the test with intervals."""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import ml_collections
+import numpy as np
+
+from musicssl import beats, extract, labels, metrics, probe_grid, probe_search
+from musicssl.probe_search import Outcome
+from musicssl.tasks import KINDS, SPLITS, Task
+
+CROP_SECONDS = 10  # that a beat probe trains on
+DRAWS = 1000  # of the beat task's bootstrap
+
+
+class Prepared(NamedTuple):
+    """A split of a task: features [layers, n, d], its rows' places and labels."""
+
+    features: np.ndarray
+    rows: extract.Rows
+    found: labels.Labels
+
+
+def evaluate(
+    task: Task,
+    splits: Mapping[str, Prepared],
+    classes: Sequence[str],
+    fps: float,
+    config: ml_collections.ConfigDict,
+) -> dict[str, Any]:
+    """The result of a task, of plain Python values for JSON: see README on results.json."""
+    begin = time.monotonic()
+    kind = KINDS[task.kind]
+    outputs = task.outputs or len(classes) or _classes_seen(splits)
+    protocol = probe_grid.Protocol(
+        loss=kind.loss,
+        outputs=outputs,
+        hidden={"mlp": 512, "linear": 0}[config.probe],
+        batch=config.batch_size,
+        epochs=config.epochs or task.epochs,
+        plateau=task.plateau,
+        patience=task.patience,
+        crop=round(CROP_SECONDS * fps) if task.kind == "beat" else 0,
+    )
+
+    def load(source: str) -> tuple[probe_grid.Split, ...]:
+        return tuple(_grid_split(splits[name], source) for name in SPLITS)
+
+    sources = probe_search.sources_of(len(splits["train"].features))
+    if config.layers != "all":
+        wanted = str(config.layers).split(",")
+        if unknown := [name for name in wanted if name not in sources]:
+            raise ValueError(f"layers: there is no {unknown[0]!r}; there are {','.join(sources)}")
+        sources = wanted
+    rates, seeds = config.learning_rates, config.seeds
+    found = probe_search.search(protocol, kind.monitor, load, sources, rates, seeds, task.name)
+    best = probe_search.best(found)
+    test = splits["test"]
+    tests = {o.source: [scores(task, o.outputs[s], test, fps) for s in range(len(seeds))]
+             for o in found}  # fmt: skip
+    layers = [
+        {
+            "source": o.source,
+            "learning_rate": float(rates[o.rate]),
+            "validation": o.score,
+            "test": _mean(tests[o.source]),
+        }
+        for o in found
+    ]
+    picked = int(best.validation[:, best.rate].argmax())
+    return {
+        "task": task.name,
+        "title": task.title,
+        "dataset": task.dataset,
+        "score": kind.main,
+        "chosen": {
+            "source": best.source,
+            "learning_rate": float(rates[best.rate]),
+            "validation": best.score,
+            "test": _mean(tests[best.source]),
+            "test_seeds": [t[kind.main] for t in tests[best.source]],
+            "interval": _interval(task, best.outputs[picked], test, fps),
+        },
+        "layers": layers,
+        "chance": labels.chance(task, splits["train"].found, test.found),
+        "items": {name: items(task, splits[name].found) for name in SPLITS},
+        "published_items": task.sizes,
+        "classes": list(classes),
+        "confusion": _confusion(task, best, picked, test, outputs),
+        "unscored_classes": _unscored(task, test, classes),
+        "seconds": round(time.monotonic() - begin, 1),
+    }
+
+
+def items(task: Task, found: labels.Labels) -> int:
+    """What is scored: records of a beat task, else items."""
+    return len(found.references) if task.kind == "beat" else len(found.labels)
+
+
+def _classes_seen(splits: Mapping[str, Prepared]) -> int:
+    all_labels = [split.found.labels for split in splits.values()]
+    if all_labels[0].ndim == 2:
+        return all_labels[0].shape[1]
+    return 1 + max(int(y.max()) for y in all_labels)
+
+
+def _grid_split(split: Prepared, source: str) -> probe_grid.Split:
+    x = probe_search.rows_of(split.features, source, split.found.rows)
+    found = split.found
+    return probe_grid.split_of(x, found.y, found.item, found.labels, found.start)
+
+
+def scores(task: Task, outputs: np.ndarray, test: Prepared, fps: float) -> dict[str, float]:
+    """Every score of a task, of outputs [i, c] of the test items."""
+    if task.kind == "beat":
+        estimates = labels.beat_estimates(outputs, test.found, test.rows, fps)
+        return beats.f_measures(test.found.references, estimates)
+    truth = test.found.labels
+    return {name: score(truth, outputs) for name, score in KINDS[task.kind].scores.items()}
+
+
+def _mean(each: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """Mean and standard deviation over the seeds of each score; 0 of a single seed."""
+    return {
+        name: {
+            "mean": float(np.mean([scored[name] for scored in each])),
+            "sd": float(np.std([scored[name] for scored in each], ddof=1)) if each[1:] else 0.0,
+        }
+        for name in each[0]
+    }
+
+
+def _interval(task: Task, outputs: np.ndarray, test: Prepared, fps: float) -> list[float]:
+    """95 % interval of the main score over test items, of one seed's outputs."""
+    kind = KINDS[task.kind]
+    if task.kind != "beat":
+        score = kind.scores[kind.main]
+        return list(metrics.interval(score, test.found.labels, outputs, draws=kind.draws))
+    estimates = labels.beat_estimates(outputs, test.found, test.rows, fps)
+    pairs = list(zip(test.found.references, estimates, strict=True))
+    hits = np.array([beats.matches(r, e, beats.TOLERANCE) for r, e in pairs])
+    sizes = np.array([len(r) + len(e) for r, e in pairs])
+
+    def micro(hits: np.ndarray, sizes: np.ndarray) -> float:
+        return 2 * hits.sum() / sizes.sum()
+
+    return list(metrics.interval(micro, hits, sizes, draws=DRAWS))
+
+
+def _confusion(
+    task: Task, best: Outcome, seed: int, test: Prepared, outputs: int
+) -> list[list[int]] | None:
+    """Test items by label (row) and answer (column), of tasks with one label an item."""
+    if task.kind not in ("class", "key"):
+        return None
+    table = np.zeros((outputs, outputs), int)
+    np.add.at(table, (test.found.labels, best.outputs[seed].argmax(-1)), 1)
+    return table.tolist()
+
+
+def _unscored(task: Task, test: Prepared, classes: Sequence[str]) -> list[str]:
+    """Tags that no test item, or every one, has: macro averages leave them out."""
+    if task.kind != "tags":
+        return []
+    left = np.flatnonzero(~metrics.scorable(test.found.labels))
+    return [classes[i] if len(classes) > i else str(i) for i in left]

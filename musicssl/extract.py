@@ -1,0 +1,359 @@
+"""Features of every layer of a frozen encoder, pooled over time, in one pass over the audio.
+
+Clips are cut into windows; each window goes through the encoder once and is averaged over all its
+frames, over groups of frames, or not at all (beat tracking). Rows are written to memory-mapped
+float16 files, one layer after another, so that a probe reads one layer alone and nothing has to fit
+in memory. A pass that is interrupted goes on where it stopped.
+"""
+
+import collections
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from tqdm import tqdm
+
+from musicssl import audio, pretrained, sharding
+
+FORMAT = 1  # of the files; part of their name
+AHEAD = 4  # batches read before they are needed
+SAVE_EVERY = 32  # batches between notes of progress
+WHOLE = 0  # frames of a pool: the window's all
+
+
+class Source(NamedTuple):
+    """Where features come from.
+
+    name: for reports. digest: of all that features depend on. layers: rows of hidden states, with
+    layer 0, the transformer's input. width: d. apply: (params, float audio [b, n]) to `layers`
+    arrays [b, t, d], at 50 frames a second for 16 kHz audio.
+    """
+
+    name: str
+    digest: str
+    layers: int
+    width: int
+    sample_rate: int
+    normalize: bool
+    params: dict
+    apply: Callable[[dict, jax.Array], Sequence[jax.Array]]
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames a second."""
+        return self.sample_rate / audio.STEM_HOP
+
+
+def open_source(spec: str, precision: str = "float32") -> Source:
+    """Features of an encoder (a workdir, a Hugging Face directory, a fairseq file) or a baseline.
+
+    Args:
+      spec: a path; "logmel" for a log-mel spectrogram; "random:PATH" for that encoder's
+        architecture with new initial values.
+
+    Raises:
+      FileNotFoundError, ValueError: as `pretrained.load_encoder`.
+    """
+    if spec == "logmel":
+        return Source("log-mel", "logmel-160", 1, 160, audio.SAMPLE_RATE, False, {}, _log_mel)
+    random, path = spec.startswith("random:"), spec.removeprefix("random:")
+    loaded = pretrained.load_encoder(path)
+    encoder = loaded.encoder.clone(dtype=jnp.dtype(precision))
+    params, digest, name = loaded.params, loaded.digest, loaded.source
+    if random:
+        start = jax.jit(lambda key: encoder.init(key, jnp.zeros((1, 400)))["params"])
+        params = jax.tree.map(np.asarray, start(jax.random.key(0)))
+        digest = f"random-{hashlib.sha256(repr(encoder).encode()).hexdigest()}"
+        name = f"random initial values of {name}"
+
+    def apply(params: dict, x: jax.Array) -> Sequence[jax.Array]:
+        return encoder.apply({"params": params}, x).hidden
+
+    digest = f"{digest}-{precision}"
+    return Source(
+        name,
+        digest,
+        encoder.layers + 1,
+        encoder.width,
+        loaded.sample_rate,
+        loaded.normalize,
+        params,
+        apply,
+    )
+
+
+def _log_mel(params: dict, x: jax.Array) -> Sequence[jax.Array]:
+    """80 log-mel bands, the two frames of each 20 ms side by side, at about unit scale."""
+    frames = audio.frame_count(x.shape[1])
+    mel = audio.log_mel(x, 80)  # [b, 2 t or 2 t - 1, 80]
+    mel = jnp.pad(mel, ((0, 0), (0, 1), (0, 0)), mode="edge")[:, : 2 * frames]
+    return [(mel.reshape(len(x), frames, 160) + 8) / 5]
+
+
+class Windows(NamedTuple):
+    """Windows in the order of their records: record [w], start [w], samples [w] of real audio."""
+
+    record: np.ndarray
+    start: np.ndarray
+    samples: np.ndarray
+    size: int  # samples of a whole window
+
+
+def windows(lengths: np.ndarray, seconds: float, sample_rate: int) -> Windows:
+    """Cuts records of `lengths` samples into windows without overlap.
+
+    The last window of a record is kept if it has a second or more, and then filled with zeros; a
+    record shorter than that is one window. None is longer than the longest record.
+    """
+    size = min(round(seconds * sample_rate), int(lengths.max()))
+    whole, rest = np.divmod(lengths, size)
+    count = np.maximum(whole + (rest >= sample_rate), 1)
+    record = np.repeat(np.arange(len(lengths)), count)
+    start = (np.arange(len(record)) - np.repeat(np.cumsum(count) - count, count)) * size
+    return Windows(record, start, np.minimum(lengths[record] - start, size), size)
+
+
+class Rows(NamedTuple):
+    """Which part of which record each feature row is: record [n], first and last second [n]."""
+
+    record: np.ndarray
+    begin: np.ndarray
+    end: np.ndarray
+
+
+def rows_in(cut: Windows, pool: int) -> np.ndarray:
+    """Feature rows of each window [w]; the last of a window may have half a pool of frames."""
+    frames = _frames(cut.samples)
+    return np.ones_like(frames) if pool == WHOLE else np.maximum((frames + pool // 2) // pool, 1)
+
+
+def rows(cut: Windows, pool: int, sample_rate: int) -> Rows:
+    """The rows that `extract` writes, in its order."""
+    count = rows_in(cut, pool)
+    window = np.repeat(np.arange(len(count)), count)
+    place = np.arange(len(window)) - np.repeat(np.cumsum(count) - count, count)
+    hop = audio.STEM_HOP / sample_rate
+    offset = cut.start[window] / sample_rate
+    frames = _frames(cut.samples)[window]
+    first = place * pool if pool else np.zeros_like(place)
+    last = np.minimum(first + pool, frames) if pool else frames
+    return Rows(cut.record[window], offset + first * hop, offset + last * hop)
+
+
+def _frames(samples: np.ndarray) -> np.ndarray:
+    return np.maximum((samples - audio.STEM_WINDOW) // audio.STEM_HOP + 1, 1)
+
+
+def extract(
+    source: Source,
+    cut: Windows,
+    read: Callable[[int], np.ndarray],
+    pools: Sequence[int],
+    folder: Path,
+    data: str,
+    mesh: Mesh,
+    batch: int,
+) -> dict[int, np.ndarray]:
+    """Features of all windows, from disk where they are there: {pool: [layers, n, d] float16}.
+
+    Args:
+      read: a record's number to its int16 audio, at the source's rate.
+      pools: frames averaged to one row; WHOLE for the window's all, 1 for every frame.
+      folder: the cache. data: digest of the audio.
+      batch: windows in a global batch; rounded up to a multiple of the mesh's devices.
+
+    Raises:
+      ValueError: a feature is not finite, or too large for float16.
+    """
+    folder = folder / hashlib.sha256(f"{source.digest}".encode()).hexdigest()[:16]
+    named = {pool: folder / f"{_key(source, cut, pool, data)}.npy" for pool in sorted(set(pools))}
+    missing = {pool: path for pool, path in named.items() if not path.exists()}
+    if missing:
+        folder.mkdir(parents=True, exist_ok=True)
+        _fill(source, cut, read, missing, mesh, batch)
+    return {pool: np.load(path, mmap_mode="r") for pool, path in named.items()}
+
+
+def _key(source: Source, cut: Windows, pool: int, data: str) -> str:
+    parts = (FORMAT, source.digest, cut.size, len(cut.record), pool, data)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
+
+
+def _fill(
+    source: Source,
+    cut: Windows,
+    read: Callable[[int], np.ndarray],
+    paths: dict[int, Path],
+    mesh: Mesh,
+    batch: int,
+) -> None:
+    """Writes each pool's file under another name, and renames it when it is complete."""
+    batch = -(-batch // mesh.size) * mesh.size
+    counts = {pool: rows_in(cut, pool) for pool in paths}
+    first = {pool: np.cumsum(n) - n for pool, n in counts.items()}
+    parts = {pool: path.with_suffix(".part") for pool, path in paths.items()}
+    progress = min(paths.values()).with_suffix(".progress.json")
+    done = _resume_point(progress, parts)
+    shape = {pool: (source.layers, int(n.sum()), source.width) for pool, n in counts.items()}
+    files = {pool: _open(part, shape[pool], done > 0) for pool, part in parts.items()}
+    step = _step(source, tuple(paths), mesh)
+    total = len(cut.record)
+    with tqdm(total=total, initial=done, desc="features", unit=" windows", delay=2) as bar:
+        batches = _pipelined(step, _batches(source, cut, read, done, batch), mesh)
+        for number, (begin, end, outputs) in enumerate(batches, 1):
+            for pool, values in outputs.items():
+                _write(files[pool], values, first[pool], counts[pool], begin, end)
+            bar.update(end - begin)
+            if number % SAVE_EVERY == 0:
+                for file in files.values():
+                    file.flush()
+                progress.write_text(json.dumps({"windows": end, "pools": sorted(paths)}))
+    for pool, file in files.items():
+        file.flush()
+        parts[pool].rename(paths[pool])
+    progress.unlink(missing_ok=True)
+
+
+def _open(path: Path, shape: tuple[int, ...], again: bool) -> np.ndarray:
+    if again:
+        return np.lib.format.open_memmap(path, "r+")
+    return np.lib.format.open_memmap(path, "w+", np.float16, shape)
+
+
+def _resume_point(progress: Path, parts: dict[int, Path]) -> int:
+    """Windows that an interrupted pass has written of these very files, else 0."""
+    if not progress.exists() or not all(part.exists() for part in parts.values()):
+        return 0
+    try:
+        noted = json.loads(progress.read_text())
+    except json.JSONDecodeError:
+        return 0
+    return noted["windows"] if noted["pools"] == sorted(parts) else 0
+
+
+def _write(
+    file: np.ndarray,
+    values: np.ndarray,
+    first: np.ndarray,
+    counts: np.ndarray,
+    begin: int,
+    end: int,
+) -> None:
+    """Puts a batch [layers, b, r, d] into rows; a window has its first counts[w] of the r."""
+    values = values[:, : end - begin]
+    real = np.arange(values.shape[2]) < counts[begin:end, None]  # [b, r]
+    values = values[:, real]  # [layers, rows, d]
+    if not np.isfinite(values).all():
+        raise ValueError(
+            f"features of windows {begin} to {end} are not finite in float16: the encoder is "
+            "damaged, or its activations are beyond 65504"
+        )
+    file[:, first[begin] : first[begin] + values.shape[1]] = values
+
+
+class Batch(NamedTuple):
+    """int16 [b, n] of windows begin to end, with each one's offset, scale and real frames [b]."""
+
+    begin: int
+    end: int
+    arrays: tuple[np.ndarray, ...]
+
+
+def _batches(
+    source: Source, cut: Windows, read: Callable[[int], np.ndarray], done: int, batch: int
+) -> Iterator[Batch]:
+    """Reads batches in a thread, AHEAD of their use; a record is read once for its windows."""
+
+    @functools.lru_cache(batch + 1)
+    def record(number: int) -> tuple[np.ndarray, float, float]:
+        sound = read(number)
+        mean, scale = 0.0, 1.0
+        if source.normalize:  # over the whole clip, as MARBLE: each window is a part of it
+            x = sound.astype(np.float32) / 32768
+            mean, scale = float(x.mean()), float(1 / np.sqrt(x.var() + 1e-7))
+        return sound, mean, scale
+
+    def load(begin: int) -> Batch:
+        end = min(begin + batch, len(cut.record))
+        sound = np.zeros((batch, cut.size), np.int16)
+        mean, scale = np.zeros(batch, np.float32), np.ones(batch, np.float32)
+        samples = np.full(batch, cut.size)
+        for i, window in enumerate(range(begin, end)):
+            whole, mean[i], scale[i] = record(int(cut.record[window]))
+            start, samples[i] = cut.start[window], cut.samples[window]
+            sound[i, : samples[i]] = whole[start : start + samples[i]]
+        return Batch(begin, end, (sound, mean, scale, samples, _frames(samples)))
+
+    waiting = collections.deque()
+    with ThreadPoolExecutor(1) as pool:  # one thread: the records of a batch stay in its cache
+        for begin in range(done, len(cut.record), batch):
+            waiting.append(pool.submit(load, begin))
+            if len(waiting) > AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _pipelined(
+    step: Callable, batches: Iterator[Batch], mesh: Mesh
+) -> Iterator[tuple[int, int, dict[int, np.ndarray]]]:
+    """Runs the step one batch ahead of the one whose values are fetched."""
+    clips = NamedSharding(mesh, sharding.CLIPS)
+    running = collections.deque()
+
+    def fetch() -> tuple[int, int, dict[int, np.ndarray]]:
+        begin, end, outputs = running.popleft()
+        return begin, end, {pool: np.asarray(values) for pool, values in outputs.items()}
+
+    for batch in batches:
+        arrays = (jax.device_put(array, clips) for array in batch.arrays)
+        running.append((batch.begin, batch.end, step(*arrays)))
+        if len(running) > 1:
+            yield fetch()
+    while running:
+        yield fetch()
+
+
+def _step(source: Source, pools: tuple[int, ...], mesh: Mesh) -> Callable:
+    """The jitted function of a batch's arrays to {pool: [layers, b, r, d] float16}."""
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    params = jax.device_put(source.params, everywhere)
+
+    @jax.jit
+    def run(params, sound, mean, scale, samples, frames):
+        x = (audio.to_float(sound) - mean[:, None]) * scale[:, None]
+        x = jnp.where(jnp.arange(x.shape[1]) < samples[:, None], x, 0)
+        hidden = source.apply(params, x)
+        return {
+            pool: jnp.stack([_pooled(h, frames, pool) for h in hidden]).astype(jnp.float16)
+            for pool in pools
+        }
+
+    def call(*arrays: jax.Array) -> dict[int, jax.Array]:
+        with jax.set_mesh(mesh):
+            return run(params, *arrays)
+
+    return call
+
+
+def _pooled(hidden: jax.Array, frames: jax.Array, pool: int) -> jax.Array:
+    """[b, t, d] to [b, r, d]: means over groups of `pool` frames among the real `frames` [b]."""
+    b, t, d = hidden.shape
+    hidden = hidden.astype(jnp.float32)
+    if pool == 1:
+        return hidden
+    pool = pool or t
+    groups = max((t + pool // 2) // pool, 1)
+    fill = max(groups * pool - t, 0)
+    hidden = jnp.pad(hidden, ((0, 0), (0, fill), (0, 0)))[:, : groups * pool]
+    real = (jnp.arange(groups * pool) < frames[:, None]).reshape(b, groups, pool, 1)
+    total = jnp.where(real, hidden.reshape(b, groups, pool, d), 0).sum(2)  # [b, r, d]
+    return total / jnp.maximum(real.sum(2), 1)

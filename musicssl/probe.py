@@ -1,0 +1,211 @@
+"""Evaluate an encoder: python -m musicssl.probe --config=configs/probe.py --config.encoder=DIR
+
+Features of every layer are extracted once and cached; for each task a grid of probes (layers x
+learning rates x seeds) is trained on them, the best by validation is tested. Writes results.json,
+results.md and pictures. --compare A B C puts directories of such results side by side instead.
+Exit codes: 0 complete, 2 a request that cannot be met.
+"""
+
+import json
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import jax
+import ml_collections
+import numpy as np
+from absl import app, flags, logging
+from jax.sharding import Mesh
+from ml_collections import config_flags
+
+from musicssl import evaluate, extract, labels, report, sharding, tasks
+from musicssl.encoder import Encoder
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow only reads data here
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+
+EXIT_REFUSED = 2
+
+
+def main(argv: list[str]) -> None:
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.ERROR)  # TFDS warns of itself
+    compare, config = flags.FLAGS.compare, flags.FLAGS.config
+    try:
+        if compare:
+            paths = [part for part in [*compare.split(","), *argv[1:]] if part]
+            out = Path(config.results or "results/compare")
+            print(report.compare([Path(path) for path in paths], out))
+            return
+        if len(argv) > 1:
+            refuse(f"unexpected arguments {argv[1:]}: options are spelt --name=value")
+        print(run(config))
+    except (ValueError, OSError) as error:
+        refuse(error)
+
+
+def refuse(reason: object) -> NoReturn:
+    print(f"musicssl.probe: {reason}", file=sys.stderr, flush=True)
+    sys.exit(EXIT_REFUSED)
+
+
+def run(config: ml_collections.ConfigDict) -> str:
+    """Evaluates config.encoder on config.tasks; writes the results and returns the table.
+
+    Tasks that the directory has results of are kept beside the new ones.
+
+    Raises:
+      ValueError, FileNotFoundError: the encoder, a data set or a setting cannot be used.
+    """
+    check(config)
+    chosen = tasks.choose(config.tasks)
+    mesh = sharding.make_mesh(config.mesh.fsdp)
+    source = extract.open_source(config.encoder, config.precision)
+    out = results_dir(config)
+    for number, task in enumerate(chosen, 1):
+        say(f"{task.name} ({number} of {len(chosen)}): {task.title}")
+        result = run_task(task, chosen, source, config, mesh)
+        report.save(out, result, about(config, source))
+    return report.write(out)
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Raises ValueError for settings that cannot be."""
+    if not config.encoder:
+        raise ValueError("config.encoder is empty: give a directory, logmel or random:DIRECTORY")
+    if config.probe not in ("mlp", "linear"):
+        raise ValueError(f"config.probe is {config.probe!r}: use 'mlp' or 'linear'")
+    if not len(config.learning_rates) or not len(config.seeds):
+        raise ValueError("config.learning_rates and config.seeds must each have a value")
+
+
+def results_dir(config: ml_collections.ConfigDict) -> Path:
+    """config.results, or <workdir>/probe of a run, or results/<encoder>."""
+    if config.results:
+        return Path(config.results)
+    if (Path(config.encoder) / "checkpoints").is_dir():
+        return Path(config.encoder) / "probe"
+    kind, colon, path = config.encoder.rpartition(":")
+    return Path("results") / f"{kind}{'-' * len(colon)}{Path(path).name}"
+
+
+def about(config: ml_collections.ConfigDict, source: extract.Source) -> dict:
+    """What a results.json says of its run."""
+    return {
+        "encoder": config.encoder,
+        "features": source.name,
+        "digest": source.digest,
+        "config": json.loads(config.to_json()),
+        "jax": jax.__version__,
+        "device": jax.devices()[0].device_kind,
+        "machine": platform.processor() or platform.machine(),
+    }
+
+
+def run_task(
+    task: tasks.Task,
+    together: Sequence[tasks.Task],
+    source: extract.Source,
+    config: ml_collections.ConfigDict,
+    mesh: Mesh,
+) -> dict:
+    """The result of one task; features that `together` need of the same audio come along."""
+    pools = {t.pool for t in together if _audio_of(t) == _audio_of(task)}
+    splits, classes = {}, ()
+    for name in tasks.SPLITS:
+        splits[name], classes = prepare(task, name, pools | {task.pool}, source, config, mesh)
+    return evaluate.evaluate(task, splits, classes, source.frame_rate, config)
+
+
+def _audio_of(task: tasks.Task) -> tuple:
+    return task.dataset, task.prefix, task.window
+
+
+def prepare(
+    task: tasks.Task,
+    split: str,
+    pools: set[int],
+    source: extract.Source,
+    config: ml_collections.ConfigDict,
+    mesh: Mesh,
+) -> tuple[evaluate.Prepared, Sequence[str]]:
+    """Features and labels of a split, and the names of the classes."""
+    from data_pipelines import labelled_records
+
+    data = labelled_records.open_labelled(
+        task.dataset, config.data_dir, task.split(split), source.sample_rate, config.limit
+    )
+    if data.dataset.sample_rate != source.sample_rate:
+        say(f"{data.version} is resampled from {data.dataset.sample_rate} Hz")
+    warn_of_sizes(task, split, data.sizes, config.limit)
+    cut = extract.windows(data.lengths, task.window, source.sample_rate)
+    features = extract.extract(
+        source, cut, data.read, sorted(pools), Path(config.cache), data.digest, mesh,
+        config.windows,
+    )  # fmt: skip
+    rows = extract.rows(cut, task.pool, source.sample_rate)
+    found = labels.labels(task, data.labels, rows, source.frame_rate)
+    return evaluate.Prepared(features[task.pool], rows, found), class_names(task, data.classes)
+
+
+def class_names(task: tasks.Task, classes: dict[str, Sequence[str]]) -> Sequence[str]:
+    """Names of a task's classes, as the data set or the labels' definition tells them."""
+    if task.label in labels.NAMES:
+        return labels.NAMES[task.label]
+    if task.label == "instruments":
+        return classes.get("notes/instrument", ())
+    return classes.get(task.label, ())[: task.outputs or None]
+
+
+def warn_of_sizes(task: tasks.Task, split: str, sizes: dict, limit: int) -> None:
+    """Says where a data set is not of the published size, or not whole."""
+    if limit:
+        return
+    wanted = {split, task.split(split), f"{task.label}/{split}"}
+    for name in wanted & set(sizes):
+        built, published = sizes[name]["built"], sizes[name]["published"]
+        if published not in (None, built):
+            say(f"{task.dataset} {name} has {built} items, published are {published}")
+
+
+def quick(
+    encoder: Encoder,
+    params: dict,
+    normalize: bool,
+    config: ml_collections.ConfigDict,
+    step: int,
+) -> dict[str, float]:
+    """Scores of the encoder as it is at a step of training: {"probe/<task>": test score}.
+
+    Args:
+      params: of the encoder, on any mesh. config: of configs/probe.py; its encoder is not read.
+      Features are kept nowhere.
+    """
+    source = extract.Source(
+        f"step {step}", f"step-{step}", encoder.layers + 1, encoder.width, 16_000, normalize,
+        jax.device_get(params), lambda p, x: encoder.apply({"params": p}, x).hidden,
+    )  # fmt: skip
+    chosen = tasks.choose(config.tasks)
+    mesh = sharding.make_mesh(config.mesh.fsdp)
+    scores = {}
+    with tempfile.TemporaryDirectory() as folder:
+        config = ml_collections.ConfigDict(config)
+        config.cache = folder
+        for task in chosen:
+            result = run_task(task, chosen, source, config, mesh)
+            scores[f"probe/{task.name}"] = result["chosen"]["test"][result["score"]]["mean"]
+    return {name: float(np.float32(value)) for name, value in scores.items()}
+
+
+def say(line: str) -> None:
+    print(f"musicssl.probe: {line}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", "configs/probe.py", "Configuration file")
+    flags.DEFINE_string("compare", None, "Directories of results to put side by side")
+    app.run(main)
