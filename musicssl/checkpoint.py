@@ -14,6 +14,7 @@ import jax
 import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy, save_decision_policy
 
 # Leaves that may differ when a run goes on: they change where and how, not what is computed.
@@ -221,11 +222,10 @@ def load_params(
 
 def read_parts(directory: Path, names: tuple[str, ...]) -> dict:
     """These parts of a saved tree as NumPy arrays, without those that are empty."""
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        saved = checkpointer.metadata(directory).item_metadata.tree
-        wanted = {name: saved[name] for name in names if saved.get(name)}
-        args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-        return checkpointer.restore(
-            directory,
-            args=ocp.args.PyTreeRestore(item=wanted, restore_args=args, partial_restore=True),
-        )
+    at = epath.Path(directory)
+    handler = ocp.PyTreeCheckpointHandler()  # a Checkpointer would warn of what it has no use for
+    saved = handler.metadata(at).tree
+    wanted = {name: saved[name] for name in names if saved.get(name)}
+    kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+    args = ocp.args.PyTreeRestore(item=wanted, restore_args=kinds, partial_restore=True)
+    return handler.restore(at, args=args)
