@@ -7,6 +7,7 @@ a loss that is not finite), 75 ended by SIGTERM after saving.
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -48,10 +49,12 @@ def parse(argv: list[str]) -> list[str]:
         _ = CONFIG.value.name  # a file that is not there is told when it is used
         return rest
     except AttributeError as error:  # ml_collections' word for a leaf that is not there
-        leaf = str(error).strip("'\"")
+        leaf = re.search(r"\w+", str(error)).group()
         spelt = (x.partition("=")[0] for x in argv if x.startswith("--config."))
         name = next((x for x in spelt if leaf in x.split(".")), leaf)
-        refuse(f"{name} is not in the configuration: its values are listed in configs/")
+        near = re.search(r'Did you mean "\w+"', str(error))
+        hint = f". {near.group()}?" if near else ": its values are listed in configs/"
+        refuse(f"{name} is not in the configuration{hint}")
     except (flags.Error, OSError) as error:
         refuse(str(error).strip().splitlines()[-1].strip().removeprefix("ValueError: "))
 
@@ -77,15 +80,19 @@ def main(argv: list[str]) -> None:
     except (ValueError, OSError) as error:  # past this point only a bug raises ValueError
         refuse(error)
     writer = Writer(workdir, int(state.step))
+
+    def write(step: int, scalars: dict[str, float]) -> None:
+        writer.write(step, scalars | batches.damage())
+
     try:
-        complete = train.train(config, mesh, checkpoints, state, frozen, batches.open, writer.write)
+        complete = train.train(config, mesh, checkpoints, state, frozen, batches.open, write)
     except train.TrainingStopped as error:
         print(f"musicssl: stopped: {error}", file=sys.stderr, flush=True)
         sys.exit(EXIT_STOPPED)
     except OSError as error:
         refuse(error)
     if complete and config.then:
-        go_on(config.name, config.then, workdir)
+        go_on(config, workdir)
     sys.exit(0 if complete else train.EXIT_PREEMPTED)
 
 
@@ -98,12 +105,14 @@ def label_source(
     return frozen | {"codebook": codes}
 
 
-def go_on(name: str, variant: str, workdir: Path) -> NoReturn:
+def go_on(config: ml_collections.ConfigDict, workdir: Path) -> NoReturn:
     """Become the run that takes this one as its teacher, beside this workdir."""
-    train.say(f"going on with {name}:{variant}")
-    command = [sys.executable, "-m", "musicssl.main", f"--config=configs/{name}.py:{variant}"]
-    command += [f"--config.teacher.encoder={workdir}", f"--workdir={workdir}-{variant}"]
-    command += [x for x in sys.argv[1:] if x.startswith(("--config.data.", "--config.mesh."))]
+    run = f"{config.name}.py:{config.then}"
+    train.say(f"going on with {run}")
+    command = [sys.executable, "-m", "musicssl.main", f"--config=configs/{run}"]
+    command += [f"--config.teacher.encoder={workdir}", f"--workdir={workdir}-{config.then}"]
+    same = {"data": config.data.to_dict(), "mesh": config.mesh.to_dict()}
+    command += [f"--config.{name}={value}" for name, value in checkpoint.flat(same).items()]
     for flag in (COORDINATOR, PROCESSES, PROCESS):
         command += [] if flag.value is None else [f"--{flag.name}={flag.value}"]
     if jax.process_count() > 1:
@@ -146,6 +155,7 @@ class Batches:
         ):
             compose(data.name, data.data_dir)
         self.config, self.mesh = config, mesh
+        self.reading = None
         self.iterate = batches.iterate
         self.dataset = batches.open_dataset(data.name, data.data_dir, "train")
         if self.dataset.sample_rate != data.sample_rate:
@@ -159,7 +169,7 @@ class Batches:
         """The batches from step `first` on: int16 [b, n]."""
         config = self.config
         rows = sharding.rows_here(self.mesh, config.batch_size)
-        batches = self.iterate(
+        self.reading = self.iterate(
             self.dataset,
             seed=config.seed,
             batch_size=config.batch_size,
@@ -170,8 +180,14 @@ class Batches:
         )
         return (
             sharding.place_clips(self.mesh, config.batch_size, rows, batch["audio"])
-            for batch in batches
+            for batch in self.reading
         )
+
+    def damage(self) -> dict[str, int]:
+        """The damaged records that this process has met since it started, where they may be."""
+        if self.config.data.on_damage == "stop" or self.reading is None:
+            return {}
+        return {"damaged_records": len(self.reading.damaged)}
 
 
 def compose(name: str, data_dir: str) -> None:
