@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
 from musicssl import checkpoint
 from tests import record_files
@@ -24,7 +25,7 @@ LEAVES = {
     "checkpoint.every": 5,
     "data.name": "clips",
     "data.crop_frames": 32,
-    "encoder.layers": 2,
+    "encoder.layers": 1,
     "encoder.width": 32,
     "encoder.heads": 2,
     "encoder.ffn_width": 64,
@@ -34,7 +35,7 @@ LEAVES = {
     "mask.equal_counts": 4,
 }
 OF_CONFIG = {
-    MUSIC2VEC: {"encoder.pos_conv_depth": 2, "data2vec.top_layers": 2},
+    MUSIC2VEC: {"encoder.pos_conv_depth": 1, "data2vec.top_layers": 1},
     MUSICHUBERT: {
         "then": "",
         "hubert.final_dim": 16,
@@ -70,12 +71,18 @@ def flags(config: str, workdir: Path, data_dir: Path, leaves: dict | None = None
     return [f"--config={config}", f"--workdir={workdir}", *overrides]
 
 
-def environment(devices: int = 1, cache: Path | None = None) -> dict[str, str]:
-    """Of a process that sees this many CPU devices, with a compilation cache of the test's own."""
-    changed = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "PYTHONUNBUFFERED": "1"}
-    if cache is not None:
-        changed["JAX_COMPILATION_CACHE_DIR"] = str(cache)
-    return os.environ | changed
+def environment(cache: Path, devices: int = 1, optimize: bool = False) -> dict[str, str]:
+    """Of a process that sees this many CPU devices and keeps compiled programs in `cache`.
+
+    Compiling takes most of a tiny run's time, and half of that without LLVM's optimizations.
+    """
+    return os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": str(devices),
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "XLA_FLAGS": "" if optimize else "--xla_backend_optimization_level=0",
+    }
 
 
 def start(arguments: Iterable[str], env: dict[str, str]) -> subprocess.Popen:
@@ -105,13 +112,11 @@ def scalars(workdir: Path) -> list[dict[str, float]]:
 def state(workdir: Path, step: int | None = None) -> dict[str, np.ndarray]:
     """Every array of a run's newest checkpoint, or of one step's, `named`."""
     step = checkpoint.steps_on_disk(workdir)[-1] if step is None else step
-    directory = workdir.absolute() / "checkpoints" / str(step)
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        saved = checkpointer.metadata(directory / "state").item_metadata.tree
-        kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
-        args = ocp.args.PyTreeRestore(restore_args=kinds)
-        tree = checkpointer.restore(directory / "state", args=args)
-    return named(tree)
+    directory = epath.Path(workdir.absolute() / f"checkpoints/{step}/state")
+    handler = ocp.PyTreeCheckpointHandler()
+    saved = handler.metadata(directory).tree
+    kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
+    return named(handler.restore(directory, args=ocp.args.PyTreeRestore(restore_args=kinds)))
 
 
 def named(tree: dict) -> dict[str, np.ndarray]:

@@ -30,13 +30,13 @@ LEAVES = {"steps": 80, "checkpoint.every": 10}
 class Life:
     """One process of a run, watched so that it can be killed at a chosen moment."""
 
-    def __init__(self, arguments: list[str], workdir: Path, cache: Path):
+    def __init__(self, arguments: list[str], workdir: Path, environment: dict[str, str]):
         self.checkpoints = workdir / "checkpoints"
         self.left = self.unfinished()  # by the life before
         self.saves: set[tuple[str, int]] = set()
         self.lines: list[str] = []
         self.began = time.monotonic()
-        self.process = runs.start(arguments, runs.environment(cache=cache))
+        self.process = runs.start(arguments, environment)
         self.reader = threading.Thread(target=self._read)
         self.reader.start()
 
@@ -58,17 +58,19 @@ class Life:
         if phase == "saving":
             self.saves |= self.unfinished() - self.left
             return len(self.saves)
-        word = {"fitting": "codebook pass", "training": "step "}[phase]
+        word = {"fitting": "codebook pass", "training": ("first step", "step ")}[phase]
         return sum(line.startswith(word) for line in self.lines)
 
     def kill_in(self, phase: str, chance: random.Random, startup: float) -> str | None:
         """Kill the process in a phase; returns the phase that it was in, None if it had ended."""
         wanted = chance.randint(1, 3)
         pause = chance.uniform(0, {"fitting": 0.2, "training": 0.3, "saving": 0.05}.get(phase, 0))
-        if phase == "starting":
-            wanted, pause = 0, chance.uniform(0, startup)
+        latest = self.began + chance.uniform(0, startup)
         while self.process.poll() is None:
-            if not wanted or self.count(phase) >= wanted:
+            if phase == "starting":  # once it has stepped, at once
+                if time.monotonic() > latest or self.count("training"):
+                    break
+            elif self.count(phase) >= wanted:
                 time.sleep(pause)
                 break
             time.sleep(0.0005)
@@ -100,10 +102,14 @@ class Life:
 
 
 class Study:
-    """A reference run, and killed ones to compare with it."""
+    """A reference run, and killed ones to compare with it.
 
-    def __init__(self, config: str, root: Path):
-        self.config, self.root = config, root
+    Args:
+      optimize: as `runs.environment` says.
+    """
+
+    def __init__(self, config: str, root: Path, optimize: bool = False):
+        self.config, self.root, self.optimize = config, root, optimize
         self.data_dir = root / "data"
         runs.write_clips(self.data_dir)
         self.phases = [x for x in PHASES if x != "fitting" or "hubert" in config]
@@ -117,7 +123,8 @@ class Study:
     def live(self, name: str, cache: str) -> Life:
         workdir = self.root / name
         arguments = runs.flags(self.config, workdir, self.data_dir, LEAVES)
-        return Life(arguments, workdir, self.root / cache)
+        environment = runs.environment(self.root / cache, optimize=self.optimize)
+        return Life(arguments, workdir, environment)
 
     def run(
         self, seed: int, cache: str, plan: list[str] | None = None
@@ -126,7 +133,7 @@ class Study:
 
         Args:
           seed: of the moments.
-          cache: the folder of the compiled programs: a new one, and they are compiled again.
+          cache: the folder of compiled programs; with a new one they are compiled again.
           plan: if None, every phase once, in a random order, and one of them again.
 
         Returns:
@@ -172,12 +179,12 @@ def main() -> None:
     options = parser.parse_args()
     root = Path(tempfile.mkdtemp(prefix="killed-"))
     try:
-        study = Study(options.config, root)
+        study = Study(options.config, root, optimize=True)
         print(f"reference: first step after {study.startup:.1f} s", flush=True)
 
         def one(number: int) -> tuple[Counter, list[str]]:
             seed = options.seed + number
-            kills, wrong = study.run(seed, f"cache-{seed}")
+            kills, wrong = study.run(seed, f"cache-{number // 3}")
             print(f"run {seed}: {dict(kills)}: {wrong or 'identical'}", flush=True)
             return kills, wrong
 

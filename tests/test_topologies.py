@@ -1,0 +1,176 @@
+"""The same run on one device, eight devices and two processes, of the main command."""
+
+import hashlib
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental import multihost_utils
+
+from musicssl import checkpoint, sharding
+from musicssl import step as training
+from tests import runs
+
+STEPS = 12
+LEAVES = {
+    "steps": STEPS,
+    "log_every": 1,
+    "checkpoint.every": 4,
+    "encoder.ffn_width": 2048,  # times the width of 32: large enough to be sharded
+}
+ONE, EIGHT, EIGHT_SHARDED, TWO_PROCESSES = "1", "8x1", "4x2", "2 processes x 4"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("topologies")
+    runs.write_clips(root / "data")
+    return root
+
+
+def several(root: Path, name: str, leaves: dict | None = None) -> list[list[str]]:
+    """The flags of each of two processes of a run."""
+    port = socket.create_server(("localhost", 0)).getsockname()[1]
+    flags = runs.flags(runs.MUSIC2VEC, root / name, root / "data", LEAVES | (leaves or {}))
+    joint = [*flags, f"--coordinator=localhost:{port}", "--processes=2"]
+    return [[*joint, f"--process={number}"] for number in range(2)]
+
+
+def one(root: Path, name: str, leaves: dict | None = None) -> list[list[str]]:
+    return [runs.flags(runs.MUSIC2VEC, root / name, root / "data", LEAVES | (leaves or {}))]
+
+
+def launch(root: Path, flags: list[list[str]], devices: int) -> list[subprocess.Popen]:
+    return [runs.start(one, runs.environment(root / "cache", devices)) for one in flags]
+
+
+def end(processes: list[subprocess.Popen], code: int = 0) -> str:
+    """Wait for the processes; the first one's output."""
+    said = [process.communicate(timeout=600) for process in processes]
+    assert [process.returncode for process in processes] == [code] * len(said), said
+    return said[0][0]
+
+
+@pytest.fixture(scope="module")
+def finished(root) -> dict[str, Path]:
+    """Complete runs by topology: the workdirs."""
+    flags = {
+        ONE: (one(root, "one"), 1),
+        EIGHT: (one(root, "eight"), 8),
+        EIGHT_SHARDED: (one(root, "sharded", {"mesh.fsdp": 2}), 8),
+        TWO_PROCESSES: (several(root, "two", {"mesh.fsdp": 2}), 4),
+    }
+    for flag, devices in flags.values():
+        end(launch(root, flag, devices))
+    return {
+        ONE: root / "one",
+        EIGHT: root / "eight",
+        EIGHT_SHARDED: root / "sharded",
+        TWO_PROCESSES: root / "two",
+    }
+
+
+def test_losses_do_not_depend_on_the_topology(finished):
+    lines = {name: runs.scalars(workdir) for name, workdir in finished.items()}
+    for name, found in lines.items():
+        assert [line["step"] for line in found] == list(range(1, STEPS + 1)), name
+        for line, expected in zip(found, lines[ONE], strict=True):
+            assert line["masked_fraction"] == expected["masked_fraction"]
+            assert line["loss"] == pytest.approx(expected["loss"], rel=2e-4)
+            assert line["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-2)
+            assert line["target_std"] == pytest.approx(expected["target_std"], rel=1e-3)
+    losses = [line["loss"] for line in lines[ONE]]
+    assert min(abs(np.diff(losses))) > 1e-3  # the steps are told apart by more than the tolerance
+
+
+def test_a_run_goes_on_where_there_are_other_devices(root, finished):
+    """Two processes of four devices, one of two, and two of four again, ended by SIGTERM."""
+    stages = [
+        (several(root, "moved", {"mesh.fsdp": 2}), 4),
+        (one(root, "moved", {"mesh.fsdp": 2}), 2),
+    ]
+    for number, (flags, devices) in enumerate(stages):
+        processes = launch(root, flags, devices)
+        for line in processes[0].stdout:
+            if line.startswith("step "):
+                break
+        processes[-1].send_signal(signal.SIGTERM)
+        end(processes, code=75)
+        step = checkpoint.steps_on_disk(root / "moved")[-1]
+        assert number < step < STEPS
+    end(launch(root, several(root, "moved"), 4))
+    moved, expected = runs.scalars(root / "moved"), runs.scalars(finished[ONE])
+    assert [line["step"] for line in moved] == list(range(1, STEPS + 1))
+    for line, other in zip(moved, expected, strict=True):
+        assert line["masked_fraction"] == other["masked_fraction"]
+        assert line["loss"] == pytest.approx(other["loss"], rel=2e-4)
+
+
+def digests(config, fsdp: int, devices: int) -> list[str]:
+    """Hashes of two steps' audio and masks as every process sees them, on the command's path."""
+    from musicssl import main
+
+    mesh = sharding.make_mesh(fsdp, jax.devices()[:devices])
+    audio = main.Batches(config, mesh).open(3)
+    prepare = jax.jit(lambda key, x: training.prepare(config, key, x))
+    found = []
+    with jax.set_mesh(mesh):
+        for step in (4, 5):
+            x = next(audio)
+            batch = prepare(training.streams(config.seed, step)["mask"], x)
+            whole = multihost_utils.process_allgather((x, batch.mask), tiled=True)
+            digest = hashlib.sha256()
+            for array in jax.tree.leaves(whole):
+                digest.update(f"{array.shape} {array.dtype}".encode() + np.asarray(array).tobytes())
+            found.append(digest.hexdigest())
+    return found
+
+
+def probe(data_dir: str, coordinator: str, process: str) -> None:
+    """Print digests of the meshes that these devices make."""
+    from configs import music2vec
+
+    config = music2vec.get_config("demo")
+    leaves = runs.LEAVES | runs.OF_CONFIG[runs.MUSIC2VEC] | LEAVES | {"data.data_dir": data_dir}
+    config.update_from_flattened_dict(leaves)
+    if coordinator:
+        jax.distributed.initialize(coordinator, 2, int(process))
+        found = {f"2 processes fsdp={fsdp}": digests(config, fsdp, 8) for fsdp in (1, 2)}
+    else:
+        meshes = ((1, 1), (1, 8), (2, 8), (8, 8))
+        found = {f"{n} devices fsdp={fsdp}": digests(config, fsdp, n) for fsdp, n in meshes}
+    print("FOUND", json.dumps(found), flush=True)
+
+
+def test_batches_and_masks_are_the_same_to_the_bit(root):
+    port = socket.create_server(("localhost", 0)).getsockname()[1]
+    at = f"localhost:{port}"
+    cases = [("", "0", 8), (at, "0", 4), (at, "1", 4)]
+    call = "from tests.test_topologies import probe; probe({!r}, {!r}, {!r})"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", call.format(str(root / "data"), coordinator, process)],
+            cwd=runs.ROOT,
+            env=runs.environment(root / "cache", devices),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for coordinator, process, devices in cases
+    ]
+    found = {}
+    for number, process in enumerate(processes):
+        output, errors = process.communicate(timeout=600)
+        assert process.returncode == 0, errors
+        seen = json.loads(re.search(r"FOUND (.*)", output).group(1))
+        found |= {f"process {number}, {name}": value for name, value in seen.items()}
+    assert len(found) == 8
+    assert {tuple(value) for value in found.values()} == {tuple(next(iter(found.values())))}
+    assert len(set(next(iter(found.values())))) == 2  # one step is not the next
