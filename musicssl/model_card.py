@@ -6,7 +6,7 @@ from typing import Any
 
 import ml_collections
 
-from musicssl import audio, checkpoint, model_config, state_dict
+from musicssl import audio, model_config, state_dict
 from musicssl.huggingface import Loaded, read_json
 
 PAPER = (
@@ -96,7 +96,7 @@ def model_card(
         rate=pretrained.sample_rate / audio.STEM_HOP,
         training=rows(training_figures(pretrained, config, step, ema)),
         health=rows(final_metrics(workdir, step)) or "The run has no metrics.jsonl.",
-        probes=rows(probe_results(workdir)) or "The run has not been probed.",
+        probes=probe_scores(workdir, pretrained.digest),
     )
 
 
@@ -132,10 +132,20 @@ def final_metrics(workdir: Path, step: int) -> dict[str, Any]:
     return logged[-1] if logged else {}
 
 
-def probe_results(workdir: Path) -> dict[str, Any]:
-    """The leaves of probe/results.json by their dotted names; empty without the file."""
+def probe_scores(workdir: Path, digest: str) -> str:
+    """What probe/results.json (`report.save`) says of the encoder of this digest, as Markdown."""
     path = workdir / "probe" / "results.json"
-    return checkpoint.flat(read_json(path)) if path.is_file() else {}
+    if not path.is_file():
+        return "The run has not been probed."
+    results = read_json(path)
+    if not results["digest"].startswith(digest):  # the precision of the features comes after it
+        return "The run has been probed at another step or with other weights than these."
+    lines = ["| task | score | test, x 100 | layer |", "|---|---|---|---|"]
+    for task in results["tasks"].values():
+        chosen, score = task["chosen"], task["score"]
+        value = 100 * chosen["test"][score]["mean"]
+        lines.append(f"| {task['title']} | {score} | {value:.1f} | {chosen['source']} |")
+    return "\n".join(lines)
 
 
 def rows(figures: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from configs import music2vec
-from musicssl import audio, checkpoint, data2vec, export, huggingface, pretrained
+from musicssl import audio, checkpoint, data2vec, export, huggingface, pretrained, report
 from musicssl.step import TrainState
 from tests import test_fairseq, torch_models
 
@@ -214,14 +214,20 @@ def test_the_card(run, tmp_path):
         assert said in card, said
     assert str(run.parent) not in card
     run = shutil.copytree(run, tmp_path / "run")
-    (run / "probe").mkdir()
-    results = {"gs_key": {"weighted_score": 0.5061}, "layer": 7}
-    (run / "probe" / "results.json").write_text(json.dumps(results))
+    test = {"weighted_score": {"mean": 0.50612, "sd": 0.0}, "accuracy": {"mean": 0.4, "sd": 0.0}}
+    chosen = {"source": "layer 7", "test": test}
+    task = {"task": "gs_key", "title": "Key", "score": "weighted_score", "chosen": chosen}
+    digest = pretrained.load_encoder(run).digest
+    about = {"features": "a run", "digest": f"{digest}-float32"}
+    report.save(run / "probe", task, about)
     (run / "metrics.jsonl").unlink()
     export.export(run, tmp_path / "probed")
     card = (tmp_path / "probed" / "README.md").read_text()
-    assert "| gs_key.weighted_score | 0.5061 |" in card and "| layer | 7 |" in card
+    assert "| Key | weighted_score | 50.6 | layer 7 |" in card
     assert "The run has no metrics.jsonl." in card and "| trained encoder |" in card
+    export.export(run, tmp_path / "teacher", ema=True)
+    card = (tmp_path / "teacher" / "README.md").read_text()
+    assert "probed at another step or with other weights" in card and "50.6" not in card
 
 
 def test_the_cards_example_runs(hubert_run, tmp_path):
