@@ -1,6 +1,6 @@
 """The search over a task's grid: train every probe, choose by validation alone, predict the test.
 
-On an accelerator all models of a source, or of several sources that fit, advance in one program.
+On an accelerator all models of a source (a layer or the sum) advance in one program.
 On a CPU each core trains one model at a time: then its parameters and moments stay in the cache,
 and early stopping frees the core.
 """
@@ -25,7 +25,7 @@ class Outcome(NamedTuple):
     """What a source came to, at the learning rate of its best mean validation score.
 
     source: "0" to "12", or "sum". validation: [s, r]. rate: index of the rate chosen.
-    outputs: of the test items, [s, i, c].
+    outputs: of the test items, [s, i, c]. epochs: of training, summed over all models.
     """
 
     source: str
@@ -92,6 +92,7 @@ def search(
                 fitted = _joined(_spread(one, jobs), len(seeds))
             else:
                 fitted = _fit(protocol, monitor, train, validation, rates, seeds)
+                fitted = fitted._replace(epochs=fitted.epochs * len(jobs))
                 bar.update()
             outcomes.append(_outcome(source, fitted, test))
     return outcomes
@@ -116,7 +117,7 @@ def _joined(parts: list[Fitted], seeds: int) -> Fitted:
         return joined.reshape(1, seeds, -1, *joined.shape[1:])
 
     params, scores, epochs = (jax.tree.map(stack, *(part[i] for part in parts)) for i in range(3))
-    return Fitted(params, scores, epochs, max(int(part.epochs) for part in parts))
+    return Fitted(params, scores, epochs, sum(int(part.epochs) for part in parts))
 
 
 def _outcome(source: str, fitted: Fitted, test: Split) -> Outcome:

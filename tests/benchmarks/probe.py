@@ -1,0 +1,196 @@
+"""The grid of a task (layers x 6 learning rates x 3 seeds) against a plain PyTorch loop.
+
+    python -m tests.benchmarks.probe [--layers=0,6,12,sum | --layers=all] [--epochs=100]
+
+Features of GTZAN's shape (443, 197 and 290 clips, 13 layers of 768) with classes hidden in noise,
+more of them in the middle layers. Both follow MARBLE's constrained protocol and choose the layer
+and rate on validation. The loop trains one model after another, as such sweeps are run, with one
+and with all threads for a sample of models, and takes the faster.
+"""
+
+import argparse
+import os
+import platform
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+from musicssl import metrics, probe_grid, probe_search
+
+SIZES, LAYERS, WIDTH, CLASSES = (443, 197, 290), 13, 768, 10
+RATES, SEEDS = (5e-5, 1e-4, 5e-4, 1e-3, 5e-3, 1e-2), (1, 2, 3)
+LIMIT = 4.0
+
+
+def features(number: int) -> tuple[np.ndarray, np.ndarray]:
+    """[layers, n, d] float16 and classes [n]."""
+    random = np.random.default_rng(number)
+    y = random.integers(0, CLASSES, SIZES[number]).astype(np.int32)
+    centres = np.random.default_rng(9).standard_normal((LAYERS, CLASSES, WIDTH)) * 0.1
+    clear = 1 - np.abs(np.arange(LAYERS) - 7) / 10
+    x = random.standard_normal((LAYERS, len(y), WIDTH)) + (clear[:, None, None] * centres)[:, y]
+    return x.astype(np.float16), y
+
+
+class Probe(torch.nn.Module):
+    """MARBLE's head on one layer or on the weighted sum of several."""
+
+    def __init__(self, mixed: int):
+        super().__init__()
+        self.weights = torch.nn.Parameter(torch.randn(1, mixed, 1)) if mixed > 1 else None
+        self.layers = torch.nn.Sequential(
+            torch.nn.Linear(WIDTH, 512),
+            torch.nn.ReLU(),
+            torch.nn.Dropout(0.2),
+            torch.nn.Linear(512, CLASSES),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # [b, m, d]
+        x = x[:, 0] if self.weights is None else (torch.softmax(self.weights, 1) * x).sum(1)
+        return self.layers(x)
+
+
+def torch_fit(data, protocol, rate: float, seed: int) -> tuple[float, float]:
+    """(best validation accuracy, its test accuracy)."""
+    torch.manual_seed(seed)
+    (x, y), validation, test = data
+    net = Probe(x.shape[1])
+    optimizer = torch.optim.Adam(net.parameters(), rate)
+    halve = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimizer, "max", factor=0.5, patience=protocol.plateau
+    )
+    loss = torch.nn.CrossEntropyLoss()
+
+    @torch.no_grad()
+    def score(split) -> float:
+        net.eval()
+        value = (net(split[0]).argmax(1) == split[1]).float().mean().item()
+        net.train()
+        return value
+
+    best, kept, waited = -1.0, -1.0, 0
+    for _ in range(protocol.epochs):
+        for rows in torch.randperm(len(y)).split(protocol.batch):
+            optimizer.zero_grad()
+            loss(net(x[rows]), y[rows]).backward()
+            optimizer.step()
+        now = score(validation)
+        halve.step(now)
+        waited += 1
+        if now > best:
+            best, kept, waited = now, score(test), 0
+        if waited >= protocol.patience:
+            break
+    return best, kept
+
+
+def plain_loop(splits, sources: list[str], protocol) -> tuple[float, list[float], str]:
+    """Seconds, the chosen model's test accuracies by seed, its name."""
+    held = [
+        (torch.from_numpy(np.moveaxis(x, 0, 1).astype("f4").copy()), torch.from_numpy(y).long())
+        for x, y in splits
+    ]
+    begin, table = time.perf_counter(), {}
+    for source in sources:
+        chosen = slice(1, None) if source == "sum" else slice(int(source), int(source) + 1)
+        data = [(x[:, chosen].contiguous(), y) for x, y in held]
+        for rate in RATES:
+            table[source, rate] = [torch_fit(data, protocol, rate, seed) for seed in SEEDS]
+    seconds = time.perf_counter() - begin
+    best = max(table, key=lambda key: np.mean([v for v, _ in table[key]]))
+    return seconds, [t for _, t in table[best]], f"{best[0]} at {best[1]:g}"
+
+
+def grid(splits, sources: list[str], protocol) -> tuple[float, list[float], str, int]:
+    """The same of musicssl.probe_search, and the epochs that all models took."""
+
+    def load(source: str) -> tuple[probe_grid.Split, ...]:
+        rows = (np.arange(len(y)) for _, y in splits)
+        pairs = zip(splits, rows, strict=True)
+        return tuple(
+            probe_grid.split_of(probe_search.rows_of(x, source, row), y) for (x, y), row in pairs
+        )
+
+    begin = time.perf_counter()
+    found = probe_search.search(
+        protocol, metrics.monitor_accuracy, load, sources, RATES, SEEDS, "benchmark"
+    )
+    seconds = time.perf_counter() - begin
+    best = probe_search.best(found)
+    tests = [metrics.accuracy(splits[2][1], outputs) for outputs in best.outputs]
+    name = f"{best.source} at {RATES[best.rate]:g}"
+    return seconds, tests, name, sum(outcome.epochs for outcome in found)
+
+
+def matrix_rate() -> float:
+    """Operations a second of a large fp32 matrix product in XLA, the best of five."""
+    a = jnp.ones((2048, 2048))
+    product = jax.jit(jnp.matmul)
+    product(a, a).block_until_ready()
+    times = []
+    for _ in range(5):
+        begin = time.perf_counter()
+        product(a, a).block_until_ready()
+        times.append(time.perf_counter() - begin)
+    return 2 * 2048**3 / min(times)
+
+
+def fastest_threads(splits, protocol) -> int:
+    """One thread or all of them, whichever trains a model faster here."""
+    x, y = splits[0]
+    pair = torch.from_numpy(x[0][:, None].astype("f4")), torch.from_numpy(y).long()
+    times = {}
+    short = probe_grid.Protocol("ce", CLASSES, epochs=3, plateau=protocol.plateau)
+    for threads in (1, os.cpu_count() or 1):
+        torch.set_num_threads(threads)
+        begin = time.perf_counter()
+        torch_fit((pair, pair, pair), short, 1e-3, 0)
+        times[threads] = time.perf_counter() - begin
+    return min(times, key=times.get)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--layers", default="0,6,12,sum")
+    parser.add_argument("--epochs", type=int, default=100)
+    arguments = parser.parse_args()
+    every = probe_search.sources_of(LAYERS)
+    sources = every if arguments.layers == "all" else arguments.layers.split(",")
+    protocol = probe_grid.Protocol("ce", CLASSES, plateau=6, patience=20, epochs=arguments.epochs)
+    splits = [features(i) for i in range(3)]
+    cold, *_ = grid(splits, sources, protocol)
+    before = matrix_rate()
+    ours, mine, chosen, epochs = grid(splits, sources, protocol)
+    rate = max(before, matrix_rate())
+    threads = fastest_threads(splits, protocol)
+    torch.set_num_threads(threads)
+    theirs, other, their_choice = plain_loop(splits, sources, protocol)
+    steps = -(-SIZES[0] // protocol.batch)
+    work = epochs * steps * protocol.batch * 2 * (2 * WIDTH * 512 + 3 * 512 * CLASSES)
+    work += epochs * SIZES[1] * 2 * 512 * (WIDTH + CLASSES)
+    models = len(sources) * len(RATES) * len(SEEDS)
+    print(f"{models} models ({len(sources)} sources), {epochs} epochs")
+    print(f"grid {ours:.1f} s (first run, with compilation, {cold:.1f} s)")
+    print(f"PyTorch loop {theirs:.1f} s with {threads} threads")
+    print(f"ratio {theirs / ours:.2f}, wanted {LIMIT:g} or more")
+    share = work / ours / rate
+    print(f"{work / ours / 1e9:.1f} of {rate / 1e9:.1f} GFLOP/s of a matrix product ({share:.0%})")
+    print(f"test accuracy {np.mean(mine):.3f} ± {np.std(mine):.3f} (layer {chosen}), "
+          f"PyTorch {np.mean(other):.3f} ± {np.std(other):.3f} (layer {their_choice})")  # fmt: skip
+    cores = len(os.sched_getaffinity(0))
+    print(f"{cores} cores, {cpu()}; jax {jax.__version__}, torch {torch.__version__}")
+
+
+def cpu() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next(line.split(": ")[1].strip() for line in file if "model name" in line)
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    main()
