@@ -3,7 +3,7 @@
 One implementation serves data2vec-audio (layer-norm stem, five k=19 positional convolutions),
 HuBERT and wav2vec 2.0 (group-norm stem, one k=128 weight-normed positional convolution), and the
 large variants with pre-norm blocks. Parameter trees map one to one onto Hugging Face's
-Data2VecAudioModel, HubertModel and Wav2Vec2Model (see `huggingface`).
+Data2VecAudioModel, HubertModel and Wav2Vec2Model (see `state_dict`).
 
 Sources: wav2vec 2.0 (arXiv:2006.11477), HuBERT (arXiv:2106.07447), data2vec (arXiv:2202.03555);
 initial values as in fairseq. Axis letters: b clips, n samples, t frames, c channels of the stem,
