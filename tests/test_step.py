@@ -72,6 +72,20 @@ def test_a_step_trains():
         assert 0.3 < m["masked_fraction"] < 0.6
 
 
+def test_the_teacher_averages_in_the_parameters_that_the_step_made():
+    """fairseq's teacher, at the next forward pass, has seen the update before it."""
+    after, _ = compiled()(start(), {}, tiny.clips(tiny.config()))
+    decay = 0.5 + (0.9 - 0.5) * 1 / 4  # one update into the ramp
+    for name, tree in start().teacher["encoder"].items():
+        student = after.params["encoder"][name]
+        moved = jax.tree.map(lambda new, old: (1 - decay) * (new - old), student, tree)
+        seen = jax.tree.map(lambda new, old: new - old, after.teacher["encoder"][name], tree)
+        for ours, theirs in zip(jax.tree.leaves(seen), jax.tree.leaves(moved), strict=True):
+            if theirs.ndim == 2:  # Adam's first step is the learning rate, 1e-5
+                assert np.abs(theirs).max() > 3e-6
+            np.testing.assert_allclose(ours, theirs, atol=2e-7)
+
+
 def test_metrics_are_float32_scalars_on_the_device():
     config = tiny.config()
     state = jax.eval_shape(lambda: step.init_state(config))

@@ -24,6 +24,9 @@ LEAVES = {
     "encoder.pos_conv_groups": 4,
     "mask.equal_counts": 4,
     "data2vec.top_layers": 1,
+    "data2vec.ema_start": 0.5,  # a teacher that moves as far as rounding lets one see
+    "data2vec.ema_end": 0.9,
+    "data2vec.ema_steps": 4,
 }
 NO_DROPOUT = {
     "encoder.dropout": 0.0,
