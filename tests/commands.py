@@ -25,10 +25,10 @@ class Commands:
             text=True,
         )
 
-    def __call__(self, arguments: list[str]) -> tuple[int, str, str]:
+    def __call__(self, arguments: list[str], devices: int = 1) -> tuple[int, str, str]:
         """Exit code, output and errors of `python -m musicssl.main` with these arguments."""
         paths = [self.folder / name for name in ("output", "errors")]
-        self.server.stdin.write(json.dumps([*map(str, paths), *arguments]) + "\n")
+        self.server.stdin.write(json.dumps([devices, *map(str, paths), *arguments]) + "\n")
         self.server.stdin.flush()
         code = int(self.server.stdout.readline())
         return code, *(path.read_text() for path in paths)
@@ -43,11 +43,12 @@ def serve() -> None:
     for module in ("clu.metric_writers", "data_pipelines.batches", "musicssl.codebook"):
         importlib.import_module(module)  # these are what takes long
     for line in sys.stdin:
-        output, errors, *command = json.loads(line)
+        devices, output, errors, *command = json.loads(line)
         child = os.fork()
         if not child:
             for descriptor, path in ((1, output), (2, errors)):
                 os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+            os.environ["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={devices}"
             sys.argv = ["musicssl.main", *command]
             runpy.run_module("musicssl.main", run_name="__main__", alter_sys=True)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -346,44 +347,34 @@ def test_the_second_iteration_is_told_what_the_first_was(root, tmp_path, monkeyp
     } <= set(called[0])
 
 
-@pytest.fixture(scope="module")
-def music2vec(tmp_path_factory) -> kill.Study:
-    return kill.Study(runs.MUSIC2VEC, tmp_path_factory.mktemp("kill-music2vec"))
-
-
-@pytest.mark.parametrize("plan", [["starting", "saving"], ["training", "saving"]])
-def test_music2vec_killed_is_as_never_killed(music2vec, plan):
-    kills, wrong = music2vec.run(len(plan[0]), "cache", plan)
-    assert wrong == []
-    assert sum(kills.values()) - kills["ended before"] >= 1
-
-
-def test_musichubert_killed_while_fitting_its_codebook(tmp_path):
-    """And ended by SIGTERM there, and killed while training."""
-    study = kill.Study(runs.MUSICHUBERT, tmp_path)
-    first = study.live("run-3", "cache")
-    while not first.count("fitting"):
-        assert first.process.poll() is None
-    first.process.send_signal(signal.SIGTERM)
-    first.end()
-    assert first.process.returncode == 75
-    kills, wrong = study.run(3, "cache", ["fitting", "training"])
-    assert wrong == []
-    assert kills["fitting"] == 1
-
-
-def test_sigterm_saves_and_exits_with_its_code(music2vec):
-    life = music2vec.live("ended", "cache")
-    while not life.count("training"):
+def ended(study: kill.Study, name: str, phase: str) -> str:
+    """Start a run, end it by SIGTERM in a phase, and return the last line that it said."""
+    life = study.live(name, "cache")
+    while not life.count(phase):
         assert life.process.poll() is None
     life.process.send_signal(signal.SIGTERM)
     errors = life.end()
     assert life.process.returncode == 75, errors
-    assert life.lines[-1].startswith("asked to end at step ")
-    step = int(life.lines[-1].split()[5].rstrip(":"))
-    assert checkpoint.steps_on_disk(music2vec.root / "ended")[-1] == step < kill.LEAVES["steps"]
-    last = music2vec.live("ended", "cache")
-    assert last.end() == "" and last.process.returncode == 0
-    assert f"going on from step {step} of" in last.lines[0]
-    state = runs.state(music2vec.root / "ended")
-    assert runs.differences(state, music2vec.state) == []
+    return life.lines[-1]
+
+
+def test_music2vec_killed_and_ended_is_as_never_stopped(tmp_path):
+    study = kill.Study(runs.MUSIC2VEC, tmp_path)
+    with ThreadPoolExecutor(2) as pool:
+        killed = pool.submit(study.run, 1, "cache", ["starting", "saving"])
+        said = ended(study, "run-2", "training")
+        assert said.startswith("asked to end at step ")
+        step = int(said.split()[5].rstrip(":"))
+        saved = checkpoint.steps_on_disk(tmp_path / "run-2")[-1]
+        assert saved == step < kill.LEAVES["steps"]
+        kills, wrong = study.run(2, "cache", ["training"])
+        assert not wrong and kills.total() == 1
+        kills, wrong = killed.result()
+        assert not wrong and kills.total() == 2 > kills["ended before"]
+
+
+def test_musichubert_killed_and_ended_while_fitting_its_codebook(tmp_path):
+    study = kill.Study(runs.MUSICHUBERT, tmp_path)
+    assert ended(study, "run-3", "fitting").startswith("codebook pass ")
+    kills, wrong = study.run(3, "cache", ["fitting", "saving"])
+    assert not wrong and kills["fitting"] == 1

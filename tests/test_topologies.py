@@ -13,10 +13,12 @@ import jax
 import numpy as np
 import pytest
 from jax.experimental import multihost_utils
+from jax.sharding import PartitionSpec as P
 
 from musicssl import checkpoint, sharding
 from musicssl import step as training
 from tests import runs
+from tests.commands import Commands
 
 STEPS = 12
 LEAVES = {
@@ -25,7 +27,6 @@ LEAVES = {
     "checkpoint.every": 4,
     "encoder.ffn_width": 2048,  # times the width of 32: large enough to be sharded
 }
-ONE, EIGHT, EIGHT_SHARDED, TWO_PROCESSES = "1", "8x1", "4x2", "2 processes x 4"
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +34,19 @@ def root(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("topologies")
     runs.write_clips(root / "data")
     return root
+
+
+@pytest.fixture(scope="module")
+def lines(root) -> dict[str, list[dict[str, float]]]:
+    """What complete runs log, by topology."""
+    commands = Commands(root)
+    found = {}
+    for name, fsdp, devices in (("one", 1, 1), ("eight", 1, 8), ("sharded", 2, 8)):
+        code, _, errors = commands(one(root, name, {"mesh.fsdp": fsdp})[0], devices)
+        assert code == 0, errors
+        found[name] = runs.scalars(root / name)
+    commands.close()
+    return found
 
 
 def several(root: Path, name: str, leaves: dict | None = None) -> list[list[str]]:
@@ -58,39 +72,28 @@ def end(processes: list[subprocess.Popen], code: int = 0) -> str:
     return said[0][0]
 
 
-@pytest.fixture(scope="module")
-def finished(root) -> dict[str, Path]:
-    """Complete runs by topology: the workdirs."""
-    flags = {
-        ONE: (one(root, "one"), 1),
-        EIGHT: (one(root, "eight"), 8),
-        EIGHT_SHARDED: (one(root, "sharded", {"mesh.fsdp": 2}), 8),
-        TWO_PROCESSES: (several(root, "two", {"mesh.fsdp": 2}), 4),
-    }
-    for flag, devices in flags.values():
-        end(launch(root, flag, devices))
-    return {
-        ONE: root / "one",
-        EIGHT: root / "eight",
-        EIGHT_SHARDED: root / "sharded",
-        TWO_PROCESSES: root / "two",
-    }
+def same(found: list[dict[str, float]], expected: list[dict[str, float]]) -> None:
+    """Masks exactly, losses to rounding."""
+    assert [line["step"] for line in found] == list(range(1, STEPS + 1))
+    for line, other in zip(found, expected, strict=True):
+        assert line["masked_fraction"] == other["masked_fraction"]
+        assert line["loss"] == pytest.approx(other["loss"], rel=2e-4)
+        assert line["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-2)
+        assert line["target_std"] == pytest.approx(other["target_std"], rel=1e-3)
 
 
-def test_losses_do_not_depend_on_the_topology(finished):
-    lines = {name: runs.scalars(workdir) for name, workdir in finished.items()}
-    for name, found in lines.items():
-        assert [line["step"] for line in found] == list(range(1, STEPS + 1)), name
-        for line, expected in zip(found, lines[ONE], strict=True):
-            assert line["masked_fraction"] == expected["masked_fraction"]
-            assert line["loss"] == pytest.approx(expected["loss"], rel=2e-4)
-            assert line["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-2)
-            assert line["target_std"] == pytest.approx(expected["target_std"], rel=1e-3)
-    losses = [line["loss"] for line in lines[ONE]]
-    assert min(abs(np.diff(losses))) > 1e-3  # the steps are told apart by more than the tolerance
+def test_losses_do_not_depend_on_the_devices(lines):
+    same(lines["eight"], lines["one"])
+    same(lines["sharded"], lines["one"])
+    losses = [line["loss"] for line in lines["one"]]
+    assert min(abs(np.diff(losses))) > 1e-3  # the tolerance tells the steps apart
 
 
-def test_a_run_goes_on_where_there_are_other_devices(root, finished):
+def test_there_is_something_to_shard():
+    assert sharding.parameter_spec((32, LEAVES["encoder.ffn_width"]), 2) != P()
+
+
+def test_a_run_goes_on_where_there_are_other_devices(root, lines):
     """Two processes of four devices, one of two, and two of four again, ended by SIGTERM."""
     stages = [
         (several(root, "moved", {"mesh.fsdp": 2}), 4),
@@ -106,11 +109,7 @@ def test_a_run_goes_on_where_there_are_other_devices(root, finished):
         step = checkpoint.steps_on_disk(root / "moved")[-1]
         assert number < step < STEPS
     end(launch(root, several(root, "moved"), 4))
-    moved, expected = runs.scalars(root / "moved"), runs.scalars(finished[ONE])
-    assert [line["step"] for line in moved] == list(range(1, STEPS + 1))
-    for line, other in zip(moved, expected, strict=True):
-        assert line["masked_fraction"] == other["masked_fraction"]
-        assert line["loss"] == pytest.approx(other["loss"], rel=2e-4)
+    same(runs.scalars(root / "moved"), lines["one"])
 
 
 def digests(config, fsdp: int, devices: int) -> list[str]:
