@@ -34,6 +34,7 @@ def get_config(variant: str = "full") -> ml_collections.ConfigDict:
     config.epochs = 0  # at most; 0 for the task's
     config.batch_size = 64
     config.windows = 8  # in a batch of extraction
+    config.memory_gib = 12.0  # features held at once; a weighted sum that needs more is left out
     config.precision = "float32"  # of the encoder
     config.mesh = ml_collections.ConfigDict({"fsdp": 1})
     config.update(VARIANTS[variant])

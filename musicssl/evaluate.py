@@ -48,12 +48,7 @@ def evaluate(
     def load(source: str) -> tuple[probe_grid.Split, ...]:
         return tuple(_grid_split(splits[name], source) for name in SPLITS)
 
-    sources = probe_search.sources_of(len(splits["train"].features))
-    if config.layers != "all":
-        wanted = str(config.layers).split(",")
-        if unknown := [name for name in wanted if name not in sources]:
-            raise ValueError(f"layers: there is no {unknown[0]!r}; there are {','.join(sources)}")
-        sources = wanted
+    sources, left_out = _sources(splits, config)
     rates, seeds = config.learning_rates, config.seeds
     found = probe_search.search(protocol, kind.monitor, load, sources, rates, seeds, task.name)
     best = probe_search.best(found)
@@ -89,9 +84,29 @@ def evaluate(
         "published_items": task.sizes,
         "classes": list(classes),
         "confusion": _confusion(task, best, picked, test, outputs),
+        "left_out": left_out,
         "unscored_classes": _unscored(task, test, classes),
         "seconds": round(time.monotonic() - begin, 1),
     }
+
+
+def _sources(
+    splits: Mapping[str, Prepared], config: ml_collections.ConfigDict
+) -> tuple[list[str], list[str]]:
+    """The layers asked for, and a line on the weighted sum if it does not fit in memory."""
+    layers, _, width = splits["train"].features.shape
+    sources = probe_search.sources_of(layers)
+    if config.layers != "all":
+        wanted = str(config.layers).split(",")
+        if unknown := [name for name in wanted if name not in sources]:
+            raise ValueError(f"layers: there is no {unknown[0]!r}; there are {','.join(sources)}")
+        sources = wanted
+    rows = sum(len(split.found.rows) for split in splits.values())
+    size = rows * (layers - 1) * width * 2 / 2**30  # float16
+    if probe_search.SUM not in sources or size <= config.memory_gib or len(sources) == 1:
+        return sources, []
+    sources = [name for name in sources if name != probe_search.SUM]
+    return sources, [f"the weighted sum ({size:.1f} GiB of features; config.memory_gib)"]
 
 
 def items(task: Task, found: labels.Labels) -> int:

@@ -1,0 +1,192 @@
+"""The evaluator end to end: every task on a fabricated miniature, the command, its reports."""
+
+import functools
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from configs import probe as probe_config
+from data_pipelines.build import load_builder
+from data_pipelines.synth_music.synth_music_dataset_builder import SynthMusicConfig
+from musicssl import evaluate, extract, labels, probe, report, sharding, tasks
+from musicssl.encoder import Encoder
+from tests import mir_fixtures, tiny
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """Builds a miniature in the published layout, once, and gives where it is."""
+    root = tmp_path_factory.mktemp("data")
+
+    @functools.cache
+    def build(name: str) -> str:
+        manual = tmp_path_factory.mktemp(name)
+        getattr(mir_fixtures, name)(manual)
+        builder = load_builder(name, "16khz", str(root))
+        download = tfds.download.DownloadConfig(manual_dir=manual)
+        builder.download_and_prepare(download_dir=root / "downloads", download_config=download)
+        return str(root)
+
+    return build
+
+
+@pytest.fixture(scope="module")
+def synth_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
+    from data_pipelines.synth_music.synth_music_dataset_builder import Builder
+
+    root = tmp_path_factory.mktemp("synth")
+    size = SynthMusicConfig(name="short", seconds=6.0, train=12, validation=6, test=6)
+    Builder(data_dir=str(root), config=size).download_and_prepare()
+    return str(root)
+
+
+def config(tmp_path: Path, **leaves):
+    made = probe_config.get_config("quick")
+    made.update({"epochs": 3, "encoder": "logmel", "cache": str(tmp_path / "features")} | leaves)
+    made.learning_rates = (1e-3,)
+    return made
+
+
+@pytest.mark.parametrize("name", tasks.SUITES["mir"])
+def test_each_of_the_13_tasks_runs_to_a_score(
+    name: str, data_dir: Callable[[str], str], tmp_path: Path
+) -> None:
+    task = tasks.TASKS[name]
+    settings = config(tmp_path, data_dir=data_dir(task.dataset), tasks=name)
+    source = extract.open_source("logmel")
+    result = probe.run_task(task, [task], source, settings, sharding.make_mesh())
+    json.dumps(result)
+    for score, value in result["chosen"]["test"].items():
+        assert np.isfinite(value["mean"]) or (name, score) == ("gtzan_beat", "f_mean")
+    low, high = result["chosen"]["interval"]
+    assert np.isnan([low, high]).all() or low <= high
+    assert min(result["items"].values()) > 0
+    if result["confusion"]:
+        assert np.sum(result["confusion"]) == result["items"]["test"]
+    if name == "mtg_moodtheme":  # one track of each split has no mood, one is damaged
+        assert result["items"] == {"train": 4, "validation": 4, "test": 5}
+
+
+def test_the_command_writes_results_table_and_pictures(synth_dir: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = [
+        "--config=configs/probe.py:quick",
+        "--config.encoder=logmel",
+        "--config.tasks=synth_key,synth_polyphony",
+        f"--config.data_dir={synth_dir}",
+        f"--config.cache={tmp_path / 'features'}",
+        f"--config.results={out}",
+        "--config.epochs=2",
+        "--config.probe=linear",
+    ]
+    done = command(arguments)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "| synth_music, key | weighted |" in done.stdout
+    assert done.stdout.strip() == (out / "results.md").read_text().strip()
+    held = json.loads((out / "results.json").read_text())
+    assert list(held["tasks"]) == ["synth_key", "synth_polyphony"]
+    for name in ("layers", "synth_key-layers", "synth_key-confusion", "synth_polyphony-confusion"):
+        assert (out / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+    both = command(["--compare", str(out), str(out), f"--config.results={tmp_path / 'both'}"])
+    assert both.returncode == 0, both.stderr[-3000:]
+    assert "| logmel | logmel | chance |" in both.stdout
+    assert (tmp_path / "both" / "compare.png").exists()
+
+
+def command(arguments: list[str]) -> subprocess.CompletedProcess:
+    line = [sys.executable, "-m", "musicssl.probe", *arguments]
+    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("leaves", "message"),
+    [
+        ({"encoder": ""}, "config.encoder is empty"),
+        ({"probe": "forest"}, "use 'mlp' or 'linear'"),
+        ({"tasks": "chords"}, "there is no 'chords'"),
+        ({"encoder": "/no/such/run"}, "holds no encoder"),
+        ({"tasks": "gtzan_genre"}, "data_pipelines.build gtzan"),
+        ({"layers": "0,7"}, "there is no '7'"),
+        ({"seeds": ()}, "must each have a value"),
+    ],
+)
+def test_what_cannot_be_done_is_said(
+    leaves: dict, message: str, synth_dir: str, tmp_path: Path
+) -> None:
+    settings = config(
+        tmp_path, tasks="synth_key", data_dir=synth_dir, results=str(tmp_path / "out")
+    )
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        probe.run(_with(settings, leaves))
+
+
+def _with(settings, leaves: dict):
+    for name, value in leaves.items():
+        settings[name] = value
+    return settings
+
+
+def test_results_of_another_encoder_are_not_overwritten(tmp_path: Path) -> None:
+    report.save(tmp_path, {"task": "a"}, {"digest": "1", "features": "one"})
+    report.save(tmp_path, {"task": "b"}, {"digest": "1", "features": "one"})
+    assert list(report.load(tmp_path)["tasks"]) == ["a", "b"]
+    with pytest.raises(ValueError, match="is of another encoder"):
+        report.save(tmp_path, {"task": "a"}, {"digest": "2", "features": "two"})
+    (tmp_path / "results.json").write_text("{")
+    with pytest.raises(ValueError, match="is damaged"):
+        report.load(tmp_path)
+
+
+def test_quick_scores_an_encoder_in_training(synth_dir: str, tmp_path: Path) -> None:
+    encoder = Encoder(**tiny.config().encoder)
+    params = encoder.init(jax.random.key(0), jnp.zeros((1, 400)))["params"]
+    settings = config(tmp_path, data_dir=synth_dir, tasks="synth_key,synth_instrument")
+    scores = probe.quick(encoder, params, True, settings, step=100)
+    assert set(scores) == {"probe/synth_key", "probe/synth_instrument"}
+    assert all(0 <= value <= 1 for value in scores.values())
+    assert not (tmp_path / "features").exists()
+
+
+def separable(seed: int, items: int) -> evaluate.Prepared:
+    """Three layers: noise, the class's place, and the class's place with more noise."""
+    random = np.random.default_rng(seed)
+    y = random.integers(0, 10, items).astype(np.int32)
+    place = np.eye(10)[y]
+    noise = random.standard_normal((3, items, 10))
+    features = np.stack([noise[0], place * 4 + noise[1], place + noise[2]]).astype(np.float16)
+    number = np.arange(items)
+    found = labels.Labels(number, y, number, y, number[:0], ())
+    zeros = np.zeros(items)
+    return evaluate.Prepared(features, extract.Rows(number, zeros, zeros), found)
+
+
+def test_the_layer_with_the_answer_is_chosen_on_validation(tmp_path: Path) -> None:
+    splits = {name: separable(i, 300) for i, name in enumerate(tasks.SPLITS)}
+    settings = config(tmp_path, epochs=12)
+    result = evaluate.evaluate(tasks.TASKS["gtzan_genre"], splits, "abcdefghij", 50, settings)
+    by_layer = {x["source"]: x["test"]["accuracy"]["mean"] for x in result["layers"]}
+    assert list(by_layer) == ["0", "1", "2", "sum"]
+    assert by_layer["0"] < 0.2 < by_layer["2"] < by_layer["1"]
+    chosen = max(result["layers"], key=lambda x: x["validation"])
+    assert result["chosen"]["source"] == chosen["source"] in ("1", "sum")
+    low, high = result["chosen"]["interval"]
+    assert low < result["chosen"]["test"]["accuracy"]["mean"] < high
+
+
+def test_a_weighted_sum_that_does_not_fit_is_left_out_and_said(tmp_path: Path) -> None:
+    splits = {name: separable(i, 100) for i, name in enumerate(tasks.SPLITS)}
+    settings = config(tmp_path, epochs=1, memory_gib=1e-6)
+    result = evaluate.evaluate(tasks.TASKS["gtzan_genre"], splits, "abcdefghij", 50, settings)
+    assert [layer["source"] for layer in result["layers"]] == ["0", "1", "2"]
+    held = {"tasks": {"gtzan_genre": result}}
+    assert any("left out is the weighted sum" in line for line in report.notes(held["tasks"]))
