@@ -163,11 +163,15 @@ def main() -> None:
     splits = [features(i) for i in range(3)]
     cold, *_ = grid(splits, sources, protocol)
     before = matrix_rate()
+    cpu_before = time.process_time()
     ours, mine, chosen, epochs = grid(splits, sources, protocol)
+    cpu_ours = time.process_time() - cpu_before
     rate = max(before, matrix_rate())
     threads = fastest_threads(splits, protocol)
     torch.set_num_threads(threads)
+    cpu_before = time.process_time()
     theirs, other, their_choice = plain_loop(splits, sources, protocol)
+    cpu_theirs = time.process_time() - cpu_before
     steps = -(-SIZES[0] // protocol.batch)
     work = epochs * steps * protocol.batch * 2 * (2 * WIDTH * 512 + 3 * 512 * CLASSES)
     work += epochs * SIZES[1] * 2 * 512 * (WIDTH + CLASSES)
@@ -176,6 +180,9 @@ def main() -> None:
     print(f"grid {ours:.1f} s (first run, with compilation, {cold:.1f} s)")
     print(f"PyTorch loop {theirs:.1f} s with {threads} threads")
     print(f"ratio {theirs / ours:.2f}, wanted {LIMIT:g} or more")
+    print(
+        f"on the processors {cpu_ours:.1f} s and {cpu_theirs:.1f} s; load {os.getloadavg()[0]:.1f}"
+    )
     share = work / ours / rate
     print(f"{work / ours / 1e9:.1f} of {rate / 1e9:.1f} GFLOP/s of a matrix product ({share:.0%})")
     print(f"test accuracy {np.mean(mine):.3f} ± {np.std(mine):.3f} (layer {chosen}), "
