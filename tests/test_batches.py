@@ -292,7 +292,8 @@ def test_too_much_damage_ends_a_run_that_skips(data_dir, tmp_path):
         if record != 5:
             harm(dataset, record)
     options = {"batch_size": RECORDS, "samples": 300, "on_damage": "skip", "threads": 2}
-    with pytest.raises(batches.Damaged, match="11 damaged records, more than 1% of 23: build"):
+    # a thread may find one more while another counts
+    with pytest.raises(batches.Damaged, match=r"1[12] damaged records, more than 1% of 23: build"):
         take(1, batches.sequential(dataset, **options))
 
 
