@@ -86,6 +86,7 @@ def evaluate(
         "confusion": _confusion(task, best, picked, test, outputs),
         "left_out": left_out,
         "unscored_classes": _unscored(task, test, classes),
+        "untrained_classes": _untrained(task, splits, classes),
         "seconds": round(time.monotonic() - begin, 1),
     }
 
@@ -181,3 +182,16 @@ def _unscored(task: Task, test: Prepared, classes: Sequence[str]) -> list[str]:
         return []
     left = np.flatnonzero(~metrics.scorable(test.found.labels))
     return [classes[i] if len(classes) > i else str(i) for i in left]
+
+
+def _untrained(task: Task, splits: Mapping[str, Prepared], classes: Sequence[str]) -> list[str]:
+    """Classes that test items have and no training item has: they cannot be learnt."""
+    if task.kind not in ("class", "key", "tags"):
+        return []
+    seen = {name: _present(splits[name].found.labels) for name in ("train", "test")}
+    absent = sorted(seen["test"] - seen["train"])
+    return [classes[i] if len(classes) > i else str(i) for i in absent]
+
+
+def _present(truth: np.ndarray) -> set[int]:
+    return set((np.flatnonzero(truth.any(0)) if truth.ndim == 2 else np.unique(truth)).tolist())

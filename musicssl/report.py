@@ -101,6 +101,8 @@ def notes(tasks: dict) -> list[str]:
         if task["unscored_classes"]:
             lines.append(f"- {name}: not in the averages, for want of test items with and "
                          f"without: {', '.join(task['unscored_classes'])}")  # fmt: skip
+        if task["untrained_classes"]:
+            lines.append(f"- {name}: no training item of {', '.join(task['untrained_classes'])}")
         lines += [f"- {name}: left out is {what}" for what in task["left_out"]]
         built = list(task["items"].values())
         if task["published_items"] and built != list(task["published_items"]):

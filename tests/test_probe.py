@@ -188,5 +188,17 @@ def test_a_weighted_sum_that_does_not_fit_is_left_out_and_said(tmp_path: Path) -
     settings = config(tmp_path, epochs=1, memory_gib=1e-6)
     result = evaluate.evaluate(tasks.TASKS["gtzan_genre"], splits, "abcdefghij", 50, settings)
     assert [layer["source"] for layer in result["layers"]] == ["0", "1", "2"]
-    held = {"tasks": {"gtzan_genre": result}}
-    assert any("left out is the weighted sum" in line for line in report.notes(held["tasks"]))
+    lines = report.notes({"gtzan_genre": result | {"untrained_classes": ["jazz"]}})
+    assert any("left out is the weighted sum" in line for line in lines)
+    assert "- gtzan_genre: no training item of jazz" in lines
+    assert result["untrained_classes"] == []
+
+
+def test_classes_without_training_items_are_named(tmp_path: Path) -> None:
+    splits = {name: separable(i, 100) for i, name in enumerate(tasks.SPLITS)}
+    train = splits["train"]
+    y = np.where(train.found.y == 4, 5, train.found.y)
+    splits["train"] = train._replace(found=train.found._replace(y=y, labels=y))
+    settings = config(tmp_path, epochs=1, layers="1")
+    result = evaluate.evaluate(tasks.TASKS["gtzan_genre"], splits, "abcdefghij", 50, settings)
+    assert result["untrained_classes"] == ["e"]
