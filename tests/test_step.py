@@ -208,8 +208,11 @@ def on_three_meshes() -> dict:
             "metrics": [],
         }
         with jax.set_mesh(mesh):
-            advance = step.make_step(config, mesh)
+            lowered = step.make_step(config, mesh).lower(state, {}, batches[0])
+            advance = lowered.compile()
+            record["moved"] = tiny.moved(advance.as_text())
             for audio in batches:
+                audio = jax.device_put(audio, NamedSharding(mesh, sharding.CLIPS))
                 state, metrics = advance(state, {}, audio)
                 record["metrics"].append({name: float(x) for name, x in metrics.items()})
         seen[f"{devices} / {fsdp}"] = record
@@ -228,6 +231,7 @@ def masks(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, audio: np.
 def test_the_number_of_devices_changes_neither_masks_nor_start_nor_losses():
     one, eight, sharded = tiny.on_eight_devices(on_three_meshes).values()
     assert [x["shards"] for x in (one, eight, sharded)] == [1, 1, 2]
+    assert [bool(x["moved"]) for x in (one, eight, sharded)] == [False, False, True]
     for other in (eight, sharded):
         assert other["masks"] == one["masks"]
         assert other["start"] == one["start"]

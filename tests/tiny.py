@@ -1,7 +1,8 @@
-"""The smallest run that trains, and a way to run a function where jax sees eight devices."""
+"""The smallest run that trains, and what it takes to test it on eight devices."""
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -36,6 +37,8 @@ NO_DROPOUT = {
 # Compiled code that runs for a moment is not worth optimising; the partitioner is not affected.
 EIGHT = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 
+EXCHANGE = re.compile(r"= (\(?\w+\[.*?) (?:all-gather|all-to-all|collective-permute)(?:-start)?\(")
+
 
 def config(leaves: dict | None = None) -> ml_collections.ConfigDict:
     """The demo shrunk further, then `leaves`, spelt as on the command line."""
@@ -68,3 +71,9 @@ def on_eight_devices(function: Callable[..., object], *arguments: str) -> object
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout.rpartition("RESULT")[2])
+
+
+def moved(program: str) -> list[list[int]]:
+    """Shapes of all results of gathers, permutations and exchanges in a compiled program."""
+    results = " ".join(EXCHANGE.findall(program))
+    return [[int(n) for n in dims.split(",") if n] for dims in re.findall(r"\[([\d,]*)\]", results)]
