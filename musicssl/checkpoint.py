@@ -5,9 +5,11 @@ the step. Saves are asynchronous and become visible by one rename, so a process 
 dies while saving leaves the checkpoints before it untouched.
 """
 
+import contextlib
 import json
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -68,10 +70,11 @@ def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
             )
     elif path.exists() and not wrote(path):
         raise ValueError(f"{path} is not of a run: it would be lost, use another --workdir")
-    if jax.process_index() == 0:
+    text = json.dumps(mine, indent=2) + "\n"
+    if jax.process_index() == 0 and not (path.exists() and path.read_text() == text):
         workdir.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(mine, indent=2) + "\n")
+        temporary.write_text(text)
         temporary.rename(path)
 
 
@@ -151,13 +154,25 @@ class Checkpoints:
             return False
         self.check_space(state)
         about = self.about | {"step": step}
-        return self.manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about)
-            ),
-            force=force,
-        )
+        with self.writing():
+            return self.manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about)
+                ),
+                force=force,
+            )
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Turn what goes wrong in the background into one OSError: a disk that fills up, mostly."""
+        try:
+            yield
+        except Exception as error:  # Orbax and tensorstore raise many kinds
+            raise OSError(
+                f"{self.directory}: a checkpoint could not be written ({first_line(error)}). Those "
+                "before it are whole: see to the disk's space and run the same command again"
+            ) from error
 
     def check_space(self, state) -> None:
         """Raises OSError before a save that the disk cannot hold."""
@@ -171,8 +186,9 @@ class Checkpoints:
 
     def close(self) -> None:
         """Wait for the save under way."""
-        self.manager.wait_until_finished()
-        self.manager.close()
+        with self.writing():
+            self.manager.wait_until_finished()
+            self.manager.close()
 
 
 def first_line(error: Exception) -> str:

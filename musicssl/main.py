@@ -8,10 +8,10 @@ a loss that is not finite), 75 ended by SIGTERM after saving.
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from logging import getLogger
 from pathlib import Path
 from typing import NoReturn
 
@@ -64,19 +64,22 @@ def main(argv: list[str]) -> None:
         refuse(f"unexpected arguments {argv[1:]}: options are spelt --name=value")
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # Orbax tells every step of a save
+        for name in ("absl", "asyncio"):  # and pages of an error that it raises as well
+            getLogger(name).setLevel("CRITICAL")
     config = CONFIG.value
     workdir = Path(WORKDIR.value or f"runs/{config.name}-{config.variant}")
-    # Until training takes the signal over, all that is worth keeping is on disk already.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(train.EXIT_PREEMPTED))
     try:
         start_jax()
+        preemption = train.Preemption()
         mesh = sharding.make_mesh(config.mesh.fsdp)
         train.check(config, mesh)
         checkpoint.claim(workdir, config)
         batches = Batches(config, mesh)
         checkpoints = checkpoint.Checkpoints(workdir, config)
         state = train.initial_state(config, mesh, checkpoints)
-        frozen = label_source(config, workdir, mesh, batches) if config.method == "hubert" else {}
+        frozen = {}
+        if config.method == "hubert":
+            frozen = label_source(config, workdir, mesh, batches, preemption)
     except (ValueError, OSError) as error:  # past this point only a bug raises ValueError
         refuse(error)
     writer = Writer(workdir, int(state.step))
@@ -85,7 +88,9 @@ def main(argv: list[str]) -> None:
         writer.write(step, scalars | batches.damage())
 
     try:
-        complete = train.train(config, mesh, checkpoints, state, frozen, batches.open, write)
+        complete = train.train(
+            config, mesh, checkpoints, state, frozen, batches.open, write, preemption
+        )
     except train.TrainingStopped as error:
         print(f"musicssl: stopped: {error}", file=sys.stderr, flush=True)
         sys.exit(EXIT_STOPPED)
@@ -97,11 +102,22 @@ def main(argv: list[str]) -> None:
 
 
 def label_source(
-    config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh, batches: "Batches"
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    mesh: Mesh,
+    batches: "Batches",
+    preemption: train.Preemption,
 ) -> dict:
     """The codebook, fitted if the workdir has none, and the encoder that it quantises."""
     frozen, digest = codebook.frozen_encoder(config, mesh)
-    codes = codebook.get(config, workdir, mesh, frozen, digest, lambda: batches.open(0), train.say)
+
+    def open_batches() -> Iterator[jax.Array]:
+        for batch in batches.open(0):
+            if preemption.asked:  # each pass is on disk already
+                sys.exit(train.EXIT_PREEMPTED)
+            yield batch
+
+    codes = codebook.get(config, workdir, mesh, frozen, digest, open_batches, train.say)
     return frozen | {"codebook": codes}
 
 

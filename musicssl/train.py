@@ -86,6 +86,7 @@ def train(
     frozen: dict,
     open_batches: OpenBatches,
     write: Write,
+    preemption: Preemption,
 ) -> bool:
     """Train from state to config.steps.
 
@@ -94,6 +95,7 @@ def train(
       frozen: the teacher's fixed part.
       open_batches: first step -> the global batches of int16 audio [b, n] from there, on the mesh.
       write: takes scalars at a step; called on every process.
+      preemption: asked at each step; it may listen for longer than this.
 
     Returns:
       True when complete, False when preempted: state saved, the same call goes on.
@@ -101,7 +103,6 @@ def train(
     Raises:
       TrainingStopped: collapse, or a loss that is not finite.
     """
-    preemption = Preemption()
     method = training.objective(config)
     first = int(state.step)
     if first >= config.steps:
@@ -109,6 +110,7 @@ def train(
         checkpoints.close()
         return True
 
+    checkpoints.check_space(state)
     batches = open_batches(first)
     run = training.make_step(config, mesh)
     clock = Clock(config, mesh, first)

@@ -112,7 +112,9 @@ class Session:
         checkpoint.claim(self.workdir, self.config)
         saved = checkpoint.Checkpoints(self.workdir, self.config)
         state = train.initial_state(self.config, self.mesh, saved)
-        return train.train(self.config, self.mesh, saved, state, self.frozen, self.open, self.write)
+        ask = train.Preemption()
+        source, target = self.open, self.write
+        return train.train(self.config, self.mesh, saved, state, self.frozen, source, target, ask)
 
     def logged(self, name: str) -> list[tuple[int, float]]:
         return [(step, scalars[name]) for step, scalars in self.rows]
