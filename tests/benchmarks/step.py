@@ -2,14 +2,17 @@
 
     python -m tests.benchmarks.step [--rounds=5] [--dropout=0.1]
 
-Forward, masked loss and backward of a batch of 4 clips of 5 s, the two frameworks in turn, so that
-a drifting machine slows both. The limit is what the machine's own matrix product reaches.
+Forward, masked loss and backward of a batch of 4 clips of 5 s. Each framework has a process of its
+own, as their threads and allocators disturb each other in one; they step in turn, so that a
+drifting machine slows both. The limit is what the machine's own matrix product reaches.
 """
 
 import argparse
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
 
 import jax
@@ -88,35 +91,61 @@ def matrix_rate() -> float:
     return 2 * 3072**3 / min(times)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--dropout", type=float, default=0.1)
-    options = parser.parse_args()
+def work(name: str, dropout: float) -> None:
+    """A worker: one step for each line on its standard input, its seconds for an answer."""
     rng = np.random.default_rng(0)
     frames = audio.frame_count(SAMPLES)
     sound = rng.standard_normal((CLIPS, SAMPLES), dtype=np.float32)
     mask = rng.random((CLIPS, frames)) < MASKED
     target = rng.standard_normal((CLIPS, frames, 768), dtype=np.float32)
-    config = configuration(options.dropout)
-    steps = {
-        "musicssl": ours(config, sound, mask, target),
-        "transformers": theirs(config, sound, mask, target),
-    }
-    times = {name: [] for name in steps}
-    for name, step in steps.items():
+    step = {"musicssl": ours, "transformers": theirs}[name](
+        configuration(dropout), sound, mask, target
+    )
+    for _ in sys.stdin:
         begin = time.perf_counter()
         step()
-        print(f"{name}: first step {time.perf_counter() - begin:.1f} s")
+        print(time.perf_counter() - begin, flush=True)
+
+
+class Worker:
+    def __init__(self, name: str, dropout: float):
+        command = [sys.executable, "-m", "tests.benchmarks.step"]
+        self.process = subprocess.Popen(
+            [*command, f"--work={name}", f"--dropout={dropout}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+
+    def step(self) -> float:
+        self.process.stdin.write("step\n")
+        self.process.stdin.flush()
+        return float(self.process.stdout.readline())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--dropout", type=float, default=0.1)
+    parser.add_argument("--work", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.work:
+        return work(options.work, options.dropout)
+    workers = {name: Worker(name, options.dropout) for name in ("musicssl", "transformers")}
+    for name, worker in workers.items():
+        print(f"{name}: first step {worker.step():.1f} s")
+    times = {name: [] for name in workers}
     for _ in range(options.rounds):
-        for name, step in steps.items():
-            begin = time.perf_counter()
-            step()
-            times[name].append(time.perf_counter() - begin)
-    work = 3 * CLIPS * sum(flops.forward(config, frames).values())
+        for name, worker in workers.items():
+            times[name].append(worker.step())
+    for worker in workers.values():
+        worker.process.stdin.close()
+    frames = audio.frame_count(SAMPLES)
+    operations = 3 * CLIPS * sum(flops.forward(configuration(0.0), frames).values())
     rate = matrix_rate()
     print(
-        f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}, "
+        f"{len(os.sched_getaffinity(0))} cores, {platform.processor() or platform.machine()}, "
         f"jax {jax.__version__}, torch {torch.__version__}, "
         f"transformers {transformers.__version__}, dropout {options.dropout}"
     )
@@ -124,8 +153,8 @@ def main() -> None:
         median = statistics.median(each)
         print(
             f"{name:13} {median:7.2f} s/step (min {min(each):.2f}, max {max(each):.2f})  "
-            f"{work / median / 1e9:6.0f} GFLOP/s, {work / median / rate:.0%} of this machine's "
-            f"matrix product ({rate / 1e9:.0f} GFLOP/s)"
+            f"{operations / median / 1e9:6.0f} GFLOP/s, {operations / median / rate:.0%} of this "
+            f"machine's matrix product ({rate / 1e9:.0f} GFLOP/s)"
         )
     ratios = [b / a for a, b in zip(times["musicssl"], times["transformers"], strict=True)]
     print(f"transformers / musicssl: median {statistics.median(ratios):.2f}, min {min(ratios):.2f}")
