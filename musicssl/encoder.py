@@ -315,4 +315,7 @@ def standardise(x: jax.Array) -> jax.Array:
 
 def scale_gradient(x: jax.Array, factor: float) -> jax.Array:
     """The same value, its gradient times factor (fairseq GradMultiply)."""
-    return x if factor == 1 else x * factor + jax.lax.stop_gradient(x * (1 - factor))
+    if factor == 1:
+        return x
+    fixed = jax.lax.stop_gradient(x)
+    return fixed + factor * (x - fixed)
