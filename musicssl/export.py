@@ -14,12 +14,16 @@ from absl import app, flags, logging
 from musicssl import huggingface, model_config, pretrained
 from musicssl.model_card import model_card
 
-WORKDIR = flags.DEFINE_string("workdir", None, "The run: a workdir of musicssl.main")
-OUTPUT = flags.DEFINE_string("output", None, "Directory to write; it may exist if it is empty")
-STEP = flags.DEFINE_integer("step", None, "Which checkpoint; default: the last")
-EMA = flags.DEFINE_bool("ema", False, "data2vec: the EMA teacher's transformer, not the student's")
-
 EXIT_REFUSED = 2
+
+
+def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
+    """Not at import, where they would clash with another command's."""
+    add = {"flag_values": values}
+    flags.DEFINE_string("workdir", None, "The run: a workdir of main", required=True, **add)
+    flags.DEFINE_string("output", None, "New or empty directory to write", required=True, **add)
+    flags.DEFINE_integer("step", None, "Which checkpoint; default: the last", **add)
+    flags.DEFINE_bool("ema", False, "data2vec: the EMA teacher, not the student", **add)
 
 
 def main(argv: list[str]) -> None:
@@ -27,7 +31,8 @@ def main(argv: list[str]) -> None:
     try:
         if len(argv) > 1:
             raise ValueError(f"unexpected arguments {argv[1:]}: options are spelt --name=value")
-        print(export(Path(WORKDIR.value), Path(OUTPUT.value), STEP.value, EMA.value))
+        f = flags.FLAGS
+        print(export(Path(f.workdir), Path(f.output), f.step, f.ema))
     except (ValueError, OSError, safetensors.SafetensorError) as error:
         print(f"musicssl: {error}", file=sys.stderr, flush=True)
         sys.exit(EXIT_REFUSED)
@@ -58,5 +63,5 @@ def export(workdir: Path, output: Path, step: int | None = None, ema: bool = Fal
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["workdir", "output"])
+    define_flags()
     app.run(main)

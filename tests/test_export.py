@@ -159,9 +159,10 @@ def refused(capsys, **flags) -> str:
 
 
 @pytest.fixture
-def fresh_flags():
-    yield
-    export.flags.FLAGS.unparse_flags()
+def fresh_flags(monkeypatch):
+    values = export.flags.FlagValues()
+    monkeypatch.setattr(export.flags, "FLAGS", values)
+    export.define_flags(values)
 
 
 @pytest.mark.usefixtures("fresh_flags")
