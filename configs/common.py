@@ -68,6 +68,7 @@ def get_config() -> ml_collections.ConfigDict:
     checkpoint.every = 2_000  # steps between saves
     checkpoint.keep = 3  # the newest saves that are kept
     checkpoint.keep_every = 100_000  # saves at multiples of this are kept for good
+    checkpoint.on_damage = "stop"  # where the newest save is damaged; "older": the newest whole one
 
     config.mesh = ml_collections.ConfigDict({"fsdp": 1})  # devices that share a copy
     return config

@@ -1,14 +1,17 @@
 """States on disk: one Orbax checkpoint a step under <workdir>/checkpoints, and the run's config.
 
-Each checkpoint holds the state and a small JSON document: the configuration, the git commit and
-the step. Saves are asynchronous and become visible by one rename, so a process that
-dies while saving leaves the checkpoints before it untouched.
+Each checkpoint holds the state and a small JSON document: the configuration, the git commit, the
+step, the processes and devices. Saves are asynchronous and become visible by one rename, so a
+process that dies while saving leaves the checkpoints before it untouched. What is read is compared
+with the digests of the save first.
 """
 
 import contextlib
+import functools
 import json
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +20,10 @@ import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy, save_decision_policy
+
+from musicssl import digests
 
 # Leaves that may differ when a run goes on: they change where and how, not what is computed.
 MAY_CHANGE = (
@@ -106,7 +112,14 @@ class Checkpoints:
 
     def __init__(self, workdir: Path, config: ml_collections.ConfigDict):
         self.directory = Path(workdir).absolute() / "checkpoints"
-        self.about = {"config": json.loads(config.to_json()), "commit": git_commit()}
+        self.about = {
+            "config": json.loads(config.to_json()),
+            "commit": git_commit(),
+            "processes": jax.process_count(),
+            "devices": jax.device_count(),
+        }
+        self.on_damage = config.checkpoint.on_damage
+        self.damage = functools.cache(lambda step: damage(self.directory / str(step)))
         keep = preservation_policy.AnyPreservationPolicy(
             [
                 preservation_policy.LatestN(config.checkpoint.keep),
@@ -127,12 +140,47 @@ class Checkpoints:
                 cleanup_tmp_directories=True,
                 enable_async_checkpointing=True,
             ),
-            item_names=("state", "about"),
+            handler_registry=digests.handlers(),
         )
 
     def latest(self) -> int | None:
-        """The newest step that is committed on disk."""
-        return max(steps_on_disk(self.directory.parent), default=None)
+        """The newest step that is committed on disk and whole; None where nothing is.
+
+        With checkpoint.on_damage="older", damaged ones that are newer are moved to
+        <workdir>/damaged.
+
+        Raises:
+          ValueError: it is damaged, and checkpoint.on_damage is "stop" or no other is whole.
+        """
+        workdir = self.directory.parent
+        steps = steps_on_disk(workdir)
+        newest = steps[-1] if steps else None
+        lost = {}
+        while steps and (reason := self.damage(steps[-1])):
+            lost[steps.pop()] = reason
+        if lost and (self.on_damage == "stop" or not steps):
+            remedy = "no other save is whole: put it back"
+            if steps:
+                remedy = f"--config.checkpoint.on_damage=older goes on from step {steps[-1]}"
+            raise ValueError(
+                f"{self.directory / str(newest)} cannot be restored ({lost[newest]}). Nothing was "
+                f"changed: {remedy}, or start anew with another --workdir"
+            )
+        if lost:
+            self.set_aside(lost)
+        return steps[-1] if steps else None
+
+    def set_aside(self, lost: dict[int, str]) -> None:
+        """Move damaged steps out of the way of the saves to come."""
+        aside = self.directory.parent / "damaged"
+        multihost_utils.sync_global_devices("all have read the damaged steps")
+        if jax.process_index() == 0:
+            aside.mkdir(exist_ok=True)
+            for step, reason in lost.items():
+                print(f"step {step} is damaged ({reason}): moved to {aside}", flush=True)
+                (self.directory / str(step)).rename(aside / f"{step}-{time.time_ns()}")
+        multihost_utils.sync_global_devices("damaged steps set aside")
+        self.manager.reload()
 
     def restore(self, step: int, abstract):
         """The state of a step, placed as the abstract tree's shardings say.
@@ -140,15 +188,22 @@ class Checkpoints:
         Raises:
           ValueError: the checkpoint cannot be read or is of another shape.
         """
+        directory = self.directory / str(step)
         try:
-            args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-            return self.manager.restore(step, args=args).state
+            reason = self.damage(step) or difference(directory / "state", abstract)
+            if not reason:
+                args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+                return self.manager.restore(step, args=args).state
         except Exception as error:  # Orbax and tensorstore raise many kinds
-            raise ValueError(
-                f"{self.directory / str(step)} cannot be restored ({first_line(error)}). Nothing "
-                "was changed: move that directory away to go on from the save before it, or start "
-                "anew with another --workdir"
-            ) from error
+            reason = first_line(error)
+        raise ValueError(
+            f"{directory} cannot be restored ({reason}). Nothing was changed: move that directory "
+            "away to go on from the save before it, or start anew with another --workdir"
+        )
+
+    def about_step(self, step: int) -> dict:
+        """What was written beside the state of a step: what made it, and on how many devices."""
+        return json.loads((self.directory / str(step) / "about" / "metadata").read_text())
 
     def save(self, step: int, state, force: bool = False) -> bool:
         """Save if due, or if forced and not there yet. Returns whether a save began."""
@@ -195,6 +250,30 @@ class Checkpoints:
             self.manager.close()
 
 
+def damage(checkpoint: Path) -> str | None:
+    """What differs on disk from what was saved, None if nothing does."""
+    return digests.damage(checkpoint / "about") or digests.damage(checkpoint / "state")
+
+
+def difference(directory: Path, abstract) -> str | None:
+    """The first array that a saved tree has otherwise than the wanted one, None if it is none."""
+    saved = ocp.tree.to_flat_dict(metadata(directory), sep=".")
+    wanted = ocp.tree.to_flat_dict(abstract, sep=".")
+    for name in sorted(saved.keys() | wanted.keys()):
+        there, here = (
+            f"{x.dtype}{list(x.shape)}" if (x := tree.get(name)) is not None else "none"
+            for tree in (saved, wanted)
+        )
+        if there != here:
+            return f"{name} is {there} there and {here} here"
+    return None
+
+
+def metadata(directory: Path) -> dict:
+    """The shapes and types of a saved tree, its empty branches left out."""
+    return ocp.PyTreeCheckpointHandler().metadata(epath.Path(directory)).tree
+
+
 def first_line(error: Exception) -> str:
     """An error's first line; Orbax and tensorstore append pages."""
     return next(iter(str(error).strip().splitlines()), repr(error))
@@ -229,6 +308,8 @@ def load_params(
     if step not in steps:
         raise FileNotFoundError(f"{workdir} has no checkpoint of step {step}: it has {steps}")
     directory = Path(workdir).absolute() / "checkpoints" / str(step)
+    if reason := damage(directory):
+        raise ValueError(f"{directory} cannot be read ({reason}): it is damaged, use another step")
     try:
         about = json.loads((directory / "about" / "metadata").read_text())
         tree = read_parts(directory / "state", ("params", "teacher"))
@@ -242,10 +323,9 @@ def load_params(
 
 def read_parts(directory: Path, names: tuple[str, ...]) -> dict:
     """These parts of a saved tree as NumPy arrays, without those that are empty."""
-    at = epath.Path(directory)
-    handler = ocp.PyTreeCheckpointHandler()  # a Checkpointer would warn of what it has no use for
-    saved = handler.metadata(at).tree
+    saved = metadata(directory)
     wanted = {name: saved[name] for name in names if saved.get(name)}
     kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
     args = ocp.args.PyTreeRestore(item=wanted, restore_args=kinds, partial_restore=True)
-    return handler.restore(at, args=args)
+    # not through a Checkpointer, which would warn of what it has no use for
+    return ocp.PyTreeCheckpointHandler().restore(epath.Path(directory), args=args)

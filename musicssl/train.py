@@ -13,9 +13,15 @@ from jax.sharding import Mesh
 
 from musicssl import audio, flops, sharding
 from musicssl import step as training
-from musicssl.checkpoint import Checkpoints
+from musicssl.checkpoint import Checkpoints, flat
 
 EXIT_PREEMPTED = 75  # "try again later": saved on SIGTERM, the same command goes on
+CHOICES = {
+    "nonfinite": ("stop", "skip"),
+    "data.on_damage": ("stop", "skip"),
+    "checkpoint.on_damage": ("stop", "older"),
+    "precision": ("float32", "bfloat16"),
+}
 AHEAD = 2  # steps dispatched before the host waits; it never reads a value of theirs
 
 Write = Callable[[int, dict[str, float]], None]
@@ -55,14 +61,12 @@ def check(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
             f"batch_size is {config.batch_size}, which {mesh.size} devices times accumulate="
             f"{parts} do not divide: choose a multiple of {max(parts, 1) * mesh.size}"
         )
-    choices = {"nonfinite": config.nonfinite, "data.on_damage": config.data.on_damage}
-    for name, choice in choices.items():
-        if choice not in ("stop", "skip"):
-            raise ValueError(f"{name} is {choice!r}: use 'stop' or 'skip'")
-    if config.precision not in ("float32", "bfloat16"):
-        raise ValueError(f"precision is {config.precision!r}: use 'float32' or 'bfloat16'")
-    counts = {name: config[name] for name in ("steps", "log_every")}
-    counts |= {f"checkpoint.{name}": value for name, value in config.checkpoint.items()}
+    leaves = flat(config.to_dict())
+    for name, choices in CHOICES.items():
+        if leaves[name] not in choices:
+            raise ValueError(f"{name} is {leaves[name]!r}: use '{choices[0]}' or '{choices[1]}'")
+    positive = ("steps", "log_every", *(f"checkpoint.{x}" for x in ("every", "keep", "keep_every")))
+    counts = {name: leaves[name] for name in positive}
     for name, value in counts.items():
         if value < 1:
             raise ValueError(f"{name} is {value}: use 1 or more")
@@ -158,8 +162,17 @@ def initial_state(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
     )
     state = checkpoints.restore(step, abstract)
-    say(f"going on from step {step} of {config.steps}")
+    say(f"going on from step {step} of {config.steps}{moved(checkpoints.about_step(step))}")
     return state
+
+
+def moved(about: dict) -> str:
+    """What differs between the machines that wrote a checkpoint and these, "" if nothing does."""
+    here = {"processes": jax.process_count(), "devices": jax.device_count()}
+    changed = [
+        f"{about[name]} {name} then, {n} now" for name, n in here.items() if about[name] != n
+    ]
+    return f" ({'; '.join(changed)}: the same batches and masks)" if changed else ""
 
 
 def summarise(metrics: list[dict[str, np.ndarray]]) -> dict[str, float]:

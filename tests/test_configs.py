@@ -75,7 +75,13 @@ RECIPE = {
 OURS = {
     *("name", "variant", "then", "precision", "nonfinite"),
     *("data.name", "data.data_dir", "data.on_damage"),
-    *("checkpoint.every", "checkpoint.keep", "checkpoint.keep_every", "mesh.fsdp"),
+    *(
+        "checkpoint.every",
+        "checkpoint.keep",
+        "checkpoint.keep_every",
+        "checkpoint.on_damage",
+        "mesh.fsdp",
+    ),
 }
 DIFFERENCES = {
     "vanilla": {},

@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.util.tensor_util import make_ndarray
 
 from data_pipelines import batches
-from musicssl import checkpoint
+from musicssl import checkpoint, digests
 from tests import runs
 from tests.commands import Commands
 from tests.faults import kill
@@ -190,17 +190,15 @@ def test_a_damaged_checkpoint_is_named_and_nothing_changed(root, refused, workdi
     before = contents(workdir)
     message = refused(flags(root, workdir))
     assert f"{workdir}/checkpoints/6 cannot be restored" in message
-    assert "move that directory away" in message
+    assert "--config.checkpoint.on_damage=older goes on from step 4" in message
     assert contents(workdir) == before
 
 
-def test_moving_a_damaged_checkpoint_away_goes_on_from_the_one_before(
-    root, command, workdir, finished
-):
+def test_a_damaged_checkpoint_is_passed_over_when_asked(root, command, workdir, finished):
     HARM["data cut off"](workdir / "checkpoints/6")
-    (workdir / "checkpoints/6").rename(workdir / "damaged")
-    code, output, errors = command(flags(root, workdir))
+    code, output, errors = command(flags(root, workdir, {"checkpoint.on_damage": "older"}))
     assert code == 0, errors
+    assert f"moved to {workdir}/damaged" in output
     assert "going on from step 4 of 6" in output
     assert runs.differences(runs.state(workdir), runs.state(finished)) == []
 
@@ -232,6 +230,7 @@ def test_a_teacher_that_does_not_fit(root, refused, hubert, tmp_path):
     other = shutil.copytree(hubert, tmp_path / "24khz")
     for about in other.glob("checkpoints/*/about/metadata"):
         about.write_text(about.read_text().replace('"sample_rate": 16000', '"sample_rate": 24000'))
+        digests.write(about.parent)
     cases = [
         ({}, "give --config.teacher.encoder=DIR"),
         ({"teacher.encoder": tmp_path / "none"}, f"{tmp_path}/none holds no encoder"),

@@ -1,0 +1,76 @@
+"""SHA-256 of every file of a checkpoint, made as it is committed and checked before it is read.
+
+Orbax keeps no digest from end to end: a flipped bit can restore as another number without a word.
+The file `digests.json` of each part of a checkpoint is written before the rename that makes the
+checkpoint visible, so a checkpoint that is there has its digests.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+NAME = "digests.json"
+
+
+def of_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write(directory: Path) -> None:
+    """Write the digests of all files that the directory holds, at any depth, but for its own."""
+    files = sorted(x for x in directory.rglob("*") if x.is_file() and x.name != NAME)
+    found = {path.relative_to(directory).as_posix(): of_file(path) for path in files}
+    (directory / NAME).write_text(json.dumps(found, indent=1) + "\n")
+
+
+def damage(directory: Path) -> str | None:
+    """What is wrong with a directory that `write` has seen: its first fault, None if it is whole.
+
+    Files that came after are not looked at.
+    """
+    try:
+        known = json.loads((directory / NAME).read_text())
+    except OSError:
+        return f"{directory.name}/{NAME} is missing"
+    except ValueError:
+        return f"{directory.name}/{NAME} is not what was saved"
+    for name, digest in known.items():
+        try:
+            if of_file(directory / name) != digest:
+                return f"{directory.name}/{name} is not what was saved"
+        except OSError as error:
+            return f"{directory.name}/{name} cannot be read: {error.strerror}"
+    return None
+
+
+class Digested:
+    """A checkpoint handler whose last act before the commit is to write the digests."""
+
+    def finalize(self, directory: epath.Path) -> None:
+        super().finalize(directory)
+        if jax.process_index() == 0:  # the others' files are merged and closed by now
+            write(Path(directory))
+
+
+class StateHandler(Digested, ocp.StandardCheckpointHandler):
+    pass
+
+
+class DocumentHandler(Digested, ocp.JsonCheckpointHandler):
+    pass
+
+
+def handlers() -> ocp.handlers.CheckpointHandlerRegistry:
+    """Orbax's handlers of a checkpoint's two parts, `state` and `about`, with digests."""
+    registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+    state, about = StateHandler(), DocumentHandler()
+    registry.add("state", ocp.args.StandardSave, state)
+    registry.add("state", ocp.args.StandardRestore, state)
+    registry.add("about", ocp.args.JsonSave, about)
+    registry.add("about", ocp.args.JsonRestore, about)
+    return registry
