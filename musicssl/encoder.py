@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from musicssl import sharding
+from musicssl.dropout import Dropout
 from musicssl.grouped_conv import grouped_conv
 
 KERNELS = (10, 3, 3, 3, 3, 2, 2)  # receptive field 400 samples
@@ -116,7 +117,7 @@ class Attention(nn.Module):
         if train and self.dropout:
             scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
             weights = jax.nn.softmax(scores / math.sqrt(d // self.heads)).astype(self.dtype)
-            weights = nn.Dropout(self.dropout)(weights, deterministic=False)
+            weights = Dropout(self.dropout)(weights, deterministic=False)
             y = jnp.einsum("bhqk,bkhd->bqhd", weights, v)
         else:
             y = jax.nn.dot_product_attention(q, k, v)
@@ -133,8 +134,8 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         dense = lambda n, name: nn.Dense(n, dtype=self.dtype, kernel_init=bert_init, name=name)  # noqa: E731
-        y = jax.nn.gelu(dense(self.width, "intermediate_dense")(x), approximate=False)
-        y = nn.Dropout(self.dropout)(y, deterministic=not train)
+        y = gelu(dense(self.width, "intermediate_dense")(x))
+        y = Dropout(self.dropout)(y, deterministic=not train)
         return dense(x.shape[-1], "output_dense")(y)
 
 
@@ -151,7 +152,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
-        drop = nn.Dropout(self.dropout, deterministic=not train)
+        drop = functools.partial(Dropout(self.dropout), deterministic=not train)
         first = layer_norm("layer_norm", self.dtype)
         second = layer_norm("final_layer_norm", self.dtype)
         attention = Attention(self.heads, self.attention_dropout, self.dtype, name="attention")
@@ -163,6 +164,30 @@ class Block(nn.Module):
         x = first(x + drop(attention(x, train)))
         y = ffn(x, train)
         return second(x + drop(y)), y
+
+
+@jax.custom_jvp
+def gelu(x: jax.Array) -> jax.Array:
+    """x times the normal distribution function, exactly; its derivative is kept, not its terms.
+
+    By erf in float32, as PyTorch has it. jax.nn.gelu goes by erfc, which costs a TPU a third of a
+    feed-forward layer's cycles more (the compiler's estimate) and takes four times as long to
+    compile.
+    """
+    return (x * normal_distribution(x)).astype(x.dtype)
+
+
+@gelu.defjvp
+def gelu_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    x, dx = *primals, *tangents
+    below = normal_distribution(x)
+    density = jnp.exp(-0.5 * jnp.square(x.astype(jnp.float32))) / math.sqrt(2 * math.pi)
+    slope = (below + x * density).astype(x.dtype)
+    return (x * below).astype(x.dtype), slope * dx
+
+
+def normal_distribution(x: jax.Array) -> jax.Array:
+    return 0.5 + 0.5 * jax.lax.erf(x.astype(jnp.float32) * math.sqrt(0.5))
 
 
 def layer_norm(name: str, dtype: jnp.dtype, affine: bool = True) -> nn.LayerNorm:
@@ -250,8 +275,8 @@ class Encoder(nn.Module):
             )
             for i in range(self.layers)
         ]
-        self.drop = nn.Dropout(self.dropout)
-        self.drop_input = nn.Dropout(self.input_dropout)
+        self.drop = Dropout(self.dropout)
+        self.drop_input = Dropout(self.input_dropout)
 
     def __call__(self, audio: jax.Array, train: bool = False) -> Output:
         """Audio [b, n], as the model was trained (normalised or raw), to every hidden state."""
@@ -263,7 +288,7 @@ class Encoder(nn.Module):
         for conv, norm in zip(self.convs, self.stem_norms, strict=True):
             x = conv(x)  # [b, (n - kernel) // stride + 1, c]
             x = x if norm is None else norm(x)
-            x = jax.nn.gelu(x, approximate=False)
+            x = gelu(x)
         return scale_gradient(x, self.feature_grad_mult)
 
     def project(self, features: jax.Array) -> jax.Array:
@@ -282,7 +307,7 @@ class Encoder(nn.Module):
             y = conv(y)
             if self.pos_conv_depth:
                 y = standardise(y).astype(self.dtype)
-            y = jax.nn.gelu(y, approximate=False)
+            y = gelu(y)
         x = x + y
         x = x if self.pre_norm else self.encoder_norm(x)
         x = self.drop(x, deterministic=not train)
