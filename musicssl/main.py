@@ -2,7 +2,8 @@
 
 Running the same command again goes on from the newest checkpoint, or says that the run is
 complete. Exit codes: 0 complete, 2 a request that cannot be met, 3 training stopped (collapse, or
-a loss that is not finite), 75 ended by SIGTERM after saving.
+a loss that is not finite), 69 another process of the job was lost, 75 ended by SIGTERM after
+saving.
 """
 
 import json
@@ -22,7 +23,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import config_flags
 
-from musicssl import audio, checkpoint, codebook, sharding, train
+from musicssl import audio, checkpoint, codebook, distributed, programs, sharding, train
 
 # before anything imports TensorFlow, which only reads data here: no chatter
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -32,14 +33,8 @@ CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Configuration file, :variant after it, e.g. configs/music2vec.py:demo"
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Default: runs/<config>-<variant>")
-COORDINATOR = flags.DEFINE_string(
-    "coordinator", None, "host:port of process 0, for several processes outside TPU pods and Slurm"
-)
-PROCESSES = flags.DEFINE_integer("processes", None, "Number of processes, with --coordinator")
-PROCESS = flags.DEFINE_integer("process", None, "This process's number, with --coordinator")
 
 EXIT_REFUSED, EXIT_STOPPED = 2, 3
-SEVERAL_HOSTS = ("MEGASCALE_COORDINATOR_ADDRESS", "JOBSET_NAME")  # environments of such jobs
 
 
 def parse(argv: list[str]) -> list[str]:
@@ -69,17 +64,29 @@ def main(argv: list[str]) -> None:
     config = CONFIG.value
     workdir = Path(WORKDIR.value or f"runs/{config.name}-{config.variant}")
     try:
-        start_jax()
+        distributed.start()
+        programs.keep()
+    except ValueError as error:
+        refuse(error)
+    with distributed.together():
+        run(config, workdir)
+
+
+def run(config: ml_collections.ConfigDict, workdir: Path) -> NoReturn:
+    """Train, or go on, and exit."""
+    try:
         preemption = train.Preemption()
         mesh = sharding.make_mesh(config.mesh.fsdp)
         train.check(config, mesh)
         checkpoint.claim(workdir, config)
-        batches = Batches(config, mesh)
-        checkpoints = checkpoint.Checkpoints(workdir, config)
-        state = train.initial_state(config, mesh, checkpoints)
-        frozen = {}
-        if config.method == "hubert":
-            frozen = label_source(config, workdir, mesh, batches, preemption)
+        distributed.check_shared(workdir / "config.json")
+        with distributed.together():
+            batches = Batches(config, mesh)
+            checkpoints = checkpoint.Checkpoints(workdir, config)
+            state = train.initial_state(config, mesh, checkpoints)
+            frozen = {}
+            if config.method == "hubert":
+                frozen = label_source(config, workdir, mesh, batches, preemption)
     except (ValueError, OSError) as error:  # past this point only a bug raises ValueError
         refuse(error)
     writer = Writer(workdir, int(state.step))
@@ -113,7 +120,7 @@ def label_source(
 
     def open_batches() -> Iterator[jax.Array]:
         for batch in batches.open(0):
-            if preemption.asked:  # each pass is on disk already
+            if preemption.reached():  # each pass is on disk already
                 sys.exit(train.EXIT_PREEMPTED)
             yield batch
 
@@ -129,8 +136,7 @@ def go_on(config: ml_collections.ConfigDict, workdir: Path) -> NoReturn:
     command += [f"--config.teacher.encoder={workdir}", f"--workdir={workdir}-{config.then}"]
     same = {"data": config.data.to_dict(), "mesh": config.mesh.to_dict()}
     command += [f"--config.{name}={value}" for name, value in checkpoint.flat(same).items()]
-    for flag in (COORDINATOR, PROCESSES, PROCESS):
-        command += [] if flag.value is None else [f"--{flag.name}={flag.value}"]
+    command += distributed.as_flags()
     if jax.process_count() > 1:
         jax.distributed.shutdown()
     sys.stdout.flush()
@@ -140,22 +146,6 @@ def go_on(config: ml_collections.ConfigDict, workdir: Path) -> NoReturn:
 def refuse(reason: object) -> NoReturn:
     print(f"musicssl: {reason}", file=sys.stderr, flush=True)
     sys.exit(EXIT_REFUSED)
-
-
-def start_jax() -> None:
-    """Join the other processes if there are any, and keep compiled programs between runs."""
-    if COORDINATOR.value:
-        if PROCESSES.value is None or PROCESS.value is None:
-            raise ValueError("--coordinator needs --processes and --process beside it")
-        jax.distributed.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
-    elif (
-        int(os.environ.get("SLURM_NTASKS", 1)) > 1
-        or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
-        or any(name in os.environ for name in SEVERAL_HOSTS)
-    ):
-        jax.distributed.initialize()
-    if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache/musicssl/xla"))
 
 
 class Batches:

@@ -11,7 +11,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from musicssl import audio, flops, sharding
+from musicssl import audio, distributed, flops, sharding
 from musicssl import step as training
 from musicssl.checkpoint import Checkpoints, flat
 
@@ -37,15 +37,18 @@ class Preemption:
 
     def __init__(self) -> None:
         self.asked = False
+        self.calls = 0  # as often on every process: what they agree by
         if jax.process_count() == 1:  # otherwise jax.distributed listens for SIGTERM
             signal.signal(signal.SIGTERM, self.ask)
 
     def ask(self, *_) -> None:
         self.asked = True
 
-    def reached(self, step: int) -> bool:
+    def reached(self) -> bool:
+        """To be called by all processes at the same places, between steps or batches."""
+        self.calls += 1
         if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(step)
+            self.asked = multihost_utils.reached_preemption_sync_point(self.calls) or self.asked
         return self.asked
 
 
@@ -121,11 +124,11 @@ def train(
     metrics: list[dict[str, jax.Array]] = []
     running: deque = deque()
     try:
-        with jax.set_mesh(mesh):
+        with jax.set_mesh(mesh), distributed.together() as alive:
             # The order is fixed: save what `step` steps made, then its batch, then the step, then
             # the log. The last step goes through the same lines.
             for step in range(first, config.steps + 1):
-                preempted = preemption.reached(step)
+                preempted = preemption.reached()
                 checkpoints.save(step, state, force=preempted)
                 if preempted or step == config.steps:
                     break
@@ -136,6 +139,7 @@ def train(
                     jax.block_until_ready(running.popleft())
                 if step == first:
                     clock.compiled(measured["loss"])
+                alive()
                 if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
                     scalars = summarise(jax.device_get(metrics))
                     metrics.clear()

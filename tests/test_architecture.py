@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # A module imports only from floors below its own.
 FLOORS = (
-    "audio masking seeding sharding grouped_conv optim digests torch_file",
+    "audio masking seeding sharding grouped_conv optim digests torch_file distributed programs",
     "encoder kmeans checkpoint",
     "data2vec hubert flops state_dict model_config",
     "step huggingface",

@@ -321,16 +321,14 @@ def test_a_damaged_record_is_skipped_and_counted(root, command, damaged_data, tm
 def test_the_second_iteration_is_told_what_the_first_was(root, tmp_path, monkeypatch):
     """`go_on`, with what it would become written down instead."""
     from configs import musichubert
-    from musicssl import main
+    from musicssl import distributed, main
 
     config = musichubert.get_config("demo")
     leaves = {"data.data_dir": "my data", "data.normalize": True, "mesh.fsdp": 1}
     config.update_from_flattened_dict(leaves)
     called = []
     monkeypatch.setattr(os, "execv", lambda path, arguments: called.append(arguments))
-    monkeypatch.setattr(main, "COORDINATOR", type("Flag", (), {"name": "coordinator", "value": 0}))
-    monkeypatch.setattr(main, "PROCESSES", type("Flag", (), {"name": "processes", "value": None}))
-    monkeypatch.setattr(main, "PROCESS", type("Flag", (), {"name": "process", "value": None}))
+    monkeypatch.setattr(distributed, "as_flags", lambda: ["--coordinator=a:1"])
     main.go_on(config, tmp_path)
     assert {
         "--config=configs/musichubert.py:demo_iter2",
@@ -339,7 +337,7 @@ def test_the_second_iteration_is_told_what_the_first_was(root, tmp_path, monkeyp
         "--config.data.data_dir=my data",
         "--config.data.normalize=True",
         "--config.mesh.fsdp=1",
-        "--coordinator=0",
+        "--coordinator=a:1",
     } <= set(called[0])
 
 

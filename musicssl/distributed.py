@@ -1,0 +1,216 @@
+"""Several processes that train as one: how they meet, and how they end when one of them is lost.
+
+What one process does, all do: they meet in collectives, so one that dies or hangs would hold the
+others for ever. Here every one of them ends within a bounded time, by one of three ways:
+
+- a collective breaks, or JAX's coordination service tells of a death: exit code EXIT_PEER;
+- JAX itself ends a process whose peers' heartbeats stay away for --heartbeat seconds: SIGABRT;
+- no step is taken for --stall seconds, though all are alive: exit code EXIT_PEER.
+
+None of them saves: whoever launched the job starts it again, and it goes on from the newest
+checkpoint.
+"""
+
+import contextlib
+import importlib.util
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import jax
+from absl import flags
+from jax.experimental import multihost_utils
+
+COORDINATOR = flags.DEFINE_string(
+    "coordinator",
+    os.environ.get("JAX_COORDINATOR_ADDRESS"),
+    "host:port of process 0, where neither a TPU's nor Slurm's environment tells",
+)
+PROCESSES = flags.DEFINE_integer(
+    "processes", os.environ.get("JAX_NUM_PROCESSES"), "Number of processes; 1: this one alone"
+)
+PROCESS = flags.DEFINE_integer(
+    "process", os.environ.get("JAX_PROCESS_ID"), "This process's number, from 0"
+)
+MEET = flags.DEFINE_integer("meet", 300, "Seconds that processes wait for each other at the start")
+HEARTBEAT = flags.DEFINE_integer("heartbeat", 100, "Seconds after which a silent process is dead")
+STALL = flags.DEFINE_integer("stall", 900, "Seconds without a step after which a job is ended")
+
+EXIT_PEER = 69  # another process was lost: all start again
+LOST = (  # words of errors that another process's end causes
+    "Gloo",
+    "heartbeat",
+    "oordination service",
+    "by peer",
+    "NCCL",
+    "UNAVAILABLE",
+    "DEADLINE_EXCEEDED",
+    "arrier",
+)
+TICK = 1.0  # seconds
+AGREED = (None, 0, 3, 75)  # exit codes that all processes come to together
+
+
+def start() -> None:
+    """Join the job's other processes, if there are any. Nothing of JAX may have run before.
+
+    Raises:
+      ValueError: the flags do not fit together, or name no job.
+    """
+    if HEARTBEAT.value < 1 or STALL.value < 1 or MEET.value < 1:
+        raise ValueError("--heartbeat, --stall and --meet are seconds: use 1 or more")
+    job = described()
+    if job is None:
+        return
+    reason = f"not all processes came within {MEET.value} s"
+    late = threading.Timer(MEET.value, leave, (EXIT_PEER, reason))
+    late.start()  # JAX itself would end the process with a page of addresses
+    try:
+        jax.distributed.initialize(
+            **job,
+            initialization_timeout=MEET.value + 60,
+            heartbeat_timeout_seconds=HEARTBEAT.value,
+        )
+    except (ValueError, OSError) as error:
+        raise ValueError(
+            f"this looks like one of several processes, but the others are not known "
+            f"({first(error)}): give --coordinator, --processes and --process, or --processes=1"
+        ) from error
+    finally:
+        late.cancel()
+
+
+def described() -> dict | None:
+    """What jax.distributed.initialize has to be told; None for one process."""
+    if PROCESSES.value == 1:
+        return None
+    if COORDINATOR.value:
+        if PROCESSES.value is None or PROCESS.value is None:
+            raise ValueError("--coordinator needs --processes and --process beside it")
+        return {
+            "coordinator_address": COORDINATOR.value,
+            "num_processes": PROCESSES.value,
+            "process_id": PROCESS.value,
+        }
+    if PROCESSES.value is not None or PROCESS.value is not None:
+        raise ValueError("--processes and --process need --coordinator=HOST:PORT beside them")
+    if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        return slurm()
+    return {} if on_a_pod() else None
+
+
+def slurm() -> dict:
+    """A task a GPU is what JAX expects; a task a node has all of its node's."""
+    environment = os.environ
+    if environment["SLURM_STEP_NUM_TASKS"] != environment.get("SLURM_STEP_NUM_NODES"):
+        return {}
+    gpus = int(environment.get("SLURM_GPUS_ON_NODE", 0))
+    return {"local_device_ids": list(range(gpus))} if gpus else {}
+
+
+def on_a_pod() -> bool:
+    """Whether a TPU's environment describes the job, on Kubernetes or on a TPU VM.
+
+    JAX asks a TPU VM's metadata itself; it has set TPU_SKIP_MDS_QUERY where it sees no chip.
+    """
+    environment = os.environ
+    if "," in environment.get("TPU_WORKER_HOSTNAMES", ""):
+        return True
+    if "MEGASCALE_COORDINATOR_ADDRESS" in environment:
+        return True
+    chips = "TPU_SKIP_MDS_QUERY" not in environment and environment.get("JAX_PLATFORMS") != "cpu"
+    return chips and importlib.util.find_spec("libtpu") is not None
+
+
+def as_flags() -> list[str]:
+    """The flags of this process, for a command that takes its place."""
+    every = (COORDINATOR, PROCESSES, PROCESS, MEET, HEARTBEAT, STALL)
+    given = [flag.name for flag in every if flags.FLAGS[flag.name].present]
+    return [f"--{name}={flags.FLAGS[name].value}" for name in given]
+
+
+def check_shared(path: Path) -> None:
+    """Raises ValueError where process 0 has written a file that this process does not see."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"{path} written")
+        if not path.exists():
+            raise ValueError(
+                f"process {jax.process_index()} does not see {path}, which process 0 wrote: use a "
+                "--workdir that all machines share"
+            )
+
+
+@contextlib.contextmanager
+def together() -> Iterator[Callable[[], None]]:
+    """Ends this process at once where it cannot go on but others would wait for it, or it for them.
+
+    Yields:
+      a function to be called at every step; from its first call on, --stall seconds without
+      another one end the process.
+    """
+    watch = Watch()
+    try:
+        yield watch.alive
+    except SystemExit as leaving:
+        if jax.process_count() > 1 and leaving.code not in AGREED:
+            leave(leaving.code)
+        raise
+    except Exception as error:
+        if jax.process_count() == 1:
+            raise
+        if any(word in str(error) for word in LOST):
+            leave(EXIT_PEER, f"{here()} lost another one ({first(error)})")
+        if isinstance(error, (ValueError, OSError)):  # one line tells those, further up
+            raise
+        traceback.print_exc()
+        leave(1)
+    finally:
+        watch.stop()
+
+
+class Watch:
+    """A thread that ends the process when it is not told for --stall seconds that it is alive."""
+
+    def __init__(self) -> None:
+        self.limit = flags.FLAGS["stall"].value  # also where no flags were parsed
+        self.seconds = 0.0  # that it ran, not those that the machine slept
+        self.stopped = threading.Event()
+        self.thread: threading.Thread | None = None
+
+    def alive(self) -> None:
+        self.seconds = 0.0
+        if self.thread is None and jax.process_count() > 1:
+            self.thread = threading.Thread(target=self.run, daemon=True)
+            self.thread.start()
+
+    def run(self) -> None:
+        while not self.stopped.wait(TICK):
+            self.seconds += TICK
+            if self.seconds > self.limit:
+                leave(EXIT_PEER, f"{here()} took no step for {self.limit} s: it or another hangs")
+
+    def stop(self) -> None:
+        self.stopped.set()
+
+
+def leave(code: int, reason: str = "") -> NoReturn:
+    """End this process without waiting for the others, which sys.exit would do."""
+    if reason:
+        print(f"musicssl: {reason}: start all of them again to go on", file=sys.stderr)
+    with contextlib.suppress(OSError):  # a launcher that is gone reads nothing
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
+
+
+def here() -> str:
+    return f"process {jax.process_index()} of {jax.process_count()}"
+
+
+def first(error: BaseException) -> str:
+    """An error's first line."""
+    return next(iter(str(error).strip().splitlines()), repr(error))

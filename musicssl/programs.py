@@ -1,0 +1,32 @@
+"""Compiled programs, kept on disk between runs: a restart does not wait for minutes of compiling.
+
+JAX_COMPILATION_CACHE_DIR names another place, JAX_ENABLE_COMPILATION_CACHE=false does without.
+Processes may share it: an entry is written once and found by a hash of the program, the devices
+and the versions of all that compiles.
+"""
+
+import hashlib
+import os
+import platform
+import re
+from pathlib import Path
+
+import jax
+
+
+def keep() -> None:
+    """Find compiled programs, and leave them, in the user's cache."""
+    if jax.config.jax_compilation_cache_dir is None:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(folder / "musicssl/xla" / machine()))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def machine() -> str:
+    """A name for this kind of processor: a program compiled for one may not run on another."""
+    path = Path("/proc/cpuinfo")
+    info = path.read_text() if path.exists() else platform.processor()
+    features = re.findall(r"^(?:flags|Features)\s*:(.*)$", info, re.MULTILINE)[:1]
+    described = [platform.machine(), *sorted(" ".join(features or [info]).split())]
+    return f"{platform.machine()}-{hashlib.sha256(' '.join(described).encode()).hexdigest()[:8]}"
