@@ -1,58 +1,110 @@
-"""The main command in processes forked from one that has its imports done: seconds less each."""
+"""Processes forked from one that has the imports done, which takes seconds less for each.
 
-import importlib
-import json
+They are processes like others: with devices of their own, for a signal to end at any moment.
+"""
+
+import atexit
+import multiprocessing
 import os
 import runpy
-import subprocess
+import signal
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
 from pathlib import Path
 
-from tests import runs
+import jax
+
+from tests import compiling
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(
+    ["clu.metric_writers", "data_pipelines.batches", "musicssl.codebook", "musicssl.train"]
+)
 
 
-class Commands:
-    """Runs commands, one after another."""
+class Process:
+    """A function called in a process of its own, with the methods of subprocess.Popen.
 
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.server = subprocess.Popen(
-            [sys.executable, "-m", "tests.commands"],
-            cwd=runs.ROOT,
-            env=runs.environment(folder / "cache"),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+    Args:
+      cache: the folder of compiled programs, if any are kept.
+    """
 
-    def __call__(self, arguments: list[str], devices: int = 1) -> tuple[int, str, str]:
-        """Exit code, output and errors of `python -m musicssl.main` with these arguments."""
-        paths = [self.folder / name for name in ("output", "errors")]
-        self.server.stdin.write(json.dumps([devices, *map(str, paths), *arguments]) + "\n")
-        self.server.stdin.flush()
-        code = int(self.server.stdout.readline())
-        return code, *(path.read_text() for path in paths)
+    def __init__(
+        self, function: Callable, *arguments: object, devices: int = 1, cache: Path | None = None
+    ):
+        ends = [FORKS.Pipe(duplex=False) for _ in range(2)]
+        self.stdout, self.stderr = (os.fdopen(os.dup(read.fileno())) for read, _ in ends)
+        given = (*(write for _, write in ends), devices, cache, function, arguments)
+        self.process = FORKS.Process(target=live, args=given)
+        self.process.start()
+        for end in (*ends[0], *ends[1]):
+            end.close()
 
-    def close(self) -> None:
-        self.server.stdin.close()
-        assert self.server.wait(timeout=60) == 0
+    @property
+    def returncode(self) -> int | None:
+        return self.process.exitcode
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    def wait(self) -> int:
+        self.process.join()
+        return self.process.exitcode
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def send_signal(self, number: int) -> None:
+        if self.process.is_alive():
+            os.kill(self.process.pid, number)
+
+    def communicate(self) -> tuple[str, str]:
+        """Its output and its errors, when it has ended."""
+        with ThreadPoolExecutor(1) as pool:
+            errors = pool.submit(self.stderr.read)
+            output = self.stdout.read()
+        self.wait()
+        return output, errors.result()
 
 
-def serve() -> None:
-    """Fork a process for each line of stdin; print its exit code."""
-    for module in ("clu.metric_writers", "data_pipelines.batches", "musicssl.codebook"):
-        importlib.import_module(module)  # these are what takes long
-    for line in sys.stdin:
-        devices, output, errors, *command = json.loads(line)
-        child = os.fork()
-        if not child:
-            for descriptor, path in ((1, output), (2, errors)):
-                os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
-            os.environ["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={devices}"
-            sys.argv = ["musicssl.main", *command]
-            runpy.run_module("musicssl.main", run_name="__main__", alter_sys=True)
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+def live(
+    output: Connection,
+    errors: Connection,
+    devices: int,
+    cache: Path | None,
+    function: Callable,
+    arguments: tuple,
+) -> None:
+    """What a new process does."""
+    for descriptor, pipe in ((1, output), (2, errors)):
+        os.dup2(pipe.fileno(), descriptor)
+        pipe.close()
+    os.environ["XLA_FLAGS"] = compiling.xla_flags(devices)
+    jax.config.update("jax_platforms", "cpu")
+    if cache:
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    try:
+        function(*arguments)
+    finally:
+        atexit._run_exitfuncs()  # multiprocessing leaves them out
 
 
-if __name__ == "__main__":
-    serve()
+def main(*arguments: str) -> None:
+    """What `python -m musicssl.main` with these arguments does."""
+    sys.argv = ["musicssl.main", *arguments]
+    runpy.run_module("musicssl.main", run_name="__main__", alter_sys=True)
+
+
+def start(arguments: list[str], cache: Path, devices: int = 1) -> Process:
+    """Start the main command."""
+    return Process(main, *arguments, devices=devices, cache=cache)
+
+
+def complete(arguments: list[str], cache: Path, devices: int = 1) -> tuple[int, str, str]:
+    """Run the main command to its end: exit code, output, errors."""
+    process = start(arguments, cache, devices)
+    said = process.communicate()
+    return process.returncode, *said

@@ -71,39 +71,25 @@ def flags(config: str, workdir: Path, data_dir: Path, leaves: dict | None = None
     return [f"--config={config}", f"--workdir={workdir}", *overrides]
 
 
-def environment(cache: Path, devices: int = 1, optimize: bool = False) -> dict[str, str]:
-    """Of a process that sees this many CPU devices and keeps compiled programs in `cache`.
+def start(arguments: Iterable[str], cache: Path) -> subprocess.Popen:
+    """Start the main command as a user does; output and errors come through pipes.
 
-    Compiling takes most of a tiny run's time, and half of that without LLVM's optimizations.
+    Args:
+      cache: the folder that it keeps compiled programs in.
     """
-    flags = [] if devices == 1 else [f"--xla_force_host_platform_device_count={devices}"]
-    return os.environ | {
+    kept = {
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "XLA_FLAGS": " ".join(
-            flags if optimize else [*flags, "--xla_backend_optimization_level=0"]
-        ),
     }
-
-
-def start(arguments: Iterable[str], env: dict[str, str]) -> subprocess.Popen:
-    """Start the main command in the repository's root; output and errors come through pipes."""
     return subprocess.Popen(
         [sys.executable, "-m", "musicssl.main", *arguments],
         cwd=ROOT,
-        env=env,
+        env=os.environ | kept,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-def complete(arguments: Iterable[str], env: dict[str, str]) -> tuple[int, str, str]:
-    """Run the main command to its end: exit code, output, errors."""
-    process = start(arguments, env)
-    output, errors = process.communicate(timeout=600)
-    return process.returncode, output, errors
 
 
 def scalars(workdir: Path) -> list[dict[str, float]]:

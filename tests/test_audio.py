@@ -1,7 +1,3 @@
-import os
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import kaldi_native_fbank
@@ -12,6 +8,7 @@ import scipy.signal
 from transformers import Wav2Vec2FeatureExtractor
 
 from musicssl import audio
+from tests import commands
 
 BASE_STEP_FLOPS = 3 * 14.4e9  # of a base-size training step per second of audio, 5-second clips
 
@@ -200,8 +197,5 @@ print("same on", jax.device_count())
 
 
 def test_sharded_clips_stay_on_their_devices() -> None:
-    flags = "--xla_force_host_platform_device_count=8"
-    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-c", ON_EIGHT_DEVICES]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert result.stdout.strip() == "same on 8", result.stderr
+    output, errors = commands.Process(exec, ON_EIGHT_DEVICES, {}, devices=8).communicate()
+    assert output.strip() == "same on 8", errors

@@ -1,6 +1,3 @@
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +11,7 @@ from threadpoolctl import threadpool_limits
 
 from musicssl import kmeans, seeding
 from musicssl.kmeans import Settings, State
+from tests import commands
 
 FEATURE = {"name": "mfcc", "ceps": 13, "stride": 2}
 
@@ -290,8 +288,5 @@ print("same on", jax.device_count())
 
 
 def test_eight_devices_find_the_same_codebook() -> None:
-    flags = "--xla_force_host_platform_device_count=8"
-    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-c", ON_EIGHT_DEVICES]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert result.stdout.strip() == "same on 8", result.stderr
+    output, errors = commands.Process(exec, ON_EIGHT_DEVICES, {}, devices=8).communicate()
+    assert output.strip() == "same on 8", errors

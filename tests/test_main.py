@@ -1,11 +1,12 @@
 """The main command: what it writes, what it refuses, and what it leaves alone."""
 
+import functools
 import hashlib
 import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,8 +17,7 @@ from tensorboard.util.tensor_util import make_ndarray
 
 from data_pipelines import batches
 from musicssl import checkpoint, digests
-from tests import runs
-from tests.commands import Commands
+from tests import commands, runs
 from tests.faults import kill
 
 SHORT = {"steps": 6, "checkpoint.every": 2, "log_every": 2}
@@ -32,10 +32,9 @@ def root(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def command(root) -> Iterator[Commands]:
-    commands = Commands(root)
-    yield commands
-    commands.close()
+def command(root) -> Callable[[list[str]], tuple[int, str, str]]:
+    """Runs the main command: exit code, output, errors."""
+    return functools.partial(commands.complete, cache=root / "cache")
 
 
 @pytest.fixture(scope="module")
@@ -355,7 +354,7 @@ def ended(study: kill.Study, name: str, phase: str) -> str:
 
 def music2vec_stopped(root: Path) -> None:
     """One run killed while saving, one ended by SIGTERM and then killed."""
-    study = kill.Study(runs.MUSIC2VEC, root)
+    study = kill.Study(runs.MUSIC2VEC, root, commands.start)
     kills, wrong = study.run(1, "cache", ["saving"])
     assert not wrong and kills.total() == 1 > kills["ended before"]
     said = ended(study, "run-2", "training")
@@ -368,7 +367,7 @@ def music2vec_stopped(root: Path) -> None:
 
 def musichubert_stopped(root: Path) -> None:
     """One run ended by SIGTERM and then killed, both while its codebook is fitted."""
-    study = kill.Study(runs.MUSICHUBERT, root)
+    study = kill.Study(runs.MUSICHUBERT, root, commands.start)
     assert ended(study, "run-3", "fitting").startswith("codebook pass ")
     kills, wrong = study.run(3, "cache", ["fitting"])
     assert not wrong and kills["fitting"] == 1

@@ -5,8 +5,6 @@ import json
 import re
 import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -17,8 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from musicssl import checkpoint, sharding
 from musicssl import step as training
-from tests import runs
-from tests.commands import Commands
+from tests import commands, runs
 
 STEPS = 12
 LEAVES = {
@@ -39,13 +36,12 @@ def root(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def lines(root) -> dict[str, list[dict[str, float]]]:
     """What complete runs log, by topology."""
-    commands = Commands(root)
     found = {}
     for name, fsdp, devices in (("one", 1, 1), ("eight", 1, 8), ("sharded", 2, 8)):
-        code, _, errors = commands(one(root, name, {"mesh.fsdp": fsdp})[0], devices)
+        flags = one(root, name, {"mesh.fsdp": fsdp})[0]
+        code, _, errors = commands.complete(flags, root / "cache", devices)
         assert code == 0, errors
         found[name] = runs.scalars(root / name)
-    commands.close()
     return found
 
 
@@ -61,15 +57,14 @@ def one(root: Path, name: str, leaves: dict | None = None) -> list[list[str]]:
     return [runs.flags(runs.MUSIC2VEC, root / name, root / "data", LEAVES | (leaves or {}))]
 
 
-def launch(root: Path, flags: list[list[str]], devices: int) -> list[subprocess.Popen]:
-    return [runs.start(one, runs.environment(root / "cache", devices)) for one in flags]
+def launch(root: Path, flags: list[list[str]], devices: int) -> list[commands.Process]:
+    return [commands.start(one, root / "cache", devices) for one in flags]
 
 
-def end(processes: list[subprocess.Popen], code: int = 0) -> str:
-    """Wait for the processes; the first one's output."""
-    said = [process.communicate(timeout=600) for process in processes]
+def end(processes: list[commands.Process], code: int = 0) -> None:
+    """Wait for the processes."""
+    said = [process.communicate() for process in processes]
     assert [process.returncode for process in processes] == [code] * len(said), said
-    return said[0][0]
 
 
 def same(found: list[dict[str, float]], expected: list[dict[str, float]]) -> None:
@@ -152,21 +147,13 @@ def test_batches_and_masks_are_the_same_to_the_bit(root):
     port = socket.create_server(("localhost", 0)).getsockname()[1]
     at = f"localhost:{port}"
     cases = [("", "0", 8), (at, "0", 4), (at, "1", 4)]
-    call = "from tests.test_topologies import probe; probe({!r}, {!r}, {!r})"
     processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", call.format(str(root / "data"), coordinator, process)],
-            cwd=runs.ROOT,
-            env=runs.environment(root / "cache", devices),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        commands.Process(probe, str(root / "data"), coordinator, process, devices=devices)
         for coordinator, process, devices in cases
     ]
     found = {}
     for number, process in enumerate(processes):
-        output, errors = process.communicate(timeout=600)
+        output, errors = process.communicate()
         assert process.returncode == 0, errors
         seen = json.loads(re.search(r"FOUND (.*)", output).group(1))
         found |= {f"process {number}, {name}": value for name, value in seen.items()}

@@ -1,18 +1,15 @@
 """The smallest run that trains, and what it takes to test it on eight devices."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import ml_collections
 import numpy as np
 
 from configs import music2vec
 from musicssl import audio
+from tests import commands
 
 LEAVES = {
     "batch_size": 16,
@@ -34,9 +31,6 @@ NO_DROPOUT = {
     "encoder.attention_dropout": 0.0,
     "encoder.layerdrop": 0.0,
 }
-# Compiled code that runs for a moment is not worth optimising; the partitioner is not affected.
-EIGHT = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-
 EXCHANGE = re.compile(r"= (\(?\w+\[.*?) (?:all-gather|all-to-all|collective-permute)(?:-start)?\(")
 
 
@@ -54,23 +48,15 @@ def clips(tiny: ml_collections.ConfigDict, seed: int = 0) -> np.ndarray:
 
 
 def on_eight_devices(function: Callable[..., object], *arguments: str) -> object:
-    """Call a function of a test module in a process of its own and return its result, by JSON."""
-    call = (
-        f"import json, tests.{function.__module__.rpartition('.')[2]} as module;"
-        f"result = module.{function.__name__}(*{arguments!r});"
-        "print('RESULT', json.dumps(result))"
-    )
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": EIGHT}
-    done = subprocess.run(
-        [sys.executable, "-c", call],
-        cwd=Path(__file__).parent.parent,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout.rpartition("RESULT")[2])
+    """Call a function in a process of its own and return its result, by JSON."""
+    process = commands.Process(report, function, *arguments, devices=8)
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors[-4000:]
+    return json.loads(output.rpartition("RESULT")[2])
+
+
+def report(function: Callable[..., object], *arguments: str) -> None:
+    print("RESULT", json.dumps(function(*arguments)), flush=True)
 
 
 def moved(program: str) -> list[list[int]]:

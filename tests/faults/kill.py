@@ -15,8 +15,10 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from subprocess import Popen
 
 import numpy as np
 
@@ -30,13 +32,13 @@ LEAVES = {"steps": 80, "checkpoint.every": 10}
 class Life:
     """One process of a run, watched so that it can be killed at a chosen moment."""
 
-    def __init__(self, arguments: list[str], workdir: Path, environment: dict[str, str]):
+    def __init__(self, start: Callable[[], Popen], workdir: Path):
         self.checkpoints = workdir / "checkpoints"
         self.left = self.unfinished()  # by the life before
         self.saves: set[tuple[str, int]] = set()
         self.lines: list[str] = []
         self.began = time.monotonic()
-        self.process = runs.start(arguments, environment)
+        self.process = start()
         self.reader = threading.Thread(target=self._read)
         self.reader.start()
 
@@ -105,11 +107,11 @@ class Study:
     """A reference run, and killed ones to compare with it.
 
     Args:
-      optimize: as `runs.environment` says.
+      start: takes the main command's arguments and the folder of compiled programs.
     """
 
-    def __init__(self, config: str, root: Path, optimize: bool = False):
-        self.config, self.root, self.optimize = config, root, optimize
+    def __init__(self, config: str, root: Path, start: Callable[[list[str], Path], Popen]):
+        self.config, self.root, self.start = config, root, start
         self.data_dir = root / "data"
         runs.write_clips(self.data_dir)
         self.phases = [x for x in PHASES if x != "fitting" or "hubert" in config]
@@ -123,8 +125,7 @@ class Study:
     def live(self, name: str, cache: str) -> Life:
         workdir = self.root / name
         arguments = runs.flags(self.config, workdir, self.data_dir, LEAVES)
-        environment = runs.environment(self.root / cache, optimize=self.optimize)
-        return Life(arguments, workdir, environment)
+        return Life(lambda: self.start(arguments, self.root / cache), workdir)
 
     def run(
         self, seed: int, cache: str, plan: list[str] | None = None
@@ -179,7 +180,7 @@ def main() -> None:
     options = parser.parse_args()
     root = Path(tempfile.mkdtemp(prefix="killed-"))
     try:
-        study = Study(options.config, root, optimize=True)
+        study = Study(options.config, root, runs.start)
         print(f"reference: first step after {study.startup:.1f} s", flush=True)
 
         def one(number: int) -> tuple[Counter, list[str]]:
