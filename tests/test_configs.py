@@ -4,7 +4,6 @@ import ast
 import functools
 import inspect
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -14,8 +13,9 @@ import numpy as np
 import pytest
 
 from configs import common, music2vec, musichubert, probe
-from musicssl import audio, checkpoint, masking, optim, sharding, step
+from musicssl import audio, masking, optim, step
 from musicssl.encoder import Encoder
+from tests import full_size
 
 FAMILIES = (music2vec, musichubert)
 PAPER = ["vanilla", "800k", "crop5s", "prob50", "prob80", "span5", "span15", "target12"]
@@ -94,22 +94,20 @@ DIFFERENCES = {
     "span15": {"mask.span": 15},
     "target12": {"data2vec.top_layers": 12},
 }
-MASKS = [f"mask.{name}" for name in common.get_config().mask]
-
-
-def leaves(config: ml_collections.ConfigDict) -> dict[str, object]:
-    return checkpoint.flat(json.loads(config.to_json()))
 
 
 def test_vanilla_is_the_published_recipe():
-    ours = leaves(music2vec.get_config())
+    ours = full_size.leaves(music2vec.get_config())
     assert {name: ours[name] for name in RECIPE} == RECIPE
     assert set(ours) == RECIPE.keys() | OURS
 
 
 @pytest.mark.parametrize("variant", PAPER)
 def test_variants_differ_in_what_the_paper_varies_alone(variant):
-    vanilla, ours = leaves(music2vec.get_config()), leaves(music2vec.get_config(variant))
+    vanilla, ours = (
+        full_size.leaves(music2vec.get_config()),
+        full_size.leaves(music2vec.get_config(variant)),
+    )
     assert ours.keys() == vanilla.keys()
     changed = {name: x for name, x in ours.items() if x != vanilla[name] and name != "variant"}
     assert changed == DIFFERENCES[variant]
@@ -218,7 +216,7 @@ def unread(config: ml_collections.ConfigDict) -> list[str]:
         section, dot, _ = name.partition(".")
         return name in reads() or (bool(dot) and f"{section}.*" in reads())
 
-    return [name for name in leaves(config) if not is_read(name)]
+    return [name for name in full_size.leaves(config) if not is_read(name)]
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, probe])
@@ -234,69 +232,23 @@ def test_a_leaf_that_no_code_reads_is_found(dead):
     assert unread(config) == [dead]
 
 
-def short(variant: str) -> ml_collections.ConfigDict:
-    """A full-size variant on one clip of 32 frames."""
-    config = music2vec.get_config(variant)
-    config.batch_size, config.data.crop_frames, config.mask.equal_counts = 1, 32, 0
-    return config
-
-
-def masked_clip(config: ml_collections.ConfigDict, seed: int) -> masking.Batch:
-    rng = np.random.default_rng(seed)
-    shape = 1, audio.crop_samples(config.data.crop_frames)
-    clip = rng.integers(-9_000, 9_000, shape, dtype=np.int16)
-    key = step.streams(config.seed, seed)["mask"]
-    batch = jax.jit(functools.partial(step.prepare, config))(key, clip)
-    return batch._replace(mask=batch.mask._replace(frames=None, valid=None))
-
-
-class Programs:
-    """The compiled step of a configuration, with its masks and its learning rate as arguments.
-
-    Steps and masks of the variants enter a step by these alone, so that variants which differ in
-    nothing else share a program: compiling eight takes minutes.
-    """
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch):
-        self.monkeypatch = monkeypatch
-        self.compiled: dict[str, Callable] = {}
-
-    def step(
-        self, config: ml_collections.ConfigDict, state: step.TrainState, *given: jax.Array
-    ) -> tuple[step.TrainState, dict[str, jax.Array]]:
-        """One step with the given batch and learning rate; the state is consumed."""
-        shared = ("variant", "steps", *MASKS)
-        key = json.dumps({name: x for name, x in leaves(config).items() if name not in shared})
-
-        def update(state: step.TrainState, batch: masking.Batch, rate: jax.Array) -> tuple:
-            with self.monkeypatch.context() as patch:
-                patch.setattr(step, "prepare", lambda *_: batch)
-                patch.setattr(optim, "learning_rate", lambda _: lambda _: rate)
-                return step.update(config, state, {}, None)
-
-        if key not in self.compiled:
-            lowered = jax.jit(update, donate_argnums=0).lower(state, *given)
-            self.compiled[key] = lowered.compile()
-        return self.compiled[key](state, *given)
-
-
 def test_one_optimizer_step_of_every_full_size_variant(monkeypatch):
-    programs = Programs(monkeypatch)
-    vanilla = short("vanilla")
-    state = step.sharded_init(vanilla, sharding.make_mesh(1, jax.devices()[:1]))
+    """One after another on the same state: only target12 has a program of its own."""
+    programs = full_size.Programs(monkeypatch)
+    state = full_size.some_state(full_size.short(music2vec.get_config()), updates=0)
     assert sum(x.size for x in jax.tree.leaves(state.params["encoder"])) == 93_164_288
     assert sum(x.size for x in jax.tree.leaves(state.params["head"])) == 590_592
     for number, variant in enumerate(PAPER):
-        config = short(variant)
-        batch = masked_clip(config, number)
+        config = full_size.short(music2vec.get_config(variant))
+        batch = full_size.masked_clip(config, number)
+        batch = batch._replace(mask=batch.mask._replace(frames=None, valid=None))  # by their shape
         rate = optim.learning_rate(config)(jnp.int32(number))
         before = np.array(state.params["head"]["bias"])
         state, metrics = programs.step(config, state, batch, rate)
-        metrics = {name: float(x) for name, x in metrics.items()}
         assert metrics["learning_rate"] == float(rate) > 0
         assert metrics["nonfinite"] == 0 and 1 < metrics["loss"] < 100, (variant, metrics)
         assert metrics["grad_norm"] > 0 and metrics["target_std"] > 0.01, (variant, metrics)
         assert metrics["masked_fraction"] == np.asarray(batch.mask.mask).mean() > 0
         assert np.abs(np.asarray(state.params["head"]["bias"]) - before).max() > 0
         assert int(state.updates) == number + 1
-    assert len(programs.compiled) == 2  # target12 has its own
+    assert len(programs.compiled) == 2

@@ -1,5 +1,6 @@
 """configs/musichubert.py against the published values, and its full-size models on a CPU."""
 
+import functools
 from pathlib import Path
 
 import jax
@@ -9,10 +10,9 @@ import numpy as np
 import pytest
 
 from configs import musichubert
-from musicssl import audio, codebook, optim, sharding, state_dict, step
-from tests import torch_models
+from musicssl import audio, codebook, hubert, kmeans, optim, sharding, state_dict, step
+from tests import full_size, torch_models
 
-IN_A_HURRY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 FULL_SIZE = ("k500", "k500_mfcc60", "k2000_iter1", "k2000_iter2")
 BASE = {  # fairseq hubert_base_librispeech.yaml and the defaults of HubertConfig
     "data.sample_rate": 16_000,
@@ -60,18 +60,10 @@ OF_VARIANT = {  # MARBLE benchmark/models/hubert; updates of the runs' names
 CEPS = {"k500": 13, "k500_mfcc60": 20, "k2000_iter1": 13}  # 39 and 60 features
 
 
-def flat(config: ml_collections.ConfigDict) -> dict[str, object]:
-    leaves = {}
-    for name, value in config.items():
-        nested = isinstance(value, ml_collections.ConfigDict)
-        leaves |= {f"{name}.{k}": v for k, v in flat(value).items()} if nested else {name: value}
-    return leaves
-
-
 @pytest.mark.parametrize("variant", FULL_SIZE)
 def test_values_are_the_recipes(variant):
     config = musichubert.get_config(variant)
-    leaves = flat(config)
+    leaves = full_size.leaves(config)
     wanted = BASE | OF_VARIANT[variant]
     if variant in CEPS:
         wanted |= {"teacher.ceps": CEPS[variant]}
@@ -83,9 +75,9 @@ def test_values_are_the_recipes(variant):
 
 
 def test_variants_differ_in_their_labels_and_length_alone():
-    vanilla = flat(musichubert.get_config("k500"))
+    vanilla = full_size.leaves(musichubert.get_config("k500"))
     for variant in FULL_SIZE[1:]:
-        leaves = flat(musichubert.get_config(variant))
+        leaves = full_size.leaves(musichubert.get_config(variant))
         changed = {name for name in vanilla if leaves[name] != vanilla[name]} - {"variant"}
         allowed = {"teacher.feature", "teacher.clusters", "teacher.ceps", "steps"}
         assert changed and changed <= allowed, variant
@@ -112,7 +104,7 @@ def test_the_demo_goes_on_with_its_second_iteration():
     assert shapes[0] == shapes[1]
 
 
-def labels_of(config: ml_collections.ConfigDict, tmp_path: Path) -> dict:
+def frozen_of(config: ml_collections.ConfigDict, tmp_path: Path) -> dict:
     """A codebook of the variant's size and, for a second iteration, a small frozen encoder."""
     if config.teacher.feature == "layer":
         layers = torch_models.SMALL | {"num_hidden_layers": config.teacher.layer + 1}
@@ -124,41 +116,28 @@ def labels_of(config: ml_collections.ConfigDict, tmp_path: Path) -> dict:
     return frozen | {"codebook": jnp.asarray(rows, jnp.float32)}
 
 
-def some_state(config: ml_collections.ConfigDict) -> step.TrainState:
-    """A state past the warm-up's first update, whose rate is 0; initial values take longer."""
-    noise = 0.03 * np.random.default_rng(0).standard_normal(2**20, np.float32)
+def test_one_optimizer_step_of_every_full_size_variant(monkeypatch, tmp_path):
+    """One after another, to bound memory; those of as many clusters share state and program."""
+    programs, clusters = full_size.Programs(monkeypatch), None
+    for number, variant in enumerate(FULL_SIZE):
+        config = full_size.short(musichubert.get_config(variant))
+        frozen = frozen_of(config, tmp_path)
+        batch = full_size.masked_clip(config, number)
+        features = jax.jit(functools.partial(hubert.features, config))(frozen, batch.raw)
+        labels = kmeans.assign(frozen["codebook"], features)
+        assert labels.shape == (1, 32) and len(np.unique(labels)) > 1
+        if config.teacher.clusters != clusters:
+            state = None  # before the next one takes its memory
+            state, clusters = full_size.some_state(config, updates=1000), config.teacher.clusters
+        before = np.array(kernel(state))
+        rate = optim.learning_rate(config)(state.updates)
+        seen = int(state.updates)
+        state, metrics = programs.step(config, state, batch, rate, labels)
+        assert int(state.updates) == seen + 1 and metrics["nonfinite"] == 0
+        assert 0 < np.abs(np.asarray(kernel(state)) - before).max() < 10 * float(rate)
+        assert abs(metrics["cross_entropy"] - np.log(config.teacher.clusters)) < 1
+    assert len(programs.compiled) == 2
 
-    def leaf(path: tuple, x: jax.ShapeDtypeStruct) -> jax.Array:
-        name = jax.tree_util.keystr(path)
-        if x.dtype != jnp.float32:
-            return jnp.full(x.shape, 1000, x.dtype)
-        if "optimizer" in name:
-            return jnp.zeros(x.shape)
-        return jnp.asarray(np.resize(noise, x.shape) + ("scale" in name))
 
-    shapes = jax.eval_shape(lambda: step.init_state(config))
-    return jax.tree_util.tree_map_with_path(leaf, shapes)
-
-
-def test_full_size_models_take_a_step(tmp_path):
-    """Four clips of 0.5 s, one variant after another to bound memory, compiled in a hurry."""
-    for variant in FULL_SIZE:
-        config = musichubert.get_config(variant)
-        config.update_from_flattened_dict({"batch_size": 4, "data.crop_frames": 24})
-        take_a_step(config, labels_of(config, tmp_path))
-
-
-def take_a_step(config: ml_collections.ConfigDict, frozen: dict) -> None:
-    state = some_state(config)
-    assert state.params["head"]["embeddings"].shape == (config.teacher.clusters, 256)
-    shape = config.batch_size, audio.crop_samples(config.data.crop_frames)
-    clips = np.random.default_rng(0).integers(-20_000, 20_000, shape, np.int16)
-    before = np.array(state.params["encoder"]["layer_11"]["attention"]["q_proj"]["kernel"])
-    run = step.make_step(config, sharding.make_mesh(1, jax.devices()[:1]))
-    program = run.lower(state, frozen, jnp.asarray(clips)).compile(IN_A_HURRY)
-    state, metrics = program(state, frozen, jnp.asarray(clips))
-    metrics = {name: float(x) for name, x in metrics.items()}
-    after = np.asarray(state.params["encoder"]["layer_11"]["attention"]["q_proj"]["kernel"])
-    assert int(state.updates) == 1001 and metrics["nonfinite"] == 0
-    assert 0 < np.abs(after - before).max() < 10 * metrics["learning_rate"]
-    assert abs(metrics["cross_entropy"] - np.log(config.teacher.clusters)) < 1
+def kernel(state: step.TrainState) -> jax.Array:
+    return state.params["encoder"]["layer_11"]["attention"]["q_proj"]["kernel"]

@@ -149,7 +149,7 @@ def test_results_of_another_encoder_are_not_overwritten(tmp_path: Path) -> None:
 
 def test_quick_scores_an_encoder_in_training(synth_dir: str, tmp_path: Path) -> None:
     encoder = Encoder(**tiny.config().encoder)
-    params = encoder.init(jax.random.key(0), jnp.zeros((1, 400)))["params"]
+    params = jax.jit(encoder.init)(jax.random.key(0), jnp.zeros((1, 400)))["params"]
     settings = config(tmp_path, data_dir=synth_dir, tasks="synth_key,synth_instrument")
     scores = probe.quick(encoder, params, True, settings, step=100)
     assert set(scores) == {"probe/synth_key", "probe/synth_instrument"}

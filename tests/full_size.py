@@ -1,0 +1,97 @@
+"""Full-size models that take optimizer steps on a CPU, where compiling a step takes longest."""
+
+import functools
+import json
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+
+from musicssl import audio, checkpoint, hubert, kmeans, masking, optim, step
+
+# Full-size arrays are worth optimising for; tests at large are compiled otherwise.
+OPTIMIZED = {
+    "xla_backend_optimization_level": 3,
+    "xla_llvm_disable_expensive_passes": False,
+    "xla_cpu_use_fusion_emitters": True,
+}
+# What enters a step by its masks, its learning rate and its labels alone.
+GIVEN = ("variant", "steps", "mask.", "teacher.feature", "teacher.ceps", "teacher.encoder")
+
+
+def leaves(config: ml_collections.ConfigDict) -> dict[str, object]:
+    return checkpoint.flat(json.loads(config.to_json()))
+
+
+def short(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The same on one clip of 32 frames."""
+    config.batch_size, config.data.crop_frames, config.mask.equal_counts = 1, 32, 0
+    return config
+
+
+def some_state(config: ml_collections.ConfigDict, updates: int) -> step.TrainState:
+    """A state after so many updates; the true initial values take longer to draw."""
+    noise = 0.03 * np.random.default_rng(0).standard_normal(2**20, np.float32)
+
+    def leaf(path: tuple, x: jax.ShapeDtypeStruct) -> jax.Array:
+        name = jax.tree_util.keystr(path)
+        if x.dtype != jnp.float32:
+            return jnp.full(x.shape, updates, x.dtype)
+        if "optimizer" in name:
+            return jnp.zeros(x.shape)
+        return jnp.asarray(np.resize(noise, x.shape) + ("scale" in name))
+
+    shapes = jax.eval_shape(lambda: step.init_state(config))
+    return jax.tree_util.tree_map_with_path(leaf, shapes)
+
+
+def masked_clip(config: ml_collections.ConfigDict, seed: int) -> masking.Batch:
+    """A batch of noise and the masks of the configuration."""
+    rng = np.random.default_rng(seed)
+    shape = config.batch_size, audio.crop_samples(config.data.crop_frames)
+    clip = rng.integers(-9_000, 9_000, shape, dtype=np.int16)
+    key = step.streams(config.seed, seed)["mask"]
+    return jax.jit(functools.partial(step.prepare, config))(key, clip)
+
+
+class Programs:
+    """The compiled step of a configuration: masks, learning rate and labels are arguments.
+
+    Variants which differ in nothing else share a program.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.monkeypatch = monkeypatch
+        self.compiled: dict[str, Callable] = {}
+
+    def step(
+        self,
+        config: ml_collections.ConfigDict,
+        state: step.TrainState,
+        batch: masking.Batch,
+        rate: jax.Array,
+        labels: jax.Array | None = None,
+    ) -> tuple[step.TrainState, dict[str, float]]:
+        """One step; the state is consumed."""
+        own = {name: x for name, x in leaves(config).items() if not name.startswith(GIVEN)}
+        key = json.dumps(own)
+
+        def update(
+            state: step.TrainState, batch: masking.Batch, rate: jax.Array, labels: jax.Array | None
+        ) -> tuple:
+            with self.monkeypatch.context() as patch:
+                patch.setattr(step, "prepare", lambda *_: batch)
+                patch.setattr(optim, "learning_rate", lambda _: lambda _: rate)
+                patch.setattr(hubert, "features", lambda *_: None)
+                patch.setattr(kmeans, "assign", lambda *_: labels)
+                return step.update(config, state, {"codebook": None}, None)
+
+        given = state, batch, rate, labels
+        if key not in self.compiled:
+            lowered = jax.jit(update, donate_argnums=0).lower(*given)
+            self.compiled[key] = lowered.compile(OPTIMIZED)
+        state, metrics = self.compiled[key](*given)
+        return state, {name: float(x) for name, x in metrics.items()}
