@@ -13,6 +13,9 @@ number of clips that one of those GPUs held, 7 or 47.
 Crops are 1496 or 256 frames (29.9 s, 5.1 s) instead of 1499 or 249: multiples of 8 that
 accelerators tile well.
 
+`large` is none of the paper's: the recipe with the sizes of the families' large models, 314 million
+parameters, to plan with.
+
 Cost: 400k steps of an hour of audio are 420k audio-hours, about 9e19 FLOP.
 """
 
@@ -29,6 +32,12 @@ VARIANTS = {
     "span5": {"mask.span": 5},
     "span15": {"mask.span": 15},
     "target12": {"data2vec.top_layers": 12},
+    "large": {
+        "encoder.layers": 24,
+        "encoder.width": 1024,
+        "encoder.heads": 16,
+        "encoder.ffn_width": 4096,
+    },
     "demo": {
         "steps": 250,
         "batch_size": 16,

@@ -10,6 +10,9 @@ variants: MARBLE benchmark/models/hubert. The paper's batch is inferred from its
 and update counters: about 32 clips of 30 s, four on each of eight GPUs (`mask.equal_counts`). The
 layer that the paper clusters for its second iteration is not known; 6 is HuBERT's own.
 
+`large` is none of the paper's: this recipe on the encoder of HuBERT large (arXiv:2106.07447, table
+1; pre-norm blocks, layer-norm stem), 317 million parameters, to plan with.
+
 Crops are 1496 frames (29.9 s) instead of 1499: a multiple of 8, which accelerators tile well.
 
 Cost: 250k steps of 16 minutes of audio are 66k audio-hours, about 1.2e19 FLOP.
@@ -48,12 +51,24 @@ SMALL = {
     "teacher.restarts": 3,
     "teacher.passes": 5,
 }
+LARGE = {
+    "encoder.layers": 24,
+    "encoder.width": 1024,
+    "encoder.heads": 16,
+    "encoder.ffn_width": 4096,
+    "encoder.stem_norm": "layer",
+    "encoder.stem_bias": True,
+    "encoder.pre_norm": True,
+    "encoder.feature_grad_mult": 1.0,
+    "hubert.final_dim": 768,
+}
 SECOND = {"teacher.feature": "layer"}
 VARIANTS = {
     "k500": {},
     "k500_mfcc60": {"teacher.ceps": 20},
     "k2000_iter1": {"teacher.clusters": 2000},
     "k2000_iter2": {"teacher.clusters": 2000, "steps": 400_000} | SECOND,
+    "large": LARGE,
     "demo": SMALL | {"steps": 400, "then": "demo_iter2"},
     "demo_iter2": SMALL | SECOND | {"steps": 300, "teacher.layer": 2},
 }

@@ -76,11 +76,13 @@ def loss(
     student = {"params": params["encoder"]}
     features = apply(student, batch.audio, method="stem")
     z = apply(student, features, method="project")  # [b, t, d]
-    target = targets(encoder, config, params, teacher, jax.lax.stop_gradient(z))
+    with jax.named_scope("teacher"):
+        target = targets(encoder, config, params, teacher, jax.lax.stop_gradient(z))
 
     masked = apply(student, z, batch.mask.mask, rngs=rngs, method="mask")
     output = apply(student, masked, train=True, rngs=rngs, method="contextualize").hidden[-1]
-    prediction = head(encoder).apply({"params": params["head"]}, output).astype(jnp.float32)
+    with jax.named_scope("head"):
+        prediction = head(encoder).apply({"params": params["head"]}, output).astype(jnp.float32)
 
     weight = batch.mask.mask[..., None].astype(jnp.float32)  # [b, t, 1]
     total = jnp.sum(weight * jnp.square(prediction - target)) / math.sqrt(encoder.width)

@@ -285,10 +285,11 @@ class Encoder(nn.Module):
     def stem(self, audio: jax.Array) -> jax.Array:
         """[b, n] -> [b, t, c], the features that HuBERT's penalty is computed on."""
         x = audio.astype(self.dtype)[..., None]  # [b, n, 1]
-        for conv, norm in zip(self.convs, self.stem_norms, strict=True):
-            x = conv(x)  # [b, (n - kernel) // stride + 1, c]
-            x = x if norm is None else norm(x)
-            x = gelu(x)
+        for i, (conv, norm) in enumerate(zip(self.convs, self.stem_norms, strict=True)):
+            with jax.named_scope(f"stem_{i}"):
+                x = conv(x)  # [b, (n - kernel) // stride + 1, c]
+                x = x if norm is None else norm(x)
+                x = gelu(x)
         return scale_gradient(x, self.feature_grad_mult)
 
     def project(self, features: jax.Array) -> jax.Array:
@@ -302,13 +303,8 @@ class Encoder(nn.Module):
 
     def contextualize(self, x: jax.Array, train: bool = False) -> Output:
         """Projected features [b, t, d] through positional convolution and transformer."""
-        y = x
-        for conv in self.pos_convs:
-            y = conv(y)
-            if self.pos_conv_depth:
-                y = standardise(y).astype(self.dtype)
-            y = gelu(y)
-        x = x + y
+        with jax.named_scope("positional"):
+            x = x + self.position(x)
         x = x if self.pre_norm else self.encoder_norm(x)
         x = self.drop(x, deterministic=not train)
         hidden, ffn = [x], []
@@ -321,6 +317,15 @@ class Encoder(nn.Module):
         if self.pre_norm:
             hidden[-1] = self.encoder_norm(x)
         return Output(hidden, ffn)
+
+    def position(self, x: jax.Array) -> jax.Array:
+        """What the positional convolutions add to [b, t, d]."""
+        for conv in self.pos_convs:
+            x = conv(x)
+            if self.pos_conv_depth:
+                x = standardise(x).astype(self.dtype)
+            x = gelu(x)
+        return x
 
     def keep_layers(self, train: bool) -> list[jax.Array | None]:
         """One draw a layer and step (LayerDrop), None where no layer can be dropped."""

@@ -8,7 +8,7 @@ and work for masked-out frames do not count either: the count is the model's, no
 import jax
 import ml_collections
 
-from musicssl import audio
+from musicssl import audio, masking
 from musicssl.encoder import KERNELS, STRIDES
 
 # Dense bf16 (fp16 where there is none) operations a second and chip, by jax's device_kind; from
@@ -33,17 +33,22 @@ PEAKS = {
 }
 
 
-def forward(encoder: ml_collections.ConfigDict, frames: int) -> dict[str, float]:
-    """Operations of one clip's forward pass, by part of the encoder."""
-    n, channels, stem = audio.crop_samples(frames), 1, 0
+def stem_layers(encoder: ml_collections.ConfigDict, frames: int) -> list[float]:
+    """Operations of one clip's forward pass in each of the stem's convolutions."""
+    n, channels, layers = audio.crop_samples(frames), 1, []
     for kernel, stride in zip(KERNELS, STRIDES, strict=True):
         n = (n - kernel) // stride + 1
-        stem += 2 * kernel * channels * encoder.stem_width * n
+        layers.append(2 * kernel * channels * encoder.stem_width * n)
         channels = encoder.stem_width
+    return layers
+
+
+def forward(encoder: ml_collections.ConfigDict, frames: int) -> dict[str, float]:
+    """Operations of one clip's forward pass, by part of the encoder."""
     d, taps = encoder.width, max(1, encoder.pos_conv_depth) * encoder.pos_conv_kernel
     return {
-        "stem": stem,
-        "projection": 2 * channels * d * frames,
+        "stem": sum(stem_layers(encoder, frames)),
+        "projection": 2 * encoder.stem_width * d * frames,
         "positional": 2 * taps * d // encoder.pos_conv_groups * d * frames,
         "attention": encoder.layers * (8 * d * d * frames + 4 * d * frames * frames),
         "ffn": encoder.layers * 4 * d * encoder.ffn_width * frames,
@@ -51,14 +56,42 @@ def forward(encoder: ml_collections.ConfigDict, frames: int) -> dict[str, float]
 
 
 def train_step(config: ml_collections.ConfigDict) -> float:
-    """Operations of one step on the global batch: three forward passes, and the teacher's one."""
+    """Operations of one step on the global batch."""
+    return sum(train_parts(config).values())
+
+
+def train_parts(config: ml_collections.ConfigDict) -> dict[str, float]:
+    """Operations of one step by part: three passes of what learns, one of what gives targets.
+
+    HuBERT's head sees the masked frames alone. A frozen encoder, whose shape the configuration
+    does not hold, counts as one of this configuration's shape up to the layer that is taken.
+    """
     frames = config.data.crop_frames
-    parts = forward(config.encoder, frames)
-    clip = 3 * sum(parts.values())
+    passes = forward(config.encoder, frames)
+    clip = {name: 3 * n for name, n in passes.items()}
     if config.method == "data2vec":
-        clip += 3 * 2 * config.encoder.width**2 * frames  # the prediction head
-        clip += parts["positional"] + parts["attention"] + parts["ffn"]
-    return config.batch_size * clip
+        clip["head"] = 3 * 2 * config.encoder.width**2 * frames
+        clip["teacher"] = passes["positional"] + passes["attention"] + passes["ffn"]
+    else:
+        c, masked = config.hubert, masking.mask_capacity(frames, **config.mask)
+        row = config.encoder.width * c.final_dim + c.final_dim * config.teacher.clusters
+        clip["head"] = 3 * 2 * row * masked
+        clip["labels"] = labels(config, passes)
+    return {name: config.batch_size * n for name, n in clip.items()}
+
+
+def labels(config: ml_collections.ConfigDict, passes: dict[str, float]) -> float:
+    """Operations that give one clip its HuBERT labels: features, then the nearest of the codes."""
+    t, frames = config.teacher, config.data.crop_frames
+    if t.feature == "mfcc":
+        width, bins = 3 * t.ceps, 23
+        transform = audio.WINDOW * (audio.FFT - 2) + (audio.FFT // 2 - 1) * bins + bins * t.ceps
+        features = 2 * transform * (2 * frames - 1)
+    else:
+        width, share = config.encoder.width, t.layer / config.encoder.layers
+        whole = passes["stem"] + passes["projection"] + passes["positional"]
+        features = whole + share * (passes["attention"] + passes["ffn"])
+    return features + 2 * width * t.clusters * frames
 
 
 def peak(device: jax.Device) -> float | None:

@@ -107,8 +107,9 @@ def loss(
     """
     apply = encoder.apply
     student = {"params": params["encoder"]}
-    labels = kmeans.assign(teacher["codebook"], features(config, teacher, batch.raw))  # [b, t]
-    labels = jax.lax.stop_gradient(labels)
+    with jax.named_scope("labels"):
+        labels = kmeans.assign(teacher["codebook"], features(config, teacher, batch.raw))  # [b, t]
+        labels = jax.lax.stop_gradient(labels)
 
     u = apply(student, batch.audio, method="stem")
     share = batch.audio.shape[0] / batch.clips
@@ -118,7 +119,8 @@ def loss(
     output = apply(student, z, train=True, rngs=rngs, method="contextualize").hidden[-1]
 
     def classify(y: jax.Array) -> jax.Array:
-        return head(encoder, config).apply({"params": params["head"]}, y)
+        with jax.named_scope("head"):
+            return head(encoder, config).apply({"params": params["head"]}, y)
 
     at = batch.mask.frames  # [b, m]
     logits = classify(jnp.take_along_axis(output, at[..., None], axis=1))  # [b, m, k]

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -18,16 +19,28 @@ SMALLEST_SHARDED = 2**16  # elements; below this a parameter is replicated
 def make_mesh(fsdp: int = 1, devices: list[jax.Device] | None = None) -> Mesh:
     """Mesh of all devices, `fsdp` of them sharing each copy of the parameters.
 
+    Those are neighbours on the chips' own links, never on two TPU slices, between which the
+    network is many times slower: only gradients cross it.
+
     Raises:
-      ValueError: mesh.fsdp does not divide the number of devices.
+      ValueError: mesh.fsdp does not divide the number of devices, of one slice where there are
+        several.
     """
     devices = jax.devices() if devices is None else devices
-    if fsdp < 1 or len(devices) % fsdp:
-        raise ValueError(
-            f"mesh.fsdp is {fsdp}, but there are {len(devices)} devices: choose a divisor of that"
+    tpu = devices[0].platform == "tpu"
+    slices = len({getattr(x, "slice_index", 0) for x in devices}) if tpu else 1
+    each = len(devices) // slices
+    if fsdp < 1 or each % fsdp:
+        where = f"{len(devices)} devices" if slices == 1 else f"{each} devices in each slice"
+        raise ValueError(f"mesh.fsdp is {fsdp}, but there are {where}: choose a divisor of that")
+    shape = (each // fsdp, fsdp)
+    if slices == 1:
+        placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    else:
+        placed = mesh_utils.create_hybrid_device_mesh(
+            shape, (slices, 1), devices, allow_split_physical_axes=True
         )
-    shape = (len(devices) // fsdp, fsdp)
-    return jax.make_mesh(shape, ("data", "fsdp"), (AxisType.Auto,) * 2, devices=devices)
+    return Mesh(placed, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
 
 
 def parameter_spec(shape: tuple[int, ...], fsdp: int) -> P:

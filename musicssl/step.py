@@ -97,22 +97,20 @@ def update(
     """One optimizer update; one that is not finite changes nothing but the step."""
     method = objective(config)
     keys = streams(config.seed, state.step + 1)
-    batch = prepare(config, keys["mask"], audio)
+    with jax.named_scope("input"):
+        batch = prepare(config, keys["mask"], audio)
     teacher = state.teacher | frozen
     loss, sums, gradients = accumulate(config, state.params, teacher, batch, keys)
 
-    norm = optax.tree.norm(gradients)
-    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-    gradients = optim.clip(gradients, norm, config.optim.clip_norm)
-    changes, optimizer = optim.adam(config).update(gradients, state.optimizer, state.params)
-    params = optax.apply_updates(state.params, changes)
-    updated = TrainState(
-        state.step + 1,
-        state.updates + 1,
-        params,
-        method.after_update(config, params, state.teacher, state.updates + 1),
-        optimizer,
-    )
+    with jax.named_scope("optimizer"):
+        norm = optax.tree.norm(gradients)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        gradients = optim.clip(gradients, norm, config.optim.clip_norm)
+        changes, optimizer = optim.adam(config).update(gradients, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, changes)
+    with jax.named_scope("ema"):
+        followed = method.after_update(config, params, state.teacher, state.updates + 1)
+    updated = TrainState(state.step + 1, state.updates + 1, params, followed, optimizer)
     kept = state._replace(step=state.step + 1)
     new = jax.tree.map(lambda yes, no: jnp.where(finite, yes, no), updated, kept)
     metrics = {

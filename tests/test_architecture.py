@@ -11,12 +11,13 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # A module imports only from floors below its own.
 FLOORS = (
-    "audio masking seeding sharding grouped_conv optim digests torch_file distributed programs",
+    "audio masking seeding sharding grouped_conv dropout optim digests torch_file distributed "
+    "programs compiled topology",
     "encoder kmeans checkpoint",
     "data2vec hubert flops state_dict model_config",
     "step huggingface",
-    "train fairseq model_card",
-    "pretrained beats metrics probe_grid published",
+    "train fairseq model_card plan_report",
+    "pretrained plan beats metrics probe_grid published",
     "codebook export extract probe_search report",
     "tasks",
     "labels",

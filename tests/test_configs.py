@@ -115,7 +115,13 @@ def test_variants_differ_in_what_the_paper_varies_alone(variant):
 
 
 def test_the_paper_has_eight_variants():
-    assert [name for name in music2vec.VARIANTS if name != "demo"] == PAPER
+    assert [name for name in music2vec.VARIANTS if name not in ("large", "demo")] == PAPER
+
+
+@pytest.mark.parametrize("family, size", [(music2vec, 313_276_416), (musichubert, 315_438_720)])
+def test_large_has_the_size_of_the_families_large_models(family, size):
+    shapes = jax.eval_shape(lambda: step.init_state(family.get_config("large")))
+    assert sum(x.size for x in jax.tree.leaves(shapes.params["encoder"])) == size
 
 
 @pytest.mark.parametrize("variant", PAPER)

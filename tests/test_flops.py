@@ -74,14 +74,14 @@ def test_step_is_three_passes_of_the_student_and_one_of_the_teacher_without_stem
 
 @pytest.mark.parametrize("fields", [base(layers=3), hubert() | {"layers": 3}])
 def test_xla_counts_the_same(fields):
-    """XLA adds norms, activations and softmax, a few percent."""
+    """XLA adds norms, activations and softmax, a few percent, and leaves out taps on padding."""
     frames = 200
     encoder = Encoder(**fields)
     clip = jax.ShapeDtypeStruct((1, audio.crop_samples(frames)), np.float32)
     params = jax.eval_shape(encoder.init, jax.random.key(0), clip)
     cost = jax.jit(encoder.apply).lower(params, clip).cost_analysis()
     ours = sum(flops.forward(types.SimpleNamespace(**fields), frames).values())
-    assert 1.0 < cost["flops"] / ours < 1.05
+    assert 0.99 < cost["flops"] / ours < 1.05
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,223 @@
+"""Plan a run before it costs money: python -m musicssl.plan --config=... --topology=v5e:4x4,cpu:8
+
+Compiles the training step of a configuration ahead of time for machines that need not be there (see
+`topology`), and tells whether it fits, how large a batch may be, what it sends and how long it may
+take. Times are the TPU compiler's estimates and rooflines, never measurements. Exit codes: 0
+planned, also where a step does not fit; 2 a request that cannot be met.
+
+    --batch=16      clips on each device, in place of the configuration's global batch
+    --batch=auto    the most clips that a TPU's compiler accepts; compiles several times
+    --output=PATH   PATH.json and PATH.md; by default runs/plans/<config>-<variant>
+"""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from absl import app, flags
+from jax.sharding import Mesh
+from ml_collections import config_flags
+from tqdm import tqdm
+
+from musicssl import audio, hubert, plan_report, sharding, step, topology
+from musicssl.topology import Topology
+
+EXIT_REFUSED = 2
+FULL = "RESOURCE_EXHAUSTED"  # how every compiler begins its refusal for want of memory
+
+
+class Attempt(NamedTuple):
+    """A batch put to the compiler. wanted: bytes on one device, None where it does not tell.
+
+    compiled: None where it was refused.
+    """
+
+    clips: int
+    wanted: int | None
+    compiled: jax.stages.Compiled | None
+
+
+def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
+    add = {"flag_values": values}
+    config_flags.DEFINE_config_file("config", None, "Configuration file, :variant after it", **add)
+    flags.DEFINE_list("topology", None, f"What to plan for: {topology.KNOWN}", **add)
+    flags.DEFINE_string("batch", "", "Clips on each device, or auto for the most that fit", **add)
+    flags.DEFINE_string("output", "", "Where PATH.json and PATH.md are written", **add)
+
+
+def main(argv: list[str]) -> None:
+    f = flags.FLAGS
+    try:
+        if len(argv) > 1:
+            raise ValueError(f"unexpected arguments {argv[1:]}: options are spelt --name=value")
+        if f.config is None or not f.topology:
+            raise ValueError(
+                f"give --config=FILE and --topology=..., one or more of {topology.KNOWN}"
+            )
+        check_batch(f.batch, f.topology)
+        topology.prepare(f.topology)
+        progress = tqdm(f.topology, desc="planning", file=sys.stderr)
+        plans = [plan(f.config, topology.topology(spec), f.batch) for spec in progress]
+    except (ValueError, OSError) as error:
+        refuse(error)
+    output = Path(f.output or f"runs/plans/{f.config.name}-{f.config.variant}")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    text = plan_report.markdown(plans)
+    Path(f"{output}.json").write_text(json.dumps(plans, indent=1) + "\n")
+    Path(f"{output}.md").write_text(text)
+    print(text)
+
+
+def check_batch(batch: str, specs: list[str]) -> None:
+    """Raises ValueError for a --batch that is no number of clips, or cannot be searched for."""
+    if batch == "auto":
+        others = [spec for spec in specs if spec.startswith(("cpu", "here"))]
+        if others:
+            raise ValueError(
+                f"--batch=auto with --topology={others[0]}: only a TPU's compiler refuses a batch "
+                "that does not fit, give --batch=N"
+            )
+    elif batch and (not batch.isdigit() or not int(batch)):
+        raise ValueError(f"--batch={batch}: give a number of clips on each device, or auto")
+
+
+def plan(config: ml_collections.ConfigDict, place: Topology, batch: str) -> dict:
+    """What is to be known of a configuration on a topology, as plain values for the report.
+
+    Raises:
+      ValueError: the batch or the mesh does not fit the devices.
+    """
+    began = time.monotonic()
+    mesh = sharding.make_mesh(config.mesh.fsdp, place.devices)
+    limit = topology.memory_limit(place.devices[0])
+    each = mesh.size * config.accumulate
+    if not batch and config.batch_size % each:
+        raise ValueError(
+            f"batch_size is {config.batch_size}, which {mesh.size} devices times accumulate="
+            f"{config.accumulate} do not divide: give --batch=N, clips on each device"
+        )
+
+    def attempt(clips: int) -> Attempt:
+        tqdm.write(f"{place.spec}: compiling {clips} clips a device", file=sys.stderr)
+        return compile_step(with_batch(config, clips * mesh.size), mesh)
+
+    if batch == "auto":
+        attempts = largest_batch(attempt, config.accumulate, limit)
+    else:
+        attempts = [attempt(int(batch) if batch else config.batch_size // mesh.size)]
+    fitting = [x for x in attempts if x.compiled is not None]
+    chosen = max(fitting, key=lambda x: x.clips) if fitting else attempts[-1]
+    facts = plan_report.facts(
+        with_batch(config, chosen.clips * mesh.size), place, mesh, limit, chosen.compiled
+    )
+    facts["memory"]["wanted"] = chosen.wanted
+    facts["attempts"] = [
+        {"clips": x.clips, "bytes": x.wanted, "fits": x.compiled is not None} for x in attempts
+    ]
+    facts["compile_seconds"] = round(time.monotonic() - began, 1)
+    return facts
+
+
+def with_batch(config: ml_collections.ConfigDict, clips: int) -> ml_collections.ConfigDict:
+    """The configuration with `clips` in its global batch, and equal masks in groups that fit."""
+    config = config.copy_and_resolve_references().unlock()
+    config.batch_size = clips
+    if config.mask.equal_counts:
+        config.mask.equal_counts = math.gcd(config.mask.equal_counts, clips)
+    return config.lock()
+
+
+def compile_step(config: ml_collections.ConfigDict, mesh: Mesh) -> Attempt:
+    """The real step for that mesh, compiled, or refused for want of memory."""
+    clips = config.batch_size // mesh.size
+    try:
+        compiled = lower(config, mesh).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if FULL not in str(error):
+            raise
+        return Attempt(clips, topology.refused_bytes(str(error))[0], None)
+    return Attempt(clips, plan_report.wanted_bytes(compiled.memory_analysis()), compiled)
+
+
+def lower(config: ml_collections.ConfigDict, mesh: Mesh) -> jax.stages.Lowered:
+    """The step of `musicssl.step` on shapes alone."""
+    samples = audio.crop_samples(config.data.crop_frames)
+    with jax.set_mesh(mesh):
+        state = jax.eval_shape(lambda: step.init_state(config))
+        clips = jax.ShapeDtypeStruct((config.batch_size, samples), jnp.int16)
+        return step.make_step(config, mesh).lower(state, frozen(config), clips)
+
+
+def frozen(config: ml_collections.ConfigDict) -> dict:
+    """Shapes of the teacher's fixed part; a frozen encoder is taken to be like the student."""
+    if config.method != "hubert":
+        return {}
+    t = config.teacher
+    if t.feature == "mfcc":
+        return {"codebook": jax.ShapeDtypeStruct((t.clusters, 3 * t.ceps), jnp.float32)}
+    params = jax.eval_shape(lambda: step.init_state(config)).params["encoder"]
+    encoder = step.make_encoder(config)
+    return {
+        "encoder": hubert.FrozenEncoder(params, encoder, t.layer, config.data.normalize),
+        "codebook": jax.ShapeDtypeStruct((t.clusters, config.encoder.width), jnp.float32),
+    }
+
+
+def largest_batch(attempt: Callable[[int], Attempt], unit: int, limit: int) -> list[Attempt]:
+    """Attempts, of which the largest accepted and the smallest refused are `unit` clips apart.
+
+    Bytes grow with the clips nearly in proportion, so the next guess is where the last two reach
+    the limit; where that has not halved what is open, it is the middle.
+    """
+    tried = [attempt(unit)]
+    if tried[0].compiled is None:
+        return tried
+    accepted, refused, guess = 1, None, 8
+    while refused is None or refused - accepted > 1:
+        result = attempt(unit * guess)
+        tried.append(result)
+        open_before = math.inf if refused is None else refused - accepted
+        accepted, refused = (guess, refused) if result.compiled else (accepted, guess)
+        open_now = math.inf if refused is None else refused - accepted
+        guess = predicted(tried, unit, limit)
+        if open_now < math.inf and (guess is None or open_now > open_before / 2):
+            guess = (accepted + refused) // 2
+        guess = max(accepted + 1, guess or 2 * accepted)
+        guess = min(guess, 4 * accepted if refused is None else refused - 1)
+    return tried
+
+
+def predicted(tried: list[Attempt], unit: int, limit: int) -> int | None:
+    """Units at which the two attempts nearest to the limit say that it is reached."""
+    told = sorted(
+        {(x.clips // unit, x.wanted) for x in tried if x.wanted}, key=lambda x: abs(x[1] - limit)
+    )
+    if len(told) < 2 or told[0][1] == told[1][1]:
+        return None
+    (units, wanted), (other, less) = told[:2]
+    return int(units + (limit - wanted) * (units - other) / (wanted - less))
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Read the flags; a wrong one is refused in one line."""
+    try:
+        return flags.FLAGS(argv)
+    except (flags.Error, OSError, AttributeError) as error:
+        refuse(str(error).strip().splitlines()[-1].removeprefix("ValueError: "))
+
+
+def refuse(reason: object) -> NoReturn:
+    print(f"musicssl: {reason}", file=sys.stderr, flush=True)
+    sys.exit(EXIT_REFUSED)
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main, flags_parser=parse)

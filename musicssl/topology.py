@@ -1,0 +1,149 @@
+"""Machines to plan for: TPU slices that need not exist, virtual CPU devices, this machine's.
+
+v5e:4x4        16 chips of TPU v5e          v5p:8x8x8   512 chips of v5p
+v5e:16x16@2    two slices of 256 chips      cpu:8       eight virtual devices of this CPU
+here           the devices of this machine, GPUs for instance
+"""
+
+import importlib.util
+import os
+import re
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+from jax.sharding import SingleDeviceSharding
+
+SPEC = re.compile(r"(?P<kind>[a-z]\w*):(?P<shape>\d+(x\d+)*)(@(?P<slices>\d+))?")
+
+
+class Chip(NamedTuple):
+    """One generation of TPU, from its data sheet (cloud.google.com/tpu/docs/system-architecture).
+
+    hertz: of the clock that the compiler's cycles are counted in, peak rate over operations a cycle
+    (131,072 on v5e). memory, links: bytes a second of HBM and of all links to other chips. axes: of
+    its torus. options: what libtpu wants said so that a chip is one device.
+    """
+
+    hertz: float
+    memory: float
+    links: float
+    axes: int
+    options: dict[str, object]
+
+
+MEGACORE = {
+    "chip_config_name": "megacore",
+    "chips_per_host_bounds": (2, 2, 1),
+    "wrap": (False, False, False),
+}
+CHIPS = {
+    "v4": Chip(1.05e9, 1228e9, 300e9, 3, MEGACORE),
+    "v5e": Chip(1.5e9, 819e9, 200e9, 2, {}),
+    "v5p": Chip(1.75e9, 2765e9, 600e9, 3, {}),
+    "v6e": Chip(1.75e9, 1640e9, 448e9, 2, {}),
+}
+KNOWN = (
+    f"{', '.join(f'{name}:' + 'x'.join('4' * c.axes) for name, c in CHIPS.items())}, cpu:8, here"
+)
+
+
+class Topology(NamedTuple):
+    """Devices to compile for. chip: None where the data sheet is not in CHIPS."""
+
+    spec: str
+    devices: list[jax.Device]
+    chip: Chip | None
+    slices: int
+
+    @property
+    def per_host(self) -> int:
+        return len(self.devices) // len({x.process_index for x in self.devices})
+
+
+def prepare(specs: list[str]) -> None:
+    """Tell jax and libtpu, before either looks for devices, that these are planned for alone.
+
+    Raises:
+      ValueError: a topology that is not known, or TPU ones without libtpu.
+    """
+    matches = {spec: SPEC.fullmatch(spec) for spec in specs if spec != "here"}
+    for spec, match in matches.items():
+        if not match or match["kind"] not in (*CHIPS, "cpu"):
+            raise ValueError(f"--topology={spec} is not known: use {KNOWN}, @2 after it for slices")
+        axes = match["shape"].count("x") + 1
+        wanted = CHIPS[match["kind"]].axes if match["kind"] in CHIPS else 1
+        if axes != wanted:
+            raise ValueError(
+                f"--topology={spec} has {axes} axes where {match['kind']} has {wanted}: use {KNOWN}"
+            )
+    kinds = {match["kind"] for match in matches.values()}
+    if kinds - {"cpu"} and importlib.util.find_spec("libtpu") is None:
+        raise ValueError(
+            "--topology names a TPU and its compiler is not installed: pip install 'jax[tpu]' "
+            "(Linux x86_64; it needs no TPU)"
+        )
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # ask no metadata server which TPU this is
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # another process may compile too
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    if "here" not in specs:
+        jax.config.update("jax_platforms", "cpu")
+    virtual = [int(match["shape"]) for match in matches.values() if match["kind"] == "cpu"]
+    if virtual:
+        jax.config.update("jax_num_cpu_devices", max(virtual))
+
+
+def topology(spec: str) -> Topology:
+    """The devices of a spec that `prepare` has accepted.
+
+    Raises:
+      ValueError: a shape that the generation does not come in.
+    """
+    if spec == "here":
+        return Topology(spec, jax.devices(), None, 1)
+    match = SPEC.fullmatch(spec)
+    kind, shape, slices = match["kind"], match["shape"], int(match["slices"] or 1)
+    if kind == "cpu":
+        return Topology(spec, jax.devices("cpu")[: int(shape)], None, 1)
+    chip = CHIPS[kind]
+    options = chip.options | ({"num_slices": slices} if slices > 1 else {})
+    try:
+        described = topologies.get_topology_desc(
+            platform="tpu", topology_name=f"{kind}:{shape}", **options
+        )
+    except jax.errors.JaxRuntimeError as error:
+        raise ValueError(f"--topology={spec}: {str(error).splitlines()[0]}") from error
+    return Topology(spec, list(described.devices), chip, slices)
+
+
+def memory_limit(device: jax.Device) -> int | None:
+    """Bytes of HBM that the TPU's compiler gives a program, from its refusal of a huge one."""
+    if device.platform != "tpu":
+        return None
+    here = SingleDeviceSharding(device)
+    huge = jax.ShapeDtypeStruct((2**42,), jnp.int8, sharding=here)
+    try:
+        jax.jit(lambda x: x + 1, out_shardings=here).lower(huge).compile()
+    except jax.errors.JaxRuntimeError as error:
+        return refused_bytes(str(error))[1]
+    raise RuntimeError("the compiler accepted 4 TiB: its verdicts on memory are not to be trusted")
+
+
+def refused_bytes(message: str) -> tuple[int | None, int]:
+    """Bytes wanted (None where they are not told) and bytes there are, from the compiler's refusal.
+
+    Raises:
+      ValueError: a message in other words.
+    """
+    amount = r"([\d.]+)([KMGT]?)"
+    limit = re.search(rf"exceeds available HBM \({amount}\)|of {amount} hbm", message)
+    if not limit:
+        raise ValueError(f"the compiler's refusal is in unknown words: {message[:300]}")
+    wanted = re.search(rf"Used {amount} of|HLO temporaries \({amount}\)", message)
+    return (scaled(wanted) if wanted else None), scaled(limit)
+
+
+def scaled(match: re.Match) -> int:
+    number, unit = [x for x in match.groups() if x is not None][:2]
+    return int(float(number) * 1024 ** " KMGT".index(unit or " "))

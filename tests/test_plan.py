@@ -1,0 +1,160 @@
+"""The planner: its search for a batch, its refusals, and a plan of eight virtual devices.
+
+Where libtpu is installed test_plan_tpu.py compiles for TPUs as well.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from configs import music2vec, musichubert
+from musicssl import flops, plan, plan_report, step
+from musicssl.plan import Attempt
+from tests import tiny
+
+ROOT = Path(__file__).parent.parent
+GIB = 2**30
+
+
+def compiler(limit: int, bytes_of, tells: bool = True):
+    """A stand-in that accepts what fits, and the batches that it was asked for."""
+    asked = []
+
+    def attempt(clips: int) -> Attempt:
+        asked.append(clips)
+        wanted = bytes_of(clips)
+        fits = wanted <= limit
+        return Attempt(clips, wanted if fits or tells else None, object() if fits else None)
+
+    return attempt, asked
+
+
+@pytest.mark.parametrize("unit", [1, 4])
+@pytest.mark.parametrize("tells", [True, False])
+@pytest.mark.parametrize(
+    "bytes_of",
+    [
+        lambda n: 2 * GIB + n * GIB // 9,
+        lambda n: 2 * GIB + n * GIB // 2000,
+        lambda n: 15 * GIB + n * GIB // 9,
+        # a compiler that recomputes more, the nearer the limit
+        lambda n: int(2 * GIB + min(n, 50) * GIB / 4 + max(0, n - 50) * GIB / 90),
+    ],
+)
+def test_the_largest_batch_is_accepted_and_the_next_refused(bytes_of, tells, unit):
+    limit = int(15.75 * GIB)
+    attempt, asked = compiler(limit, bytes_of, tells)
+    tried = plan.largest_batch(attempt, unit, limit)
+    accepted = max(x.clips for x in tried if x.compiled)
+    refused = min(x.clips for x in tried if not x.compiled)
+    assert refused - accepted == unit and accepted % unit == 0
+    assert bytes_of(accepted) <= limit < bytes_of(refused)
+    assert len(asked) == len(set(asked)) <= 16
+
+
+def test_nothing_fits():
+    attempt, asked = compiler(GIB, lambda n: 2 * GIB)
+    assert [x.compiled for x in plan.largest_batch(attempt, 1, GIB)] == [None]
+    assert asked == [1]
+
+
+def test_masks_of_equal_counts_follow_the_batch():
+    config = music2vec.get_config()
+    assert plan.with_batch(config, 112).mask.equal_counts == 7
+    assert plan.with_batch(config, 64).mask.equal_counts == 1
+    assert config.batch_size == 112
+
+
+@pytest.mark.parametrize("family", [music2vec, musichubert])
+@pytest.mark.parametrize("leaves", [{}, {"teacher.feature": "layer", "teacher.layer": 1}])
+def test_every_kind_of_step_lowers(family, leaves):
+    config = family.get_config("demo")
+    if leaves and config.method != "hubert":
+        leaves = {"accumulate": 2}
+    config.update_from_flattened_dict(leaves)
+    mesh = plan.sharding.make_mesh(1, jax.devices()[:1])
+    assert "optimizer" in plan.lower(config, mesh).as_text(debug_info=True)
+
+
+@pytest.mark.parametrize(
+    "scope, part",
+    [
+        (
+            "jit(step)/transpose(jvp(Encoder.contextualize))/layer_3/attention/q_proj/dot",
+            "attention",
+        ),
+        ("jit(step)/jvp(Encoder.contextualize)/layer_3/feed_forward/mul", "ffn"),
+        ("jit(step)/jvp(teacher)/Encoder.contextualize/layer_3/attention/dot", "teacher"),
+        ("jit(step)/transpose(jvp(Encoder.stem))/stem_1/stem_norm_1/mul", "stem 1"),
+        ("jit(step)/transpose(jvp(Encoder.stem))/add", "norms, residuals and the rest"),
+        ("jit(step)/jvp(Encoder.contextualize)/positional/pos_conv_0/conv", "positional"),
+        ("jit(step)/optimizer/mul", "optimizer"),
+        ("", "copies"),
+    ],
+)
+def test_parts_of_scopes(scope, part):
+    assert plan_report.part(scope) == part
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    quick = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    command = [sys.executable, "-m", "musicssl.plan", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=quick, capture_output=True, text=True, check=False)
+
+
+def test_eight_virtual_devices(tmp_path):
+    """The same figures as the configuration gives by hand, and no activation on the move."""
+    leaves = tiny.LEAVES | {
+        "encoder.width": 128,
+        "encoder.heads": 4,
+        "encoder.ffn_width": 512,  # two matrices large enough to be sharded
+        "mesh.fsdp": 2,
+    }
+    flags = [f"--config.{name}={value}" for name, value in leaves.items()]
+    done = run(
+        "--config=configs/music2vec.py:demo", *flags, "--topology=cpu:8", f"--output={tmp_path}/p"
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    (told,) = json.loads((tmp_path / "p.json").read_text())
+    assert (tmp_path / "p.md").read_text() + "\n" == done.stdout
+    config = tiny.config(leaves)
+    assert (told["devices"], told["fsdp"], told["clips"]) == (8, 2, 2)
+    assert sum(told["flops"].values()) == pytest.approx(flops.train_step(config) / 8)
+
+    state = jax.eval_shape(lambda: step.init_state(config))
+    whole = plan_report.stored(state.params)
+    large = 4 * sum(x.size for x in jax.tree.leaves(state.params) if x.size >= 2**16)
+    memory = told["memory"]
+    assert memory["parameters"] == whole - large / 2 < whole
+    assert told["checkpoint_bytes"] == plan_report.stored(state)
+    held = memory["parameters"] + memory["teacher"] + memory["optimizer"]
+    assert 0 < memory["argument"] - held < 2e5  # step counters and two clips
+    assert memory["fits"] and memory["limit"] is None and memory["temp"] > 1e6
+
+    sent = {x["kind"]: x for x in told["collectives"]}
+    assert sent["all-gather"]["bytes"] >= large
+    assert sent["all-reduce"]["bytes"] > 0.5 * whole
+    assert not any(x["activations"] for x in told["collectives"])
+    assert "| cpu:8 | 8 | 2 | 2 |" in done.stdout and "no estimate" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments, reason",
+    [
+        (["--topology=cpu:8"], "give --config=FILE and --topology"),
+        (
+            ["--config=configs/music2vec.py", "--topology=v9:4x4"],
+            "v9:4x4 is not known: use v4:4x4x4",
+        ),
+        (["--config=configs/music2vec.py", "--topology=cpu:8", "--batch=auto"], "give --batch=N"),
+    ],
+)
+def test_refusals_are_one_line(arguments, reason):
+    done = run(*arguments)
+    assert done.returncode == 2 and reason in done.stderr
+    assert "Traceback" not in done.stderr
