@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from configs import common, music2vec
-from musicssl import audio, flops
+from configs import common, music2vec, musichubert
+from musicssl import audio, flops, masking, plan, sharding
 from musicssl.encoder import Encoder
 
 SECOND = 50  # frames
@@ -100,3 +100,42 @@ def test_xla_counts_the_same(fields):
 )
 def test_peak_by_device(kind, peak):
     assert flops.peak(types.SimpleNamespace(device_kind=kind)) == peak
+
+
+def test_parts_of_a_hubert_step_by_hand():
+    """Head on the masked frames of a 500-class run; MFCC and its nearest code once a frame."""
+    config = musichubert.get_config("k500")
+    frames, clips = config.data.crop_frames, config.batch_size
+    parts = flops.train_parts(config)
+    masked = masking.mask_capacity(frames, **config.mask)
+    assert 0.5 * frames < masked < 0.6 * frames
+    head = 3 * 2 * (768 * 256 + 256 * 500) * masked
+    assert parts["head"] == clips * head
+    per_window = 2 * (400 * 510 + 255 * 23 + 23 * 13)
+    labels = per_window * (2 * frames - 1) + 2 * 39 * 500 * frames
+    assert parts["labels"] == clips * labels
+    assert 0.0005 < parts["labels"] / flops.train_step(config) < 0.002
+
+
+def test_the_frozen_encoder_of_iteration_2():
+    """A forward pass of six of twelve blocks, and 2000 distances of 768 numbers a frame."""
+    config = musichubert.get_config("k2000_iter2")
+    frames = config.data.crop_frames
+    passes = flops.forward(config.encoder, frames)
+    below = passes["stem"] + passes["projection"] + passes["positional"]
+    blocks = (passes["attention"] + passes["ffn"]) / 2
+    by_hand = below + blocks + 2 * 768 * 2000 * frames
+    assert flops.train_parts(config)["labels"] == pytest.approx(config.batch_size * by_hand)
+    assert flops.train_step(config) == pytest.approx(sum(flops.train_parts(config).values()))
+
+
+@pytest.mark.parametrize("leaves", [{}, {"teacher.feature": "layer", "teacher.layer": 1}])
+def test_xla_counts_the_same_for_a_whole_step(leaves):
+    """Optimizer, masks and dropout add to it, and the stem has no gradient for the audio."""
+    config = musichubert.get_config("demo")
+    size = {"data.crop_frames": 128, "encoder.width": 256, "encoder.ffn_width": 1024}
+    config.update_from_flattened_dict(size | {"batch_size": 8} | leaves)
+    lowered = plan.lower(config, sharding.make_mesh(1, jax.devices()[:1]))
+    parts = flops.train_parts(config)
+    counted = lowered.cost_analysis()["flops"]
+    assert 0.95 < counted / sum(parts.values()) < 1.2, parts
