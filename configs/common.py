@@ -6,6 +6,8 @@ that needs them. The dictionary is locked, so a misspelt override is an error.
 
 import ml_collections
 
+from configs import probe as probe_config
+
 
 def get_config() -> ml_collections.ConfigDict:
     """The leaves that all methods share, with values that suit neither: a method fills them in."""
@@ -69,6 +71,11 @@ def get_config() -> ml_collections.ConfigDict:
     checkpoint.keep = 3  # the newest saves that are kept
     checkpoint.keep_every = 100_000  # saves at multiples of this are kept for good
     checkpoint.on_damage = "stop"  # where the newest save is damaged; "older": the newest whole one
+
+    config.probe = probe = probe_config.settings()  # linear probes of the encoder
+    probe.update(probe_config.QUICK)
+    probe.every = 0  # steps between probes of the encoder as it is; 0 for none
+    probe.at_end = False  # probe the complete run, beside random initial values and log-mel
 
     config.mesh = ml_collections.ConfigDict({"fsdp": 1})  # devices that share a copy
     return config

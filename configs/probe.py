@@ -5,29 +5,29 @@
         --config.tasks=gtzan_genre,giantsteps_key --config.data_dir=DATA
     python -m musicssl.probe --config=configs/probe.py --compare runs/a/probe runs/b/probe
 
-The variant "quick" is for a look within minutes: one seed, two learning rates.
+"full" is that protocol. "quick" is a look within minutes: linear probes on standardised features,
+which take few epochs, three seeds, two learning rates. "demo" is "quick" on fewer clips, beside
+random initial values and a log-mel baseline.
 """
 
 import ml_collections
 
+QUICK = {"probe": "linear", "standardise": True, "learning_rates": (1e-3, 1e-2), "epochs": 15}
 VARIANTS = {
     "full": {},
-    "quick": {"learning_rates": (1e-3, 5e-3), "seeds": (1,)},
+    "quick": QUICK,
+    "demo": QUICK | {"beside": "random,logmel"},
 }
 
 
-def get_config(variant: str = "full") -> ml_collections.ConfigDict:
-    """The configuration of one variant, locked."""
-    if variant not in VARIANTS:
-        raise ValueError(f"no variant {variant!r} in configs/probe.py: use {list(VARIANTS)}")
+def settings() -> ml_collections.ConfigDict:
+    """What is probed and how; a training run has these leaves too, in its section `probe`."""
     config = ml_collections.ConfigDict()
-    config.encoder = ""  # a workdir, a Hugging Face directory, a fairseq file, logmel, random:PATH
     config.tasks = "synth"  # names and suites (mir, synth) of musicssl/tasks.py
-    config.data_dir = "data"
-    config.results = ""  # where results go; by default <workdir>/probe or results/<encoder>
-    config.cache = "features"  # where features are kept
+    config.data_dir = ""  # where they are built; by default data, or that of the training run
     config.limit = 0  # records of each split that are used, 0 for all
     config.probe = "mlp"  # or "linear"
+    config.standardise = False  # each channel at zero mean, unit variance over training windows
     config.layers = "all"  # or a comma-separated list such as 0,6,12,sum
     config.learning_rates = (5e-5, 1e-4, 5e-4, 1e-3, 5e-3, 1e-2)
     config.seeds = (1, 2, 3)
@@ -35,6 +35,18 @@ def get_config(variant: str = "full") -> ml_collections.ConfigDict:
     config.batch_size = 64
     config.windows = 8  # in a batch of extraction
     config.memory_gib = 12.0  # features held at once; a weighted sum that needs more is left out
+    return config
+
+
+def get_config(variant: str = "full") -> ml_collections.ConfigDict:
+    """The configuration of one variant, locked."""
+    if variant not in VARIANTS:
+        raise ValueError(f"no variant {variant!r} in configs/probe.py: use {list(VARIANTS)}")
+    config = settings()
+    config.encoder = ""  # a workdir, a Hugging Face directory, a fairseq file, logmel, random:PATH
+    config.beside = ""  # others to compare it with, comma-separated; "random" is of its own shape
+    config.results = ""  # where results go; by default <workdir>/probe or results/<encoder>
+    config.cache = "features"  # where features are kept
     config.precision = "float32"  # of the encoder
     config.mesh = ml_collections.ConfigDict({"fsdp": 1})
     config.update(VARIANTS[variant])

@@ -30,6 +30,7 @@ MAY_CHANGE = (
     "log_every",
     "nonfinite",
     "checkpoint.",
+    "probe.",
     "mesh.",
     "data.data_dir",
     "data.on_damage",

@@ -1,7 +1,7 @@
 """One task from features to scores: the grid, the choice on validation, the test with intervals."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import ml_collections
@@ -29,8 +29,12 @@ def evaluate(
     classes: Sequence[str],
     fps: float,
     config: ml_collections.ConfigDict,
+    poll: Callable[[], None],
 ) -> dict[str, Any]:
-    """The result of a task, of plain Python values for JSON: see README on results.json."""
+    """The result of a task, of plain Python values for JSON: see README on results.json.
+
+    poll: called before each source is trained; what it raises ends the evaluation.
+    """
     begin = time.monotonic()
     kind = KINDS[task.kind]
     outputs = task.outputs or len(classes) or _classes_seen(splits)
@@ -46,8 +50,13 @@ def evaluate(
     )
 
     def load(source: str) -> tuple[probe_grid.Split, ...]:
-        return tuple(_grid_split(splits[name], source) for name in SPLITS)
+        poll()
+        parts = [probe_search.rows_of(s.features, source, s.found.rows) for s in each]
+        if config.standardise:
+            parts = probe_search.standardised(parts)
+        return tuple(_grid_split(x, s.found) for x, s in zip(parts, each, strict=True))
 
+    each = [splits[name] for name in SPLITS]
     sources, left_out = _sources(splits, config)
     rates, seeds = config.learning_rates, config.seeds
     found = probe_search.search(protocol, kind.monitor, load, sources, rates, seeds, task.name)
@@ -122,9 +131,7 @@ def _classes_seen(splits: Mapping[str, Prepared]) -> int:
     return 1 + max(int(y.max()) for y in all_labels)
 
 
-def _grid_split(split: Prepared, source: str) -> probe_grid.Split:
-    x = probe_search.rows_of(split.features, source, split.found.rows)
-    found = split.found
+def _grid_split(x: np.ndarray, found: labels.Labels) -> probe_grid.Split:
     return probe_grid.split_of(x, found.y, found.item, found.labels, found.start)
 
 

@@ -11,7 +11,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from logging import getLogger
 from pathlib import Path
 from typing import NoReturn
@@ -23,7 +23,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import config_flags
 
-from musicssl import audio, checkpoint, codebook, distributed, programs, sharding, train
+from musicssl import audio, checkpoint, codebook, distributed, probe, programs, sharding, train
 
 # before anything imports TensorFlow, which only reads data here: no chatter
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -94,9 +94,12 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> NoReturn:
     def write(step: int, scalars: dict[str, float]) -> None:
         writer.write(step, scalars | batches.damage())
 
+    def look(step: int, params: dict, poll: Callable[[], None]) -> dict[str, float]:
+        return probe.quick(config, params["encoder"], mesh, step, poll)
+
     try:
         complete = train.train(
-            config, mesh, checkpoints, state, frozen, batches.open, write, preemption
+            config, mesh, checkpoints, state, frozen, batches.open, write, look, preemption
         )
     except train.TrainingStopped as error:
         print(f"musicssl: stopped: {error}", file=sys.stderr, flush=True)
@@ -105,6 +108,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> NoReturn:
         refuse(error)
     if complete and config.then:
         go_on(config, workdir)
+    if complete and config.probe.at_end and jax.process_index() == 0:
+        compare(config, workdir)
     sys.exit(0 if complete else train.EXIT_PREEMPTED)
 
 
@@ -137,6 +142,27 @@ def go_on(config: ml_collections.ConfigDict, workdir: Path) -> NoReturn:
     same = {"data": config.data.to_dict(), "mesh": config.mesh.to_dict()}
     command += [f"--config.{name}={value}" for name, value in checkpoint.flat(same).items()]
     command += distributed.as_flags()
+    become(command)
+
+
+def compare(config: ml_collections.ConfigDict, workdir: Path) -> None:
+    """Become the probe of this run beside random initial values and log-mel, if it is not done."""
+    table = workdir / "probe/compare.md"
+    if table.exists():
+        train.say(f"its probes are in {table.parent}")
+        return
+    settings = config.probe.to_dict()
+    del settings["every"], settings["at_end"]
+    settings["data_dir"] = settings["data_dir"] or config.data.data_dir
+    settings |= {"encoder": workdir, "beside": "random,logmel", "cache": workdir / "features"}
+    command = [sys.executable, "-m", "musicssl.probe", "--config=configs/probe.py"]
+    command += [f"--config.{name}={value}" for name, value in settings.items()]
+    train.say(f"probing it beside random initial values and log-mel: {table.parent}")
+    become(command)
+
+
+def become(command: list[str]) -> NoReturn:
+    """Replace this process by another command."""
     if jax.process_count() > 1:
         jax.distributed.shutdown()
     sys.stdout.flush()

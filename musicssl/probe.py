@@ -11,9 +11,9 @@ import os
 import platform
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import jax
 import ml_collections
@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 from ml_collections import config_flags
 
 from musicssl import evaluate, extract, labels, report, sharding, tasks
-from musicssl.encoder import Encoder
+from musicssl import step as training
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow only reads data here
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
@@ -53,23 +53,46 @@ def refuse(reason: object) -> NoReturn:
     sys.exit(EXIT_REFUSED)
 
 
-def run(config: ml_collections.ConfigDict) -> str:
-    """Evaluates config.encoder on config.tasks; writes the results and returns the table.
+class Session(NamedTuple):
+    """What the tasks of one encoder share; `poll` is called between pieces of work, to raise."""
 
-    Tasks that the directory has results of are kept beside the new ones.
+    source: extract.Source
+    config: ml_collections.ConfigDict
+    mesh: Mesh
+    poll: Callable[[], None]
+
+
+def run(config: ml_collections.ConfigDict) -> str:
+    """Evaluates config.encoder, and those beside it, on config.tasks; returns the tables.
+
+    Tasks that a directory has results of are kept beside the new ones.
 
     Raises:
-      ValueError, FileNotFoundError: the encoder, a data set or a setting cannot be used.
+      ValueError, FileNotFoundError: an encoder, a data set or a setting cannot be used.
     """
     check(config)
     chosen = tasks.choose(config.tasks)
-    mesh = sharding.make_mesh(config.mesh.fsdp)
-    source = extract.open_source(config.encoder, config.precision)
     out = results_dir(config)
+    table = run_encoder(config.encoder, chosen, out, config)
+    beside = [name for name in config.beside.split(",") if name]
+    folders = [out]
+    for name in beside:
+        spec = f"random:{config.encoder}" if name == "random" else name
+        folders.append(out / "beside" / Path(name).name)
+        run_encoder(spec, chosen, folders[-1], config)
+    return report.compare(folders, out) if beside else table
+
+
+def run_encoder(
+    spec: str, chosen: Sequence[tasks.Task], out: Path, config: ml_collections.ConfigDict
+) -> str:
+    """Evaluates an encoder that `extract.open_source` takes; writes to `out`, returns a table."""
+    mesh = sharding.make_mesh(config.mesh.fsdp)
+    source = extract.open_source(spec, config.precision)
+    session = Session(source, config, mesh, lambda: None)
     for number, task in enumerate(chosen, 1):
-        say(f"{task.name} ({number} of {len(chosen)}): {task.title}")
-        result = run_task(task, chosen, source, config, mesh)
-        report.save(out, result, about(config, source))
+        say(f"{source.name}: {task.name} ({number} of {len(chosen)}): {task.title}")
+        report.save(out, run_task(task, chosen, session), about(spec, config, source))
     return report.write(out)
 
 
@@ -93,10 +116,10 @@ def results_dir(config: ml_collections.ConfigDict) -> Path:
     return Path("results") / f"{kind}{'-' * len(colon)}{Path(path).name}"
 
 
-def about(config: ml_collections.ConfigDict, source: extract.Source) -> dict:
+def about(spec: str, config: ml_collections.ConfigDict, source: extract.Source) -> dict:
     """What a results.json says of its run."""
     return {
-        "encoder": config.encoder,
+        "encoder": spec,
         "features": source.name,
         "digest": source.digest,
         "config": json.loads(config.to_json()),
@@ -106,19 +129,14 @@ def about(config: ml_collections.ConfigDict, source: extract.Source) -> dict:
     }
 
 
-def run_task(
-    task: tasks.Task,
-    together: Sequence[tasks.Task],
-    source: extract.Source,
-    config: ml_collections.ConfigDict,
-    mesh: Mesh,
-) -> dict:
+def run_task(task: tasks.Task, together: Sequence[tasks.Task], session: Session) -> dict:
     """The result of one task; features that `together` need of the same audio come along."""
     pools = {t.pool for t in together if _audio_of(t) == _audio_of(task)}
     splits, classes = {}, ()
     for name in tasks.SPLITS:
-        splits[name], classes = prepare(task, name, pools | {task.pool}, source, config, mesh)
-    return evaluate.evaluate(task, splits, classes, source.frame_rate, config)
+        splits[name], classes = prepare(task, name, pools | {task.pool}, session)
+    rate, config = session.source.frame_rate, session.config
+    return evaluate.evaluate(task, splits, classes, rate, config, session.poll)
 
 
 def _audio_of(task: tasks.Task) -> tuple:
@@ -126,28 +144,30 @@ def _audio_of(task: tasks.Task) -> tuple:
 
 
 def prepare(
-    task: tasks.Task,
-    split: str,
-    pools: set[int],
-    source: extract.Source,
-    config: ml_collections.ConfigDict,
-    mesh: Mesh,
+    task: tasks.Task, split: str, pools: set[int], session: Session
 ) -> tuple[evaluate.Prepared, Sequence[str]]:
     """Features and labels of a split, and the names of the classes."""
     from data_pipelines import labelled_records
 
+    source, config = session.source, session.config
+    rate = source.sample_rate
     data = labelled_records.open_labelled(
-        task.dataset, config.data_dir, task.split(split), source.sample_rate, config.limit
+        task.dataset, config.data_dir or "data", task.split(split), rate, config.limit
     )
-    if data.dataset.sample_rate != source.sample_rate:
-        say(f"{data.version} is resampled from {data.dataset.sample_rate} Hz")
+    if data.dataset.sample_rate != rate:
+        say(f"{data.version} is resampled from {data.dataset.sample_rate} to {rate} Hz")
     warn_of_sizes(task, split, data.sizes, config.limit)
-    cut = extract.windows(data.lengths, task.window, source.sample_rate)
+    cut = extract.windows(data.lengths, task.window, rate)
+
+    def read(record: int) -> np.ndarray:
+        session.poll()
+        return data.read(record)
+
     features = extract.extract(
-        source, cut, data.read, sorted(pools), Path(config.cache), data.digest, mesh,
+        source, cut, read, sorted(pools), Path(config.cache), data.digest, session.mesh,
         config.windows,
     )  # fmt: skip
-    rows = extract.rows(cut, task.pool, source.sample_rate)
+    rows = extract.rows(cut, task.pool, rate)
     found = labels.labels(task, data.labels, rows, source.frame_rate)
     return evaluate.Prepared(features[task.pool], rows, found), class_names(task, data.classes)
 
@@ -173,30 +193,34 @@ def warn_of_sizes(task: tasks.Task, split: str, sizes: dict, limit: int) -> None
 
 
 def quick(
-    encoder: Encoder,
-    params: dict,
-    normalize: bool,
     config: ml_collections.ConfigDict,
+    params: dict,
+    mesh: Mesh,
     step: int,
+    poll: Callable[[], None],
 ) -> dict[str, float]:
-    """Scores of the encoder as it is at a step of training: {"probe/<task>": test score}.
+    """Scores of an encoder as it is at a step of training: {"probe/<task>": test score}.
 
     Args:
-      params: of the encoder, on any mesh. config: of configs/probe.py; its encoder is not read.
-      Features are kept nowhere.
+      config: of the training run; its section `probe` says what is probed. Features are kept
+        nowhere.
+      params: of the encoder, on the mesh.
+      poll: called between pieces of work; what it raises ends the probe.
     """
+    encoder = training.make_encoder(config)
     source = extract.Source(
-        f"step {step}", f"step-{step}", encoder.layers + 1, encoder.width, 16_000, normalize,
-        jax.device_get(params), lambda p, x: encoder.apply({"params": p}, x).hidden,
+        f"step {step}", f"step-{step}", encoder.layers + 1, encoder.width,
+        config.data.sample_rate, config.data.normalize, params,
+        lambda p, x: encoder.apply({"params": p}, x).hidden,
     )  # fmt: skip
-    chosen = tasks.choose(config.tasks)
-    mesh = sharding.make_mesh(config.mesh.fsdp)
+    settings = ml_collections.ConfigDict(dict(**config.probe))
+    settings.data_dir = settings.data_dir or config.data.data_dir
+    chosen = tasks.choose(settings.tasks)
     scores = {}
-    with tempfile.TemporaryDirectory() as folder:
-        config = ml_collections.ConfigDict(config)
-        config.cache = folder
+    with tempfile.TemporaryDirectory() as settings.cache:
+        session = Session(source, settings, mesh, poll)
         for task in chosen:
-            result = run_task(task, chosen, source, config, mesh)
+            result = run_task(task, chosen, session)
             scores[f"probe/{task.name}"] = result["chosen"]["test"][result["score"]]["mean"]
     return {name: float(np.float32(value)) for name, value in scores.items()}
 

@@ -7,7 +7,7 @@ and early stopping frees the core.
 
 import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from musicssl import probe_grid
 from musicssl.probe_grid import Fitted, Monitor, Protocol, Split
 
 SUM = "sum"
+BLOCK = 2**16  # rows in float32 at a time
 
 
 class Outcome(NamedTuple):
@@ -56,6 +57,31 @@ def rows_of(features: np.ndarray, source: str, rows: np.ndarray) -> np.ndarray:
     else:
         chosen = [features[i][rows] for i in layers]
     return (chosen[0][None] if len(chosen) == 1 else np.stack(chosen))[None]
+
+
+def standardised(parts: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Features [1, m, n, d] of splits, each layer and channel at zero mean and unit variance.
+
+    Mean and variance are the first split's, which is what is trained on.
+    """
+    moments = [_moments(layer) for layer in parts[0][0]]
+    return [np.stack([_scaled(x, *m) for x, m in zip(part[0], moments, strict=True)])[None]
+            for part in parts]  # fmt: skip
+
+
+def _blocks(x: np.ndarray) -> Iterator[np.ndarray]:
+    return (x[i : i + BLOCK].astype(np.float32) for i in range(0, len(x), BLOCK))
+
+
+def _moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each column of x [n, d]; 1 of a constant one."""
+    mean = sum(block.sum(0, dtype=np.float64) for block in _blocks(x)) / len(x)
+    square = sum(np.square(block - mean).sum(0) for block in _blocks(x)) / len(x)
+    return mean.astype(np.float32), np.sqrt(np.where(square > 0, square, 1)).astype(np.float32)
+
+
+def _scaled(x: np.ndarray, mean: np.ndarray, deviation: np.ndarray) -> np.ndarray:
+    return np.concatenate([((block - mean) / deviation).astype(x.dtype) for block in _blocks(x)])
 
 
 def search(

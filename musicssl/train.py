@@ -1,5 +1,6 @@
 """The training loop: restore, then save, batch, step, log, in that order, to the last step."""
 
+import contextlib
 import signal
 import time
 from collections import deque
@@ -26,10 +27,15 @@ AHEAD = 2  # steps dispatched before the host waits; it never reads a value of t
 
 Write = Callable[[int, dict[str, float]], None]
 OpenBatches = Callable[[int], Iterator[jax.Array]]
+Probe = Callable[[int, dict, Callable[[], None]], dict[str, float]]
 
 
 class TrainingStopped(Exception):
     """The run cannot go on: the message says what was measured and what usually helps."""
+
+
+class Asked(Exception):
+    """The machine has asked the job to end, in the middle of work that need not be finished."""
 
 
 class Preemption:
@@ -43,6 +49,11 @@ class Preemption:
 
     def ask(self, *_) -> None:
         self.asked = True
+
+    def poll(self) -> None:
+        """Raises Asked if this process alone was asked: several agree between steps."""
+        if self.asked:
+            raise Asked
 
     def reached(self) -> bool:
         """To be called by all processes at the same places, between steps or batches."""
@@ -70,6 +81,8 @@ def check(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
             raise ValueError(f"{name} is {leaves[name]!r}: use '{choices[0]}' or '{choices[1]}'")
     positive = ("steps", "log_every", *(f"checkpoint.{x}" for x in ("every", "keep", "keep_every")))
     counts = {name: leaves[name] for name in positive}
+    if config.probe.every < 0:
+        raise ValueError(f"probe.every is {config.probe.every}: use a number of steps, or 0")
     for name, value in counts.items():
         if value < 1:
             raise ValueError(f"{name} is {value}: use 1 or more")
@@ -93,6 +106,7 @@ def train(
     frozen: dict,
     open_batches: OpenBatches,
     write: Write,
+    probe: Probe,
     preemption: Preemption,
 ) -> bool:
     """Train from state to config.steps.
@@ -102,6 +116,8 @@ def train(
       frozen: the teacher's fixed part.
       open_batches: first step -> the global batches of int16 audio [b, n] from there, on the mesh.
       write: takes scalars at a step; called on every process.
+      probe: takes a step, the parameters and a function that it calls between pieces of work, and
+        gives scalars; called every config.probe.every steps on every process.
       preemption: asked at each step; it may listen for longer than this.
 
     Returns:
@@ -124,15 +140,16 @@ def train(
     metrics: list[dict[str, jax.Array]] = []
     running: deque = deque()
     try:
-        with jax.set_mesh(mesh), distributed.together() as alive:
-            # The order is fixed: save what `step` steps made, then its batch, then the step, then
-            # the log. The last step goes through the same lines.
+        # The order is fixed: save what `step` steps made, then its batch, then the step, then the
+        # log, then the probe. The last step goes through the same lines.
+        with distributed.together() as alive:
             for step in range(first, config.steps + 1):
                 preempted = preemption.reached()
                 checkpoints.save(step, state, force=preempted)
                 if preempted or step == config.steps:
                     break
-                state, measured = run(state, frozen, next(batches))
+                with jax.set_mesh(mesh):
+                    state, measured = run(state, frozen, next(batches))
                 metrics.append(measured)
                 running.append(measured["loss"])
                 if len(running) > AHEAD:
@@ -146,11 +163,37 @@ def train(
                     clock.report(step + 1, scalars)
                     write(step + 1, scalars)
                     guard(config, method, scalars, step + 1)
+                if config.probe.every and (step + 1) % config.probe.every == 0:
+                    with clock.stopped():
+                        take_probe(probe, step + 1, state.params, write, preemption, alive)
     finally:
         checkpoints.close()
     if preempted:
         say(f"asked to end at step {step}: saved, run the same command to go on")
     return not preempted
+
+
+def take_probe(
+    probe: Probe,
+    step: int,
+    params: dict,
+    write: Write,
+    preemption: Preemption,
+    alive: Callable[[], None],
+) -> None:
+    """Write the scalars of a probe and say them; one that is asked to end is left out."""
+
+    def poll() -> None:
+        alive()
+        preemption.poll()
+
+    try:
+        scalars = probe(step, params, poll)
+    except Asked:
+        say(f"asked to end in the probe of step {step}, which is left out")
+        return
+    write(step, scalars)
+    say(f"step {step}  " + "  ".join(f"{name} {value:.4f}" for name, value in scalars.items()))
 
 
 def initial_state(
@@ -220,6 +263,13 @@ class Clock:
         jax.block_until_ready(result)
         say(f"first step after {time.monotonic() - self.began:.1f} s (compilation included)")
         self.began, self.step = time.monotonic(), self.step + 1
+
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Leave what happens in here out of the speed."""
+        before = time.monotonic()
+        yield
+        self.began += time.monotonic() - before
 
     def report(self, step: int, scalars: dict[str, float]) -> None:
         """Print the progress line and add the speed to the scalars."""

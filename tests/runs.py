@@ -33,6 +33,7 @@ LEAVES = {
     "encoder.pos_conv_groups": 4,
     "encoder.pos_conv_kernel": 5,
     "mask.equal_counts": 4,
+    "probe.at_end": False,
 }
 OF_CONFIG = {
     MUSIC2VEC: {"encoder.pos_conv_depth": 1, "data2vec.top_layers": 1},

@@ -22,7 +22,8 @@ FLOORS = (
     "tasks",
     "labels",
     "evaluate",
-    "main probe",
+    "probe",
+    "main",
 )
 COMMANDS = {"main", "probe"}  # they meet the host wing
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names.split()}

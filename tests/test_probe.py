@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 from configs import probe as probe_config
 from data_pipelines.build import load_builder
 from data_pipelines.synth_music.synth_music_dataset_builder import SynthMusicConfig
-from musicssl import evaluate, extract, labels, probe, report, sharding, tasks
+from musicssl import evaluate, extract, labels, probe, report, sharding, tasks, train
 from musicssl.encoder import Encoder
 from tests import mir_fixtures, tiny
 
@@ -51,10 +51,14 @@ def synth_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def config(tmp_path: Path, **leaves):
-    made = probe_config.get_config("quick")
+    made = probe_config.get_config()
     made.update({"epochs": 3, "encoder": "logmel", "cache": str(tmp_path / "features")} | leaves)
-    made.learning_rates = (1e-3,)
+    made.learning_rates, made.seeds = (1e-3,), (1,)
     return made
+
+
+def nothing() -> None:
+    """A poll that nobody has asked anything."""
 
 
 @pytest.mark.parametrize("name", tasks.SUITES["mir"])
@@ -64,7 +68,8 @@ def test_each_of_the_13_tasks_runs_to_a_score(
     task = tasks.TASKS[name]
     settings = config(tmp_path, data_dir=data_dir(task.dataset), tasks=name)
     source = extract.open_source("logmel")
-    result = probe.run_task(task, [task], source, settings, sharding.make_mesh())
+    session = probe.Session(source, settings, sharding.make_mesh(), nothing)
+    result = probe.run_task(task, [task], session)
     json.dumps(result)
     for score, value in result["chosen"]["test"].items():
         assert np.isfinite(value["mean"]) or (name, score) == ("gtzan_beat", "f_mean")
@@ -147,14 +152,25 @@ def test_results_of_another_encoder_are_not_overwritten(tmp_path: Path) -> None:
         report.load(tmp_path)
 
 
-def test_quick_scores_an_encoder_in_training(synth_dir: str, tmp_path: Path) -> None:
-    encoder = Encoder(**tiny.config().encoder)
-    params = jax.jit(encoder.init)(jax.random.key(0), jnp.zeros((1, 400)))["params"]
-    settings = config(tmp_path, data_dir=synth_dir, tasks="synth_key,synth_instrument")
-    scores = probe.quick(encoder, params, True, settings, step=100)
+def test_an_encoder_in_training_is_scored(synth_dir: str) -> None:
+    run = tiny.config({"probe.tasks": "synth_key,synth_instrument", "probe.epochs": 2})
+    run.data.data_dir = synth_dir
+    run.probe.learning_rates, run.probe.seeds = (1e-3,), (1,)
+    encoder = Encoder(**run.encoder)
+    params = encoder.init(jax.random.key(0), jnp.zeros((1, 400)))["params"]
+    polls = []
+    mesh = sharding.make_mesh()
+    scores = probe.quick(run, params, mesh, 100, lambda: polls.append(1))
     assert set(scores) == {"probe/synth_key", "probe/synth_instrument"}
     assert all(0 <= value <= 1 for value in scores.values())
-    assert not (tmp_path / "features").exists()
+    # each record of three splits, and each source of the two tasks
+    assert len(polls) == 12 + 6 + 6 + 2 * (encoder.layers + 1)
+
+    def asked() -> None:
+        raise train.Asked
+
+    with pytest.raises(train.Asked):
+        probe.quick(run, params, mesh, 100, asked)
 
 
 def separable(seed: int, items: int) -> evaluate.Prepared:
@@ -173,7 +189,9 @@ def separable(seed: int, items: int) -> evaluate.Prepared:
 def test_the_layer_with_the_answer_is_chosen_on_validation(tmp_path: Path) -> None:
     splits = {name: separable(i, 300) for i, name in enumerate(tasks.SPLITS)}
     settings = config(tmp_path, epochs=12)
-    result = evaluate.evaluate(tasks.TASKS["gtzan_genre"], splits, "abcdefghij", 50, settings)
+    result = evaluate.evaluate(
+        tasks.TASKS["gtzan_genre"], splits, "abcdefghij", 50, settings, nothing
+    )
     by_layer = {x["source"]: x["test"]["accuracy"]["mean"] for x in result["layers"]}
     assert list(by_layer) == ["0", "1", "2", "sum"]
     assert by_layer["0"] < 0.2 < by_layer["2"] < by_layer["1"]
@@ -186,7 +204,9 @@ def test_the_layer_with_the_answer_is_chosen_on_validation(tmp_path: Path) -> No
 def test_a_weighted_sum_that_does_not_fit_is_left_out_and_said(tmp_path: Path) -> None:
     splits = {name: separable(i, 100) for i, name in enumerate(tasks.SPLITS)}
     settings = config(tmp_path, epochs=1, memory_gib=1e-6)
-    result = evaluate.evaluate(tasks.TASKS["gtzan_genre"], splits, "abcdefghij", 50, settings)
+    result = evaluate.evaluate(
+        tasks.TASKS["gtzan_genre"], splits, "abcdefghij", 50, settings, nothing
+    )
     assert [layer["source"] for layer in result["layers"]] == ["0", "1", "2"]
     lines = report.notes({"gtzan_genre": result | {"untrained_classes": ["jazz"]}})
     assert any("left out is the weighted sum" in line for line in lines)
@@ -200,5 +220,7 @@ def test_classes_without_training_items_are_named(tmp_path: Path) -> None:
     y = np.where(train.found.y == 4, 5, train.found.y)
     splits["train"] = train._replace(found=train.found._replace(y=y, labels=y))
     settings = config(tmp_path, epochs=1, layers="1")
-    result = evaluate.evaluate(tasks.TASKS["gtzan_genre"], splits, "abcdefghij", 50, settings)
+    result = evaluate.evaluate(
+        tasks.TASKS["gtzan_genre"], splits, "abcdefghij", 50, settings, nothing
+    )
     assert result["untrained_classes"] == ["e"]

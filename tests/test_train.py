@@ -5,13 +5,14 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import optax
 import pytest
 
 from configs import musichubert
@@ -92,6 +93,7 @@ class Session:
         self.mesh = sharding.make_mesh(devices=jax.devices()[:1])
         self.rows: list[tuple[int, dict[str, float]]] = []
         self.frozen: dict = {}
+        self.preemption: train.Preemption | None = None
 
     def batch(self, step: int) -> np.ndarray:
         return clips(self.config, step)
@@ -107,14 +109,19 @@ class Session:
     def write(self, step: int, scalars: dict[str, float]) -> None:
         self.rows.append((step, scalars))
 
+    def look(self, step: int, params: dict, poll: Callable[[], None]) -> dict[str, float]:
+        """A probe that sees the parameters: they are of this step, and not yet donated."""
+        return {"probe/norm": float(optax.tree.norm(params))}
+
     def run(self) -> bool:
         train.check(self.config, self.mesh)
         checkpoint.claim(self.workdir, self.config)
         saved = checkpoint.Checkpoints(self.workdir, self.config)
         state = train.initial_state(self.config, self.mesh, saved)
-        ask = train.Preemption()
-        source, target = self.open, self.write
-        return train.train(self.config, self.mesh, saved, state, self.frozen, source, target, ask)
+        ask = self.preemption or train.Preemption()
+        return train.train(
+            self.config, self.mesh, saved, state, self.frozen, self.open, self.write, self.look, ask
+        )
 
     def logged(self, name: str) -> list[tuple[int, float]]:
         return [(step, scalars[name]) for step, scalars in self.rows]
@@ -168,6 +175,35 @@ def test_a_complete_run_says_so_and_changes_nothing(unbroken, capsys):
     assert not again.rows
     after = {p: p.stat().st_mtime_ns for p in (unbroken.workdir / "checkpoints").rglob("*")}
     assert after == before and len(before) > 10
+
+
+def test_probes_come_after_the_log_and_change_nothing(unbroken, tmp_path):
+    session = Session(config({"probe.every": 6}), tmp_path)
+    assert session.run()
+    probed = [(step, "probe/norm" in scalars) for step, scalars in session.rows]
+    assert probed == [(4, False), (6, True), (8, False), (12, False), (12, True), (14, False)]
+    norms = dict(session.rows)
+    assert norms[6]["probe/norm"] != norms[12]["probe/norm"] > 0
+    assert runs.differences(runs.state(unbroken.workdir), runs.state(tmp_path)) == []
+    with pytest.raises(ValueError, match=r"probe.every is -1"):
+        train.check(config({"probe.every": -1}), session.mesh)
+
+
+def test_sigterm_in_a_probe_leaves_it_out_and_saves(tmp_path, capsys):
+    session = Session(config({"probe.every": 5}), tmp_path)
+    asked = train.Preemption()
+
+    def look(step: int, params: dict, poll: Callable[[], None]) -> dict[str, float]:
+        poll()  # of nothing
+        asked.ask()
+        poll()
+        return {"probe/never": 1.0}
+
+    session.look, session.preemption = look, asked
+    assert not session.run()
+    assert checkpoint.steps_on_disk(tmp_path)[-1] == 5
+    assert [step for step, _ in session.rows] == [4]
+    assert "asked to end in the probe of step 5, which is left out" in capsys.readouterr().out
 
 
 class Crash(Exception):
