@@ -34,7 +34,7 @@ def settings() -> ml_collections.ConfigDict:
     config.epochs = 0  # at most; 0 for the task's
     config.batch_size = 64
     config.windows = 8  # in a batch of extraction
-    config.memory_gib = 12.0  # features held at once; a weighted sum that needs more is left out
+    config.memory_gib = 12.0  # features held at once; a source with more is read as it is trained
     return config
 
 

@@ -1,5 +1,7 @@
 """One task from features to scores: the grid, the choice on validation, the test with intervals."""
 
+import dataclasses
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -7,7 +9,7 @@ from typing import Any, NamedTuple
 import ml_collections
 import numpy as np
 
-from musicssl import beats, extract, labels, metrics, probe_grid, probe_search
+from musicssl import beats, extract, feature_rows, labels, metrics, probe_grid, probe_search
 from musicssl.probe_search import Outcome
 from musicssl.tasks import KINDS, SPLITS, Task
 
@@ -51,13 +53,16 @@ def evaluate(
 
     def load(source: str) -> tuple[probe_grid.Split, ...]:
         poll()
-        parts = [probe_search.rows_of(s.features, source, s.found.rows) for s in each]
+        parts = [feature_rows.stored(s.features, source, s.found.rows) for s in each]
         if config.standardise:
-            parts = probe_search.standardised(parts)
+            scale = parts[0].moments()
+            parts = [dataclasses.replace(part, scale=scale) for part in parts]
+        if sum(math.prod(part.shape) for part in parts) * 2 / 2**30 <= config.memory_gib:
+            parts = [part.whole() for part in parts]
         return tuple(_grid_split(x, s.found) for x, s in zip(parts, each, strict=True))
 
     each = [splits[name] for name in SPLITS]
-    sources, left_out = _sources(splits, config)
+    sources = _sources(splits, config)
     rates, seeds = config.learning_rates, config.seeds
     found = probe_search.search(protocol, kind.monitor, load, sources, rates, seeds, task.name)
     best = probe_search.best(found)
@@ -93,30 +98,21 @@ def evaluate(
         "published_items": task.sizes,
         "classes": list(classes),
         "confusion": _confusion(task, best, picked, test, outputs),
-        "left_out": left_out,
         "unscored_classes": _unscored(task, test, classes),
         "untrained_classes": _untrained(task, splits, classes),
         "seconds": round(time.monotonic() - begin, 1),
     }
 
 
-def _sources(
-    splits: Mapping[str, Prepared], config: ml_collections.ConfigDict
-) -> tuple[list[str], list[str]]:
-    """The layers asked for, and a line on the weighted sum if it does not fit in memory."""
-    layers, _, width = splits["train"].features.shape
-    sources = probe_search.sources_of(layers)
-    if config.layers != "all":
-        wanted = str(config.layers).split(",")
-        if unknown := [name for name in wanted if name not in sources]:
-            raise ValueError(f"layers: there is no {unknown[0]!r}; there are {','.join(sources)}")
-        sources = wanted
-    rows = sum(len(split.found.rows) for split in splits.values())
-    size = rows * (layers - 1) * width * 2 / 2**30  # float16
-    if probe_search.SUM not in sources or size <= config.memory_gib or len(sources) == 1:
-        return sources, []
-    sources = [name for name in sources if name != probe_search.SUM]
-    return sources, [f"the weighted sum ({size:.1f} GiB of features; config.memory_gib)"]
+def _sources(splits: Mapping[str, Prepared], config: ml_collections.ConfigDict) -> list[str]:
+    """The layers asked for."""
+    sources = probe_search.sources_of(len(splits["train"].features))
+    if config.layers == "all":
+        return sources
+    wanted = str(config.layers).split(",")
+    if unknown := [name for name in wanted if name not in sources]:
+        raise ValueError(f"layers: there is no {unknown[0]!r}; there are {','.join(sources)}")
+    return wanted
 
 
 def items(task: Task, found: labels.Labels) -> int:
@@ -131,7 +127,7 @@ def _classes_seen(splits: Mapping[str, Prepared]) -> int:
     return 1 + max(int(y.max()) for y in all_labels)
 
 
-def _grid_split(x: np.ndarray, found: labels.Labels) -> probe_grid.Split:
+def _grid_split(x: np.ndarray | feature_rows.Stored, found: labels.Labels) -> probe_grid.Split:
     return probe_grid.split_of(x, found.y, found.item, found.labels, found.start)
 
 

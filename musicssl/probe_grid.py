@@ -23,6 +23,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from musicssl.feature_rows import Stored, take
+
 Monitor = Callable[[jax.Array, jax.Array], jax.Array]
 
 BLOCK = 4096  # windows evaluated together
@@ -54,12 +56,12 @@ class Protocol:
 class Split(NamedTuple):
     """Features and labels of a split.
 
-    x: [g, m, n, d] of any float type. y: [n] or [n, c], of windows. item: int32 [n], each window's
-    item. labels: [i] or [i, c], of items; they are what outputs are scored against. start: int32
-    [k], rows where a crop may begin (`Protocol.crop`), else empty.
+    x: [g, m, n, d] of any float type, or Stored. y: [n] or [n, c], of windows. item: int32 [n],
+    each window's item. labels: [i] or [i, c], of items; they are what outputs are scored against.
+    start: int32 [k], rows where a crop may begin (`Protocol.crop`), else empty.
     """
 
-    x: jax.Array
+    x: jax.Array | Stored
     y: jax.Array
     item: jax.Array
     labels: jax.Array
@@ -76,7 +78,7 @@ class Fitted(NamedTuple):
 
 
 def split_of(
-    x: np.ndarray,
+    x: np.ndarray | Stored,
     y: np.ndarray,
     item: np.ndarray | None = None,
     labels: np.ndarray | None = None,
@@ -95,7 +97,8 @@ def split_of(
         raise ValueError(f"windows of item {item.max()}, but {len(labels)} item labels")
     start = np.zeros(0) if start is None else start
     item, start = item.astype(np.int32), start.astype(np.int32)
-    return Split(*(jnp.asarray(array) for array in (x, y, item, labels, start)))
+    x = x if isinstance(x, Stored) else jnp.asarray(x)
+    return Split(x, *(jnp.asarray(array) for array in (y, item, labels, start)))
 
 
 def initial(key: jax.Array, width: int, mixed: int, protocol: Protocol) -> dict:
@@ -221,7 +224,7 @@ def _epoch(protocol, train: Split, keys, params, moments, rates, epoch):
 
     def step(carry, index):
         chosen, weight = rows[:, index], weights[:, index]  # [s, b]
-        x = train.x[:, :, chosen].astype(jnp.float32)  # [g, m, s, b, d]
+        x = take(train.x, chosen).astype(jnp.float32)  # [g, m, s, b, d]
         x = jnp.moveaxis(x, 2, 1)  # [g, s, m, b, d]
         keep = None
         if hidden:
@@ -250,7 +253,7 @@ def item_outputs(params: dict, split: Split) -> jax.Array:
         begin = jnp.minimum(index * size, rows - size)
         chosen = begin + jnp.arange(size)
         fresh = (chosen >= index * size).astype(jnp.float32)
-        x = jax.lax.dynamic_slice_in_dim(split.x, begin, size, 2).astype(jnp.float32)
+        x = take(split.x, chosen).astype(jnp.float32)
         outputs = model(params, x) * fresh[:, None]  # [g, s, r, size, c]
         outputs = jnp.moveaxis(outputs, -2, 0)  # [size, g, s, r, c]
         return total.at[split.item[chosen]].add(outputs), None

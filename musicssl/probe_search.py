@@ -7,7 +7,7 @@ and early stopping frees the core.
 
 import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -16,10 +16,8 @@ import numpy as np
 from tqdm import tqdm
 
 from musicssl import probe_grid
+from musicssl.feature_rows import SUM, Stored
 from musicssl.probe_grid import Fitted, Monitor, Protocol, Split
-
-SUM = "sum"
-BLOCK = 2**16  # rows in float32 at a time
 
 
 class Outcome(NamedTuple):
@@ -49,41 +47,6 @@ def sources_of(layers: int) -> list[str]:
     return [str(i) for i in range(layers)] + ([SUM] if layers > 2 else [])
 
 
-def rows_of(features: np.ndarray, source: str, rows: np.ndarray) -> np.ndarray:
-    """A source's features [1, m, n, d] from [layers, all rows, d], which may be memory-mapped."""
-    layers = range(1, len(features)) if source == SUM else [int(source)]
-    if len(rows) == features.shape[1]:
-        chosen = [features[i] for i in layers]
-    else:
-        chosen = [features[i][rows] for i in layers]
-    return (chosen[0][None] if len(chosen) == 1 else np.stack(chosen))[None]
-
-
-def standardised(parts: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Features [1, m, n, d] of splits, each layer and channel at zero mean and unit variance.
-
-    Mean and variance are the first split's, which is what is trained on.
-    """
-    moments = [_moments(layer) for layer in parts[0][0]]
-    return [np.stack([_scaled(x, *m) for x, m in zip(part[0], moments, strict=True)])[None]
-            for part in parts]  # fmt: skip
-
-
-def _blocks(x: np.ndarray) -> Iterator[np.ndarray]:
-    return (x[i : i + BLOCK].astype(np.float32) for i in range(0, len(x), BLOCK))
-
-
-def _moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each column of x [n, d]; 1 of a constant one."""
-    mean = sum(block.sum(0, dtype=np.float64) for block in _blocks(x)) / len(x)
-    square = sum(np.square(block - mean).sum(0) for block in _blocks(x)) / len(x)
-    return mean.astype(np.float32), np.sqrt(np.where(square > 0, square, 1)).astype(np.float32)
-
-
-def _scaled(x: np.ndarray, mean: np.ndarray, deviation: np.ndarray) -> np.ndarray:
-    return np.concatenate([((block - mean) / deviation).astype(x.dtype) for block in _blocks(x)])
-
-
 def search(
     protocol: Protocol,
     monitor: Monitor,
@@ -100,50 +63,52 @@ def search(
       name: for the progress bar.
     """
     rates, seeds = np.array(rates, np.float32), np.array(seeds)
-    apart = jax.default_backend() == "cpu"
-    jobs = list(itertools.product(range(len(seeds)), range(len(rates))))
-    total = len(sources) * (len(jobs) if apart else 1)
-    outcomes = []
-    with tqdm(total=total, desc=f"probes of {name}", unit=" fits", delay=2) as bar:
+    models, outcomes = len(rates) * len(seeds), []
+    with tqdm(total=len(sources), desc=f"probes of {name}", unit=" sources", delay=2) as bar:
         for source in sources:
             train, validation, test = load(source)
 
-            def one(job, train=train, validation=validation):
-                s, r = job
-                found = _fit(protocol, monitor, train, validation, rates[[r]], seeds[[s]])
-                bar.update()
-                return found
+            def fit(group: Group, train=train, validation=validation) -> Fitted:
+                rates, seeds = group
+                found = probe_grid.fit(protocol, monitor, train, validation, rates, seeds)
+                bar.update(len(rates) * len(seeds) / models)
+                return jax.device_get(found)
 
-            if apart:
-                fitted = _joined(_spread(one, jobs), len(seeds))
-            else:
-                fitted = _fit(protocol, monitor, train, validation, rates, seeds)
-                fitted = fitted._replace(epochs=fitted.epochs * len(jobs))
-                bar.update()
+            fitted = _joined(_spread(fit, _groups(train, rates, seeds)), len(seeds))
             outcomes.append(_outcome(source, fitted, test))
     return outcomes
 
 
-def _fit(protocol, monitor, train, validation, rates, seeds) -> Fitted:
-    return jax.device_get(probe_grid.fit(protocol, monitor, train, validation, rates, seeds))
+Group = tuple[np.ndarray, np.ndarray]
 
 
-def _spread(one: Callable, jobs: list[tuple[int, int]]) -> list[Fitted]:
-    """Runs the jobs on every core; the first by itself, since it may have to compile."""
-    first = one(jobs[0])
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        return [first, *pool.map(one, jobs[1:])]
+def _groups(train: Split, rates: np.ndarray, seeds: np.ndarray) -> list[Group]:
+    """Learning rates and seeds that are trained together, seeds outermost."""
+    if isinstance(train.x, Stored):  # what is read from disk is shared by all rates
+        return [(rates, seeds[[s]]) for s in range(len(seeds))]
+    if jax.default_backend() == "cpu":
+        pairs = itertools.product(range(len(seeds)), range(len(rates)))
+        return [(rates[[r]], seeds[[s]]) for s, r in pairs]
+    return [(rates, seeds)]
+
+
+def _spread(fit: Callable[[Group], Fitted], groups: list[Group]) -> list[Fitted]:
+    """Runs single models on every core; the first by itself, since it may have to compile."""
+    cores = len(os.sched_getaffinity(0)) if len(groups[0][0]) == 1 else 1
+    first = fit(groups[0])
+    with ThreadPoolExecutor(cores) as pool:
+        return [first, *pool.map(fit, groups[1:])]
 
 
 def _joined(parts: list[Fitted], seeds: int) -> Fitted:
-    """Single models, seeds outermost, as one Fitted [1, s, r]."""
+    """The models of all groups as one Fitted [1, s, r]."""
 
-    def stack(*leaves: np.ndarray) -> np.ndarray:
-        joined = np.stack([leaf[0, 0, 0] for leaf in leaves])
-        return joined.reshape(1, seeds, -1, *joined.shape[1:])
+    def join(*leaves: np.ndarray) -> np.ndarray:
+        models = np.concatenate([leaf.reshape(-1, *leaf.shape[3:]) for leaf in leaves])
+        return models.reshape(1, seeds, -1, *models.shape[1:])
 
-    params, scores, epochs = (jax.tree.map(stack, *(part[i] for part in parts)) for i in range(3))
-    return Fitted(params, scores, epochs, sum(int(part.epochs) for part in parts))
+    params, scores, epochs = (jax.tree.map(join, *(part[i] for part in parts)) for i in range(3))
+    return Fitted(params, scores, epochs, sum(int(p.epochs) * p.score.size for p in parts))
 
 
 def _outcome(source: str, fitted: Fitted, test: Split) -> Outcome:

@@ -103,7 +103,6 @@ def notes(tasks: dict) -> list[str]:
                          f"without: {', '.join(task['unscored_classes'])}")  # fmt: skip
         if task["untrained_classes"]:
             lines.append(f"- {name}: no training item of {', '.join(task['untrained_classes'])}")
-        lines += [f"- {name}: left out is {what}" for what in task["left_out"]]
         built = list(task["items"].values())
         if task["published_items"] and built != list(task["published_items"]):
             lines.append(f"- {name}: {built} items in train, validation and test; published "

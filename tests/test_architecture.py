@@ -11,8 +11,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # A module imports only from floors below its own.
 FLOORS = (
-    "audio masking seeding sharding grouped_conv dropout optim digests torch_file distributed "
-    "programs compiled topology",
+    "audio masking seeding sharding feature_rows grouped_conv dropout optim digests torch_file "
+    "distributed programs compiled topology",
     "encoder kmeans checkpoint",
     "data2vec hubert flops state_dict model_config",
     "step huggingface",

@@ -1,5 +1,6 @@
 """The evaluator end to end: every task on a fabricated miniature, the command, its reports."""
 
+import dataclasses
 import functools
 import json
 import subprocess
@@ -16,7 +17,7 @@ import tensorflow_datasets as tfds
 from configs import probe as probe_config
 from data_pipelines.build import load_builder
 from data_pipelines.synth_music.synth_music_dataset_builder import SynthMusicConfig
-from musicssl import evaluate, extract, labels, probe, report, sharding, tasks, train
+from musicssl import evaluate, extract, feature_rows, labels, probe, report, sharding, tasks, train
 from musicssl.encoder import Encoder
 from tests import mir_fixtures, tiny
 
@@ -157,7 +158,7 @@ def test_an_encoder_in_training_is_scored(synth_dir: str) -> None:
     run.data.data_dir = synth_dir
     run.probe.learning_rates, run.probe.seeds = (1e-3,), (1,)
     encoder = Encoder(**run.encoder)
-    params = encoder.init(jax.random.key(0), jnp.zeros((1, 400)))["params"]
+    params = jax.jit(encoder.init)(jax.random.key(0), jnp.zeros((1, 400)))["params"]
     polls = []
     mesh = sharding.make_mesh()
     scores = probe.quick(run, params, mesh, 100, lambda: polls.append(1))
@@ -201,17 +202,40 @@ def test_the_layer_with_the_answer_is_chosen_on_validation(tmp_path: Path) -> No
     assert low < result["chosen"]["test"]["accuracy"]["mean"] < high
 
 
-def test_a_weighted_sum_that_does_not_fit_is_left_out_and_said(tmp_path: Path) -> None:
-    splits = {name: separable(i, 100) for i, name in enumerate(tasks.SPLITS)}
-    settings = config(tmp_path, epochs=1, memory_gib=1e-6)
-    result = evaluate.evaluate(
-        tasks.TASKS["gtzan_genre"], splits, "abcdefghij", 50, settings, nothing
-    )
-    assert [layer["source"] for layer in result["layers"]] == ["0", "1", "2"]
-    lines = report.notes({"gtzan_genre": result | {"untrained_classes": ["jazz"]}})
-    assert any("left out is the weighted sum" in line for line in lines)
-    assert "- gtzan_genre: no training item of jazz" in lines
-    assert result["untrained_classes"] == []
+@pytest.mark.parametrize("standardise", [False, True])
+def test_features_that_do_not_fit_are_read_as_they_are_trained(
+    standardise: bool, tmp_path: Path
+) -> None:
+    splits = {name: separable(i, 300) for i, name in enumerate(tasks.SPLITS)}
+    results = []
+    for memory in (1.0, 1e-6):
+        settings = config(tmp_path, epochs=4, memory_gib=memory, standardise=standardise)
+        settings.learning_rates, settings.seeds = (1e-3, 5e-3), (1, 2)
+        task = tasks.TASKS["gtzan_genre"]
+        results.append(
+            evaluate.evaluate(task, splits, "abcdefghij", 50, settings, nothing)["layers"]
+        )
+    for held, read in zip(*results, strict=True):
+        assert held["source"] == read["source"]
+        assert held["learning_rate"] == read["learning_rate"]
+        assert held["validation"] == pytest.approx(read["validation"], abs=0.01)
+        assert held["test"]["accuracy"]["mean"] == pytest.approx(
+            read["test"]["accuracy"]["mean"], abs=0.01
+        )
+
+
+def test_standardised_features() -> None:
+    random = np.random.default_rng(0)
+    features = (random.standard_normal((3, 70_000, 4)) * [1, 9, 0, 2] + 5).astype(np.float16)
+    rows = random.permutation(70_000)[:50_000]
+    part = feature_rows.stored(features, "sum", rows)
+    scaled = dataclasses.replace(part, scale=part.moments()).whole()[0].astype(np.float64)
+    plain = part.whole()[0]
+    np.testing.assert_array_equal(plain, features[1:, rows])
+    wanted = plain - plain.mean(1, keepdims=True, dtype=np.float64)
+    wanted /= np.maximum(plain.std(1, keepdims=True, dtype=np.float64), 1e-9)
+    np.testing.assert_allclose(scaled, wanted, atol=4e-3)
+    assert (scaled[:, :, 2] == 0).all()  # a constant column
 
 
 def test_classes_without_training_items_are_named(tmp_path: Path) -> None:
@@ -224,3 +248,4 @@ def test_classes_without_training_items_are_named(tmp_path: Path) -> None:
         tasks.TASKS["gtzan_genre"], splits, "abcdefghij", 50, settings, nothing
     )
     assert result["untrained_classes"] == ["e"]
+    assert "- gtzan_genre: no training item of e" in report.notes({"gtzan_genre": result})

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from musicssl import metrics, probe_grid, probe_search
+from musicssl import feature_rows, metrics, probe_grid, probe_search
 
 SIZES, LAYERS, WIDTH, CLASSES = (443, 197, 290), 13, 768, 10
 RATES, SEEDS = (5e-5, 1e-4, 5e-4, 1e-3, 5e-3, 1e-2), (1, 2, 3)
@@ -111,7 +111,8 @@ def grid(splits, sources: list[str], protocol) -> tuple[float, list[float], str,
         rows = (np.arange(len(y)) for _, y in splits)
         pairs = zip(splits, rows, strict=True)
         return tuple(
-            probe_grid.split_of(probe_search.rows_of(x, source, row), y) for (x, y), row in pairs
+            probe_grid.split_of(feature_rows.stored(x, source, row).whole(), y)
+            for (x, y), row in pairs
         )
 
     begin = time.perf_counter()
