@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +75,7 @@ def measure(folder: Path, threads: int, frames: int, rounds: int) -> dict[str, f
     """Medians over rounds of the records per second of each way to read."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
-    from data_pipelines import batches
+    from data_pipelines import bare, batches
 
     dataset = batches.open_dataset("clips", folder, "train")
     samples = 320 * frames + 80
@@ -91,9 +91,9 @@ def measure(folder: Path, threads: int, frames: int, rounds: int) -> dict[str, f
         found["ours"].append(rate)
         found["cores"].append(cores)
         shards = dataset.layout.shards
-        bare = [speed(iter(bare_reading(shards, buffer, threads)), 1)[0] for buffer in BUFFERS]
-        found["bare"].append(max(bare))
-        found["ratio"].append(rate / max(bare))
+        reads = [speed(iter(bare.records(shards, threads, buffer)), 1)[0] for buffer in BUFFERS]
+        found["bare"].append(max(reads))
+        found["ratio"].append(rate / max(reads))
     medians = {name: statistics.median(values) for name, values in found.items()}
     return {**medians, "opened": memory[0], "peak": memory[1]}
 
@@ -113,24 +113,6 @@ def speed(stream: Iterator, clips: int) -> tuple[float, float]:
         next(stream)
     seconds = time.perf_counter() - begin
     return 2 * RECORDS // clips * clips / seconds, (time.process_time() - busy) / seconds
-
-
-def bare_reading(shards: Sequence[str], buffer: int, threads: int):
-    """Whole records, in any order."""
-    import tensorflow as tf
-
-    names = tf.data.Dataset.from_tensor_slices(list(shards)).repeat()
-    records = names.interleave(
-        lambda name: tf.data.TFRecordDataset(name, buffer_size=buffer),
-        cycle_length=threads,
-        num_parallel_calls=threads,
-        deterministic=False,
-    )
-    options = tf.data.Options()
-    options.autotune.enabled = False
-    options.threading.private_threadpool_size = threads
-    options.threading.max_intra_op_parallelism = 1
-    return records.prefetch(8).with_options(options)
 
 
 def report(threads: int, frames: int, found: dict[str, float]) -> None:
