@@ -305,6 +305,10 @@ class Encoder(nn.Module):
         """Projected features [b, t, d] through positional convolution and transformer."""
         with jax.named_scope("positional"):
             x = x + self.position(x)
+        return self.transform(x, train)
+
+    def transform(self, x: jax.Array, train: bool = False) -> Output:
+        """Frames that know their place [b, t, d] through the transformer."""
         x = x if self.pre_norm else self.encoder_norm(x)
         x = self.drop(x, deterministic=not train)
         hidden, ffn = [x], []

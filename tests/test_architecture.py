@@ -23,9 +23,9 @@ FLOORS = (
     "labels",
     "evaluate",
     "probe",
-    "main",
+    "main benchmark",
 )
-COMMANDS = {"main", "probe"}  # they meet the host wing
+COMMANDS = {"main", "probe", "benchmark"}  # they meet the host wing
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names.split()}
 HEAVY = ("tensorflow", "tensorflow_datasets", "clu", "torch", "transformers")
 DEVICE = ("jax", "jaxlib", "flax", "optax", "orbax", "musicssl")

@@ -30,7 +30,7 @@ def test_each_part_of_a_step_has_its_operations(method):
         shared = {
             name: value for name, value in leaves if name.split(".")[0] in ("data", "encoder")
         }
-        config.update_from_flattened_dict(shared | {"encoder.pos_conv_depth": 0, "batch_size": 4})
+        config.update_from_flattened_dict(shared | {"encoder.pos_conv_depth": 0, "batch_size": 8})
     found = rows(config, [*PARTS, target])
     assert set(found) == {*PARTS, target}
     counts = flops.train_parts(config)
