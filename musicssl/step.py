@@ -102,17 +102,23 @@ def update(
     teacher = state.teacher | frozen
     loss, sums, gradients = accumulate(config, state.params, teacher, batch, keys)
 
+    norm = optax.tree.norm(gradients)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+
+    def where_finite(new: object, old: object) -> object:
+        return jax.tree.map(lambda yes, no: jnp.where(finite, yes, no), new, old)
+
     with jax.named_scope("optimizer"):
-        norm = optax.tree.norm(gradients)
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         gradients = optim.clip(gradients, norm, config.optim.clip_norm)
         changes, optimizer = optim.adam(config).update(gradients, state.optimizer, state.params)
         params = optax.apply_updates(state.params, changes)
+        updated = state.updates + 1, params, optimizer
+        kept = where_finite(updated, (state.updates, state.params, state.optimizer))
     with jax.named_scope("ema"):
         followed = method.after_update(config, params, state.teacher, state.updates + 1)
-    updated = TrainState(state.step + 1, state.updates + 1, params, followed, optimizer)
-    kept = state._replace(step=state.step + 1)
-    new = jax.tree.map(lambda yes, no: jnp.where(finite, yes, no), updated, kept)
+        followed = where_finite(followed, state.teacher)
+    updates, params, optimizer = kept
+    new = TrainState(state.step + 1, updates, params, followed, optimizer)
     metrics = {
         "loss": loss,
         "grad_norm": norm,
