@@ -23,7 +23,17 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import config_flags
 
-from musicssl import audio, checkpoint, codebook, distributed, probe, programs, sharding, train
+from musicssl import (
+    audio,
+    checkpoint,
+    codebook,
+    distributed,
+    goodput,
+    probe,
+    programs,
+    sharding,
+    train,
+)
 
 # before anything imports TensorFlow, which only reads data here: no chatter
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -63,9 +73,11 @@ def main(argv: list[str]) -> None:
             getLogger(name).setLevel("CRITICAL")
     config = CONFIG.value
     workdir = Path(WORKDIR.value or f"runs/{config.name}-{config.variant}")
+    goodput.begin()
     try:
-        distributed.start()
-        programs.keep()
+        with goodput.lost("start"):
+            distributed.start()
+            programs.keep()
     except ValueError as error:
         refuse(error)
     with distributed.together():
@@ -75,21 +87,23 @@ def main(argv: list[str]) -> None:
 def run(config: ml_collections.ConfigDict, workdir: Path) -> NoReturn:
     """Train, or go on, and exit."""
     try:
-        preemption = train.Preemption()
-        mesh = sharding.make_mesh(config.mesh.fsdp)
-        train.check(config, mesh)
-        checkpoint.claim(workdir, config)
-        distributed.check_shared(workdir / "config.json")
-        with distributed.together():
+        with distributed.together(), goodput.lost("start"):
+            preemption = train.Preemption()
+            mesh = sharding.make_mesh(config.mesh.fsdp)
+            train.check(config, mesh)
+            checkpoint.claim(workdir, config)
+            distributed.check_shared(workdir / "config.json")
             batches = Batches(config, mesh)
             checkpoints = checkpoint.Checkpoints(workdir, config)
-            state = train.initial_state(config, mesh, checkpoints)
+            with goodput.lost("restore"):
+                state = train.initial_state(config, mesh, checkpoints)
             frozen = {}
             if config.method == "hubert":
-                frozen = label_source(config, workdir, mesh, batches, preemption)
+                with goodput.lost("codebook"):
+                    frozen = label_source(config, workdir, mesh, batches, preemption)
+            writer = Writer(workdir, int(state.step))
     except (ValueError, OSError) as error:  # past this point only a bug raises ValueError
         refuse(error)
-    writer = Writer(workdir, int(state.step))
 
     def write(step: int, scalars: dict[str, float]) -> None:
         writer.write(step, scalars | batches.damage())

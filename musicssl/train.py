@@ -12,7 +12,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from musicssl import audio, distributed, flops, sharding
+from musicssl import audio, distributed, flops, goodput, sharding
 from musicssl import step as training
 from musicssl.checkpoint import Checkpoints, flat
 
@@ -145,17 +145,21 @@ def train(
         with distributed.together() as alive:
             for step in range(first, config.steps + 1):
                 preempted = preemption.reached()
-                checkpoints.save(step, state, force=preempted)
+                with goodput.lost("save"):
+                    checkpoints.save(step, state, force=preempted)
                 if preempted or step == config.steps:
                     break
-                with jax.set_mesh(mesh):
-                    state, measured = run(state, frozen, next(batches))
+                with goodput.lost("input"):
+                    batch = next(batches)
+                compiling = goodput.lost("compile") if step == first else contextlib.nullcontext()
+                with jax.set_mesh(mesh), compiling:
+                    state, measured = run(state, frozen, batch)
+                    if step == first:
+                        clock.compiled(measured["loss"])
                 metrics.append(measured)
                 running.append(measured["loss"])
                 if len(running) > AHEAD:
                     jax.block_until_ready(running.popleft())
-                if step == first:
-                    clock.compiled(measured["loss"])
                 alive()
                 if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
                     scalars = summarise(jax.device_get(metrics))
@@ -164,10 +168,12 @@ def train(
                     write(step + 1, scalars)
                     guard(config, method, scalars, step + 1)
                 if config.probe.every and (step + 1) % config.probe.every == 0:
-                    with clock.stopped():
+                    with clock.stopped(), goodput.lost("probe"):
                         take_probe(probe, step + 1, state.params, write, preemption, alive)
     finally:
-        checkpoints.close()
+        with goodput.lost("save"):
+            checkpoints.close()
+    say(goodput.line())
     if preempted:
         say(f"asked to end at step {step}: saved, run the same command to go on")
     return not preempted
@@ -286,6 +292,7 @@ class Clock:
                 line += f"  MFU {scalars['mfu']:.1%}"
             left = (self.config.steps - step) * pace
             line += f"  ETA {int(left // 3600)}:{int(left // 60 % 60):02}:{int(left % 60):02}"
+        scalars |= goodput.shares()
         if scalars["nonfinite"]:
             line += f"  {scalars['nonfinite']:.0f} updates skipped"
         say(line)

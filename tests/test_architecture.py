@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # A module imports only from floors below its own.
 FLOORS = (
+    "goodput "
     "audio masking seeding sharding feature_rows grouped_conv dropout optim digests torch_file "
     "distributed programs compiled topology",
     "encoder kmeans checkpoint",

@@ -1,0 +1,61 @@
+"""Where a run's time goes: into steps, or into what a step has to wait for.
+
+Measured where the host waits. It is up to two steps ahead of the devices, so that a short wait for
+input or a save may cost them nothing: the shares are upper bounds of what is lost.
+"""
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+KINDS = ("start", "restore", "codebook", "compile", "input", "save", "probe")
+
+_seconds = dict.fromkeys(KINDS, 0.0)  # one run a process, so one account
+_open: list[str] = []  # what is being waited for, the innermost last
+_began = _counted = time.monotonic()
+
+
+def begin() -> None:
+    """A run begins now."""
+    global _began, _counted
+    _began = _counted = time.monotonic()
+    _seconds.update(dict.fromkeys(KINDS, 0.0))
+
+
+@contextlib.contextmanager
+def lost(kind: str) -> Iterator[None]:
+    """Count the time within as lost to this kind, and not to one that it is within."""
+    _count()
+    _open.append(kind)
+    try:
+        yield
+    finally:
+        _count()
+        _open.pop()
+
+
+def _count() -> None:
+    """Book the time since the last call."""
+    global _counted
+    now = time.monotonic()
+    if _open:
+        _seconds[_open[-1]] += now - _counted
+    _counted = now
+
+
+def shares() -> dict[str, float]:
+    """Of the time since the run began in this process: "time/goodput", and "time/<kind>" lost."""
+    _count()
+    total = max(time.monotonic() - _began, 1e-9)
+    found = {f"time/{kind}": seconds / total for kind, seconds in _seconds.items()}
+    return {"time/goodput": 1 - sum(found.values()), **found}
+
+
+def line() -> str:
+    """The shares, the largest loss first."""
+    found, total = shares(), int(time.monotonic() - _began)
+    good = found.pop("time/goodput")
+    parts = sorted(((share, name) for name, share in found.items() if share > 0), reverse=True)
+    told = ", ".join(f"{name.removeprefix('time/')} {share:.1%}" for share, name in parts)
+    clock = f"{total // 3600}:{total // 60 % 60:02}:{total % 60:02}"
+    return f"goodput {good:.1%} of {clock}" + (f", lost to {told}" if told else "")
