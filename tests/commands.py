@@ -9,7 +9,8 @@ import os
 import runpy
 import signal
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -92,15 +93,30 @@ def live(
         atexit._run_exitfuncs()  # multiprocessing leaves them out
 
 
-def main(*arguments: str) -> None:
-    """What `python -m musicssl.main` with these arguments does."""
+def main(pause: float, *arguments: str) -> None:
+    """What `python -m musicssl.main` with these arguments does, with a pause at each batch."""
+    from data_pipelines import batches
+
+    iterate = batches.iterate
+
+    def slowly(*given: object, **named: object) -> Iterator[dict]:
+        for batch in iterate(*given, **named):
+            time.sleep(pause)
+            yield batch
+
+    if pause:
+        batches.iterate = slowly
     sys.argv = ["musicssl.main", *arguments]
     runpy.run_module("musicssl.main", run_name="__main__", alter_sys=True)
 
 
-def start(arguments: list[str], cache: Path, devices: int = 1) -> Process:
-    """Start the main command."""
-    return Process(main, *arguments, devices=devices, cache=cache)
+def start(arguments: list[str], cache: Path, devices: int = 1, pause: float = 0) -> Process:
+    """Start the main command.
+
+    Args:
+      pause: seconds that each batch takes at least, for a signal to find the run at work.
+    """
+    return Process(main, pause, *arguments, devices=devices, cache=cache)
 
 
 def complete(arguments: list[str], cache: Path, devices: int = 1) -> tuple[int, str, str]:

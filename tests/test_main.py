@@ -21,6 +21,7 @@ from tests import commands, runs
 from tests.faults import kill
 
 SHORT = {"steps": 6, "checkpoint.every": 2, "log_every": 2}
+AT_WORK = functools.partial(commands.start, pause=0.01)
 ITERATION_2 = {"teacher.feature": "layer", "teacher.layer": 1}
 
 
@@ -358,7 +359,7 @@ def ended(study: kill.Study, name: str, phase: str) -> str:
 
 def music2vec_stopped(root: Path) -> None:
     """One run killed while saving, one ended by SIGTERM and then killed."""
-    study = kill.Study(runs.MUSIC2VEC, root, commands.start)
+    study = kill.Study(runs.MUSIC2VEC, root, AT_WORK)
     kills, wrong = study.run(1, "cache", ["saving"])
     assert not wrong and kills.total() == 1 > kills["ended before"]
     said = ended(study, "run-2", "training")
@@ -371,7 +372,7 @@ def music2vec_stopped(root: Path) -> None:
 
 def musichubert_stopped(root: Path) -> None:
     """One run ended by SIGTERM and then killed, both while its codebook is fitted."""
-    study = kill.Study(runs.MUSICHUBERT, root, commands.start)
+    study = kill.Study(runs.MUSICHUBERT, root, AT_WORK)
     assert ended(study, "run-3", "fitting").startswith("codebook pass ")
     kills, wrong = study.run(3, "cache", ["fitting"])
     assert not wrong and kills["fitting"] == 1

@@ -57,8 +57,10 @@ def one(root: Path, name: str, leaves: dict | None = None) -> list[list[str]]:
     return [runs.flags(runs.MUSIC2VEC, root / name, root / "data", LEAVES | (leaves or {}))]
 
 
-def launch(root: Path, flags: list[list[str]], devices: int) -> list[commands.Process]:
-    return [commands.start(one, root / "cache", devices) for one in flags]
+def launch(
+    root: Path, flags: list[list[str]], devices: int, pause: float = 0
+) -> list[commands.Process]:
+    return [commands.start(one, root / "cache", devices, pause) for one in flags]
 
 
 def end(processes: list[commands.Process], code: int = 0) -> None:
@@ -95,7 +97,7 @@ def test_a_run_goes_on_where_there_are_other_devices(root, lines):
         (one(root, "moved", {"mesh.fsdp": 2}), 2),
     ]
     for number, (flags, devices) in enumerate(stages):
-        processes = launch(root, flags, devices)
+        processes = launch(root, flags, devices, pause=0.4)
         for line in processes[0].stdout:
             if line.startswith("step "):
                 break
