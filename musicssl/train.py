@@ -43,7 +43,7 @@ class Preemption:
 
     def __init__(self) -> None:
         self.asked = False
-        self.calls = 0  # as often on every process: what they agree by
+        self.before = -(2**30)  # numbers what is asked before the first step
         if jax.process_count() == 1:  # otherwise jax.distributed listens for SIGTERM
             signal.signal(signal.SIGTERM, self.ask)
 
@@ -55,11 +55,17 @@ class Preemption:
         if self.asked:
             raise Asked
 
-    def reached(self) -> bool:
-        """To be called by all processes at the same places, between steps or batches."""
-        self.calls += 1
+    def reached(self, step: int | None = None) -> bool:
+        """To be called by all processes at the same places, between steps or batches.
+
+        They agree on a number at which all of them end. Orbax asks with the step's at every save:
+        with another one here a part of the processes would end, and the others wait for them.
+        """
+        if step is None:
+            self.before += 1
         if jax.process_count() > 1:
-            self.asked = multihost_utils.reached_preemption_sync_point(self.calls) or self.asked
+            number = self.before if step is None else step
+            self.asked = multihost_utils.reached_preemption_sync_point(number) or self.asked
         return self.asked
 
 
@@ -144,7 +150,7 @@ def train(
         # log, then the probe. The last step goes through the same lines.
         with distributed.together() as alive:
             for step in range(first, config.steps + 1):
-                preempted = preemption.reached()
+                preempted = preemption.reached(step)
                 with goodput.lost("save"):
                     checkpoints.save(step, state, force=preempted)
                 if preempted or step == config.steps:
