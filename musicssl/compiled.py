@@ -90,12 +90,22 @@ def executed(program: str, inside: bool = False) -> Iterator[tuple[Instruction, 
             if x.opcode in ("while", "call", "conditional", "async-start") or (
                 inside and x.opcode == "fusion"
             ):
-                trips = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', x.line)
                 names = BODIES.search(x.line)
                 for body in names[1].split(", ") if names else ():
-                    yield from walk(body[1:], times * int(trips[1] if trips else 1))
+                    yield from walk(body[1:], times * trips(x, parts))
 
     return walk("ENTRY", 1)
+
+
+def trips(loop: Instruction, parts: dict[str, list[Instruction]]) -> int:
+    """How often a loop runs, as the compiler notes or by the one number in its condition."""
+    noted = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.line)
+    if noted:
+        return int(noted[1])
+    condition = re.search(r"condition=%([\w.-]+)", loop.line)
+    limits = [x.line for x in parts[condition[1]] if x.opcode == "constant"] if condition else []
+    found = [int(n) for n in re.findall(r" constant\((\d+)\)", " ".join(limits))]
+    return found[0] if len(found) == 1 else 1
 
 
 def collectives(program: str) -> list[Collective]:
