@@ -28,10 +28,19 @@ class Dropout(nn.Module):
     def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
         if deterministic or not self.rate:
             return x
-        if not 0 < self.rate < 1:
-            raise ValueError(f"a dropout rate is {self.rate}: use 0 to below 1")
-        keep = bits(self.make_rng("dropout"), x.shape) >= jnp.uint32(self.rate * 2**32)
-        return jnp.where(keep, x / (1 - self.rate), 0)
+        kept = keep(self.make_rng("dropout"), x.shape, self.rate)
+        return jnp.where(kept, x / (1 - self.rate), 0)
+
+
+def keep(key: jax.Array, shape: tuple[int, ...], rate: float) -> jax.Array:
+    """True for the share 1 - rate of the elements of an array of `shape`.
+
+    Raises:
+      ValueError: the rate is no share.
+    """
+    if not 0 < rate < 1:
+        raise ValueError(f"a dropout rate is {rate}: use 0 to below 1")
+    return bits(key, shape) >= jnp.uint32(rate * 2**32)
 
 
 def bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from musicssl import sharding
+from musicssl.attention import attention
 from musicssl.dropout import Dropout
 from musicssl.grouped_conv import grouped_conv
 
@@ -114,13 +115,8 @@ class Attention(nn.Module):
             project(f"{name}_proj", x).reshape(b, t, self.heads, d // self.heads)  # [b, t, h, d/h]
             for name in "qkv"
         )
-        if train and self.dropout:
-            scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
-            weights = jax.nn.softmax(scores / math.sqrt(d // self.heads)).astype(self.dtype)
-            weights = Dropout(self.dropout)(weights, deterministic=False)
-            y = jnp.einsum("bhqk,bkhd->bqhd", weights, v)
-        else:
-            y = jax.nn.dot_product_attention(q, k, v)
+        key = self.make_rng("dropout") if train and self.dropout else None
+        y = attention(q, k, v, key, self.dropout)
         return project("out_proj", y.reshape(b, t, d))
 
 

@@ -14,7 +14,8 @@ FLOORS = (
     "goodput "
     "audio masking seeding sharding feature_rows grouped_conv dropout optim digests torch_file "
     "distributed programs compiled topology",
-    "encoder kmeans checkpoint",
+    "attention kmeans checkpoint",
+    "encoder",
     "data2vec hubert flops state_dict model_config",
     "step huggingface",
     "train fairseq model_card plan_report",
