@@ -39,7 +39,7 @@ VARIANTS = {
         "encoder.ffn_width": 4096,
     },
     "demo": {
-        "steps": 250,
+        "steps": 300,
         "batch_size": 16,
         "precision": "float32",
         "log_every": 10,
@@ -59,6 +59,9 @@ VARIANTS = {
         "data2vec.ema_end": 0.999,
         "data2vec.ema_steps": 200,
         "data2vec.guard_after": 100,
+        "probe.at_end": True,
+        "probe.limit": 120,
+        "probe.epochs": 10,
     },
 }
 

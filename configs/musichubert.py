@@ -63,6 +63,7 @@ LARGE = {
     "hubert.final_dim": 768,
 }
 SECOND = {"teacher.feature": "layer"}
+PROBES = {"probe.at_end": True, "probe.limit": 120, "probe.epochs": 10}
 VARIANTS = {
     "k500": {},
     "k500_mfcc60": {"teacher.ceps": 20},
@@ -70,7 +71,7 @@ VARIANTS = {
     "k2000_iter2": {"teacher.clusters": 2000, "steps": 400_000} | SECOND,
     "large": LARGE,
     "demo": SMALL | {"steps": 400, "then": "demo_iter2"},
-    "demo_iter2": SMALL | SECOND | {"steps": 300, "teacher.layer": 2},
+    "demo_iter2": SMALL | SECOND | PROBES | {"steps": 300, "teacher.layer": 2},
 }
 
 

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
@@ -170,16 +171,29 @@ def extract(
       folder: the cache. data: digest of the audio.
       batch: windows in a global batch; rounded up to a multiple of the mesh's devices.
 
+    With several processes each computes its devices' windows, and process 0 alone has the files:
+    the others return nothing.
+
     Raises:
       ValueError: a feature is not finite, or too large for float16.
     """
     folder = folder / hashlib.sha256(f"{source.digest}".encode()).hexdigest()[:16]
     named = {pool: folder / f"{_key(source, cut, pool, data)}.npy" for pool in sorted(set(pools))}
-    missing = {pool: path for pool, path in named.items() if not path.exists()}
+    there = _of_first(np.array([path.exists() for path in named.values()]))
+    missing = {pool: path for (pool, path), is_there in zip(named.items(), there, strict=True)
+               if not is_there}  # fmt: skip
     if missing:
-        folder.mkdir(parents=True, exist_ok=True)
         _fill(source, cut, read, missing, mesh, batch)
+    if jax.process_index():
+        return {}
     return {pool: np.load(path, mmap_mode="r") for pool, path in named.items()}
+
+
+def _of_first(value: np.ndarray) -> np.ndarray:
+    """What process 0 has found: the others' disks may be others."""
+    if jax.process_count() == 1:
+        return value
+    return multihost_utils.broadcast_one_to_all(value)
 
 
 def _key(source: Source, cut: Windows, pool: int, data: str) -> str:
@@ -197,29 +211,56 @@ def _fill(
 ) -> None:
     """Writes each pool's file under another name, and renames it when it is complete."""
     batch = -(-batch // mesh.size) * mesh.size
-    counts = {pool: rows_in(cut, pool) for pool in paths}
-    first = {pool: np.cumsum(n) - n for pool, n in counts.items()}
-    parts = {pool: path.with_suffix(".part") for pool, path in paths.items()}
-    progress = min(paths.values()).with_suffix(".progress.json")
-    done = _resume_point(progress, parts)
-    shape = {pool: (source.layers, int(n.sum()), source.width) for pool, n in counts.items()}
-    files = {pool: _open(part, shape[pool], done > 0) for pool, part in parts.items()}
+    writer = Writer(source, cut, paths) if jax.process_index() == 0 else None
+    done = int(_of_first(np.array(writer.done if writer else 0)))
     step = _step(source, tuple(paths), mesh)
     total = len(cut.record)
-    with tqdm(total=total, initial=done, desc="features", unit=" windows", delay=2) as bar:
+    quiet = writer is None
+    with tqdm(
+        total=total, initial=done, desc="features", unit=" windows", delay=2, disable=quiet
+    ) as bar:
         batches = _pipelined(step, _batches(source, cut, read, done, batch), mesh)
-        for number, (begin, end, outputs) in enumerate(batches, 1):
-            for pool, values in outputs.items():
-                _write(files[pool], values, first[pool], counts[pool], begin, end)
+        for begin, end, outputs in batches:
+            if writer:
+                writer.write(begin, end, outputs)
             bar.update(end - begin)
-            if number % SAVE_EVERY == 0:
-                for file in files.values():
-                    file.flush()
-                progress.write_text(json.dumps({"windows": end, "pools": sorted(paths)}))
-    for pool, file in files.items():
-        file.flush()
-        parts[pool].rename(paths[pool])
-    progress.unlink(missing_ok=True)
+    if writer:
+        writer.finish()
+
+
+class Writer:
+    """Each pool's file, under another name until it is complete; `done` windows are written."""
+
+    def __init__(self, source: Source, cut: Windows, paths: dict[int, Path]):
+        self.paths = paths
+        self.counts = {pool: rows_in(cut, pool) for pool in paths}
+        self.first = {pool: np.cumsum(n) - n for pool, n in self.counts.items()}
+        self.parts = {pool: path.with_suffix(".part") for pool, path in paths.items()}
+        folder = min(paths.values())
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        self.progress = folder.with_suffix(".progress.json")
+        self.done = _resume_point(self.progress, self.parts)
+        self.batches = 0
+        self.files = {
+            pool: _open(part, (source.layers, int(n.sum()), source.width), self.done > 0)
+            for (pool, n), part in zip(self.counts.items(), self.parts.values(), strict=True)
+        }
+
+    def write(self, begin: int, end: int, outputs: dict[int, np.ndarray]) -> None:
+        """Rows of windows begin to end; every SAVE_EVERY calls a note of how far it is."""
+        for pool, values in outputs.items():
+            _write(self.files[pool], values, self.first[pool], self.counts[pool], begin, end)
+        self.batches += 1
+        if self.batches % SAVE_EVERY == 0:
+            for file in self.files.values():
+                file.flush()
+            self.progress.write_text(json.dumps({"windows": end, "pools": sorted(self.paths)}))
+
+    def finish(self) -> None:
+        for pool, file in self.files.items():
+            file.flush()
+            self.parts[pool].rename(self.paths[pool])
+        self.progress.unlink(missing_ok=True)
 
 
 def _open(path: Path, shape: tuple[int, ...], again: bool) -> np.ndarray:
@@ -314,7 +355,10 @@ def _pipelined(
         return begin, end, {pool: np.asarray(values) for pool, values in outputs.items()}
 
     for batch in batches:
-        arrays = (jax.device_put(array, clips) for array in batch.arrays)
+        arrays = (
+            jax.make_array_from_callback(array.shape, clips, array.__getitem__)
+            for array in batch.arrays
+        )
         running.append((batch.begin, batch.end, step(*arrays)))
         if len(running) > 1:
             yield fetch()
@@ -326,8 +370,9 @@ def _step(source: Source, pools: tuple[int, ...], mesh: Mesh) -> Callable:
     """The jitted function of a batch's arrays to {pool: [layers, b, r, d] float16}."""
     everywhere = NamedSharding(mesh, PartitionSpec())
     params = jax.device_put(source.params, everywhere)
+    several = jax.process_count() > 1  # then process 0 writes what all have computed
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=everywhere if several else None)
     def run(params, sound, mean, scale, samples, frames):
         x = (audio.to_float(sound) - mean[:, None]) * scale[:, None]
         x = jnp.where(jnp.arange(x.shape[1]) < samples[:, None], x, 0)

@@ -22,7 +22,7 @@ from absl import app, flags, logging
 from jax.sharding import Mesh
 from ml_collections import config_flags
 
-from musicssl import evaluate, extract, labels, report, sharding, tasks
+from musicssl import distributed, evaluate, extract, labels, programs, report, sharding, tasks
 from musicssl import step as training
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow only reads data here
@@ -43,7 +43,10 @@ def main(argv: list[str]) -> None:
             return
         if len(argv) > 1:
             refuse(f"unexpected arguments {argv[1:]}: options are spelt --name=value")
-        print(run(config))
+        distributed.start()
+        programs.keep()
+        with distributed.together():
+            print(run(config), flush=True)
     except (ValueError, OSError) as error:
         refuse(error)
 
@@ -80,7 +83,7 @@ def run(config: ml_collections.ConfigDict) -> str:
         spec = f"random:{config.encoder}" if name == "random" else name
         folders.append(out / "beside" / Path(name).name)
         run_encoder(spec, chosen, folders[-1], config)
-    return report.compare(folders, out) if beside else table
+    return report.compare(folders, out) if beside and table else table
 
 
 def run_encoder(
@@ -92,8 +95,10 @@ def run_encoder(
     session = Session(source, config, mesh, lambda: None)
     for number, task in enumerate(chosen, 1):
         say(f"{source.name}: {task.name} ({number} of {len(chosen)}): {task.title}")
-        report.save(out, run_task(task, chosen, session), about(spec, config, source))
-    return report.write(out)
+        result = run_task(task, chosen, session)
+        if result:
+            report.save(out, result, about(spec, config, source))
+    return "" if jax.process_index() else report.write(out)
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -130,11 +135,17 @@ def about(spec: str, config: ml_collections.ConfigDict, source: extract.Source) 
 
 
 def run_task(task: tasks.Task, together: Sequence[tasks.Task], session: Session) -> dict:
-    """The result of one task; features that `together` need of the same audio come along."""
+    """The result of one task; features that `together` need of the same audio come along.
+
+    Of several processes, all take part in the extraction; the first alone trains probes, and has a
+    result.
+    """
     pools = {t.pool for t in together if _audio_of(t) == _audio_of(task)}
     splits, classes = {}, ()
     for name in tasks.SPLITS:
         splits[name], classes = prepare(task, name, pools | {task.pool}, session)
+    if jax.process_index():
+        return {}
     rate, config = session.source.frame_rate, session.config
     return evaluate.evaluate(task, splits, classes, rate, config, session.poll)
 
@@ -169,7 +180,7 @@ def prepare(
     )  # fmt: skip
     rows = extract.rows(cut, task.pool, rate)
     found = labels.labels(task, data.labels, rows, source.frame_rate)
-    return evaluate.Prepared(features[task.pool], rows, found), class_names(task, data.classes)
+    return evaluate.Prepared(features.get(task.pool), rows, found), class_names(task, data.classes)
 
 
 def class_names(task: tasks.Task, classes: dict[str, Sequence[str]]) -> Sequence[str]:
@@ -220,7 +231,8 @@ def quick(
     with tempfile.TemporaryDirectory() as settings.cache:
         session = Session(source, settings, mesh, poll)
         for task in chosen:
-            result = run_task(task, chosen, session)
+            if not (result := run_task(task, chosen, session)):
+                continue
             scores[f"probe/{task.name}"] = result["chosen"]["test"][result["score"]]["mean"]
     return {name: float(np.float32(value)) for name, value in scores.items()}
 
