@@ -367,26 +367,33 @@ def _pipelined(
 
 
 def _step(source: Source, pools: tuple[int, ...], mesh: Mesh) -> Callable:
-    """The jitted function of a batch's arrays to {pool: [layers, b, r, d] float16}."""
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    params = jax.device_put(source.params, everywhere)
-    several = jax.process_count() > 1  # then process 0 writes what all have computed
-
-    @functools.partial(jax.jit, out_shardings=everywhere if several else None)
-    def run(params, sound, mean, scale, samples, frames):
-        x = (audio.to_float(sound) - mean[:, None]) * scale[:, None]
-        x = jnp.where(jnp.arange(x.shape[1]) < samples[:, None], x, 0)
-        hidden = source.apply(params, x)
-        return {
-            pool: jnp.stack([_pooled(h, frames, pool) for h in hidden]).astype(jnp.float16)
-            for pool in pools
-        }
+    """The function of a batch's arrays to {pool: [layers, b, r, d] float16}."""
+    params = jax.device_put(source.params, NamedSharding(mesh, PartitionSpec()))
+    run = _program(source.apply, pools, mesh)
 
     def call(*arrays: jax.Array) -> dict[int, jax.Array]:
         with jax.set_mesh(mesh):
             return run(params, *arrays)
 
     return call
+
+
+@functools.lru_cache(8)  # splits and tasks of one encoder share their programs
+def _program(apply: Callable, pools: tuple[int, ...], mesh: Mesh) -> Callable:
+    several = jax.process_count() > 1  # then process 0 writes what all have computed
+    outputs = NamedSharding(mesh, PartitionSpec()) if several else None
+
+    @functools.partial(jax.jit, out_shardings=outputs)
+    def run(params, sound, mean, scale, samples, frames):
+        x = (audio.to_float(sound) - mean[:, None]) * scale[:, None]
+        x = jnp.where(jnp.arange(x.shape[1]) < samples[:, None], x, 0)
+        hidden = apply(params, x)
+        return {
+            pool: jnp.stack([_pooled(h, frames, pool) for h in hidden]).astype(jnp.float16)
+            for pool in pools
+        }
+
+    return run
 
 
 def _pooled(hidden: jax.Array, frames: jax.Array, pool: int) -> jax.Array:

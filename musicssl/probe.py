@@ -140,14 +140,21 @@ def run_task(task: tasks.Task, together: Sequence[tasks.Task], session: Session)
     Of several processes, all take part in the extraction; the first alone trains probes, and has a
     result.
     """
-    pools = {t.pool for t in together if _audio_of(t) == _audio_of(task)}
+    pools = {pool(t, session.source) for t in together if _audio_of(t) == _audio_of(task)}
     splits, classes = {}, ()
     for name in tasks.SPLITS:
-        splits[name], classes = prepare(task, name, pools | {task.pool}, session)
+        splits[name], classes = prepare(task, name, pools, session)
     if jax.process_index():
         return {}
     rate, config = session.source.frame_rate, session.config
     return evaluate.evaluate(task, splits, classes, rate, config, session.poll)
+
+
+def pool(task: tasks.Task, source: extract.Source) -> int:
+    """Frames of the source in a row of the task, which counts in frames of 20 ms."""
+    if task.pool in (tasks.WHOLE, tasks.FRAMES):
+        return task.pool
+    return round(task.pool * source.frame_rate / 50)
 
 
 def _audio_of(task: tasks.Task) -> tuple:
@@ -174,13 +181,14 @@ def prepare(
         session.poll()
         return data.read(record)
 
+    own = pool(task, source)
     features = extract.extract(
-        source, cut, read, sorted(pools), Path(config.cache), data.digest, session.mesh,
+        source, cut, read, sorted(pools | {own}), Path(config.cache), data.digest, session.mesh,
         config.windows,
     )  # fmt: skip
-    rows = extract.rows(cut, task.pool, rate)
+    rows = extract.rows(cut, own, rate)
     found = labels.labels(task, data.labels, rows, source.frame_rate)
-    return evaluate.Prepared(features.get(task.pool), rows, found), class_names(task, data.classes)
+    return evaluate.Prepared(features.get(own), rows, found), class_names(task, data.classes)
 
 
 def class_names(task: tasks.Task, classes: dict[str, Sequence[str]]) -> Sequence[str]:

@@ -64,14 +64,15 @@ def search(
     """
     rates, seeds = np.array(rates, np.float32), np.array(seeds)
     models, outcomes = len(rates) * len(seeds), []
-    with tqdm(total=len(sources), desc=f"probes of {name}", unit=" sources", delay=2) as bar:
+    total = len(sources) * models
+    with tqdm(total=total, desc=f"probes of {name}", unit=" fits", delay=2) as bar:
         for source in sources:
             train, validation, test = load(source)
 
             def fit(group: Group, train=train, validation=validation) -> Fitted:
                 rates, seeds = group
                 found = probe_grid.fit(protocol, monitor, train, validation, rates, seeds)
-                bar.update(len(rates) * len(seeds) / models)
+                bar.update(len(rates) * len(seeds))
                 return jax.device_get(found)
 
             fitted = _joined(_spread(fit, _groups(train, rates, seeds)), len(seeds))

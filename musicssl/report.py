@@ -111,7 +111,10 @@ def notes(tasks: dict) -> list[str]:
 
 
 def compare(folders: Sequence[Path], out: Path) -> str:
-    """A table and a picture (bars) of several encoders' main scores; returns the table."""
+    """A table and a picture (bars) of several encoders' main scores; returns the table.
+
+    Scores are means over seeds, with the 95 % interval over test items.
+    """
     held = [load(folder) for folder in folders]
     names = [_short(one) for one in held]
     shared = [name for name in held[0]["tasks"] if all(name in one["tasks"] for one in held)]
@@ -140,8 +143,9 @@ def _short(held: dict) -> str:
 
 
 def _cell(task: dict, score: str) -> str:
-    value = task["chosen"]["test"][score]
-    return f"{100 * value['mean']:.1f} ± {100 * value['sd']:.1f}"
+    mean = task["chosen"]["test"][score]["mean"]
+    low, high = task["chosen"]["interval"]
+    return f"{100 * mean:.1f} ({100 * low:.1f} to {100 * high:.1f})"
 
 
 def draw_bars(held: list[dict], names: list[str], tasks: list[str], path: Path) -> None:

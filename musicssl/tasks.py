@@ -68,10 +68,10 @@ class Task:
 
     dataset: a builder of data_pipelines/. label: of its records or of `labels.PART_LABELS`.
     window: seconds.
-    pool: frames averaged to a row (WHOLE window, HALF_SECOND, FRAMES). by_item: outputs are
-    averaged over the rows of a record before they are scored. plateau, patience: epochs before the
-    rate is halved and before training stops. prefix: of the data set's split names. sizes: usable
-    records published for train, validation, test, where they are.
+    pool: 20 ms frames averaged to a row: WHOLE for the window, HALF_SECOND, FRAMES for none.
+    by_item: outputs are averaged over the rows of a record before they are scored. plateau,
+    patience: epochs before the rate is halved and before training stops. prefix: of the data set's
+    split names. sizes: usable records published for train, validation, test, where they are.
     """
 
     name: str

@@ -162,3 +162,21 @@ def test_chance_is_the_best_constant() -> None:
     assert tagged["ap"] == pytest.approx(tags.mean(), abs=1e-6)
     truth = np.random.default_rng(1).standard_normal((125, 2))
     assert of("emomusic", truth, truth)["r2"] == pytest.approx(0)
+
+
+def of_counts(counts: list[int]) -> labels.Labels:
+    y = np.repeat(np.arange(len(counts)), counts)
+    return labels.Labels(np.arange(len(y)), y, np.arange(len(y)), y, np.zeros(0), ())
+
+
+def test_chance_of_published_class_counts() -> None:
+    """The fault-filtered split of GTZAN by genre, blues to rock; NSynth's test split by family."""
+    train = [46, 48, 45, 42, 47, 43, 44, 41, 43, 44]
+    test = [31, 31, 30, 29, 27, 27, 30, 27, 26, 32]
+    assert (sum(train), sum(test)) == TASKS["gtzan_genre"].sizes[::2]
+    found = labels.chance(TASKS["gtzan_genre"], of_counts(train), of_counts(test))
+    assert found["accuracy"] == pytest.approx(31 / 290)
+    families = [843, 269, 180, 652, 766, 202, 502, 235, 306, 0, 141]
+    assert sum(families) == TASKS["nsynth_instrument"].sizes[2]
+    found = labels.chance(TASKS["nsynth_instrument"], of_counts(families), of_counts(families))
+    assert found["accuracy"] == pytest.approx(0.206, abs=5e-4)

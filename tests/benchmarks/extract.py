@@ -1,0 +1,78 @@
+"""Extraction of features against the forward pass of the same encoder on the same windows.
+
+    python -m tests.benchmarks.extract [--batches=6] [--windows=4]
+
+A HuBERT-base encoder of random values, windows of 5 s. Extraction also reads the records, scales
+and masks them, pools every layer over time and writes the rows. The two take turns.
+"""
+
+import argparse
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from configs import musichubert
+from musicssl import extract, sharding, step
+
+LIMIT, SECONDS, ROUNDS = 0.9, 5, 3
+
+
+def timed(work: Callable[[], object]) -> tuple[float, float]:
+    """Seconds by the clock and of all threads on the processors."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batches", type=int, default=6)
+    parser.add_argument("--windows", type=int, default=4, help="in a batch")
+    options = parser.parse_args()
+    config = musichubert.get_config()
+    encoder = step.make_encoder(config).clone(dtype=jnp.float32)
+    params = jax.jit(encoder.init)(jax.random.key(0), jnp.zeros((1, 400)))["params"]
+
+    def apply(params: dict, x: jax.Array) -> list[jax.Array]:
+        return encoder.apply({"params": params}, x).hidden
+
+    rate, layers = config.data.sample_rate, encoder.layers + 1
+    source = extract.Source("base", "base", layers, encoder.width, rate, True, params, apply)
+    samples = SECONDS * rate
+    count = options.batches * options.windows
+    sounds = np.random.default_rng(0).integers(-9000, 9000, (count, samples), np.int16)
+    cut = extract.windows(np.full(count, samples), SECONDS, rate)
+    mesh = sharding.make_mesh()
+    forward = jax.jit(lambda params, x: apply(params, x)[-1])
+    batch = jnp.asarray(sounds[: options.windows] / 32768, jnp.float32)
+
+    def plain() -> None:
+        for _ in range(options.batches):
+            forward(params, batch).block_until_ready()
+
+    def extraction() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            where = Path(folder), "benchmark", mesh, options.windows
+            extract.extract(source, cut, sounds.__getitem__, (extract.WHOLE,), *where)
+
+    plain(), extraction()  # compile
+    rounds = [(timed(plain), timed(extraction)) for _ in range(ROUNDS)]
+    (wall, cpu), (our_wall, our_cpu) = np.min(rounds, axis=0)
+    seconds = count * SECONDS
+    print(f"forward {seconds / wall:.1f} audio-s/s, extraction {seconds / our_wall:.1f}")
+    print(f"ratio {wall / our_wall:.2f} by the clock, {cpu / our_cpu:.2f} on the processors; "
+          f"wanted {LIMIT:g} or more")  # fmt: skip
+    cores = len(os.sched_getaffinity(0))
+    print(f"{cores} cores, {platform.processor() or platform.machine()}; jax {jax.__version__}; "
+          f"load {os.getloadavg()[0]:.1f}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
