@@ -184,10 +184,9 @@ def main() -> None:
     print(f"ratio {theirs / ours:.2f}, wanted {LIMIT:g} or more")
     print(f"on the processors {cpu_ours:.1f} s and {cpu_theirs:.1f} s, ratio "
           f"{cpu_theirs / cpu_ours:.2f}; load {os.getloadavg()[0]:.1f}")  # fmt: skip
-    share = work / cpu_ours / rate
+    share, most = work / cpu_ours / rate, cpu_theirs * rate / work
     print(f"{work / cpu_ours / 1e9:.1f} of {rate / 1e9:.1f} GFLOP/s and core of a matrix product "
-          f"({share:.0%}): a loop at {cpu_theirs:.1f} s could be beaten {cpu_theirs * rate / work:.1f} "
-          "times at most")  # fmt: skip
+          f"({share:.0%}); at all of it the ratio would be {most:.2f}")  # fmt: skip
     print(f"test accuracy {np.mean(mine):.3f} ± {np.std(mine):.3f} (layer {chosen}), "
           f"PyTorch {np.mean(other):.3f} ± {np.std(other):.3f} (layer {their_choice})")  # fmt: skip
     cores = len(os.sched_getaffinity(0))
