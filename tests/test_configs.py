@@ -82,6 +82,7 @@ OURS = {
         "checkpoint.on_damage",
         "mesh.fsdp",
     ),
+    *(f"probe.{name}" for name in common.get_config().probe),
 }
 DIFFERENCES = {
     "vanilla": {},
