@@ -41,7 +41,12 @@ def init(
         "encoder": encoder.init(encoder_key, jnp.zeros((1, samples)))["params"],
         "head": head(encoder).init(head_key, jnp.zeros((1, 1, encoder.width)))["params"],
     }
-    return params, {"encoder": averaged(params["encoder"])}
+    return params, first_teacher(params)
+
+
+def first_teacher(params: Tree) -> Tree:
+    """The teacher before any update: the student's own values."""
+    return {"encoder": averaged(params["encoder"])}
 
 
 def head(encoder: Encoder) -> nn.Dense:

@@ -65,13 +65,18 @@ def unit(x: jax.Array) -> jax.Array:
 def init(
     key: jax.Array, encoder: Encoder, config: ml_collections.ConfigDict, samples: int
 ) -> tuple[Tree, Tree]:
-    """Initial parameters {"encoder", "head"}, and no state of the teacher: it does not change."""
+    """Initial parameters {"encoder", "head"}, and the teacher's state."""
     encoder_key, head_key = jax.random.split(key)
     params = {
         "encoder": encoder.init(encoder_key, jnp.zeros((1, samples)))["params"],
         "head": head(encoder, config).init(head_key, jnp.zeros((1, encoder.width)))["params"],
     }
-    return params, {}
+    return params, first_teacher(params)
+
+
+def first_teacher(params: Tree) -> Tree:
+    """No state: the teacher does not change."""
+    return {}
 
 
 def head(encoder: Encoder, config: ml_collections.ConfigDict) -> Head:

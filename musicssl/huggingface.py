@@ -78,16 +78,21 @@ def loaded(
     encoder: Encoder, params: dict, normalize: bool, sample_rate: int, source: str
 ) -> Loaded:
     """Loaded with its digest: the shape of the computation and every weight."""
-    what = {
-        field.name: getattr(encoder, field.name)
-        for field in dataclasses.fields(encoder)
-        if field.name not in ("parent", "name") and not field.name.endswith(TRAINING_ONLY)
-    } | {"normalize": normalize, "sample_rate": sample_rate}
+    what = architecture(encoder) | {"normalize": normalize, "sample_rate": sample_rate}
     digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode())
     for path, array in sorted(traverse_util.flatten_dict(params, sep="/").items()):
         digest.update(path.encode())
         digest.update(np.ascontiguousarray(array, np.float32))
     return Loaded(encoder, params, normalize, sample_rate, source, digest.hexdigest())
+
+
+def architecture(encoder: Encoder) -> dict[str, Any]:
+    """The fields that decide what an encoder computes from its weights."""
+    return {
+        field.name: getattr(encoder, field.name)
+        for field in dataclasses.fields(encoder)
+        if field.name not in ("parent", "name") and not field.name.endswith(TRAINING_ONLY)
+    }
 
 
 def write(

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -67,6 +68,27 @@ def sharded_init(config: ml_collections.ConfigDict, mesh: Mesh) -> TrainState:
         shapes = jax.eval_shape(lambda: init_state(config))
         shardings = sharding.state_shardings(shapes, mesh)
         return jax.jit(lambda: init_state(config), out_shardings=shardings)()
+
+
+def with_encoder(
+    config: ml_collections.ConfigDict, mesh: Mesh, state: TrainState, weights: dict
+) -> TrainState:
+    """An initial state with other values for the encoder, and the teacher that they give.
+
+    Args:
+      weights: NumPy arrays in the tree of state.params["encoder"].
+    """
+    shardings = sharding.state_shardings(state, mesh)
+
+    def place(x: np.ndarray, where: NamedSharding) -> jax.Array:  # a copy: the state is donated
+        return jax.make_array_from_callback(x.shape, where, lambda index: np.array(x[index]))
+
+    teacher = objective(config).first_teacher({"encoder": weights})
+    placed = jax.tree.map(place, weights, shardings.params["encoder"])
+    return state._replace(
+        params=state.params | {"encoder": placed},
+        teacher=jax.tree.map(place, teacher, shardings.teacher),
+    )
 
 
 def make_step(config: ml_collections.ConfigDict, mesh: Mesh) -> Callable:

@@ -12,7 +12,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from musicssl import audio, distributed, flops, goodput, sharding
+from musicssl import audio, distributed, flops, goodput, huggingface, pretrained, sharding
 from musicssl import step as training
 from musicssl.checkpoint import Checkpoints, flat
 
@@ -211,10 +211,16 @@ def take_probe(
 def initial_state(
     config: ml_collections.ConfigDict, mesh: Mesh, checkpoints: Checkpoints
 ) -> training.TrainState:
-    """The newest checkpoint's state, on this mesh whatever mesh wrote it, or a new one."""
+    """The newest checkpoint's state, on this mesh whatever mesh wrote it, or a new one.
+
+    Raises:
+      ValueError: a checkpoint that cannot be restored, or a config.start_from that does not fit.
+    """
     step = checkpoints.latest()
     if step is None:
-        return training.sharded_init(config, mesh)
+        given = starting_weights(config) if config.start_from else None
+        state = training.sharded_init(config, mesh)
+        return state if given is None else training.with_encoder(config, mesh, state, given)
     shapes = jax.eval_shape(lambda: training.init_state(config))
     shardings = sharding.state_shardings(shapes, mesh)
     abstract = jax.tree.map(
@@ -223,6 +229,29 @@ def initial_state(
     state = checkpoints.restore(step, abstract)
     say(f"going on from step {step} of {config.steps}{moved(checkpoints.about_step(step))}")
     return state
+
+
+def starting_weights(config: ml_collections.ConfigDict) -> dict:
+    """The encoder's parameters in config.start_from, NumPy arrays; heads begin anew.
+
+    Raises:
+      ValueError: it is of another shape, or hears something else than this run gives it.
+    """
+    loaded = pretrained.load_encoder(config.start_from)
+    there = {f"encoder.{k}": v for k, v in huggingface.architecture(loaded.encoder).items()}
+    here = huggingface.architecture(training.make_encoder(config))
+    here = {f"encoder.{name}": value for name, value in here.items()}
+    there |= {"data.normalize": loaded.normalize, "data.sample_rate": loaded.sample_rate}
+    here |= {"data.normalize": config.data.normalize, "data.sample_rate": config.data.sample_rate}
+    other = [f"{name} ({there[name]} there, {here[name]} here)" for name in here]
+    other = [x for x, name in zip(other, here, strict=True) if there[name] != here[name]]
+    if other:
+        raise ValueError(
+            f"start_from {config.start_from} does not fit: {', '.join(other)}. Set these as they "
+            "are there, or start from another encoder"
+        )
+    say(f"starting from the weights of {loaded.source}")
+    return loaded.params
 
 
 def moved(about: dict) -> str:

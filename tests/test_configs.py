@@ -27,6 +27,7 @@ RECIPE = {
     "method": "data2vec",
     "seed": 1,
     "steps": 400_000,
+    "start_from": "",
     "batch_size": 16 * 7,  # GPUs times 30 s clips in 3.8 million samples
     "accumulate": 1,
     "log_every": 200,

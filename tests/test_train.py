@@ -177,6 +177,46 @@ def test_a_complete_run_says_so_and_changes_nothing(unbroken, capsys):
     assert after == before and len(before) > 10
 
 
+def test_a_run_starts_from_the_weights_that_it_is_given(unbroken, tmp_path, capsys):
+    session = Session(config({"start_from": str(unbroken.workdir)}), tmp_path)
+    saved = checkpoint.Checkpoints(tmp_path, session.config)
+    state = train.initial_state(session.config, session.mesh, saved)
+    saved.close()
+    assert f"starting from the weights of encoder of {unbroken.workdir}" in capsys.readouterr().out
+    weights, teacher, _, _ = checkpoint.load_params(unbroken.workdir)
+    student, first = runs.named(weights["encoder"]), runs.named(state.teacher["encoder"])
+    assert runs.differences(runs.named(state.params["encoder"]), student) == []
+    assert all((first[name] == student[name]).all() for name in first)
+    assert first.keys() == runs.named(teacher["encoder"]).keys()
+    fresh = runs.named(training.sharded_init(session.config, session.mesh).params["head"])
+    assert all((x == fresh[name]).all() for name, x in runs.named(state.params["head"]).items())
+    step = training.make_step(session.config, session.mesh)
+    with jax.set_mesh(session.mesh):  # which donates the state
+        state = step(state, {}, clips(session.config, 0))[0]
+    after, mixed = runs.named(state.params["encoder"]), runs.named(state.teacher["encoder"])
+    assert all(np.abs(after[name] - student[name]).max() > 0 for name in first)
+    decay = data2vec.ema_decay(session.config, 1)
+    for name in first:
+        expected = decay * first[name] + (1 - decay) * after[name]
+        np.testing.assert_allclose(mixed[name], expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "leaves, message",
+    [
+        ({"encoder.ffn_width": 32}, r"encoder\.ffn_width \(64 there, 32 here\)"),
+        ({"data.normalize": False}, r"data\.normalize \(True there, False here\)"),
+        ({"start_from": "nowhere"}, "nowhere holds no encoder"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(unbroken, tmp_path, leaves, message):
+    session = Session(config({"start_from": str(unbroken.workdir)} | leaves), tmp_path)
+    saved = checkpoint.Checkpoints(tmp_path, session.config)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        train.initial_state(session.config, session.mesh, saved)
+    saved.close()
+
+
 def test_probes_come_after_the_log_and_change_nothing(unbroken, tmp_path):
     session = Session(config({"probe.every": 6}), tmp_path)
     assert session.run()
