@@ -155,7 +155,7 @@ def from_tensors(encoder: Encoder, tensors: dict[str, np.ndarray], source: str) 
             problems.append(f"{row.name} is missing")
         elif tensor.shape != shape:
             problems.append(f"{row.name} is {tensor.shape} and should be {shape}")
-        elif not np.issubdtype(tensor.dtype, np.floating):
+        elif not jax.dtypes.issubdtype(tensor.dtype, np.floating):  # bfloat16 too
             problems.append(f"{row.name} holds {tensor.dtype} and should hold floats")
         else:
             array = np.array(tensor.T, np.float32, order="C")

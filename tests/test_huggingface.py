@@ -210,6 +210,14 @@ def test_old_names_prefix_pickle_and_half_precision(saved, weights):
     assert loaded.digest != expected.digest
 
 
+def test_bfloat16_safetensors(saved, weights):
+    expected = {name: torch.from_numpy(x).bfloat16() for name, x in weights.items()}
+    safetensors.torch.save_file(expected, saved / "model.safetensors", {"format": "pt"})
+    loaded = huggingface.load(saved)
+    tensors = state_dict.to_tensors(loaded.encoder, loaded.params)
+    assert all((tensors[name] == x.float().numpy()).all() for name, x in expected.items())
+
+
 def test_shards(saved, tmp_path):
     model = torch_models.small("hubert")
     model.save_pretrained(tmp_path / "shards", max_shard_size="60KB")
