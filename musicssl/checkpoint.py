@@ -70,7 +70,7 @@ def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
             ) from error
         ours = flat(mine)
         changed = [
-            f"{name} ({theirs.get(name, 'none')} there, {ours.get(name, 'none')} here)"
+            f"{name} ({spelt(theirs, name)} there, {spelt(ours, name)} here)"
             for name in sorted(theirs.keys() | ours.keys())
             if theirs.get(name) != ours.get(name) and not name.startswith(MAY_CHANGE)
         ]
@@ -87,6 +87,10 @@ def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
         temporary = path.with_suffix(".tmp")
         temporary.write_text(text)
         temporary.rename(path)
+
+
+def spelt(leaves: dict, name: str) -> str:
+    return repr(leaves[name]) if name in leaves else "not known"
 
 
 def wrote(path: Path) -> bool:
@@ -111,13 +115,17 @@ def git_commit() -> str:
 class Checkpoints:
     """The saved states of a workdir: when to save, what to keep, where to go on."""
 
-    def __init__(self, workdir: Path, config: ml_collections.ConfigDict):
+    def __init__(
+        self, workdir: Path, config: ml_collections.ConfigDict, data: dict[str, int] | None = None
+    ):
+        """data: counts that tell the data set trained on from others; kept with each save."""
         self.directory = Path(workdir).absolute() / "checkpoints"
         self.about = {
             "config": json.loads(config.to_json()),
             "commit": git_commit(),
             "processes": jax.process_count(),
             "devices": jax.device_count(),
+            "data": data or {},
         }
         self.on_damage = config.checkpoint.on_damage
         self.damage = functools.cache(lambda step: damage(self.directory / str(step)))
@@ -192,6 +200,7 @@ class Checkpoints:
         directory = self.directory / str(step)
         try:
             reason = self.damage(step) or difference(directory / "state", abstract)
+            reason = reason or self.other_data(step)
             if not reason:
                 args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
                 return self.manager.restore(step, args=args).state
@@ -201,6 +210,16 @@ class Checkpoints:
             f"{directory} cannot be restored ({reason}). Nothing was changed: move that directory "
             "away to go on from the save before it, or start anew with another --workdir"
         )
+
+    def other_data(self, step: int) -> str | None:
+        """How the data that a step was trained on differ from today's, None if they do not."""
+        there, here = self.about_step(step)["data"], self.about["data"]
+        changed = [
+            f"{there[x]} {x} then, {here[x]} now"
+            for x in sorted(here.keys() & there.keys())
+            if here[x] != there[x]
+        ]
+        return f"the data set has changed: {', '.join(changed)}" if changed else None
 
     def about_step(self, step: int) -> dict:
         """What was written beside the state of a step: what made it, and on how many devices."""

@@ -94,7 +94,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> NoReturn:
             checkpoint.claim(workdir, config)
             distributed.check_shared(workdir / "config.json")
             batches = Batches(config, mesh)
-            checkpoints = checkpoint.Checkpoints(workdir, config)
+            checkpoints = checkpoint.Checkpoints(workdir, config, batches.counts())
             with goodput.lost("restore"):
                 state = train.initial_state(config, mesh, checkpoints)
             frozen = {}
@@ -229,6 +229,13 @@ class Batches:
             for batch in self.reading
         )
 
+    def counts(self) -> dict[str, int]:
+        """What the order of batches depends on; samples of damaged records cannot be told."""
+        found = {"records": len(self.dataset)}
+        if self.config.data.on_damage == "stop":
+            found["samples"] = int(self.dataset.samples.sum())
+        return found
+
     def damage(self) -> dict[str, int]:
         """The damaged records that this process has met since it started, where they may be."""
         if self.config.data.on_damage == "stop" or self.reading is None:
@@ -260,7 +267,9 @@ class Writer:
         if self.path.exists():  # lines past the restored step will be written again
             lines = self.path.read_text().splitlines(keepends=True)
             kept = [x for x in lines if x.endswith("}\n") and json.loads(x)["step"] <= first]
-            self.path.write_text("".join(kept))
+            temporary = self.path.with_suffix(".tmp")
+            temporary.write_text("".join(kept))
+            temporary.rename(self.path)
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         if self.writer is None:

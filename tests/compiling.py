@@ -6,11 +6,11 @@ QUICK = (
 )
 
 
-def xla_flags(devices: int = 1, optimize: bool = False) -> str:
+def xla_flags(devices: int = 1) -> str:
     """XLA_FLAGS of a process with so many CPU devices.
 
-    Compiling takes most of a tiny run's time. Neither the partitioner nor the order of a program's
-    arithmetic is affected by `optimize`, and all processes of a test must agree on it.
+    Compiling takes most of a tiny run's time. The partitioner's work is the same, but fused
+    arithmetic may round otherwise than in the programs that users run: all processes of a test
+    agree, and `python -m tests.faults.kill` holds users' programs to the same promises.
     """
-    seen = f"--xla_force_host_platform_device_count={devices}"
-    return seen if optimize else f"{seen} {QUICK}"
+    return f"--xla_force_host_platform_device_count={devices} {QUICK}"

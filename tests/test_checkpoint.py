@@ -276,6 +276,20 @@ def test_a_checkpoint_of_another_shape_is_refused(saved):
     gc.collect()
 
 
+def test_a_run_does_not_go_on_with_other_data(tmp_path):
+    checkpoints = Checkpoints(tmp_path, config(), {"records": 5, "samples": 90})
+    checkpoints.save(2, made_state(2))
+    checkpoints.close()
+    for counts in ({"records": 6, "samples": 90}, {"records": 6}):
+        checkpoints = Checkpoints(tmp_path, config(), counts)
+        with pytest.raises(ValueError, match=r"the data set has changed: 5 records then, 6 now\)"):
+            checkpoints.restore(2, abstract())
+        checkpoints.close()
+    checkpoints = Checkpoints(tmp_path, config(), {"records": 5})
+    assert same(checkpoints.restore(2, abstract()), made_state(2))
+    checkpoints.close()
+
+
 def test_a_full_disk_is_told_before_the_save(saved, monkeypatch):
     usage = shutil.disk_usage(saved)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
