@@ -247,6 +247,19 @@ def test_validation_of_small_libraries(artists, albums):
     assert not folders(chosen, depth) & folders(others, depth)
 
 
+@pytest.mark.parametrize("disc", ["CD{}", "cd {}", "Disc_{}", "disk-{}", "Vol. {}"])
+def test_the_discs_of_an_album_stay_together(disc):
+    seconds = {
+        f"artist {a}/album {b}/{disc.format(c)}/{d}.mp3": 100.0
+        for a in range(2)
+        for b in range(3)
+        for c in (1, 2)
+        for d in range(4)
+    }
+    chosen = tree.validation_files(seconds)
+    assert len(chosen) == 8 and len(folders(chosen, 2)) == 1
+
+
 def test_validation_spares_large_folders():
     seconds = library(30, 1) | {f"huge/album/{c}.mp3": 100.0 for c in range(1000)}
     for salt in range(20):  # other names, other hashes

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
@@ -11,6 +12,7 @@ from data_pipelines.decode import SUFFIXES
 
 VALIDATION = 0.015  # share of the folders, by hash
 LARGEST = 0.2  # share of the audio that a validation folder may hold
+DISC = re.compile(r"(cd|dis[ck]|lp|side|volume|vol\.?)[ ._-]*(\d+|[a-d])", re.IGNORECASE)
 MANY = 20  # folders side by side that are enough to divide at their level
 
 
@@ -70,7 +72,7 @@ def validation_files(seconds: Mapping[str, float]) -> set[str]:
 
     Files are divided at the highest level of the tree that has MANY folders side by side, so
     that in artist/album/track no artist is on both sides; in a smaller tree, by the folder that
-    they lie in. VALIDATION of the folders go to validation: those that hash lowest, but none
+    they lie in, or the one around it where that is a disc of several ("CD 2"). VALIDATION of the folders go to validation: those that hash lowest, but none
     that holds more than LARGEST of the audio. At least one folder does, if there are two: the
     one that hashes lowest, or, where all are large, the smallest. Where all files lie in one
     folder there is nothing to keep together, and they are divided one by one in the same way.
@@ -96,7 +98,7 @@ def validation_files(seconds: Mapping[str, float]) -> set[str]:
 
 def _groups(paths: Iterable[str]) -> dict[str, list[str]]:
     """Returns the files of each folder at the level at which folders are divided."""
-    folders = {path: PurePosixPath(path).parent.parts for path in paths}
+    folders = {path: _album(PurePosixPath(path).parent.parts) for path in paths}
     deepest = max((len(parts) for parts in folders.values()), default=0)
     level = deepest
     for depth in range(1, deepest):
@@ -107,6 +109,13 @@ def _groups(paths: Iterable[str]) -> dict[str, list[str]]:
     for path, parts in folders.items():
         groups["/".join(parts[:level])].append(path)
     return dict(groups)
+
+
+def _album(parts: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns a folder's parts without the discs that it is cut into."""
+    while len(parts) > 1 and DISC.fullmatch(parts[-1]):
+        parts = parts[:-1]
+    return parts
 
 
 def _fraction(name: str) -> float:
