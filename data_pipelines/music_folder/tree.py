@@ -72,10 +72,11 @@ def validation_files(seconds: Mapping[str, float]) -> set[str]:
 
     Files are divided at the highest level of the tree that has MANY folders side by side, so
     that in artist/album/track no artist is on both sides; in a smaller tree, by the folder that
-    they lie in, or the one around it where that is a disc of several ("CD 2"). VALIDATION of the folders go to validation: those that hash lowest, but none
-    that holds more than LARGEST of the audio. At least one folder does, if there are two: the
-    one that hashes lowest, or, where all are large, the smallest. Where all files lie in one
-    folder there is nothing to keep together, and they are divided one by one in the same way.
+    they lie in, or the album around it where that is a disc ("CD 2"). VALIDATION of the folders go
+    to validation: those that hash lowest, but none that holds more than LARGEST of the audio. At
+    least one folder does, if there are two: the one that hashes lowest, or, where all are large,
+    the smallest. Where all files lie in one folder there is nothing to keep together, and they
+    are divided one by one in the same way.
 
     Args:
       seconds: the length of each file by its path.
