@@ -1,15 +1,23 @@
 """Runs killed with SIGKILL at random moments end as one that was never killed, to the bit.
 
     python -m tests.faults.kill --runs=10 --config=configs/musichubert.py:demo
+    python -m tests.faults.kill --runs=10 --terms --probe_data=data  # where synth_music is built
+    python -m tests.faults.kill --runs=10 --processes=2
 
 Every run is a tiny one of real processes of the main command. Each of its lives ends in a phase of
 its own: while starting (imports, restoring, compiling), while fitting the codebook, in training,
-or while a checkpoint is being written; the last one goes to the end.
+in a probe, or while a checkpoint is being written; the last one goes to the end. With --terms lives
+that end by SIGTERM come between. Of a job of several processes one is killed, and the others have
+to end by themselves.
 """
 
 import argparse
+import contextlib
+import functools
+import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import threading
@@ -18,13 +26,22 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from subprocess import Popen
+from subprocess import PIPE, Popen
 
 import numpy as np
+import psutil
 
+from musicssl import checkpoint
 from tests import runs
 
 PHASES = ("starting", "fitting", "training", "saving")
+PROBES = {  # steps 25, 50 and 75
+    "probe.every": 25,
+    "probe.tasks": "synth_key",
+    "probe.limit": 8,
+    "probe.epochs": 2,
+}
+PROBED = ("step 25/", "step 50/", "step 75/")  # logged before the probe
 UNFINISHED = "*.orbax-checkpoint-tmp*"
 LEAVES = {"steps": 80, "checkpoint.every": 10}
 
@@ -32,7 +49,8 @@ LEAVES = {"steps": 80, "checkpoint.every": 10}
 class Life:
     """One process of a run, watched so that it can be killed at a chosen moment."""
 
-    def __init__(self, start: Callable[[], Popen], workdir: Path):
+    def __init__(self, start: Callable[[], Popen], workdir: Path, probes: bool = False):
+        self.probes = probes
         self.checkpoints = workdir / "checkpoints"
         self.left = self.unfinished()  # by the life before
         self.saves: set[tuple[str, int]] = set()
@@ -43,7 +61,8 @@ class Life:
         self.reader.start()
 
     def _read(self) -> None:
-        self.lines.extend(iter(self.process.stdout.readline, ""))
+        for line in iter(self.process.stdout.readline, ""):
+            self.lines.append(line.removeprefix("[0] "))
 
     def unfinished(self) -> set[tuple[str, int]]:
         """Checkpoints being written, or left so."""
@@ -60,13 +79,27 @@ class Life:
         if phase == "saving":
             self.saves |= self.unfinished() - self.left
             return len(self.saves)
-        word = {"fitting": "codebook pass", "training": ("first step", "step ")}[phase]
+        words = {"fitting": "codebook pass", "training": ("first step", "step "), "probing": PROBED}
+        word = words[phase]
         return sum(line.startswith(word) for line in self.lines)
 
     def kill_in(self, phase: str, chance: random.Random, startup: float) -> str | None:
         """Kill the process in a phase; returns the phase that it was in, None if it had ended."""
-        wanted = chance.randint(1, 3)
-        pause = chance.uniform(0, {"fitting": 0.2, "training": 0.3, "saving": 0.05}.get(phase, 0))
+        self.wait_in(phase, chance, startup)
+        members = self.members()
+        if members:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                chance.choice(members).kill()
+        else:
+            self.process.kill()
+        self.end()
+        return None if self.process.returncode == 0 else self.phase()
+
+    def wait_in(self, phase: str, chance: random.Random, startup: float) -> None:
+        """Wait for a random moment of a phase, or for the end."""
+        wanted = 1 if phase == "probing" else chance.randint(1, 3)
+        longest = {"fitting": 0.2, "training": 0.3, "saving": 0.05, "probing": 3}
+        pause = chance.uniform(0, longest.get(phase, 0))
         latest = self.began + chance.uniform(0, startup)
         while self.process.poll() is None:
             if phase == "starting":  # once it has stepped, at once
@@ -76,9 +109,14 @@ class Life:
                 time.sleep(pause)
                 break
             time.sleep(0.0005)
-        self.process.kill()
-        self.end()
-        return None if self.process.returncode == 0 else self.phase()
+
+    def members(self) -> list[psutil.Process]:
+        """The processes of a job of several."""
+        if "launch/local.py" not in getattr(self.process, "args", []):
+            return []
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return psutil.Process(self.process.pid).children()
+        return []
 
     def phase(self) -> str:
         """What it was doing when it died, by what it left and said."""
@@ -87,6 +125,8 @@ class Life:
         last = self.lines[-1] if self.lines else ""
         if last.startswith(("fitting", "codebook pass")):
             return "fitting"
+        if self.probes and last.startswith(PROBED):
+            return "probing"
         return "training" if last.startswith(("first step", "step ")) else "starting"
 
     def end(self) -> str:
@@ -108,13 +148,23 @@ class Study:
 
     Args:
       start: takes the main command's arguments and the folder of compiled programs.
+      leaves: of the configuration, beside LEAVES.
     """
 
-    def __init__(self, config: str, root: Path, start: Callable[[list[str], Path], Popen]):
+    def __init__(
+        self,
+        config: str,
+        root: Path,
+        start: Callable[[list[str], Path], Popen],
+        leaves: dict | None = None,
+    ):
         self.config, self.root, self.start = config, root, start
+        self.leaves = LEAVES | (leaves or {})
         self.data_dir = root / "data"
         runs.write_clips(self.data_dir)
         self.phases = [x for x in PHASES if x != "fitting" or "hubert" in config]
+        self.probes = "probe.every" in self.leaves
+        self.phases += ["probing"] if self.probes else []
         reference = self.live("reference", "cache")
         self.startup = reference.first_step()
         errors = reference.end()
@@ -124,8 +174,27 @@ class Study:
 
     def live(self, name: str, cache: str) -> Life:
         workdir = self.root / name
-        arguments = runs.flags(self.config, workdir, self.data_dir, LEAVES)
-        return Life(lambda: self.start(arguments, self.root / cache), workdir)
+        arguments = runs.flags(self.config, workdir, self.data_dir, self.leaves)
+        return Life(lambda: self.start(arguments, self.root / cache), workdir, self.probes)
+
+    def end_by_sigterm(self, name: str, cache: str, phase: str, chance: random.Random) -> list[str]:
+        """A life that is asked to end in a phase; what is wrong with how it ends."""
+        life = self.live(name, cache)
+        life.wait_in(phase, chance, self.startup)
+        trained, began = life.count("training") > 0, time.monotonic()
+        life.process.send_signal(signal.SIGTERM)
+        errors, code = life.end(), life.process.returncode
+        if code == 0 or (not trained and code in (-signal.SIGTERM, 128 + signal.SIGTERM)):
+            return []  # it was complete, or did not yet listen: nothing was begun
+        if code != 75:
+            return [f"SIGTERM in {phase}: exit code {code}: {errors[-2000:]}"]
+        if time.monotonic() - began > 60:
+            return [f"SIGTERM in {phase}: it took {time.monotonic() - began:.0f} s"]
+        said = [x for x in life.lines if x.startswith("asked to end at step")]
+        saved = checkpoint.steps_on_disk(self.root / name)
+        if said and int(said[-1].split()[5].rstrip(":")) not in saved:
+            return [f"SIGTERM in {phase}: {said[-1]} but there are {saved}"]
+        return []
 
     def run(
         self, seed: int, cache: str, plan: list[str] | None = None
@@ -159,7 +228,7 @@ class Study:
         wrong = runs.differences(self.state, runs.state(workdir))
         reference = self.root / "reference"
         losses = [
-            [(line["step"], line["loss"]) for line in runs.scalars(at)]
+            [(line["step"], line["loss"]) for line in runs.scalars(at) if "loss" in line]
             for at in (reference, workdir)
         ]
         if losses[0] != losses[1]:
@@ -171,32 +240,62 @@ class Study:
         return wrong
 
 
+def start_job(processes: int, arguments: list[str], cache: Path) -> Popen:
+    """A job of several processes of the main command, on this machine."""
+    job = [sys.executable, "launch/local.py", f"--processes={processes}", "--grace=60", "--"]
+    command = [*job, sys.executable, "-m", "musicssl.main", *arguments, "--heartbeat=20"]
+    kept = {"JAX_COMPILATION_CACHE_DIR": str(cache)}
+    return Popen(command, cwd=runs.ROOT, env=os.environ | kept, stdout=PIPE, stderr=PIPE, text=True)
+
+
+def one_run(study: Study, seed: int, cache: str, terms: bool) -> tuple[Counter, list[str]]:
+    """One run of the study, told as it ends; with `terms` also ended by SIGTERM in every phase."""
+    asked, wrong, name = Counter(), [], f"run-{seed}"
+    if terms:
+        chance = random.Random(-seed)
+        for phase in chance.sample(study.phases, 3):
+            wrong += study.end_by_sigterm(name, cache, phase, chance)
+            asked["SIGTERM"] += 1
+    kills, different = study.run(seed, cache)
+    if terms:  # the first line after each is a mean over fewer steps
+        different = [x for x in different if x != "metrics.jsonl"]
+    wrong += different
+    print(f"run {seed}: {dict(asked + kills)}: {wrong or 'identical'}", flush=True)
+    return asked + kills, wrong
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=10)
     parser.add_argument("--config", default=runs.MUSIC2VEC, choices=list(runs.OF_CONFIG))
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--jobs", type=int, default=2, help="runs at once")
+    parser.add_argument("--processes", type=int, default=1, help="of a run")
+    parser.add_argument("--terms", action="store_true", help="end runs by SIGTERM too")
+    parser.add_argument("--probe_data", help="where synth_music is built, to end runs in probes")
     options = parser.parse_args()
+    start = runs.start
+    if options.processes > 1:
+        start = functools.partial(start_job, options.processes)
+    probed = options.probe_data and PROBES | {"probe.data_dir": options.probe_data}
     root = Path(tempfile.mkdtemp(prefix="killed-"))
     try:
-        study = Study(options.config, root, runs.start)
+        study = Study(options.config, root, start, probed)
         print(f"reference: first step after {study.startup:.1f} s", flush=True)
 
         def one(number: int) -> tuple[Counter, list[str]]:
-            seed = options.seed + number
-            kills, wrong = study.run(seed, f"cache-{number // 3}")
-            print(f"run {seed}: {dict(kills)}: {wrong or 'identical'}", flush=True)
-            return kills, wrong
+            return one_run(study, options.seed + number, f"cache-{number // 3}", options.terms)
 
         with ThreadPoolExecutor(options.jobs) as pool:
             results = list(pool.map(one, range(options.runs)))
     finally:
         shutil.rmtree(root)
-    kills = sum((kills for kills, _ in results), Counter())
+    ends = sum((ends for ends, _ in results), Counter())
+    asked, early = ends.pop("SIGTERM", 0), ends.pop("ended before", 0)
     same = sum(not wrong for _, wrong in results)
-    print(f"{options.config}: {sum(kills.values()) - kills['ended before']} kills {dict(kills)}")
-    print(f"{same} of {len(results)} runs ended bit-identical to the one never killed")
+    print(f"{options.config}, {options.processes} processes: {ends.total()} SIGKILLs {dict(ends)},")
+    print(f"{asked} SIGTERMs; {early} lives had ended before theirs came")
+    print(f"{same} of {len(results)} runs ended bit-identical to the one never stopped")
     sys.exit(same < len(results))
 
 
