@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# Runs a command again until it is complete or would only fail again.
+#
+#   launch/again.sh [--restarts=N] [--wait=SECONDS] -- python -m musicssl.main --config=...
+#
+# Ends with the exit code 0 (complete), 2 (refused) or 3 (stopped). After any other, a lost process
+# of the job (69, 134) or a preemption (75), it waits --wait seconds (10) and runs the command again,
+# at most --restarts times (1000). SIGTERM goes on to the command and ends the repetition.
+set -euo pipefail
+
+restarts=1000 pause=10
+while (($#)); do
+  case $1 in
+    --restarts=*) restarts=${1#*=} ;;
+    --wait=*) pause=${1#*=} ;;
+    --) shift && break ;;
+    *) echo "again.sh: $1: use --restarts=N, --wait=SECONDS, then -- and the command" >&2 && exit 2 ;;
+  esac
+  shift
+done
+(($#)) || { echo "again.sh: give a command after --" >&2 && exit 2; }
+
+asked=false child=0
+forward() {
+  asked=true
+  ((child == 0)) || kill -TERM "$child" 2>/dev/null || true
+}
+trap forward TERM INT
+
+while true; do
+  "$@" &
+  child=$!
+  code=0
+  wait "$child" || code=$?
+  while kill -0 "$child" 2>/dev/null; do # a signal interrupted the wait
+    code=0
+    wait "$child" || code=$?
+  done
+  child=0
+  case $code in 0 | 2 | 3) exit "$code" ;; esac
+  if $asked || ((restarts == 0)); then exit "$code"; fi
+  restarts=$((restarts - 1))
+  echo "again.sh: exit code $code: running it again in $pause s ($restarts more times)" >&2
+  sleep "$pause" &
+  wait $! || true
+  if $asked; then exit "$code"; fi
+done

@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# A TPU job on a GKE cluster that has the JobSet controller and a node pool of TPU slices.
+#
+#   launch/gke.sh run --name=NAME --image=IMAGE --accelerator=tpu-v5-lite-podslice --topology=4x4
+#                     --hosts=4 --chips=4 --claim=PVC [--slices=N] -- --config=... --workdir=...
+#   launch/gke.sh logs --name=NAME       follow the first worker
+#   launch/gke.sh delete --name=NAME     SIGTERM to every worker, which saves, and remove the job
+#
+# --hosts is of a slice, --chips of a host, --claim a ReadWriteMany volume for data and workdirs,
+# mounted at /mnt/musicssl. What follows -- are musicssl.main's flags. --dry-run prints the manifest
+# and the command.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+fail() {
+  echo "gke.sh: $1" >&2
+  exit 2
+}
+
+action=${1:-}
+case $action in
+  run | logs | delete) shift ;;
+  *) fail "give a command: run, logs or delete" ;;
+esac
+declare -A given=([SLICES]=1)
+dry_run=false
+while (($#)); do
+  case $1 in
+    --dry-run) dry_run=true ;;
+    --) shift && break ;;
+    --name=?* | --image=?* | --accelerator=?* | --topology=?* | --hosts=?* | --chips=?* | \
+      --claim=?* | --slices=?*)
+      flag=${1%%=*}
+      flag=${flag#--}
+      given[${flag^^}]=${1#*=}
+      ;;
+    *) fail "$1: unknown, or has no value; the job's flags come after --" ;;
+  esac
+  shift
+done
+
+call() {
+  if $dry_run; then
+    local line
+    printf -v line '%q ' "$@"
+    echo "${line% }"
+  else
+    "$@"
+  fi
+}
+
+[[ ${given[NAME]:-} ]] || fail "--name is needed"
+case $action in
+  logs) call kubectl logs --follow "job/${given[NAME]}-worker-0" ;;
+  delete) call kubectl delete jobset "${given[NAME]}" ;;
+  run)
+    (($#)) || fail "run needs musicssl.main's flags after --"
+    arguments=''
+    for argument in "$@"; do
+      argument=${argument//\\/\\\\}
+      arguments+=", \"${argument//\"/\\\"}\""
+    done
+    given[ARGS]="[${arguments#, }]"
+    manifest=$(<launch/jobset.yaml)
+    for key in NAME IMAGE ACCELERATOR TOPOLOGY HOSTS CHIPS CLAIM SLICES ARGS; do
+      [[ ${given[$key]:-} ]] || fail "run needs --${key,,}"
+      manifest=${manifest//"@$key@"/"${given[$key]}"}
+    done
+    ! $dry_run || echo "$manifest"
+    call kubectl apply -f - <<<"$manifest"
+    ;;
+esac

@@ -1,0 +1,10 @@
+# musicssl on TPUs: docker build -f launch/tpu.Dockerfile -t IMAGE .
+FROM python:3.12-slim
+WORKDIR /musicssl
+COPY requirements.txt .
+RUN pip install --no-cache-dir -r requirements.txt "jax[tpu]"
+COPY configs configs
+COPY data_pipelines data_pipelines
+COPY musicssl musicssl
+COPY launch launch
+ENTRYPOINT ["python", "-m", "musicssl.main"]

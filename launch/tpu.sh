@@ -1,0 +1,158 @@
+#!/usr/bin/env bash
+# A TPU slice, or several, as a queued resource: from nothing to a running job, and back.
+#
+#   launch/tpu.sh COMMAND --name=NAME --zone=ZONE [FLAG ...] [-- COMMAND OF EVERY WORKER]
+#
+# Commands, in the order that a job needs them:
+#   create   ask for the machines: --type=v5litepod-16 [--slices=N] [--spot]
+#   status   one word: WAITING_FOR_RESOURCES, PROVISIONING, ACTIVE, SUSPENDED, FAILED
+#   setup    on every worker: mount --nfs=HOST:/SHARE, copy this repository's HEAD, install
+#   run      start what follows -- on every worker, detached, again after every failure
+#   logs     follow worker 0's output
+#   stop     SIGTERM to every worker: the run saves and ends
+#   resume   after a preemption: delete, create, wait until ACTIVE, set up, run
+#   delete   give the machines back
+#
+# Flags: --project=PROJECT  --runtime=VERSION (default by --type)  --mount=DIR (/mnt/musicssl)
+#        --dry-run prints every command and runs none.
+# The workdir and the data have to be on what all workers share: --workdir=/mnt/musicssl/runs/NAME.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+fail() {
+  echo "tpu.sh: $1" >&2
+  exit 2
+}
+
+action=${1:-}
+case $action in
+  create | status | setup | run | logs | stop | resume | delete) shift ;;
+  *) fail "give a command: create, status, setup, run, logs, stop, resume or delete" ;;
+esac
+name='' zone='' project='' type='' runtime='' nfs='' slices=1 mount=/mnt/musicssl
+spot=false dry_run=false
+while (($#)); do
+  case $1 in
+    --name=?*) name=${1#*=} ;;
+    --zone=?*) zone=${1#*=} ;;
+    --project=?*) project=${1#*=} ;;
+    --type=?*) type=${1#*=} ;;
+    --runtime=?*) runtime=${1#*=} ;;
+    --slices=?*) slices=${1#*=} ;;
+    --nfs=?*) nfs=${1#*=} ;;
+    --mount=?*) mount=${1#*=} ;;
+    --spot) spot=true ;;
+    --dry-run) dry_run=true ;;
+    --) shift && break ;;
+    *) fail "$1: unknown, or has no value; the job's command comes after --" ;;
+  esac
+  shift
+done
+[[ $name && $zone ]] || fail "--name and --zone are needed"
+case $action in
+  create | resume) [[ $type ]] || fail "$action needs --type, such as v5litepod-16" ;;
+esac
+case $action in
+  run | resume) (($#)) || fail "$action needs the job's command after --" ;;
+esac
+case $action in
+  setup | resume) [[ $nfs ]] || fail "$action needs --nfs=HOST:/SHARE, a disk for all workers" ;;
+esac
+if [[ ! $runtime ]]; then
+  case $type in
+    v5litepod-*) runtime=v2-alpha-tpuv5-lite ;;
+    v5p-*) runtime=v2-alpha-tpuv5 ;;
+    v6e-*) runtime=v2-alpha-tpuv6e ;;
+    *) runtime=tpu-ubuntu2204-base ;;
+  esac
+fi
+where=("--zone=$zone")
+[[ ! $project ]] || where+=("--project=$project")
+nodes=("$name")
+if ((slices > 1)); then
+  nodes=()
+  for ((i = 0; i < slices; i++)); do nodes+=("$name-$i"); done
+fi
+
+call() {
+  if $dry_run; then
+    local line
+    printf -v line '%q ' "$@"
+    echo "${line% }"
+  else
+    "$@"
+  fi
+}
+
+queued() { # verb, then flags
+  local verb=$1
+  shift
+  call gcloud compute tpus queued-resources "$verb" "$name" "${where[@]}" "$@"
+}
+
+on_workers() { # all or a number, then a shell command
+  local node
+  for node in "${nodes[@]}"; do
+    call gcloud compute tpus tpu-vm ssh "$node" "${where[@]}" "--worker=$1" "--command=$2"
+  done
+}
+
+create() {
+  local flags=("--accelerator-type=$type" "--runtime-version=$runtime")
+  if ((slices > 1)); then
+    flags+=("--node-count=$slices" "--node-prefix=$name")
+  else
+    flags+=("--node-id=$name")
+  fi
+  ! $spot || flags+=(--spot)
+  queued create "${flags[@]}"
+}
+
+status() { queued describe "--format=value(state.state)"; }
+
+await() {
+  status
+  ! $dry_run || return 0
+  until [[ $(status) == ACTIVE ]]; do sleep "${POLL:-60}"; done
+}
+
+setup() {
+  local archive=/tmp/musicssl.tar.gz node
+  call git archive --format=tar.gz --prefix=musicssl/ "--output=$archive" HEAD
+  for node in "${nodes[@]}"; do
+    call gcloud compute tpus tpu-vm scp "$archive" "$node:$archive" "${where[@]}" --worker=all
+  done
+  local share
+  printf -v share 'sudo mkdir -p %q && { mountpoint -q %q || sudo mount -t nfs %q %q; }' \
+    "$mount" "$mount" "$nfs" "$mount"
+  on_workers all "sudo apt-get -qq install -y nfs-common python3-venv && $share"
+  on_workers all "tar -xzf $archive && python3 -m venv musicssl/.venv \
+&& musicssl/.venv/bin/pip install -q -r musicssl/requirements.txt 'jax[tpu]'"
+}
+
+run() {
+  local line
+  printf -v line '%q ' "$@"
+  on_workers all "cd ~/musicssl || exit 2; PATH=\$PWD/.venv/bin:\$PATH nohup launch/again.sh -- \
+${line% } > ~/musicssl.log 2>&1 < /dev/null & echo \$! > ~/musicssl.pid"
+}
+
+case $action in
+  create) create ;;
+  status) status ;;
+  setup) setup ;;
+  run) run "$@" ;;
+  logs)
+    nodes=("${nodes[0]}")
+    on_workers 0 "tail -n 100 -F ~/musicssl.log"
+    ;;
+  stop) on_workers all "kill -TERM \$(cat ~/musicssl.pid)" ;;
+  resume)
+    queued delete --force --quiet
+    create
+    await
+    setup
+    run "$@"
+    ;;
+  delete) queued delete --force --quiet ;;
+esac
