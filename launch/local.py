@@ -7,7 +7,7 @@ The processes find each other by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and 
 Each line of their output has the process's number before it. When one ends with an error, the
 others have --grace seconds to find out for themselves, then they are killed; the exit code is that
 of the first to end (128 + n for signal n). --restarts=K starts all of them again up to K times
-after an error that is not final. SIGTERM and SIGINT go on to every process.
+after an error that is not final. SIGTERM, which Ctrl-C is too, goes on to every process.
 """
 
 import argparse
@@ -66,21 +66,21 @@ def environment(options: argparse.Namespace, number: int, port: int | str) -> di
 
 def run(options: argparse.Namespace) -> int:
     """Run the job to its end, restarts included; returns the exit code."""
-    asked: list[int] = []
+    asked: list[bool] = []
     job: list[subprocess.Popen] = []
 
-    def forward(number: int, _) -> None:
-        asked.append(number)
+    def ask(*_) -> None:
+        asked.append(True)
         for process in job:
-            process.send_signal(number)
+            process.terminate()
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, forward)
+        signal.signal(number, ask)
     left = options.restarts
     while True:
         job[:], readers = start(options)
         if asked:  # meanwhile
-            forward(asked[-1], None)
+            ask()
         first, code = wait(job, options.grace)
         for reader in readers:
             reader.join()
