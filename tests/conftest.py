@@ -1,11 +1,19 @@
-"""What all tests share: how JAX is started, and which tests begin."""
+"""What all tests share: how JAX is started, and which tests begin.
 
+Tests of TPU plans run where the TPU's compiler is installed: pip install 'jax[tpu]'.
+"""
+
+import importlib.util
 import os
 
 import pytest
 
 from tests import compiling
 
+HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
+collect_ignore = [] if HAS_LIBTPU else ["test_plan_tpu.py"]
+if HAS_LIBTPU:  # else jax would look for a TPU in every process of the suite
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = compiling.xla_flags()  # here and in the processes that tests start
 
 # Begun first, so that workers end together; each worker gets one of the first two, then one of the
@@ -16,3 +24,8 @@ LONGEST = ("test_main", "test_configs", "test_topologies", "test_musichubert")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     place = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+
+
+def pytest_report_header() -> str:
+    how = "run" if HAS_LIBTPU else "left out: libtpu is not installed (pip install 'jax[tpu]')"
+    return f"tests of TPU plans: {how}"

@@ -209,7 +209,7 @@ def test_unreadable_folder_is_named(music, tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied", folder)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    with pytest.raises(BuildError, match="music0: Permission denied; make it readable"):
+    with pytest.raises(BuildError, match=f"{music.name}: Permission denied; make it readable"):
         Builder(data_dir=tmp_path)._split_generators(SimpleNamespace(manual_dir=music))
 
 

@@ -105,18 +105,10 @@ class TestBuilder(tfds.testing.DatasetBuilderTestCase):
     """TFDS's own checks of a builder, on a few seconds of music."""
 
     DATASET_CLASS = Builder
-    BUILDER_CONFIG_NAMES_TO_TEST = ("small",)
     SPLITS = {"train": 2, "validation": 1, "test": 1}  # noqa: RUF012, TFDS's convention
+    BUILDER_CONFIG_NAMES_TO_TEST = (SynthMusicConfig(name="small", seconds=2.0, **SPLITS),)
 
     @classmethod
     def setUpClass(cls) -> None:
         cls.EXAMPLE_DIR = tempfile.mkdtemp()
-        cls.configs = Builder.BUILDER_CONFIGS
-        small = SynthMusicConfig(name="small", seconds=2.0, **cls.SPLITS)
-        Builder.BUILDER_CONFIGS = [small]
         super().setUpClass()
-
-    @classmethod
-    def tearDownClass(cls) -> None:
-        super().tearDownClass()
-        Builder.BUILDER_CONFIGS = cls.configs
