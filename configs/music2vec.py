@@ -60,7 +60,7 @@ VARIANTS = {
         "data2vec.ema_steps": 200,
         "data2vec.guard_after": 100,
         "probe.at_end": True,
-        "probe.limit": 72,
+        "probe.limit": 40,
         "probe.epochs": 10,
     },
 }
