@@ -60,7 +60,7 @@ VARIANTS = {
         "data2vec.ema_steps": 200,
         "data2vec.guard_after": 100,
         "probe.at_end": True,
-        "probe.limit": 40,
+        "probe.limit": 24,
         "probe.epochs": 10,
     },
 }
