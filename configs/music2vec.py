@@ -61,7 +61,7 @@ VARIANTS = {
         "data2vec.guard_after": 100,
         "probe.at_end": True,
         "probe.limit": 24,
-        "probe.epochs": 10,
+        "probe.epochs": 6,
     },
 }
 

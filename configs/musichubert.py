@@ -63,7 +63,7 @@ LARGE = {
     "hubert.final_dim": 768,
 }
 SECOND = {"teacher.feature": "layer"}
-PROBES = {"probe.at_end": True, "probe.limit": 24, "probe.epochs": 10}
+PROBES = {"probe.at_end": True, "probe.limit": 24, "probe.epochs": 6}
 VARIANTS = {
     "k500": {},
     "k500_mfcc60": {"teacher.ceps": 20},
