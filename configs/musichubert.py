@@ -106,7 +106,6 @@ def get_config(variant: str = "k500") -> ml_collections.ConfigDict:
     config.hubert.final_dim = 256
     config.hubert.temperature = 0.1
     config.hubert.feature_penalty = 10.0
-    config.hubert.unmasked_weight = 0.0  # of the loss of frames that are not masked
     config.hubert.unmasked_accuracy = False  # costs the logits of all other frames
     config.hubert.min_label_perplexity = 2.0  # below it the labels are degenerate: stop
 

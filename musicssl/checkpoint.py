@@ -195,20 +195,24 @@ class Checkpoints:
         """The state of a step, placed as the abstract tree's shardings say.
 
         Raises:
-          ValueError: the checkpoint cannot be read or is of another shape.
+          ValueError: the checkpoint cannot be read, is of another shape or of other data.
         """
         directory = self.directory / str(step)
+        remedy = (
+            "move that directory away to go on from the save before it, or start anew with another "
+            "--workdir"
+        )
         try:
             reason = self.damage(step) or difference(directory / "state", abstract)
-            reason = reason or self.other_data(step)
+            if not reason and (reason := self.other_data(step)):
+                remedy = "put that data set back, or use another --workdir"
             if not reason:
                 args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
                 return self.manager.restore(step, args=args).state
         except Exception as error:  # Orbax and tensorstore raise many kinds
             reason = first_line(error)
         raise ValueError(
-            f"{directory} cannot be restored ({reason}). Nothing was changed: move that directory "
-            "away to go on from the save before it, or start anew with another --workdir"
+            f"{directory} cannot be restored ({reason}). Nothing was changed: {remedy}"
         )
 
     def other_data(self, step: int) -> str | None:

@@ -104,9 +104,8 @@ def loss(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Cross entropy in nats averaged over masked frames, plus the feature penalty.
 
-    With hubert.unmasked_weight (1 - alpha in the paper's section 2.2) that of the other frames,
-    averaged over them, is added; without, their logits are not computed. The penalty is the mean
-    square of the stem's output, before the layer norm.
+    Only masked frames' logits are computed. The penalty is the mean square of the stem's output,
+    before the layer norm.
 
     Returns:
       This part's share of the global batch's loss, and sums for `health`.
@@ -142,17 +141,12 @@ def loss(
         "cross_entropy": cross_entropy,
         "penalty": penalty,
     }
-    total = cross_entropy + config.hubert.feature_penalty * penalty
-    if config.hubert.unmasked_weight or config.hubert.unmasked_accuracy:
+    if config.hubert.unmasked_accuracy:
         unmasked = ~batch.mask.mask
-        every = classify(output)  # [b, t, k]
-        right = jnp.take_along_axis(every, labels[..., None], axis=2)[..., 0]  # [b, t]
-        surprise = jnp.where(unmasked, jax.nn.logsumexp(every, axis=-1) - right, 0).sum()
-        frames = batch.clips * labels.shape[1] - batch.masked  # that are unmasked, of the batch
-        total += config.hubert.unmasked_weight * surprise / jnp.maximum(frames, 1)
-        hit = (every.argmax(-1) == labels) & unmasked
+        hit = (classify(output).argmax(-1) == labels) & unmasked
         sums["unmasked_right"] = hit.sum().astype(jnp.float32)
         sums["unmasked"] = unmasked.sum().astype(jnp.float32)
+    total = cross_entropy + config.hubert.feature_penalty * penalty
     return total, jax.lax.stop_gradient(sums)
 
 

@@ -19,7 +19,6 @@ from musicssl.masking import Batch, SpanMask
 from tests import torch_models
 
 CLUSTERS, FINAL, PENALTY, STEM_SHARE = 11, 16, 10.0, 0.1
-UNMASKED = 0.3
 MASKED = (13, 5, 9)  # frames of 24, in three clips
 RATES = dict.fromkeys(
     ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout", "layerdrop"),
@@ -49,7 +48,6 @@ def config_of(**leaves: object) -> ml_collections.ConfigDict:
             "teacher.clusters": CLUSTERS,
             "hubert.final_dim": FINAL,
             "hubert.feature_penalty": PENALTY,
-            "hubert.unmasked_weight": UNMASKED,
             "hubert.unmasked_accuracy": True,
         }
         | {name.replace("__", "."): value for name, value in leaves.items()}
@@ -154,7 +152,7 @@ class Expected:
         self.logits = torch.cosine_similarity(
             case.projection(output)[:, :, None], case.classes, dim=-1
         ).div(0.1)  # [b, t, k]
-        total, others_total, self.right = 0.0, 0.0, {True: 0, False: 0}
+        total, self.right = 0.0, {True: 0, False: 0}
         for clip, frame in np.ndindex(3, 24):
             true = case.labels[clip, frame]
             row = self.logits[clip, frame]
@@ -162,17 +160,14 @@ class Expected:
             contest = torch.cat([row[true : true + 1], others])[None]
             hit = bool(contest.argmax() == 0)
             self.right[bool(case.mask[clip, frame])] += hit
-            surprise = torch.nn.functional.cross_entropy(
-                contest, torch.zeros(1, dtype=torch.long), reduction="sum"
-            )
             if case.mask[clip, frame]:
+                surprise = torch.nn.functional.cross_entropy(
+                    contest, torch.zeros(1, dtype=torch.long), reduction="sum"
+                )
                 total = total + surprise
-            else:
-                others_total = others_total + surprise
         count = sum(MASKED)
         self.cross_entropy = total / count
         self.loss = (total + PENALTY * self.penalty * count) / count
-        self.loss = self.loss + UNMASKED * others_total / (72 - count)
         self.loss.backward()
 
 
