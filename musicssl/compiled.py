@@ -49,7 +49,6 @@ class Collective(NamedTuple):
     bytes: int
     scope: str
     times: int
-    between_slices: bool
 
 
 def computations(program: str) -> dict[str, list[Instruction]]:
@@ -118,16 +117,7 @@ def collectives(program: str) -> list[Collective]:
         if kind not in COLLECTIVES or identity in seen:
             continue
         seen.add(identity)
-        found.append(
-            Collective(
-                kind,
-                shapes(x.result),
-                size(x.result),
-                x.scope,
-                times,
-                "_megascale" in x.line or x.opcode in ("send-done", "recv-done"),
-            )
-        )
+        found.append(Collective(kind, shapes(x.result), size(x.result), x.scope, times))
     return found
 
 

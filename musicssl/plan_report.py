@@ -149,18 +149,9 @@ def sent(text: str, shapes: step.TrainState, config: ml_collections.ConfigDict) 
     """The program's exchanges by kind: how many, their bytes, and those of activations."""
     known = {dimensions(x.shape) for x in jax.tree.leaves(shapes.params)}
     small = config.batch_size * config.data.crop_frames  # a mask of the global batch
-    found: dict[tuple, dict] = {}
+    found: dict[str, dict] = {}
     for x in compiled.collectives(text):
-        row = found.setdefault(
-            (x.kind, x.between_slices),
-            {
-                "kind": x.kind,
-                "between_slices": x.between_slices,
-                "count": 0,
-                "bytes": 0,
-                "activations": [],
-            },
-        )
+        row = found.setdefault(x.kind, {"kind": x.kind, "count": 0, "bytes": 0, "activations": []})
         row["count"] += x.times
         row["bytes"] += x.bytes * x.times
         if x.kind != "all-reduce":
@@ -176,11 +167,16 @@ def dimensions(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def exchange(rows: list[dict], place: Topology) -> float:
-    """Seconds of a step's collectives one after another, at half the data sheet's rate."""
+    """Seconds of a step's collectives one after another, at half the data sheet's rate.
+
+    Of several slices only the sum of gradients leaves each (`sharding.make_mesh`), by the network.
+    """
     total = 0.0
     for row in rows:
-        rate = SLICE_LINKS / place.per_host if row["between_slices"] else place.chip.links / 2
-        total += row["bytes"] * (2 if row["kind"] == "all-reduce" else 1) / rate
+        reduce = row["kind"] == "all-reduce"
+        outside = reduce and place.slices > 1
+        rate = SLICE_LINKS / place.per_host if outside else place.chip.links / 2
+        total += row["bytes"] * (2 if reduce else 1) / rate
     return total
 
 
@@ -270,7 +266,7 @@ def detail(told: dict) -> list[str]:
         return lines[:-1]
     lines += ["| exchange | times | MB | of activations |", "|---|---|---|---|"]
     lines += [
-        f"| {x['kind']}{' between slices' if x['between_slices'] else ''} | {x['count']} | "
+        f"| {x['kind']} | {x['count']} | "
         f"{x['bytes'] / 1e6:,.1f} | {len(x['activations']) or 'none'} |"
         for x in told["collectives"]
     ]

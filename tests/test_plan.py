@@ -8,12 +8,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import pytest
 
 from configs import music2vec, musichubert
-from musicssl import flops, plan, plan_report, step
+from musicssl import flops, plan, plan_report, step, topology
 from musicssl.plan import Attempt
 from tests import tiny
 
@@ -158,3 +159,16 @@ def test_refusals_are_one_line(arguments, reason):
     done = run(*arguments)
     assert done.returncode == 2 and reason in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_gradients_cross_slices_by_the_network():
+    devices = [SimpleNamespace(process_index=i // 4) for i in range(8)]
+    chip = topology.CHIPS["v5e"]
+    rows = [{"kind": "all-reduce", "bytes": 1e9}, {"kind": "all-gather", "bytes": 1e9}]
+    one, two = (
+        plan_report.exchange(rows, topology.Topology("", devices, chip, slices))
+        for slices in (1, 2)
+    )
+    inside = 1e9 / (chip.links / 2)
+    assert one == pytest.approx(3 * inside)
+    assert two == pytest.approx(inside + 2e9 / (plan_report.SLICE_LINKS / 4))
