@@ -16,9 +16,14 @@ if HAS_LIBTPU:  # else jax would look for a TPU in every process of the suite
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = compiling.xla_flags()  # here and in the processes that tests start
 
-# Begun first, so that workers end together; each worker gets one of the first two, then one of the
-# others: the two with full-size models, configs and musichubert, take their memory in turn.
+# Begun first, so that workers end together.
 LONGEST = ("test_main", "test_configs", "test_topologies", "test_musichubert")
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One more than there are cores: tests wait for processes of their own part of the time."""
+    del config
+    return len(os.sched_getaffinity(0)) + 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
