@@ -143,13 +143,15 @@ def room(rng: np.random.Generator, audio: np.ndarray, sample_rate: int) -> np.nd
     return full[: len(audio)]
 
 
-def loudness(rng: np.random.Generator, audio: np.ndarray) -> np.ndarray:
-    """Scales audio [n] to a random level of -30 to -14 dBFS RMS, peaks below -0.3 dBFS, int16.
+def loudness(
+    rng: np.random.Generator, audio: np.ndarray, low: float = -30, high: float = -14
+) -> np.ndarray:
+    """Scales audio [n] to a random level of `low` to `high` dBFS RMS, peaks below -0.3 dBFS, int16.
 
     A hiss of -80 to -60 dBFS lies under it, as under any recording: no stretch of it is digital
     silence, which has no variance to normalise by.
     """
-    gain = 10 ** (rng.uniform(-30, -14) / 20) / (np.sqrt(np.mean(audio**2)) + 1e-9)
+    gain = 10 ** (rng.uniform(low, high) / 20) / (np.sqrt(np.mean(audio**2)) + 1e-9)
     gain = min(gain, 0.965 / (np.max(np.abs(audio)) + 1e-9))
     hiss = rng.standard_normal(len(audio), np.float32) * np.float32(
         10 ** (rng.uniform(-80, -60) / 20)

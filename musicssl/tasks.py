@@ -1,4 +1,4 @@
-"""The tasks of the evaluator in one table: 13 of the paper's suite, 6 on the embedded music.
+"""The tasks of the evaluator in one table: the paper's 13, 6 on embedded music, 7 on polyphony.
 
 The 13 are those of arXiv:2307.05161 as far as they are known: MARBLE's 14 (arXiv:2306.10548)
 without source separation, emotion counted once. Windows, patiences and metrics are MARBLE's
@@ -88,6 +88,7 @@ class Task:
     prefix: str = ""
     sizes: tuple[int, int, int] | None = None
     outputs: int = 0  # 0: as many as there are classes in the data
+    factors: tuple[str, ...] = ()  # fields of the records at whose levels it is scored too
 
     def split(self, name: str) -> str:
         """The data set's name of a split."""
@@ -168,12 +169,38 @@ _SYNTH = (
         outputs=1,
     ),
 )  # fmt: skip
-TASKS = {task.name: task for task in (*_MIR, *_SYNTH)}
-SUITES = {"mir": tuple(t.name for t in _MIR), "synth": tuple(t.name for t in _SYNTH)}
+
+
+def _poly(
+    name: str, title: str, stimuli: str, label: str, outputs: int, factors: tuple[str, ...]
+) -> Task:
+    """A question about the clips of one of synth_polyphony's sets of stimuli."""
+    return Task(
+        f"poly_{name}", title, "synth_polyphony", label, "class", 2, 5, 15, prefix=f"{stimuli}_",
+        outputs=outputs, factors=factors,
+    )  # fmt: skip
+
+
+_BAND, _ALIKE = ("voices", "detuning"), ("octave", "timbre", "detuning")
+_POLY = (
+    _poly("pitch", "pitch class of the voice", "target", "target", 12, _BAND),
+    _poly("count", "notes at once", "voices", "count", 6, _BAND),
+    _poly("lowest", "pitch class of the lowest note", "voices", "lowest", 12, _BAND),
+    _poly("highest", "pitch class of the highest note", "voices", "highest", 12, _BAND),
+    _poly("instrument", "who plays the lowest note", "voices", "instrument", 8, _BAND),
+    _poly("interval", "interval of two notes", "interval", "interval", 12, _ALIKE),
+    _poly("chord", "quality of a chord", "chord", "quality", 8, _ALIKE),
+)
+TASKS = {task.name: task for task in (*_MIR, *_SYNTH, *_POLY)}
+SUITES = {
+    "mir": tuple(t.name for t in _MIR),
+    "synth": tuple(t.name for t in _SYNTH),
+    "poly": tuple(t.name for t in _POLY),
+}
 
 
 def choose(names: str) -> list[Task]:
-    """The tasks of a comma-separated list of names and suites ("mir", "synth").
+    """The tasks of a comma-separated list of names and suites ("mir", "synth", "poly").
 
     Raises:
       ValueError: a name that is neither.

@@ -11,9 +11,10 @@ from musicssl.tasks import TASKS
 RATE, FPS = 16_000, 50.0
 
 
-def test_there_are_the_13_tasks_and_the_embedded_six() -> None:
+def test_there_are_the_13_tasks_the_embedded_six_and_seven_on_polyphony() -> None:
     assert len(tasks.SUITES["mir"]) == 13
     assert len(tasks.SUITES["synth"]) == 6
+    assert len(tasks.SUITES["poly"]) == 7
     assert len(tasks.choose("synth,gtzan_genre,synth_key")) == 7
     assert [t.name for t in tasks.choose(" mir ")] == list(tasks.SUITES["mir"])
 

@@ -1,0 +1,1 @@
+"""Controlled stimuli about polyphony, as a TFDS data set."""
