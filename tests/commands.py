@@ -24,6 +24,8 @@ FORKS.set_forkserver_preload(
     ["clu.metric_writers", "data_pipelines.batches", "musicssl.codebook", "musicssl.train"]
 )
 
+LONGEST = 900  # seconds that a process may live: one that hangs fails its test, not the whole run
+
 
 class Process:
     """A function called in a process of its own, with the methods of subprocess.Popen.
@@ -82,6 +84,7 @@ def live(
     for descriptor, pipe in ((1, output), (2, errors)):
         os.dup2(pipe.fileno(), descriptor)
         pipe.close()
+    signal.alarm(LONGEST)
     os.environ["XLA_FLAGS"] = compiling.xla_flags(devices)
     jax.config.update("jax_platforms", "cpu")
     if cache:
