@@ -3,6 +3,7 @@
     python -m musicssl.main --config=configs/music2vec.py             # vanilla, 400k steps
     python -m musicssl.main --config=configs/music2vec.py:prob80      # one of the ablations
     python -m musicssl.main --config=configs/music2vec.py:demo        # minutes on a CPU
+    python -m musicssl.main --config=configs/music2vec.py:prob80_demo # an ablation of the demo
 
 Hyper-parameters: fairseq examples/data2vec/config/audio/pretraining/base_librispeech.yaml; the
 eight variants: MARBLE benchmark/models/data2vec. The paper's batch is inferred from its
@@ -17,13 +18,18 @@ accelerators tile well.
 parameters, to plan with.
 
 Cost: 400k steps of an hour of audio are 420k audio-hours, about 9e19 FLOP.
+
+Each of the paper's variants has one for launch/study.py, NAME_demo: the demo at half its steps,
+with what the variant changes. Where the paper's value has no place there, SCALED has one: twice the
+steps; all of the blocks; crops of a quarter of the length, as much audio an update (a sixth, as in
+the paper, would be hardly longer than a span).
 """
 
 import ml_collections
 
 from configs import common
 
-VARIANTS = {
+PAPER = {
     "vanilla": {},
     "800k": {"steps": 800_000},
     "crop5s": {"batch_size": 752, "data.crop_frames": 256, "mask.equal_counts": 47},
@@ -32,38 +38,44 @@ VARIANTS = {
     "span5": {"mask.span": 5},
     "span15": {"mask.span": 15},
     "target12": {"data2vec.top_layers": 12},
-    "large": {
-        "encoder.layers": 24,
-        "encoder.width": 1024,
-        "encoder.heads": 16,
-        "encoder.ffn_width": 4096,
-    },
-    "demo": {
-        "steps": 300,
-        "batch_size": 16,
-        "precision": "float32",
-        "log_every": 10,
-        "checkpoint.every": 50,
-        "data.name": "synth_music",
-        "data.crop_frames": 96,
-        "encoder.layers": 4,
-        "encoder.width": 192,
-        "encoder.heads": 4,
-        "encoder.ffn_width": 768,
-        "encoder.stem_width": 64,
-        "mask.equal_counts": 8,
-        "optim.phases": (0.1, 0.5, 0.4),
-        "optim.learning_rate": 1e-3,
-        "data2vec.top_layers": 3,
-        "data2vec.ema_start": 0.99,
-        "data2vec.ema_end": 0.999,
-        "data2vec.ema_steps": 200,
-        "data2vec.guard_after": 100,
-        "probe.at_end": True,
-        "probe.limit": 24,
-        "probe.epochs": 6,
-    },
 }
+LARGE = {
+    "encoder.layers": 24,
+    "encoder.width": 1024,
+    "encoder.heads": 16,
+    "encoder.ffn_width": 4096,
+}
+DEMO = {
+    "steps": 300,
+    "batch_size": 16,
+    "precision": "float32",
+    "log_every": 10,
+    "checkpoint.every": 50,
+    "data.name": "synth_music",
+    "data.crop_frames": 96,
+    "encoder.layers": 4,
+    "encoder.width": 192,
+    "encoder.heads": 4,
+    "encoder.ffn_width": 768,
+    "encoder.stem_width": 64,
+    "mask.equal_counts": 8,
+    "optim.phases": (0.1, 0.5, 0.4),
+    "optim.learning_rate": 1e-3,
+    "data2vec.top_layers": 3,
+    "data2vec.ema_start": 0.99,
+    "data2vec.ema_end": 0.999,
+    "data2vec.ema_steps": 200,
+    "data2vec.guard_after": 100,
+}
+STUDY = DEMO | {"steps": 150, "data2vec.ema_steps": 100}
+SCALED = {
+    "800k": {"steps": 300},
+    "crop5s": {"batch_size": 64, "data.crop_frames": 24, "mask.equal_counts": 32},
+    "target12": {"data2vec.top_layers": 4},
+}
+PROBES = {"probe.at_end": True, "probe.limit": 24, "probe.epochs": 6}
+VARIANTS = PAPER | {"large": LARGE, "demo": DEMO | PROBES}
+VARIANTS |= {f"{name}_demo": STUDY | SCALED.get(name, PAPER[name]) for name in PAPER}
 
 
 def get_config(variant: str = "vanilla") -> ml_collections.ConfigDict:

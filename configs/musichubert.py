@@ -4,6 +4,7 @@
     python -m musicssl.main --config=configs/musichubert.py:k2000_iter2 \\
         --config.teacher.encoder=runs/musichubert-k2000_iter1
     python -m musicssl.main --config=configs/musichubert.py:demo      # both iterations, on a CPU
+    python -m musicssl.main --config=configs/musichubert.py:k500_mfcc60_demo
 
 Hyper-parameters: fairseq examples/hubert/config/pretrain/hubert_base_librispeech.yaml; the four
 variants: MARBLE benchmark/models/hubert. The paper's batch is inferred from its checkpoints' epoch
@@ -21,6 +22,10 @@ Cost: 250k steps of 16 minutes of audio are 66k audio-hours, about 1.2e19 FLOP.
 32 crops of 0.8 s. Many short crops, as a few hundred steps learn little from a few long clips.
 Besides size and schedule two values are not the recipe's: mask.probability 0.65 for 0.8 and
 hubert.feature_penalty 0.1 for 10, which would hold the stem near zero for most of so short a run.
+
+Each of the paper's variants has one for launch/study.py, NAME_demo: the demo's first iteration at
+half its steps, with what the variant changes. Where the paper's value has no place there, SCALED
+has one: four times the clusters, 1.6 times the steps, the demo's layer.
 """
 
 import ml_collections
@@ -64,15 +69,23 @@ LARGE = {
 }
 SECOND = {"teacher.feature": "layer"}
 PROBES = {"probe.at_end": True, "probe.limit": 24, "probe.epochs": 6}
-VARIANTS = {
+PAPER = {
     "k500": {},
     "k500_mfcc60": {"teacher.ceps": 20},
     "k2000_iter1": {"teacher.clusters": 2000},
     "k2000_iter2": {"teacher.clusters": 2000, "steps": 400_000} | SECOND,
+}
+STUDY = SMALL | {"steps": 200}
+SCALED = {
+    "k2000_iter1": {"teacher.clusters": 128},
+    "k2000_iter2": {"teacher.clusters": 128, "steps": 320, "teacher.layer": 2} | SECOND,
+}
+VARIANTS = PAPER | {
     "large": LARGE,
     "demo": SMALL | {"steps": 400, "then": "demo_iter2"},
     "demo_iter2": SMALL | SECOND | PROBES | {"steps": 300, "teacher.layer": 2},
 }
+VARIANTS |= {f"{name}_demo": STUDY | SCALED.get(name, PAPER[name]) for name in PAPER}
 
 
 def get_config(variant: str = "k500") -> ml_collections.ConfigDict:

@@ -1,6 +1,7 @@
 """One task from features to scores: the grid, the choice on validation, the test with intervals."""
 
 import dataclasses
+import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -79,6 +80,7 @@ def evaluate(
         for o in found
     ]
     picked = int(best.validation[:, best.rate].argmax())
+    draws = _draws(task, best.outputs[picked], test, fps)
     return {
         "task": task.name,
         "title": task.title,
@@ -90,8 +92,10 @@ def evaluate(
             "validation": best.score,
             "test": _mean(tests[best.source]),
             "test_seeds": [t[kind.main] for t in tests[best.source]],
-            "interval": _interval(task, best.outputs[picked], test, fps),
+            "interval": list(metrics.interval(draws)),
+            "draws": [float(np.float32(value)) for value in draws],
         },
+        "test_items": _digest(test.found),
         "layers": layers,
         "chance": labels.chance(task, splits["train"].found, test.found),
         "items": {name: items(task, splits[name].found) for name in SPLITS},
@@ -151,12 +155,12 @@ def _mean(each: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
     }
 
 
-def _interval(task: Task, outputs: np.ndarray, test: Prepared, fps: float) -> list[float]:
-    """95 % interval of the main score over test items, of one seed's outputs."""
+def _draws(task: Task, outputs: np.ndarray, test: Prepared, fps: float) -> np.ndarray:
+    """The main score's bootstrap over test items, of one seed's outputs."""
     kind = KINDS[task.kind]
     if task.kind != "beat":
         score = kind.scores[kind.main]
-        return list(metrics.interval(score, test.found.labels, outputs, draws=kind.draws))
+        return metrics.bootstrap(score, test.found.labels, outputs, draws=kind.draws)
     estimates = labels.beat_estimates(outputs, test.found, test.rows, fps)
     pairs = list(zip(test.found.references, estimates, strict=True))
     hits = np.array([beats.matches(r, e, beats.TOLERANCE) for r, e in pairs])
@@ -165,7 +169,13 @@ def _interval(task: Task, outputs: np.ndarray, test: Prepared, fps: float) -> li
     def micro(hits: np.ndarray, sizes: np.ndarray) -> float:
         return 2 * hits.sum() / sizes.sum()
 
-    return list(metrics.interval(micro, hits, sizes, draws=DRAWS))
+    return metrics.bootstrap(micro, hits, sizes, draws=DRAWS)
+
+
+def _digest(found: labels.Labels) -> str:
+    """Tells test items from others: only on the same ones are two encoders compared."""
+    parts = found.references if found.references else [found.labels]
+    return hashlib.sha256(b"".join(np.ascontiguousarray(x).tobytes() for x in parts)).hexdigest()
 
 
 def _confusion(

@@ -5,9 +5,11 @@ model after every epoch, so each has a jitted counterpart here, which the tests 
 library's value. Axis letters: i items (files or windows), c classes.
 """
 
+import contextlib
 import functools
 import warnings
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -158,25 +160,49 @@ def _over_scorable(scores: jax.Array, positives: jax.Array, negatives: jax.Array
     return jnp.where(known, scores, 0).sum() / known.sum()
 
 
-def interval(
+def bootstrap(
     score: Score, labels: np.ndarray, outputs: np.ndarray, seed: int = 0, draws: int = 1000
-) -> tuple[float, float]:
-    """A 95 % interval of a score by the percentile bootstrap over test items.
+) -> np.ndarray:
+    """A score of `draws` samples of the test items with replacement: [draws].
 
-    Draws in which the score is not defined (no positives of any class) are left out.
+    The samples depend on the seed and the number of items alone, so that draw i of two encoders is
+    of the same items: see `paired`. NaN where the score is not defined (no positives of any class).
     """
     random = np.random.default_rng(seed)
-    values = []
+    values = np.full(draws, np.nan)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # scikit-learn tells of classes lacking in a draw
-        for _ in range(draws):
+        for i in range(draws):
             chosen = random.integers(0, len(labels), len(labels))
-            try:
-                values.append(score(labels[chosen], outputs[chosen]))
-            except ValueError:
-                continue
-    values = [value for value in values if np.isfinite(value)]
-    if not values:
+            with contextlib.suppress(ValueError):
+                values[i] = score(labels[chosen], outputs[chosen])
+    return values
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """The 95 % percentile interval of `bootstrap`'s values, leaving out those not defined."""
+    values = values[np.isfinite(values)]
+    if not len(values):
         return float("nan"), float("nan")
     low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)
+
+
+class Difference(NamedTuple):
+    """One encoder's score less another's on the same test items: 95 % interval, two-sided p."""
+
+    low: float
+    high: float
+    p: float
+
+
+def paired(ours: np.ndarray, theirs: np.ndarray) -> Difference:
+    """The paired bootstrap test of two encoders' `bootstrap` values on the same items.
+
+    p is twice the smaller share of draws at or beyond no difference, counted so that it is never 0
+    (Davison and Hinkley, Bootstrap Methods and their Application, 1997, section 4.2).
+    """
+    found = np.asarray(ours, float) - np.asarray(theirs, float)
+    found = found[np.isfinite(found)]
+    tail = min((found <= 0).sum(), (found >= 0).sum())
+    return Difference(*interval(found), min(1.0, 2 * float(tail + 1) / (len(found) + 1)))

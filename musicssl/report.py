@@ -7,7 +7,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
-from musicssl import published
+from musicssl import metrics, published
 
 matplotlib.use("agg")
 from matplotlib import pyplot
@@ -113,7 +113,8 @@ def notes(tasks: dict) -> list[str]:
 def compare(folders: Sequence[Path], out: Path) -> str:
     """A table and a picture (bars) of several encoders' main scores; returns the table.
 
-    Scores are means over seeds, with the 95 % interval over test items.
+    Scores are means over seeds, with the 95 % interval over test items and, from the second encoder
+    on, p of the paired test against the first.
     """
     held = [load(folder) for folder in folders]
     names = [_short(one) for one in held]
@@ -127,9 +128,10 @@ def compare(folders: Sequence[Path], out: Path) -> str:
     for name in shared:
         each = [one["tasks"][name] for one in held]
         score = each[0]["score"]
-        cells = [_cell(task, score) for task in each]
+        cells = [_cell(task, score, each[0]) for task in each]
         chance = 100 * each[0]["chance"][score]
         lines.append(f"| {each[0]['title']} | {score} | {' | '.join(cells)} | {chance:.1f} |")
+    lines += ["", f"p: paired bootstrap test against {names[0]} on the same test items."]
     table = "\n".join(lines) + "\n"
     out.mkdir(parents=True, exist_ok=True)
     (out / "compare.md").write_text(table)
@@ -142,10 +144,19 @@ def _short(held: dict) -> str:
     return f"{kind}{colon}{Path(path).name}"
 
 
-def _cell(task: dict, score: str) -> str:
+def _cell(task: dict, score: str, first: dict) -> str:
     mean = task["chosen"]["test"][score]["mean"]
     low, high = task["chosen"]["interval"]
-    return f"{100 * mean:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+    text = f"{100 * mean:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+    found = None if task is first else against(task, first)
+    return f"{text}, p {found.p:.3f}" if found else text
+
+
+def against(task: dict, other: dict) -> metrics.Difference | None:
+    """The paired test of two encoders' results of a task, None where the test items differ."""
+    if task.get("test_items") is None or task["test_items"] != other.get("test_items"):
+        return None
+    return metrics.paired(task["chosen"]["draws"], other["chosen"]["draws"])
 
 
 def draw_bars(held: list[dict], names: list[str], tasks: list[str], path: Path) -> None:

@@ -117,7 +117,27 @@ def test_variants_differ_in_what_the_paper_varies_alone(variant):
 
 
 def test_the_paper_has_eight_variants():
-    assert [name for name in music2vec.VARIANTS if name not in ("large", "demo")] == PAPER
+    assert list(music2vec.PAPER) == PAPER
+    assert len(music2vec.PAPER) + len(musichubert.PAPER) == 12
+
+
+def changed(family, name: str, vanilla: str) -> dict[str, object]:
+    """Leaves in which a variant differs from another, without its name."""
+    ours, theirs = (full_size.leaves(family.get_config(x)) for x in (name, vanilla))
+    return {x: value for x, value in ours.items() if value != theirs[x] and x != "variant"}
+
+
+@pytest.mark.parametrize(
+    "family, name", [(family, name) for family in FAMILIES for name in family.PAPER]
+)
+def test_the_demo_of_a_variant_differs_from_vanillas_in_the_same_leaves(family, name):
+    vanilla = next(iter(family.PAPER))
+    paper = changed(family, name, vanilla)
+    small = changed(family, f"{name}_demo", f"{vanilla}_demo")
+    assert small.keys() - paper.keys() <= {"teacher.layer"}  # the demo's encoder has no layer 6
+    assert paper.keys() <= small.keys()
+    for leaf in ("mask.probability", "mask.span", "teacher.ceps", "teacher.feature"):
+        assert small.get(leaf) == paper.get(leaf)
 
 
 @pytest.mark.parametrize("family, size", [(music2vec, 313_276_416), (musichubert, 315_438_720)])

@@ -100,7 +100,9 @@ def test_interval_covers_and_narrows() -> None:
     for items in (100, 1600):
         labels = random.integers(0, 24, items)
         outputs = one_hot(np.where(random.random(items) < 0.7, labels, (labels + 1) % 24))
-        low, high = metrics.interval(metrics.accuracy, labels, outputs, draws=300)
+        low, high = metrics.interval(
+            metrics.bootstrap(metrics.accuracy, labels, outputs, draws=300)
+        )
         assert low < metrics.accuracy(labels, outputs) < high
         error = np.sqrt(0.7 * 0.3 / items)
         assert (high - low) == pytest.approx(2 * 1.96 * error, rel=0.25)
@@ -111,5 +113,25 @@ def test_interval_covers_and_narrows() -> None:
 def test_interval_of_a_rare_class_is_finite() -> None:
     labels = np.zeros((30, 1), int)
     labels[4] = 1
-    low, high = metrics.interval(metrics.roc_auc, labels, np.random.default_rng(0).random((30, 1)))
+    outputs = np.random.default_rng(0).random((30, 1))
+    low, high = metrics.interval(metrics.bootstrap(metrics.roc_auc, labels, outputs))
     assert 0 <= low <= high <= 1
+
+
+def test_the_paired_test_agrees_with_one_that_draws_for_itself() -> None:
+    """Two answers to the same items: the difference per item is drawn, with draws of its own."""
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 5, 400)
+    right = random.random((2, 400)) < np.array([[0.75], [0.68]])
+    outputs = [one_hot(np.where(r, labels, (labels + 1) % 5)) for r in right]
+    ours, theirs = (metrics.bootstrap(metrics.accuracy, labels, x) for x in outputs)
+    found = metrics.paired(ours, theirs)
+    each = right[0].astype(float) - right[1]
+    drawn = each[np.random.default_rng(1).integers(0, 400, (20_000, 400))].mean(1)
+    np.testing.assert_allclose(found[:2], np.percentile(drawn, [2.5, 97.5]), atol=0.008)
+    assert found.p == pytest.approx(2 * (drawn <= 0).mean(), abs=0.02)
+    assert 0.001 < found.p < 0.2  # a case in which the answer is not plain
+    unpaired = metrics.interval(ours)[0] - metrics.interval(theirs)[1]
+    assert unpaired < found.low  # items that both find hard do not blur the difference
+    assert metrics.paired(ours, ours).p == 1
+    assert metrics.paired(ours + 1, theirs).p == pytest.approx(2 / 1001)

@@ -108,6 +108,7 @@ def test_the_command_writes_results_table_and_pictures(synth_dir: str, tmp_path:
     both = command(["--compare", str(out), str(out), f"--config.results={tmp_path / 'both'}"])
     assert both.returncode == 0, both.stderr[-3000:]
     assert "| logmel | logmel | chance |" in both.stdout
+    assert "), p 1.000 |" in both.stdout and "paired bootstrap test against logmel" in both.stdout
     assert (tmp_path / "both" / "compare.png").exists()
 
 
