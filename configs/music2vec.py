@@ -19,10 +19,10 @@ parameters, to plan with.
 
 Cost: 400k steps of an hour of audio are 420k audio-hours, about 9e19 FLOP.
 
-Each of the paper's variants has one for launch/study.py, NAME_demo: the demo at half its steps,
-with what the variant changes. Where the paper's value has no place there, SCALED has one: twice the
-steps; all of the blocks; crops of a quarter of the length, as much audio an update (a sixth, as in
-the paper, would be hardly longer than a span).
+Each of the paper's variants has one for launch/study.py, NAME_demo: the demo at half its steps and
+half its batch, with what the variant changes. Where the paper's value has no place there, SCALED
+has one: twice the steps; all of the blocks; crops of a quarter of the length, as much audio an
+update (a sixth, as in the paper, would be hardly longer than a span).
 """
 
 import ml_collections
@@ -67,10 +67,10 @@ DEMO = {
     "data2vec.ema_steps": 200,
     "data2vec.guard_after": 100,
 }
-STUDY = DEMO | {"steps": 150, "data2vec.ema_steps": 100}
+STUDY = DEMO | {"steps": 150, "batch_size": 8, "data2vec.ema_steps": 100}
 SCALED = {
     "800k": {"steps": 300},
-    "crop5s": {"batch_size": 64, "data.crop_frames": 24, "mask.equal_counts": 32},
+    "crop5s": {"batch_size": 32, "data.crop_frames": 24, "mask.equal_counts": 32},
     "target12": {"data2vec.top_layers": 4},
 }
 PROBES = {"probe.at_end": True, "probe.limit": 24, "probe.epochs": 6}
