@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -65,8 +66,12 @@ def one_run(study: kill.Study, seed: int, kind: str) -> list[str]:
     chance, name, cache = random.Random(seed), f"{kind}-{seed}".replace(" ", "-"), "cache"
     workdir, shards = study.root / name, sorted(study.data_dir.rglob("*.tfrecord*"))
     study.live(name, cache).kill_in("saving", chance, study.startup)
-    while len(checkpoint.steps_on_disk(workdir)) < 2:
-        study.live(name, cache).kill_in("training", chance, study.startup)
+    life = study.live(name, cache)
+    while life.process.poll() is None and len(checkpoint.steps_on_disk(workdir)) < 2:
+        time.sleep(0.01)
+    time.sleep(chance.uniform(0, 0.3))
+    life.process.kill()
+    life.end()
     kept = {path: path.read_bytes() for path in shards}
     extra: list[str] = []
     if kind == "damaged shard":
