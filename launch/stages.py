@@ -83,6 +83,8 @@ def run(stages: Sequence[Stage], folder: Path, jobs: int, commit: str) -> int:
       ValueError: the folder is in use, or what a stage needs is not there.
     """
     left = [stage for stage in stages if not complete(stage, folder)]
+    if left:  # what sums up the others has to be made again
+        left = [stage for stage in stages if stage.last or stage in left]
     known = {stage.name for stage in stages}
     for stage in left:
         if lost := [name for name in stage.needs if name not in known]:
@@ -118,8 +120,15 @@ class Work:
             self.slots.put(cores[job::jobs] or cores)
 
     def run(self) -> int:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self.ask)
+        """As `run`."""
+        before = {x: signal.signal(x, self.ask) for x in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            return self.work()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def work(self) -> int:
         done = self.total - len(self.left)
         say(f"{done} of {self.total} stages are complete{self.estimate()}")
         futures: dict[concurrent.futures.Future, Stage] = {}

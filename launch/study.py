@@ -22,6 +22,7 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -93,8 +94,8 @@ class Encoder(NamedTuple):
     model: Model | None = None
 
 
-def main() -> int:
-    options = parse()
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(arguments)
     os.chdir(ROOT)
     try:
         study = Study(options)
@@ -119,7 +120,7 @@ def main() -> int:
         return 2
 
 
-def parse() -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -139,9 +140,11 @@ def parse() -> argparse.Namespace:
     add("--cost", action="store_true", help="print what pre-training takes, by musicssl.plan")
     add("--topology", default="v5e:4x4", help="for --cost, as musicssl.plan takes it")
     add("flags", nargs="*", metavar="FLAG", help="after --, for every pre-training")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.jobs is None:  # a CPU does small models best two cores each; a GPU takes one job
         options.jobs = max(1, len(os.sched_getaffinity(0)) // 2) if options.scale == "demo" else 1
+    if other := [x for x in options.flags if not x.startswith("--config.")]:
+        parser.error(f"{other[0]}: what comes after -- are --config. flags for pre-training")
     if options.jobs < 1:
         parser.error(f"--jobs is {options.jobs}: use 1 or more")
     return options

@@ -1,0 +1,273 @@
+"""The report of a study: python -m musicssl.study_report --workdir=runs/study
+
+Writes <workdir>/report/index.html, one file that opens without a network, and results.json beside
+it, which holds every number on the page. Exit codes: 0 written, 2 there is no study.
+"""
+
+import argparse
+import json
+import math
+import shlex
+import sys
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from musicssl import study_figures, study_page, study_results, svg
+from musicssl.study_tables import LIKELY, encoder_table, reference, score_table
+
+METHODS = (
+    "<p>Both methods hide stretches of a recording from an encoder and ask for what was there. "
+    "<b>music2vec</b> (data2vec 1.0) predicts what a slowly moving average of itself makes of the "
+    "whole recording; <b>musicHuBERT</b> (HuBERT) the cluster of each hidden 20 ms, of MFCC "
+    "features or, in a second iteration, of an earlier encoder's layer. The configurations are "
+    "those of <i>On the Effectiveness of Speech Self-supervised Learning for Music</i> "
+    "(arXiv:2307.05161), whose own scores are not shown here: they were not found.</p>"
+)
+SUITES = {
+    "synth_music": "Synthesised music",
+    "synth_polyphony": "What is heard of several voices",
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--workdir", type=Path, required=True, help="of launch/study.py")
+    folder = parser.parse_args().workdir
+    try:
+        found = study_results.collect(folder)
+    except (FileNotFoundError, ValueError) as error:
+        print(f"study: {error}", file=sys.stderr)
+        return 2
+    out = folder / "report"
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "results.json").write_text(json.dumps(strict(found), indent=1, allow_nan=False) + "\n")
+    temporary = out / "index.tmp"
+    temporary.write_text(page(found))
+    temporary.rename(out / "index.html")
+    print(f"{out / 'index.html'}: {len(found['encoders'])} encoders, {len(found['tasks'])} tasks")
+    return 0
+
+
+def strict(value: Any) -> Any:
+    """The same with None for what is not a finite number, which JSON has no word for."""
+    if isinstance(value, dict):
+        return {k: strict(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [strict(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def page(found: dict) -> str:
+    """The whole document."""
+    sections = [
+        ("encoders", "What was compared", METHODS + encoder_table(found)),
+        ("scores", "Scores", scores(found)),
+        ("ablations", "What each choice does", ablations(found)),
+        ("layers", "Which layer knows", layers(found)),
+        ("voices", "What is heard of several voices", voices(found)),
+        ("training", "Training", training(found)),
+        ("made", "How it was made", made(found)),
+    ]
+    return study_page.document(
+        "A study of music encoders", lead(found), [x for x in sections if x[2]]
+    )
+
+
+def lead(found: dict) -> str:
+    about, tests = found["about"], tests_against(found, "from_reference")
+    trained = [x for x in found["encoders"] if x["run"]]
+    complete = sum(x["run"]["complete"] for x in trained)
+    seconds = [x["made"]["cpu_seconds"] for x in found["stages"].values() if x["made"]]
+    lines = [
+        f"<p>{complete} of {len(trained)} pre-trained encoders and "
+        f"{len(found['encoders']) - len(trained)} baselines on {len(found['tasks'])} tasks. "
+        "Every encoder is frozen; a small classifier is trained on the features of each of its "
+        "layers, the layer is chosen on validation items, and the score is that of test items "
+        "which neither has seen.</p>",
+    ]
+    if about["scale"] == "demo":
+        lines.append(
+            "<p class='note'><b>These models show that the machinery runs, not which method is "
+            "better.</b> They have 1 to 2 million parameters and minutes of training on "
+            "synthesised music, where the published ones have 95 million and a thousand hours. "
+            "Differences between them say nothing about the methods at full size.</p>"
+        )
+    gained = tests_against(found, "from_random")
+    if gained:
+        up = sum(x["p"] < LIKELY and x["mean"] > 0 for x in gained)
+        down = sum(x["p"] < LIKELY and x["mean"] < 0 for x in gained)
+        lines.append(
+            f"<p>Of {len(gained)} scores of pre-trained encoders, {up} are above and {down} below "
+            f"those of the same architecture with random values (p &lt; {LIKELY}).</p>"
+        )
+    if tests:
+        likely = sum(x["p"] < LIKELY for x in tests)
+        lines.append(
+            f"<p>Of {len(tests)} comparisons with {reference(found)}, {likely} have p below "
+            f"{LIKELY}; were there no differences at all, about {LIKELY * len(tests):.0f} would. "
+            "They are not corrected for their number.</p>"
+        )
+    spent = f"{sum(seconds) / 3600:.1f} hours of processor time" if seconds else "not recorded"
+    lines.append(
+        f"<p class='small'>Made by <code>{escape(about['command'])}</code>; this page at commit "
+        f"<code>{escape(about['commit'] or 'unknown')}</code>; {spent}; "
+        f"{escape(about['machine'])}; written {about['written']}. Every number is in "
+        "<code>results.json</code> beside this page.</p>"
+    )
+    return "".join(lines)
+
+
+def tests_against(found: dict, other: str) -> list[dict]:
+    """All paired tests of one kind."""
+    each = (score.get(other) for one in found["scores"].values() for score in one.values())
+    return [x for x in each if x]
+
+
+def scores(found: dict) -> str:
+    """A table a data set: encoders, tasks, intervals and tests, published figures under it."""
+    groups: dict[str, list[dict]] = {}
+    for task in found["tasks"]:
+        suite = task["dataset"] if task["dataset"] in SUITES else "mir"
+        groups.setdefault(suite, []).append(task)
+    parts = [
+        "<p>Scores times 100, with the 95 % bootstrap interval over test items below. "
+        f"<b class='up'>▲</b> and <b class='down'>▼</b>: above or below {escape(reference(found))} "
+        f"with p &lt; {LIKELY} in a paired bootstrap test on the same test items. Shaded from "
+        "chance to the best of the column. Rest on a cell for the layer and p.</p>"
+    ]
+    for suite, tasks in groups.items():
+        heading = SUITES.get(suite, "Music data sets")
+        parts.append(f"<h3>{heading}</h3><div class='wide'>{score_table(found, tasks)}</div>")
+        parts.append(provenance(found, [x for x in found["stages"] if probes_of(x, tasks)]))
+    return "".join(parts)
+
+
+def probes_of(stage: str, tasks: list[dict]) -> bool:
+    datasets = {task["dataset"] for task in tasks}
+    return stage.startswith("probe/") and stage.rpartition("/")[2] in datasets
+
+
+def ablations(found: dict) -> str:
+    parts = []
+    for group in study_figures.ablations(found):
+        charts = study_figures.ablation(found, group)
+        if not charts:
+            continue
+        names = [name for name, _ in group["models"]]
+        used = [y for x in found["encoders"] if x["name"] in names for y in x["stages"]]
+        base = next(x["title"] for x in found["encoders"] if x["name"] == group["base"])
+        parts.append(
+            f"<details open><summary>{escape(group['title'])} <span class='small'>beside "
+            f"{escape(base)}</span></summary><div class='small-charts'>{''.join(charts)}</div>"
+            f"{provenance(found, used)}</details>"
+        )
+    if not parts:
+        return ""
+    note = (
+        "<p>The score times 100 with its 95 % interval, one chart a task; dotted: chance. A value "
+        "whose paired difference from the base has p above "
+        f"{LIKELY} is drawn hollow.</p>"
+    )
+    return note + "".join(parts)
+
+
+def layers(found: dict) -> str:
+    tables = "".join(
+        f"<figure><figcaption>{escape(task['title'])}, {task['score']}</figcaption>"
+        f"<div class='wide'>{study_figures.layers(found, task)}</div></figure>"
+        for task in found["tasks"]
+    )
+    if not tables:
+        return ""
+    return (
+        "<p>Test score times 100 by layer, shaded from chance to the table's best; framed: the "
+        "layer that validation chose. 0 is the transformer's input, <i>sum</i> a learnt weighting "
+        f"of the others.</p><div class='heats'>{tables}</div>"
+        + provenance(found, [x for x in found["stages"] if x.startswith("probe/")])
+    )
+
+
+def voices(found: dict) -> str:
+    asked = [(t, study_figures.factors(t["name"], found)) for t in found["tasks"]]
+    factors = dict.fromkeys(x for _, each in asked for x in each)
+    parts = []
+    for factor in factors:
+        charts = [study_figures.by_level(found, t, factor) for t, each in asked if factor in each]
+        parts.append(f"<h3>By {escape(factor)}</h3><div class='charts'>{''.join(charts)}</div>")
+        if factor == study_figures.VOICES:
+            parts += [layer_details(found, t, factor) for t, each in asked if factor in each]
+    if not parts:
+        return ""
+    styled = study_figures.style(found)
+    lines = [(x["title"], *styled[x["name"]]) for x in found["encoders"]]
+    return (
+        "<p>Test score times 100 of clips with one to six notes at once, the layer chosen on "
+        "validation; grey and dashed: baselines without training; dotted: chance.</p>"
+        + svg.legend(lines)
+        + "".join(parts)
+        + provenance(found, [x for x in found["stages"] if x.endswith("/synth_polyphony")])
+    )
+
+
+def layer_details(found: dict, task: dict, factor: str) -> str:
+    charts = study_figures.by_layer(found, task, factor)
+    return (
+        f"<details><summary>{escape(task['title'])}: each layer of each encoder</summary>"
+        "<p class='small'>Dark to light: first to last layer. Dashed: "
+        f"{beside(found, task)}.</p><div class='small-charts'>{''.join(charts)}</div></details>"
+    )
+
+
+def beside(found: dict, task: dict) -> str:
+    there = [x for x in found["encoders"] if task["name"] in found["scores"][x["name"]]]
+    titles = {x["name"]: x["title"] for x in there}
+    return escape(next((titles[x] for x in study_figures.COMPARED if x in titles), "no baseline"))
+
+
+def training(found: dict) -> str:
+    parts = []
+    families = dict.fromkeys(x["family"] for x in found["encoders"] if x["run"])
+    styled = study_figures.style(found)
+    for family in families:
+        runs = [x for x in found["encoders"] if x["run"] and x["family"] == family]
+        lines = [(x["title"], *styled[x["name"]]) for x in runs]
+        charts = study_figures.training(found, family)
+        parts.append(
+            f"<h3>{escape(study_results.NAMES.get(family, family))}</h3>{svg.legend(lines)}"
+            f"<div class='charts'>{''.join(charts)}</div>"
+        )
+    stages = [x for x in found["stages"] if x.startswith("pretrain/")]
+    return "".join(parts) + (provenance(found, stages) if parts else "")
+
+
+def provenance(found: dict, names: list[str]) -> str:
+    """The commands and commits of stages, folded away."""
+    names = list(dict.fromkeys(names))
+    lines = "".join(stage_line(name, found["stages"][name]) for name in names)
+    count = f"{len(names)} command{'s' * (len(names) != 1)}"
+    return f"<details class='made'><summary>made by {count}</summary><ol>{lines}</ol></details>"
+
+
+def stage_line(name: str, stage: dict) -> str:
+    """A command, and at which commit and when it was run."""
+    noted, about = stage["made"], "not run by this study"
+    if noted:
+        about = f"commit {noted['commit'][:12] or 'unknown'}, {noted['began']}, "
+        about += f"{noted['seconds']:.0f} s, {noted['cpu_seconds']:.0f} s of processor time"
+    command = escape(shlex.join(stage["command"]))
+    return f"<li><code>{command}</code><br><span class='small'>{name}: {about}</span></li>"
+
+
+def made(found: dict) -> str:
+    """Every stage."""
+    lines = "".join(stage_line(name, x) for name, x in found["stages"].items())
+    return (
+        "<p>Each command can be run alone; <code>launch/study.py</code> runs those whose result is "
+        f"not there.</p><details><summary>{len(found['stages'])} stages</summary>"
+        f"<ol>{lines}</ol></details>"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

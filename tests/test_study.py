@@ -1,0 +1,276 @@
+"""The study: its stages, how they resume, and what its report says."""
+
+import html.parser
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from configs import music2vec
+from launch import stages, study
+from musicssl import study_figures, study_report, study_results, svg
+from tests import fabricated_study
+from tests.recorded_stages import Recorded
+
+ROOT = Path(__file__).parent.parent
+VOID = {"meta", "br"}
+
+
+def dry_run(capsys: pytest.CaptureFixture, *arguments: str) -> list[tuple[str, str]]:
+    """(comment, command) of each stage that --dry-run prints."""
+    assert study.main(["--dry-run", *arguments]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    return list(zip(lines[::2], lines[1::2], strict=True))
+
+
+@pytest.mark.parametrize("scale, datasets", [("demo", 2), ("base", 8)])
+def test_a_dry_run_prints_every_stage_in_an_order_that_runs(scale, datasets, tmp_path, capsys):
+    printed = dry_run(capsys, f"--scale={scale}", f"--workdir={tmp_path}")
+    names = [comment.split(": ")[1] for comment, _ in printed]
+    baselines = 2 + len(study.BASELINES)
+    assert sum(name.startswith("pretrain/") for name in names) == 12
+    assert sum(name.startswith("probe/") for name in names) == (12 + baselines) * datasets
+    assert names[-1] == "report" and len(set(names)) == len(names)
+    for place, (comment, command) in enumerate(printed):
+        needs = comment.partition(", needs ")[2]
+        assert all(need in names[:place] for need in filter(None, needs.split(", ")))
+        assert re.match(r"python -m (musicssl\.\w+|data_pipelines\.build) ", command)
+    assert list(tmp_path.iterdir()) == []
+    second = next(command for _, command in printed if "k2000_iter2" in command)
+    assert f"--config.teacher.encoder={tmp_path}/musichubert-k2000_iter1" in second
+
+
+def test_models_tasks_and_encoders_are_chosen(tmp_path, capsys):
+    printed = dry_run(
+        capsys, "--scale=base", "--models=musichubert-k2000_iter2,logmel", "--tasks=gtzan_genre",
+        "--encoders=/x/hubert-base", f"--workdir={tmp_path}", "--", "--config.mesh.fsdp=4",
+    )  # fmt: skip
+    names = [comment.split(": ")[1] for comment, _ in printed]
+    assert names == [
+        *("data/music_folder", "data/gtzan"),
+        *("pretrain/musichubert-k2000_iter1", "pretrain/musichubert-k2000_iter2"),
+        *(f"probe/{x}/gtzan" for x in ("musichubert-k2000_iter2", "logmel", "hubert-base")),
+        "report",
+    ]
+    assert all(("--config.mesh.fsdp=4" in x) == ("musicssl.main" in x) for _, x in printed)
+    for wrong in ("--models=music3vec", "--tasks=gtzan_mood", "--stages=train/*"):
+        assert study.main(["--scale=demo", f"--workdir={tmp_path}", wrong]) == 2
+    assert capsys.readouterr().err.count("\n") == 3
+    with pytest.raises(SystemExit):  # after -- it would be no word to this command
+        study.main(["--scale=demo", f"--workdir={tmp_path}", "--", "--dry-run"])
+    assert "--dry-run: what comes after --" in capsys.readouterr().err
+
+
+def test_a_thirteenth_configuration_is_a_variant_and_a_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(music2vec.VARIANTS, "span20_demo", music2vec.STUDY | {"mask.span": 20})
+    monkeypatch.setattr(study, "MODELS", (*study.MODELS, study.Model("music2vec", "span20")))
+    printed = dry_run(capsys, "--scale=demo", f"--workdir={tmp_path}")
+    assert sum("music2vec.py:span20_demo" in command for _, command in printed) == 1
+    assert sum("probes/music2vec-span20/" in command for _, command in printed) == 2
+    fabricated_study.fabricate(tmp_path)
+    found = study_results.collect(tmp_path)
+    spans = next(x for x in study_figures.ablations(found) if x["leaf"] == "mask.span")
+    assert [value for _, value in spans["models"]] == [5, 10, 15, 20]
+
+
+def test_stages_run_once_after_what_they_need(tmp_path, capsys):
+    of = Recorded(tmp_path)
+    broken = of.stage("b", ("a",), "raise SystemExit(3)")
+    after, last = of.stage("c", ("b",)), of.stage("report", last=True)
+    code, ran = of.run(of.stage("a"), broken, after, of.stage("d"), last)
+    assert code == 3
+    assert sorted(ran) == ["a", "b", "d", "report"] and ran[-1] == "report"
+    said = capsys.readouterr().err
+    assert "b ended with exit code 3" in said and "left out: c" in said
+
+    every = (of.stage("a"), of.stage("b", ("a",)), after, of.stage("d"), last)
+    assert of.run(*every) == (0, ["b", "c", "report"])  # mended, and what waited for it
+    assert of.run(*every) == (0, [])
+    assert "all 5 stages are complete" in capsys.readouterr().err
+    other = of.stage("d", code="pass  # another command")
+    assert of.run(*every[:3], other, last) == (0, ["d", "report"])
+    (tmp_path / "a.product").unlink()
+    assert of.run(of.stage("a"))[1] == ["a"]
+    noted = json.loads((tmp_path / "study/stages/d.json").read_text())
+    assert noted["command"] == list(other.command) and noted["commit"] == "c0ffee"
+
+
+def test_what_a_stage_needs_has_to_be_chosen_or_there(tmp_path):
+    of = Recorded(tmp_path)
+    with pytest.raises(ValueError, match="c needs b, which is not among the stages chosen"):
+        of.run(of.stage("c", ("b",)))
+
+
+def test_a_study_that_is_asked_to_end_goes_on_later(tmp_path):
+    """The stage itself asks, so that no clock decides; then it waits to be ended."""
+    asking = "import os, signal, time; os.kill(os.getppid(), signal.SIGTERM); time.sleep(600)"
+    script = (
+        "import sys; from pathlib import Path; from launch import stages; from tests import "
+        "recorded_stages\nof = recorded_stages.Recorded(Path(sys.argv[1]))\n"
+        "each = [of.stage('a'), of.stage('b', ('a',), sys.argv[2]), of.stage('c', ('b',))]\n"
+        "sys.exit(stages.run(each, of.folder / 'study', 1, ''))"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    for code, given, ran in ((75, asking, "a b "), (0, "", "a b b c ")):
+        done = subprocess.run([*command, given], cwd=ROOT, capture_output=True, check=False)
+        assert done.returncode == code, done.stderr.decode()
+        assert (tmp_path / "ran").read_text() == ran
+    assert b"2 of 3" in done.stderr or b"complete" in done.stderr
+
+
+def test_two_studies_do_not_share_a_folder(tmp_path):
+    with (
+        stages.alone(tmp_path),
+        pytest.raises(ValueError, match="is in use"),
+        stages.alone(tmp_path),
+    ):
+        pass
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("demo")
+    fabricated_study.fabricate(folder)
+    return folder
+
+
+def written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, dict]:
+    """The page and results.json of a folder's report."""
+    monkeypatch.setattr(sys, "argv", ["study_report", f"--workdir={folder}"])
+    assert study_report.main() == 0
+    page = (folder / "report/index.html").read_text()
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is no JSON")
+
+    return page, json.loads((folder / "report/results.json").read_text(), parse_constant=refuse)
+
+
+class Balance(html.parser.HTMLParser):
+    """Fails where an element is closed that is not open; notes what a browser would load."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.loads: list[str] = []
+        self.anchors: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        given = dict(attrs)
+        if tag in ("script", "link", "iframe", "object", "img", "image"):
+            self.loads.append(tag)
+        self.loads += [x for x in (given.get("src"), given.get("href")) if x and x[0] != "#"]
+        if given.get("href"):
+            self.anchors.add(given["href"])
+        if tag not in VOID and not self.get_starttag_text().endswith("/>"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list) -> None:
+        self.handle_starttag(tag, attrs)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"</{tag}> at {self.getpos()}"
+
+
+def test_the_report_says_every_score_and_loads_nothing(demo, monkeypatch):
+    page, told = written(demo, monkeypatch)
+    reader = Balance()
+    reader.feed(page)
+    assert reader.open == [] and reader.loads == []
+    assert "url(" not in page and "@import" not in page
+    assert all(f"id='{anchor[1:]}'" in page for anchor in reader.anchors)
+    plan = json.loads((demo / "study.json").read_text())
+    assert len(plan["encoders"]) == 14 + len(study.BASELINES) and len(plan["tasks"]) == 13
+    for encoder in plan["encoders"]:
+        for folder in encoder["results"].values():
+            for name, task in json.loads(Path(folder, "results.json").read_text())["tasks"].items():
+                mean = task["chosen"]["test"][task["score"]]["mean"]
+                low, high = task["chosen"]["interval"]
+                cell = rf"<b>{100 * mean:.1f}</b>.{{0,30}}<br><span class='small'>"
+                assert re.search(rf"{cell}{100 * low:.1f} – {100 * high:.1f}", page)
+                assert told["scores"][encoder["name"]][name]["mean"] == mean
+    for command in plan["commands"].values():
+        assert command[3] in page
+    assert page.count("0123456789ab") > 40  # the commit that each stage's record names
+    assert "show that the machinery runs, not which method is better" in page
+    assert "published:" not in page  # there is none of the synthesised music
+
+
+def test_differences_are_those_of_an_independent_paired_test(demo, monkeypatch):
+    told = written(demo, monkeypatch)[1]
+    plan = json.loads((demo / "study.json").read_text())
+    draws = {}
+    for encoder in plan["encoders"]:
+        held = json.loads(Path(encoder["results"]["synth_music"], "results.json").read_text())
+        draws[encoder["name"]] = np.array(held["tasks"]["synth_key"]["chosen"]["draws"])
+    seen = set()
+    for name in list(draws)[1:]:
+        apart = draws[name] - draws["music2vec-vanilla"]
+        found = told["scores"][name]["synth_key"]["from_reference"]
+        np.testing.assert_allclose(found["interval"], np.quantile(apart, [0.025, 0.975]))
+        smaller = sorted([np.sum(apart > 0), np.sum(apart < 0)])[0]
+        assert found["p"] == pytest.approx(min(1, 2 * (smaller + 1) / 401))
+        seen.add(found["p"] < 0.05)
+    assert seen == {True, False}
+    assert told["scores"]["music2vec-vanilla"]["synth_key"]["from_reference"] is None
+
+
+def test_what_is_not_there_is_said(tmp_path, monkeypatch):
+    made = fabricated_study.fabricate(tmp_path, "music2vec-*,logmel", "base")
+    place = made.place(made.pretrained()[1])
+    (place / "checkpoints/800000").rename(place / "checkpoints/90000")
+    (made.results(made.encoders[2], "gtzan") / "results.json").unlink()
+    for encoder in made.encoders:
+        (made.results(encoder, "mtg_jamendo") / "results.json").unlink()
+    page, told = written(tmp_path, monkeypatch)
+    assert "7 of 8 pre-trained encoders" in page and "at update 90000" in page
+    assert "not run</td>" in page
+    assert "Not run: mtg_instrument, mtg_moodtheme, mtg_genre, mtg_top50" in page
+    assert "machinery runs" not in page
+    # published figures stand in rows that name their source
+    assert "published: MARBLE, arXiv:2306.10548v1" in page and ">74.1</td>" in page
+    assert told["tasks"][0]["published"][1]["model"] == "Music2Vec 95M"
+
+
+def test_no_study_is_refused_in_a_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["study_report", f"--workdir={tmp_path}"])
+    assert study_report.main() == 2
+    assert "study.json is not there: launch/study.py writes it" in capsys.readouterr().err
+
+
+def test_what_a_configuration_varies_is_found_from_the_runs(demo):
+    found = study_results.collect(demo)
+    groups = {(x["base"], x["leaf"]): dict(x["models"]) for x in study_figures.ablations(found)}
+    vanilla, first = "music2vec-vanilla", "musichubert-k500"
+    assert set(groups) == {
+        *((vanilla, x) for x in ("steps", "data.crop_frames", "mask.probability", "mask.span")),
+        (vanilla, "data2vec.top_layers"),
+        *((first, x) for x in ("teacher.ceps", "teacher.clusters")),
+        ("musichubert-k2000_iter1", "teacher.feature"),
+    }
+    assert list(groups[vanilla, "mask.probability"].values()) == [0.5, 0.65, 0.8]
+    assert list(groups["musichubert-k2000_iter1", "teacher.feature"].values()) == ["mfcc", "layer"]
+
+
+@pytest.mark.parametrize("low, high", [(0, 1), (0.213, 0.789), (-3, 40), (0.5001, 0.5003)])
+def test_ticks_are_round_and_inside(low, high):
+    ticks = svg.nice_steps(low, high)
+    assert 2 <= len(ticks) <= 6
+    assert low <= ticks[0] and ticks[-1] <= high
+    steps = np.diff(ticks)
+    np.testing.assert_allclose(steps, steps[0], rtol=1e-6)
+
+
+def test_charts_place_points_and_leave_out_what_is_not_finite():
+    axes = svg.Axes("a & b", [(0, "x"), (1, "y")], low=0.0, high=1.0, level=0.5, size=(100, 100))
+    points = [svg.Point(0, 0.0), svg.Point(1, 1.0, 0.9, 1.0), svg.Point(0.5, float("nan"))]
+    drawn = svg.chart(axes, [svg.Series("s", points, "#123456")])
+    circles = re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', drawn)
+    (x0, y0), (x1, y1) = [(float(x), float(y)) for x, y in circles]
+    assert x0 < x1 and y0 > y1 and "nan" not in drawn
+    assert "a &amp; b" in drawn and 'class="chance"' in drawn
+    assert svg.ramp(0) == svg.RAMP[0] and svg.ramp(1) == svg.RAMP[-1]
