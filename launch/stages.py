@@ -60,6 +60,19 @@ def complete(stage: Stage, folder: Path) -> bool:
     return stage.there()
 
 
+def without_complete(chosen: Sequence[Stage], every: Sequence[Stage], folder: Path) -> list[Stage]:
+    """The chosen stages without those of their needs that are complete.
+
+    Raises:
+      ValueError: a stage needs one that is neither chosen nor complete.
+    """
+    others = {x.name: complete(x, folder) for x in every if x not in chosen}
+    for stage in chosen:
+        if lost := [name for name in stage.needs if not others.get(name, True)]:
+            raise ValueError(f"{stage.name} needs {lost[0]}, which is not complete: choose it too")
+    return [x._replace(needs=tuple(n for n in x.needs if n not in others)) for x in chosen]
+
+
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[int]:
     """Holds the folder for this process and those that it starts, even if they outlive it.
@@ -80,15 +93,11 @@ def run(stages: Sequence[Stage], folder: Path, jobs: int, commit: str) -> int:
     """Runs what is not complete; returns 0, or the exit code of the first command that failed.
 
     Raises:
-      ValueError: the folder is in use, or what a stage needs is not there.
+      ValueError: the folder is in use.
     """
     left = [stage for stage in stages if not complete(stage, folder)]
     if left:  # what sums up the others has to be made again
         left = [stage for stage in stages if stage.last or stage in left]
-    known = {stage.name for stage in stages}
-    for stage in left:
-        if lost := [name for name in stage.needs if name not in known]:
-            raise ValueError(f"{stage.name} needs {lost[0]}, which is not among the stages chosen")
     if not left:
         say(f"all {len(stages)} stages are complete")
         return 0

@@ -105,7 +105,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return study_cost.main(
                 study.pretrained(), options.topology, options.workdir, options.dry_run
             )
-        chosen = [x for x in study.stages() if matches(x.name, options.stages)]
+        every = study.stages()
+        chosen = [x for x in every if matches(x.name, options.stages)]
         if not chosen:
             raise ValueError(
                 f"--stages={options.stages} names none: --dry-run without it lists them"
@@ -113,6 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.dry_run:
             show(chosen, options.workdir)
             return 0
+        chosen = stages.without_complete(chosen, every, options.workdir)
         study.save()
         return stages.run(chosen, options.workdir, options.jobs, checkpoint.git_commit())
     except ValueError as error:

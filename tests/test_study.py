@@ -99,10 +99,16 @@ def test_stages_run_once_after_what_they_need(tmp_path, capsys):
     assert noted["command"] == list(other.command) and noted["commit"] == "c0ffee"
 
 
-def test_what_a_stage_needs_has_to_be_chosen_or_there(tmp_path):
+def test_a_part_is_chosen_if_what_it_needs_is_chosen_too_or_complete(tmp_path):
     of = Recorded(tmp_path)
-    with pytest.raises(ValueError, match="c needs b, which is not among the stages chosen"):
-        of.run(of.stage("c", ("b",)))
+    first, *rest = every = [of.stage("a"), of.stage("b", ("a",)), of.stage("c", ("b",))]
+    folder = tmp_path / "study"
+    with pytest.raises(ValueError, match="b needs a, which is not complete"):
+        stages.without_complete(rest, every, folder)
+    assert of.run(first) == (0, ["a"])
+    rest = stages.without_complete(rest, every, folder)
+    assert [x.needs for x in rest] == [(), ("b",)]
+    assert of.run(*rest) == (0, ["b", "c"])
 
 
 def test_a_study_that_is_asked_to_end_goes_on_later(tmp_path):
