@@ -7,13 +7,16 @@
 
 "full" is that protocol. "quick" is a look within minutes: linear probes on standardised features,
 which take few epochs and one learning rate, three seeds. The demos of both methods end with it on
-fewer clips, beside random initial values and a log-mel baseline.
+fewer clips, beside random initial values and a log-mel baseline. "polyphony" is such a look at the
+tasks on polyphony, with a hidden layer: which interval or chord sounds is a relation of notes that
+may be anywhere, so that no linear probe of a spectrum can tell it.
 """
 
 import ml_collections
 
 QUICK = {"probe": "linear", "standardise": True, "learning_rates": (5e-3,), "epochs": 15}
-VARIANTS = {"full": {}, "quick": QUICK}
+POLYPHONY = QUICK | {"tasks": "poly", "probe": "mlp", "learning_rates": (1e-3,), "epochs": 40}
+VARIANTS = {"full": {}, "quick": QUICK, "polyphony": POLYPHONY}
 
 
 def settings() -> ml_collections.ConfigDict:
@@ -39,7 +42,7 @@ def get_config(variant: str = "full") -> ml_collections.ConfigDict:
     if variant not in VARIANTS:
         raise ValueError(f"no variant {variant!r} in configs/probe.py: use {list(VARIANTS)}")
     config = settings()
-    config.encoder = ""  # a workdir, a Hugging Face directory, a fairseq file, logmel, random:PATH
+    config.encoder = ""  # a workdir, a Hugging Face directory, a fairseq file, random:PATH, logmel
     config.beside = ""  # others to compare it with, comma-separated; "random" is of its own shape
     config.results = ""  # where results go; by default <workdir>/probe or results/<encoder>
     config.cache = "features"  # where features are kept

@@ -10,7 +10,16 @@ from typing import Any, NamedTuple
 import ml_collections
 import numpy as np
 
-from musicssl import beats, extract, feature_rows, labels, metrics, probe_grid, probe_search
+from musicssl import (
+    beats,
+    extract,
+    factors,
+    feature_rows,
+    labels,
+    metrics,
+    probe_grid,
+    probe_search,
+)
 from musicssl.probe_search import Outcome
 from musicssl.tasks import KINDS, SPLITS, Task
 
@@ -97,6 +106,9 @@ def evaluate(
         },
         "test_items": _digest(test.found),
         "layers": layers,
+        "factors": factors.by_level(
+            {o.source: o.outputs for o in found}, splits["train"].found, test.found
+        ),
         "chance": labels.chance(task, splits["train"].found, test.found),
         "items": {name: items(task, splits[name].found) for name in SPLITS},
         "published_items": task.sizes,

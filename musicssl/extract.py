@@ -23,6 +23,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from musicssl import audio, pretrained, sharding
+from musicssl.baselines import BASELINES
 
 FORMAT = 1  # of the files; part of their name
 AHEAD = 4  # batches read before they are needed
@@ -57,14 +58,14 @@ def open_source(spec: str, precision: str = "float32") -> Source:
     """Features of an encoder (a workdir, a Hugging Face directory, a fairseq file) or a baseline.
 
     Args:
-      spec: a path; "logmel" for a log-mel spectrogram; "random:PATH" for that encoder's
-        architecture with new initial values.
+      spec: a path; a name of BASELINES; "random:PATH" for that encoder's architecture with new
+        initial values.
 
     Raises:
       FileNotFoundError, ValueError: as `pretrained.load_encoder`.
     """
-    if spec == "logmel":
-        return Source("log-mel", "logmel-160", 1, 160, audio.SAMPLE_RATE, False, {}, _log_mel)
+    if spec in BASELINES:
+        return _baseline(spec)
     random, path = spec.startswith("random:"), spec.removeprefix("random:")
     loaded = pretrained.load_encoder(path)
     encoder = loaded.encoder.clone(dtype=jnp.dtype(precision))
@@ -91,12 +92,13 @@ def open_source(spec: str, precision: str = "float32") -> Source:
     )
 
 
-def _log_mel(params: dict, x: jax.Array) -> Sequence[jax.Array]:
-    """80 log-mel bands, the two frames of each 20 ms side by side, at about unit scale."""
-    frames = audio.frame_count(x.shape[1])
-    mel = audio.log_mel(x, 80)  # [b, 2 t or 2 t - 1, 80]
-    mel = jnp.pad(mel, ((0, 0), (0, 1), (0, 0)), mode="edge")[:, : 2 * frames]
-    return [(mel.reshape(len(x), frames, 160) + 8) / 5]
+def _baseline(name: str) -> Source:
+    title, width, function = BASELINES[name]
+
+    def apply(params: dict, x: jax.Array) -> Sequence[jax.Array]:
+        return [function(x)]
+
+    return Source(title, f"{name}-{width}", 1, width, audio.SAMPLE_RATE, False, {}, apply)
 
 
 class Windows(NamedTuple):

@@ -4,6 +4,7 @@ A row is a window, a part of one, or a frame; an item is what is scored: a recor
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +24,7 @@ class Labels(NamedTuple):
 
     rows: feature rows that take part, [n]. y: [n] or [n, c]. item: [n]. labels: of items.
     start: first of `rows` of each record, where crops are drawn. references: beat times of each
-    record in seconds, for beat tasks. seconds: begin of each of `rows` in its record.
+    record in seconds, for beat tasks. levels: of each factor of the task, for each item.
     """
 
     rows: np.ndarray
@@ -32,6 +33,7 @@ class Labels(NamedTuple):
     labels: np.ndarray
     start: np.ndarray
     references: Sequence[np.ndarray]
+    levels: Mapping[str, np.ndarray] = MappingProxyType({})
 
 
 def labels(task: Task, records: Sequence[Record], rows: extract.Rows, fps: float) -> Labels:
@@ -60,7 +62,18 @@ def labels(task: Task, records: Sequence[Record], rows: extract.Rows, fps: float
         y = whole[rows.record[used]]
         return _checked(task, Labels(used, y, np.arange(len(y)), y, used[:0], ()))
     item = number[rows.record[used]]
-    return _checked(task, Labels(used, whole[rows.record[used]], item, whole[member], used[:0], ()))
+    levels = _levels(task, [r for r, belongs in zip(records, member, strict=True) if belongs])
+    y, items = whole[rows.record[used]], whole[member]
+    return _checked(task, Labels(used, y, item, items, used[:0], (), levels))
+
+
+def _levels(task: Task, records: Sequence[Record]) -> dict[str, np.ndarray]:
+    """The level of each factor of the task in each record, numbers or text."""
+
+    def plain(value: Any) -> Any:
+        return value.decode() if isinstance(value, bytes) else value
+
+    return {name: np.array([plain(record[name]) for record in records]) for name in task.factors}
 
 
 def _checked(task: Task, found: Labels) -> Labels:

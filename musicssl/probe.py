@@ -104,7 +104,9 @@ def run_encoder(
 def check(config: ml_collections.ConfigDict) -> None:
     """Raises ValueError for settings that cannot be."""
     if not config.encoder:
-        raise ValueError("config.encoder is empty: give a directory, logmel or random:DIRECTORY")
+        raise ValueError(
+            "config.encoder is empty: give a directory, random:DIRECTORY, logmel or cqt"
+        )
     if config.probe not in ("mlp", "linear"):
         raise ValueError(f"config.probe is {config.probe!r}: use 'mlp' or 'linear'")
     if not len(config.learning_rates) or not len(config.seeds):

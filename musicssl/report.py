@@ -7,7 +7,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
-from musicssl import metrics, published
+from musicssl import curves, metrics, published
 
 matplotlib.use("agg")
 from matplotlib import pyplot
@@ -60,6 +60,7 @@ def write(out: Path) -> str:
         if task["confusion"]:
             draw_confusion(task, out / f"{name}-confusion.png")
     draw_heat_map(held["tasks"], out / "layers.png")
+    curves.draw(curves.of_layers(held["tasks"]), out / "factors.png")
     return table
 
 
@@ -136,6 +137,8 @@ def compare(folders: Sequence[Path], out: Path) -> str:
     out.mkdir(parents=True, exist_ok=True)
     (out / "compare.md").write_text(table)
     draw_bars(held, names, shared, out / "compare.png")
+    each = [{name: one["tasks"][name] for name in shared} for one in held]
+    curves.draw(curves.of_encoders(names, each), out / "compare-factors.png")
     return table
 
 

@@ -72,6 +72,7 @@ class Task:
     by_item: outputs are averaged over the rows of a record before they are scored. plateau,
     patience: epochs before the rate is halved and before training stops. prefix: of the data set's
     split names. sizes: usable records published for train, validation, test, where they are.
+    factors: of the records, at whose levels a task of kind "class" and `by_item` is scored too.
     """
 
     name: str
@@ -88,7 +89,7 @@ class Task:
     prefix: str = ""
     sizes: tuple[int, int, int] | None = None
     outputs: int = 0  # 0: as many as there are classes in the data
-    factors: tuple[str, ...] = ()  # fields of the records at whose levels it is scored too
+    factors: tuple[str, ...] = ()
 
     def split(self, name: str) -> str:
         """The data set's name of a split."""

@@ -14,15 +14,16 @@ FLOORS = (
     "goodput "
     "audio masking seeding sharding feature_rows grouped_conv dropout optim digests torch_file "
     "distributed programs compiled topology",
-    "attention kmeans checkpoint",
+    "attention kmeans checkpoint baselines",
     "encoder",
     "data2vec hubert flops state_dict model_config",
     "step huggingface",
     "fairseq model_card plan_report",
-    "pretrained plan beats metrics probe_grid published svg study_page",
+    "pretrained plan beats metrics probe_grid published svg study_page curves",
     "train codebook export extract probe_search report",
     "tasks study_results study_figures study_tables",
     "labels study_report",
+    "factors",
     "evaluate",
     "probe",
     "main benchmark",

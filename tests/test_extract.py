@@ -160,15 +160,3 @@ def test_eight_devices_give_the_same_features(tmp_path: Path) -> None:
     alone = np.asarray(get(tmp_path / "one")[extract.WHOLE], "f4").ravel()
     eight = tiny.on_eight_devices(eight_devices, str(tmp_path / "eight"))
     np.testing.assert_allclose(eight, alone, atol=2e-3)
-
-
-def test_log_mel_has_the_encoders_frames() -> None:
-    baseline = extract.open_source("logmel")
-    for samples in (16_000, 16_080, 1040, 400):
-        x = jnp.asarray(np.random.default_rng(0).standard_normal((2, samples)), jnp.float32)
-        (hidden,) = baseline.apply(baseline.params, x)
-        assert hidden.shape == (2, audio.frame_count(samples), 160)
-        mel = (audio.log_mel(x, 80) + 8) / 5
-        np.testing.assert_allclose(hidden[:, 0, :80], mel[:, 0], atol=1e-5)
-        if mel.shape[1] > 1:
-            np.testing.assert_allclose(hidden[:, 0, 80:], mel[:, 1], atol=1e-5)

@@ -18,7 +18,7 @@ from data_pipelines.synth_polyphony.synth_polyphony_dataset_builder import (
 )
 from musicssl import tasks
 
-SIZES = {"train": 576, "validation": 144, "test": 432}
+SIZES = {"train": 576, "validation": 144, "test": 288}
 RATE = 16_000
 
 

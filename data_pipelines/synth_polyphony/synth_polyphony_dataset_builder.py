@@ -30,7 +30,7 @@ class SynthPolyphonyConfig(tfds.core.BuilderConfig):
     sample_rate: int = 16000
     train: int = 576  # multiples of 144 balance every pair of an answer and a factor
     validation: int = 144
-    test: int = 432
+    test: int = 288
 
 
 class Builder(ShardedBuilder):
@@ -39,8 +39,8 @@ class Builder(ShardedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "First release."}
     BUILDER_CONFIGS: ClassVar[list[SynthPolyphonyConfig]] = [
-        SynthPolyphonyConfig(name="16khz", sample_rate=16000, description="16 kHz, 2.6 hours."),
-        SynthPolyphonyConfig(name="24khz", sample_rate=24000, description="24 kHz, 2.6 hours."),
+        SynthPolyphonyConfig(name="16khz", sample_rate=16000, description="16 kHz, 2.2 hours."),
+        SynthPolyphonyConfig(name="24khz", sample_rate=24000, description="24 kHz, 2.2 hours."),
     ]
 
     @property

@@ -1,0 +1,90 @@
+"""Scores by factor, by hand and against scipy's bootstrap; their picture."""
+
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+import scipy.stats
+
+from musicssl import curves, factors
+from musicssl.labels import Labels
+
+
+def labelled(y: np.ndarray, **levels: np.ndarray) -> Labels:
+    number = np.arange(len(y))
+    return Labels(number, y, number, y, number[:0], (), levels)
+
+
+def test_levels_have_their_own_scores_and_chance() -> None:
+    train = labelled(np.array([0, 0, 1, 2]), voices=np.array([1, 1, 2, 2]))
+    test = labelled(np.array([0, 1, 2, 0]), voices=np.array([2, 10, 10, 2]))
+    answers = np.array([[0, 1, 2, 2], [0, 0, 2, 0]])  # of two seeds
+    found = factors.by_level({"0": np.eye(3)[answers]}, train, test)
+    assert list(found) == ["all", "voices"]
+    two, ten = found["voices"]  # by number, not by text
+    assert (two["level"], two["items"], two["sources"]["0"]["mean"]) == ("2", 2, 0.75)
+    assert (ten["level"], ten["items"], ten["sources"]["0"]["mean"]) == ("10", 2, 0.75)
+    assert two["chance"] == 0.5  # both have the label of half of the training items
+    assert ten["chance"] == 0.25
+    (whole,) = found["all"]
+    assert whole["sources"]["0"]["mean"] == 0.75
+    assert whole["chance"] == pytest.approx(3 / 8)
+
+
+def test_intervals_are_scipys_percentile_bootstrap() -> None:
+    random = np.random.default_rng(0)
+    y = random.integers(0, 4, 200)
+    answers = np.where(random.random((3, 200)) < 0.6, y, (y + 1) % 4)
+    of = labelled(y, octave=np.full(200, 4))
+    found = factors.by_level({"sum": np.eye(4)[answers]}, of, of)["octave"][0]["sources"]["sum"]
+    each = (answers == y).mean(0)
+    wanted = scipy.stats.bootstrap((each,), np.mean, n_resamples=4000, method="percentile")
+    np.testing.assert_allclose(found["interval"], wanted.confidence_interval, atol=0.012)
+    assert found["mean"] == pytest.approx(each.mean())
+
+
+def test_a_task_without_factors_has_none() -> None:
+    of = labelled(np.array([0, 1]))
+    assert factors.by_level({"0": np.zeros((1, 2, 2))}, of, of) == {}
+
+
+def result(title: str, **names: tuple[str, ...]) -> dict:
+    """A task's result, as far as curves need one."""
+    sources = {
+        "0": {"mean": 0.7, "interval": [0.6, 0.8]},
+        "sum": {"mean": 0.4, "interval": [0.3, 0.5]},
+    }
+    return {
+        "title": title,
+        "chosen": {"source": "sum"},
+        "layers": [{"source": "0"}, {"source": "sum"}],
+        "factors": {
+            factor: [{"level": x, "items": 9, "chance": 0.1, "sources": sources} for x in levels]
+            for factor, levels in names.items()
+        },
+    }
+
+
+def test_every_task_and_factor_has_a_panel_with_a_curve_a_layer(tmp_path: Path) -> None:
+    tasks = {
+        "a": result("A", all=("all",), voices=("1", "2", "3"), detuning=("0", "10")),
+        "b": result("B", all=("all",), octave=("2", "3"), timbre=("electric_piano", "synth")),
+    }
+    assert curves.panels(tasks) == [
+        ("a", "voices"), ("b", "octave"), ("b", "timbre"), ("a", "detuning"),
+    ]  # fmt: skip
+    layers = curves.of_layers(tasks)
+    assert [curve.name for curve in layers] == ["layer 0", "sum"]
+    encoders = curves.of_encoders(["one", "two"], [tasks, tasks])
+    assert encoders[1].shown["b"] == (tasks["b"], "sum")
+    for number, drawn in enumerate((layers, encoders)):
+        path = tmp_path / f"{number}.png"
+        curves.draw(drawn, path)
+        picture = matplotlib.image.imread(path)[..., :3]
+        for curve in drawn:
+            colour = matplotlib.colors.to_rgb(curve.colour)
+            near = np.abs(picture - np.array(colour)).max(-1) < 0.04
+            assert near.sum() > 500, curve.name
+    curves.draw(curves.of_layers({"c": result("C") | {"factors": {}}}), tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
