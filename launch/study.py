@@ -29,7 +29,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from launch import stages  # noqa: E402
+from launch import stages, study_cost  # noqa: E402
 from launch.stages import Stage  # noqa: E402
 from musicssl import checkpoint, tasks  # noqa: E402
 
@@ -100,11 +100,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         study = Study(options)
         if options.cost:
-            from launch import study_cost
-
-            return study_cost.main(
-                study.pretrained(), options.topology, options.workdir, options.dry_run
-            )
+            models = [
+                study_cost.Costed(m.name, study.config_name(m), study.config(m))
+                for m in study.pretrained()
+            ]
+            return study_cost.main(models, options.topology, options.workdir, options.dry_run)
         every = study.stages()
         chosen = [x for x in every if matches(x.name, options.stages)]
         if not chosen:
