@@ -32,6 +32,7 @@ sys.path.insert(0, str(ROOT))
 from launch import stages, study_cost  # noqa: E402
 from launch.stages import Stage  # noqa: E402
 from musicssl import checkpoint, tasks  # noqa: E402
+from musicssl.baselines import BASELINES  # noqa: E402
 
 
 class Model(NamedTuple):
@@ -60,7 +61,6 @@ MODELS = (  # the paper's 12; the first of a family is the one that its others v
     Model("musichubert", "k2000_iter1"),
     Model("musichubert", "k2000_iter2", teacher="musichubert-k2000_iter1"),
 )
-BASELINES = ("logmel",)
 
 
 class Scale(NamedTuple):
@@ -73,14 +73,13 @@ class Scale(NamedTuple):
     probe: dict[str, tuple[str, ...]]
 
 
-QUICK = ("--config=configs/probe.py:quick", "--config.epochs=6")
+DEMO_PROBES = {
+    "synth_music": ("--config=configs/probe.py:quick", "--config.epochs=6", "--config.limit=24"),
+    "synth_polyphony": ("--config=configs/probe.py:polyphony",),
+    "": ("--config=configs/probe.py:quick",),
+}
 SCALES = {
-    "demo": Scale(
-        "_demo",
-        "synth_music",
-        "synth,poly",
-        {"": QUICK, "synth_music": (*QUICK, "--config.limit=24")},
-    ),
+    "demo": Scale("_demo", "synth_music", "synth,poly", DEMO_PROBES),
     "base": Scale("", "music_folder", "mir,poly", {"": ("--config=configs/probe.py",)}),
 }
 
