@@ -15,7 +15,7 @@ may be anywhere, so that no linear probe of a spectrum can tell it.
 import ml_collections
 
 QUICK = {"probe": "linear", "standardise": True, "learning_rates": (5e-3,), "epochs": 15}
-POLYPHONY = QUICK | {"tasks": "poly", "probe": "mlp", "learning_rates": (1e-3,), "epochs": 40}
+POLYPHONY = QUICK | {"tasks": "poly", "probe": "mlp", "learning_rates": (2e-3,), "epochs": 20}
 VARIANTS = {"full": {}, "quick": QUICK, "polyphony": POLYPHONY}
 
 

@@ -91,8 +91,24 @@ def markdown(held: dict) -> str:
             lines.append(f"| {' | '.join(cells)} |")
     if any(published.scores(name) for name in held["tasks"]):
         lines += ["", f"Published: {published.MARBLE} (frozen encoder, the same grid)."]
-    lines += ["", *notes(held["tasks"])]
+    lines += ["", *by_factor(held["tasks"]), *notes(held["tasks"])]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def by_factor(tasks: dict) -> list[str]:
+    """A table of the scores at each level of each factor, of the layer that validation chose."""
+    lines = ["| task | factor | score at each level, and its interval |", "|---|---|---|"]
+    for name, factor in curves.panels(tasks):
+        task = tasks[name]
+        cells = []
+        for level in task["factors"][factor]:
+            found = level["sources"][task["chosen"]["source"]]
+            low, high = found["interval"]
+            cells.append(
+                f"{level['level']}: {100 * found['mean']:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+            )
+        lines.append(f"| {task['title']} | {factor} | {', '.join(cells)} |")
+    return [*lines, ""] if lines[2:] else []
 
 
 def notes(tasks: dict) -> list[str]:

@@ -1,13 +1,20 @@
 """The stimuli on polyphony: their balance, their sound against their labels, the data set."""
 
 import collections
+import json
 import tempfile
+from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
+from configs import probe as probe_config
 from data_pipelines import polyphony
 from data_pipelines.polyphony import SETS, Stimulus
 from data_pipelines.synth_polyphony.synth_polyphony_dataset_builder import (
@@ -16,7 +23,7 @@ from data_pipelines.synth_polyphony.synth_polyphony_dataset_builder import (
     SynthPolyphonyConfig,
     record,
 )
-from musicssl import tasks
+from musicssl import baselines, probe, report, tasks
 
 SIZES = {"train": 576, "validation": 144, "test": 288}
 RATE = 16_000
@@ -161,35 +168,95 @@ def test_loudness_does_not_tell_how_many_sound(designs) -> None:
     assert np.ptp(means) < 5  # of draws over 14 dB, 25 each: three standard errors
 
 
+def spectra(stimuli: list[Stimulus], seed: int) -> np.ndarray:
+    """The constant-Q spectrum of each clip, averaged over time: [clips, 84]."""
+    audio = np.stack([polyphony.sound(s, (seed, i), RATE) for i, s in enumerate(stimuli)])
+    apply = jax.jit(lambda x: baselines.cqt(x).mean(1))
+    blocks = np.split(audio.astype(np.float32) / 32768, len(audio) // 24)
+    return np.concatenate([apply(block) for block in blocks])
+
+
+def test_a_spectrum_tells_a_note_alone_and_loses_it_among_six(designs) -> None:
+    found = {}
+    for count in (1, 6):
+        train, test = (
+            [s for s in designs["voices"][split] if len(s.voices) == count]
+            for split in ("train", "test")
+        )
+        probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300))
+        probe.fit(spectra(train, 1), [s.labels["highest"] for s in train])
+        found[count] = probe.score(spectra(test, 2), [s.labels["highest"] for s in test])
+    assert found[1] > 0.9
+    assert found[6] < 0.5
+
+
 TINY = SynthPolyphonyConfig(name="tiny", train=12, validation=3, test=3)
 
 
-def test_a_build_is_the_same_whatever_its_workers(tmp_path) -> None:
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("one")
+    Builder(data_dir=folder, config=TINY).download_and_prepare()
+    return folder
+
+
+def test_a_build_is_the_same_whatever_its_workers(data_dir: Path, tmp_path: Path) -> None:
     """A shard holds many clips, so that 12 splits make 12 tasks."""
-    found = []
-    for workers in (1, 2):
-        builder = Builder(data_dir=tmp_path / f"{len(found)}", config=TINY)
-        builder.workers = workers
-        builder.download_and_prepare()
-        folder = tmp_path / f"{len(found)}"
-        found.append({p.name: p.read_bytes() for p in folder.rglob("*.tfrecord*")})
-    assert found[0] == found[1]
-    assert len(found[0]) >= 12
+    builder = Builder(data_dir=tmp_path, config=TINY)
+    builder.workers = 2
+    builder.download_and_prepare()
+    one, two = (
+        {path.name: path.read_bytes() for path in folder.rglob("*.tfrecord*")}
+        for folder in (data_dir, tmp_path)
+    )
+    assert one == two
+    assert len(one) >= 12
     assert {split.num_examples for split in builder.info.splits.values()} == {12, 3}
+
+
+def test_a_record_is_a_stimulus_with_its_answers(data_dir: Path) -> None:
+    builder = Builder(data_dir=data_dir, config=TINY)
+    sizes = {split: getattr(TINY, split) for split in polyphony.SPLITS}
+    stimuli = polyphony.design("chord", sizes)["test"]
     for example in tfds.as_numpy(builder.as_dataset(split="chord_test")):
         path = example["path"].decode()
         number = int(path.rpartition("/")[2])
-        sizes = {split: getattr(TINY, split) for split in polyphony.SPLITS}
-        stimulus = polyphony.design("chord", sizes)["test"][number]
-        audio = polyphony.sound(stimulus, (3, 2, number), RATE)
+        audio = polyphony.sound(stimuli[number], (3, 2, number), RATE)
         np.testing.assert_array_equal(example["audio"], audio)
-        wanted = record(path, stimulus, audio)
+        wanted = record(path, stimuli[number], audio)
         for label in ANSWERS:
             assert example[label] == wanted[label]
         assert example["quality"] >= 0 > example["target"]
         assert example["notes"]["pitch"].tolist() == wanted["notes"]["pitch"]
     for label, names in ANSWERS.items():
         assert builder.info.features[label].names == list(names)
+
+
+def test_probing_scores_each_level_and_draws_the_curves(data_dir: Path, tmp_path: Path) -> None:
+    config = probe_config.get_config("polyphony")
+    config.encoder, config.data_dir, config.tasks = (
+        "chroma",
+        str(data_dir),
+        "poly_pitch,poly_interval",
+    )
+    config.cache, config.results = str(tmp_path / "features"), str(tmp_path / "out")
+    config.epochs, config.seeds = 1, (1, 2)
+    table = probe.run(config)
+    found = json.loads((tmp_path / "out/results.json").read_text())["tasks"]
+    assert list(found) == ["poly_pitch", "poly_interval"]
+    for name, task in found.items():
+        assert list(task["factors"]) == ["all", *tasks.TASKS[name].factors]
+        whole = task["factors"]["all"][0]["sources"]["0"]["mean"]
+        assert whole == pytest.approx(task["layers"][0]["test"]["accuracy"]["mean"])
+        for factor, levels in task["factors"].items():
+            counts = [level["items"] for level in levels]
+            means = [level["sources"]["0"]["mean"] for level in levels]
+            assert sum(counts) == 3, factor
+            assert np.dot(counts, means) / 3 == pytest.approx(whole), factor
+    assert "| pitch class of the voice | voices |" in table
+    report.compare([tmp_path / "out"] * 2, tmp_path / "both")
+    for picture in ("out/factors.png", "both/compare-factors.png"):
+        assert (tmp_path / picture).read_bytes()[:4] == b"\x89PNG"
 
 
 SMALL = {"train": 2, "validation": 1, "test": 1}
