@@ -67,9 +67,9 @@ def evaluate(
         if config.standardise:
             scale = parts[0].moments()
             parts = [dataclasses.replace(part, scale=scale) for part in parts]
-        if sum(math.prod(part.shape) for part in parts) * 2 / 2**30 <= config.memory_gib:
-            parts = [part.whole() for part in parts]
-        return tuple(_grid_split(x, s.found) for x, s in zip(parts, each, strict=True))
+        held = sum(math.prod(part.shape) for part in parts) * 2 / 2**30 <= config.memory_gib
+        pairs = zip(parts, each, strict=True)  # one at a time: for a moment each is there twice
+        return tuple(_grid_split(p.whole() if held else p, s.found) for p, s in pairs)
 
     each = [splits[name] for name in SPLITS]
     sources = _sources(splits, config)

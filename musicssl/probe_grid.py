@@ -97,7 +97,7 @@ def split_of(
         raise ValueError(f"windows of item {item.max()}, but {len(labels)} item labels")
     start = np.zeros(0) if start is None else start
     item, start = item.astype(np.int32), start.astype(np.int32)
-    x = x if isinstance(x, Stored) else jnp.asarray(x)
+    x = x if isinstance(x, Stored) else jax.device_put(x)  # jnp.asarray holds it three times
     return Split(x, *(jnp.asarray(array) for array in (y, item, labels, start)))
 
 

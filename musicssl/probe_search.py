@@ -75,7 +75,7 @@ def search(
                 bar.update(len(rates) * len(seeds))
                 return jax.device_get(found)
 
-            fitted = _joined(_spread(fit, _groups(train, rates, seeds)), len(seeds))
+            fitted = _joined(_spread(fit, groups(train, rates, seeds)), len(seeds))
             outcomes.append(_outcome(source, fitted, test))
     return outcomes
 
@@ -83,7 +83,7 @@ def search(
 Group = tuple[np.ndarray, np.ndarray]
 
 
-def _groups(train: Split, rates: np.ndarray, seeds: np.ndarray) -> list[Group]:
+def groups(train: Split, rates: np.ndarray, seeds: np.ndarray) -> list[Group]:
     """Learning rates and seeds that are trained together, seeds outermost."""
     if isinstance(train.x, Stored):  # what is read from disk is shared by all rates
         return [(rates, seeds[[s]]) for s in range(len(seeds))]
@@ -93,12 +93,17 @@ def _groups(train: Split, rates: np.ndarray, seeds: np.ndarray) -> list[Group]:
     return [(rates, seeds)]
 
 
-def _spread(fit: Callable[[Group], Fitted], groups: list[Group]) -> list[Fitted]:
+def _spread(fit: Callable[[Group], Fitted], parts: list[Group]) -> list[Fitted]:
     """Runs single models on every core; the first by itself, since it may have to compile."""
-    cores = len(os.sched_getaffinity(0)) if len(groups[0][0]) == 1 else 1
-    first = fit(groups[0])
-    with ThreadPoolExecutor(cores) as pool:
-        return [first, *pool.map(fit, groups[1:])]
+    first = fit(parts[0])
+    with ThreadPoolExecutor(at_once(parts, len(os.sched_getaffinity(0)))) as pool:
+        return [first, *pool.map(fit, parts[1:])]
+
+
+def at_once(parts: list[Group], cores: int) -> int:
+    """Groups that are trained side by side: single models on a core each, others in turn."""
+    rates, _ = parts[0]
+    return min(cores, len(parts)) if len(rates) == 1 else 1
 
 
 def _joined(parts: list[Fitted], seeds: int) -> Fitted:

@@ -2,6 +2,9 @@
 
 import functools
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -11,7 +14,7 @@ import pytest
 
 from musicssl import audio, extract, sharding
 from musicssl.encoder import Encoder
-from tests import tiny
+from tests import runs, tiny
 
 RATE = 16_000
 LENGTHS = np.array([40_000, 16_000, 51_000, 9_000])  # at 1 s: 2.5, 1, 3.19 and 0.56 windows
@@ -160,3 +163,37 @@ def test_eight_devices_give_the_same_features(tmp_path: Path) -> None:
     alone = np.asarray(get(tmp_path / "one")[extract.WHOLE], "f4").ravel()
     eight = tiny.on_eight_devices(eight_devices, str(tmp_path / "eight"))
     np.testing.assert_allclose(eight, alone, atol=2e-3)
+
+
+IN_A_JOB = """
+import sys
+from pathlib import Path
+from absl import flags
+from musicssl import distributed
+flags.FLAGS(sys.argv[:1])
+distributed.start()
+import jax
+from tests import test_extract
+with distributed.together():
+    found = test_extract.get(Path(sys.argv[1]))
+print(jax.process_count(), jax.device_count(), len(found))
+jax.distributed.shutdown()
+"""
+
+
+def test_one_process_finds_what_two_have_extracted(tmp_path: Path) -> None:
+    job = subprocess.run(
+        [sys.executable, "launch/local.py", "--", sys.executable, "-c", IN_A_JOB, str(tmp_path)],
+        cwd=runs.ROOT, env=os.environ | {"PYTHONPATH": str(runs.ROOT)},
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert job.returncode == 0, job.stderr[-4000:]
+    # the first process alone has the features
+    assert sorted(job.stdout.splitlines()) == ["[0] 2 2 3", "[1] 2 2 0"]
+
+    def refuse(record: int) -> np.ndarray:
+        raise AssertionError(f"record {record} was read again")
+
+    of_two, of_one = get(tmp_path, read=refuse), get(tmp_path / "one")
+    for pool, values in of_one.items():
+        np.testing.assert_allclose(of_two[pool].astype("f4"), values.astype("f4"), atol=2e-3)

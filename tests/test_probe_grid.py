@@ -7,6 +7,7 @@ import torch
 
 from musicssl import metrics, probe_grid
 from musicssl.probe_grid import Protocol, Split
+from tests.benchmarks import probe_memory
 
 WIDTH, CLASSES = 24, 5
 torch.set_num_threads(1)  # models this small only lose by more
@@ -245,25 +246,17 @@ def test_sizes_that_differ_are_refused() -> None:
         probe_grid.split_of(x, np.zeros(5, int), np.array([0, 1, 2, 3, 7]), np.zeros(3, int))
 
 
-def test_the_weighted_sum_of_mtg_genre_fits_in_24_gib() -> None:
-    windows, tracks, classes = (280_744, 90_840, 102_305), (32_572, 11_043, 11_479), 87
+@pytest.mark.parametrize(("task", "source"), [("mtg_genre", "sum"), ("gtzan_beat", "6")])
+def test_the_largest_tasks_fit_in_24_gib(task: str, source: str) -> None:
+    features, programs = probe_memory.needed(task, source, cores=4)
+    rows = sum(probe_memory.WINDOWS[task]) * (12 if source == "sum" else 1)
+    assert features > rows * 768 * 2 / 2**30  # float16, of all three splits
+    assert programs > 4 * 768 * 512 * 4 / 2**30  # four models at a time
+    assert features + programs + 1 < 24
 
-    def shaped(number: int) -> Split:
-        n, items = windows[number], tracks[number]
-        return Split(
-            jax.ShapeDtypeStruct((1, 12, n, 768), np.float16),
-            jax.ShapeDtypeStruct((n, classes), np.float32),
-            jax.ShapeDtypeStruct((n,), np.int32),
-            jax.ShapeDtypeStruct((items, classes), np.float32),
-            jax.ShapeDtypeStruct((0,), np.int32),
-        )
 
-    protocol, monitor = Protocol("bce", classes), metrics.monitor_roc_auc
-    one = jax.ShapeDtypeStruct((1,), np.float32)
-    seed = jax.ShapeDtypeStruct((1,), np.int32)
-    lowered = probe_grid.fit.lower(protocol, monitor, shaped(0), shaped(1), one, seed)
-    memory = lowered.compile().memory_analysis()
-    features = sum(windows) * 12 * 768 * 2  # float16, of all three splits
-    assert memory.argument_size_in_bytes > (windows[0] + windows[1]) * 12 * 768 * 2
-    # four models at a time, on as many cores
-    assert features + 4 * memory.temp_size_in_bytes < 18 * 2**30
+def test_frames_that_are_not_held_fit_too() -> None:
+    features, programs = probe_memory.needed("gtzan_beat", "sum", cores=4)
+    assert features == 0
+    batch = 64 * 500 * 12 * 768 * 2 / 2**30
+    assert 2 * batch < programs < 12
