@@ -29,6 +29,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow only reads data
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 EXIT_REFUSED = 2
+CHANCE_TOLERANCE = 0.005  # between chance levels of the published labels and of those built
 
 
 def main(argv: list[str]) -> None:
@@ -97,6 +98,7 @@ def run_encoder(
         say(f"{source.name}: {task.name} ({number} of {len(chosen)}): {task.title}")
         result = run_task(task, chosen, session)
         if result:
+            warn_of_chance(task, result["chance"], config.limit)
             report.save(out, result, about(spec, config, source))
     return "" if jax.process_index() else report.write(out)
 
@@ -211,6 +213,18 @@ def warn_of_sizes(task: tasks.Task, split: str, sizes: dict, limit: int) -> None
         built, published = sizes[name]["built"], sizes[name]["published"]
         if published not in (None, built):
             say(f"{task.dataset} {name} has {built} items, published are {published}")
+
+
+def warn_of_chance(task: tasks.Task, found: dict[str, float], limit: int) -> None:
+    """Says where labels are not distributed as the published ones: other files, or other splits."""
+    if limit or task.chance is None:
+        return
+    score, published = task.chance
+    if abs(found[score] - published) > CHANCE_TOLERANCE:
+        say(
+            f"{task.name}: without the audio {score} is {found[score]:.4f}, from the published "
+            f"labels {published:.4f}: scores cannot be compared with published ones"
+        )
 
 
 def quick(

@@ -5,7 +5,7 @@ import pytest
 
 from data_pipelines import harmony, timbres
 from data_pipelines.build import load_builder
-from musicssl import extract, labels, metrics, published, tasks
+from musicssl import extract, labels, metrics, probe, published, tasks
 from musicssl.tasks import TASKS
 
 RATE, FPS = 16_000, 50.0
@@ -176,8 +176,21 @@ def test_chance_of_published_class_counts() -> None:
     test = [31, 31, 30, 29, 27, 27, 30, 27, 26, 32]
     assert (sum(train), sum(test)) == TASKS["gtzan_genre"].sizes[::2]
     found = labels.chance(TASKS["gtzan_genre"], of_counts(train), of_counts(test))
-    assert found["accuracy"] == pytest.approx(31 / 290)
+    assert found["accuracy"] == pytest.approx(TASKS["gtzan_genre"].chance[1])
     families = [843, 269, 180, 652, 766, 202, 502, 235, 306, 0, 141]
     assert sum(families) == TASKS["nsynth_instrument"].sizes[2]
     found = labels.chance(TASKS["nsynth_instrument"], of_counts(families), of_counts(families))
-    assert found["accuracy"] == pytest.approx(0.206, abs=5e-4)
+    assert found["accuracy"] == pytest.approx(TASKS["nsynth_instrument"].chance[1])
+
+
+@pytest.mark.parametrize("name", [n for n in tasks.SUITES["mir"] if TASKS[n].chance])
+def test_labels_that_are_not_the_published_ones_are_told(
+    name: str, capsys: pytest.CaptureFixture
+) -> None:
+    score, published_chance = TASKS[name].chance
+    assert score in tasks.KINDS[TASKS[name].kind].scores
+    probe.warn_of_chance(TASKS[name], {score: published_chance + 0.002}, limit=0)
+    probe.warn_of_chance(TASKS[name], {score: published_chance + 0.02}, limit=9)  # a part of them
+    assert not capsys.readouterr().err
+    probe.warn_of_chance(TASKS[name], {score: published_chance + 0.02}, limit=0)
+    assert f"{name}: without the audio {score} is" in capsys.readouterr().err
