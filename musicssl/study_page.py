@@ -30,7 +30,7 @@ tbody th { text-align: left; font-weight: 500; white-space: nowrap; position: st
 .plain td { white-space: nowrap; }
 .plain td:nth-child(2) { min-width: 260px; white-space: normal; }
 .plain tr, .scores tr { border-bottom: 1px solid var(--line); }
-.scores td { min-width: 84px; line-height: 1.25; }
+.scores td { min-width: 84px; line-height: 1.25; white-space: nowrap; }
 .scores .foot td, .scores .foot th, .scores .published td { color: var(--faint);
   font-size: 0.85rem; }
 .scores tr.random th, .scores tr.features th { font-style: italic; }
@@ -74,7 +74,9 @@ li { margin: 5px 0; }
   nav { display: none; }
   .wide { overflow: visible; }
   tbody th { position: static; }
-  h2 { break-after: avoid; margin-top: 24px; }
+  h2, h3, summary, .legend, section > p { break-after: avoid; }
+  h2 { margin-top: 24px; }
+  #made details::details-content { content-visibility: visible; height: auto; }
   tr { break-inside: avoid; }
   .scores td { min-width: 0; }
   .charts { grid-template-columns: repeat(3, 1fr); }

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from musicssl import study_figures, study_page, study_results, svg
+from musicssl.curves import AXES
 from musicssl.study_tables import LIKELY, encoder_table, reference, score_table
 
 METHODS = (
@@ -70,7 +71,9 @@ def page(found: dict) -> str:
         ("made", "How it was made", made(found)),
     ]
     return study_page.document(
-        "A study of music encoders", lead(found), [x for x in sections if x[2]]
+        f"A study of music encoders, {found['about']['scale']} scale",
+        lead(found),
+        [x for x in sections if x[2]],
     )
 
 
@@ -139,13 +142,16 @@ def scores(found: dict) -> str:
     for suite, tasks in groups.items():
         heading = SUITES.get(suite, "Music data sets")
         parts.append(f"<h3>{heading}</h3><div class='wide'>{score_table(found, tasks)}</div>")
-        parts.append(provenance(found, [x for x in found["stages"] if probes_of(x, tasks)]))
+        parts.append(provenance(found, makers(found, {task["dataset"] for task in tasks})))
     return "".join(parts)
 
 
-def probes_of(stage: str, tasks: list[dict]) -> bool:
-    datasets = {task["dataset"] for task in tasks}
-    return stage.startswith("probe/") and stage.rpartition("/")[2] in datasets
+def makers(found: dict, datasets: set[str]) -> list[str]:
+    """The stages that scores on data sets come from: the encoders' training, then the probes."""
+    stages = found["stages"]
+    return [x for x in stages if x.startswith("pretrain/")] + [
+        x for x in stages if x.startswith("probe/") and x.rpartition("/")[2] in datasets
+    ]
 
 
 def ablations(found: dict) -> str:
@@ -184,7 +190,7 @@ def layers(found: dict) -> str:
         "<p>Test score times 100 by layer, shaded from chance to the table's best; framed: the "
         "layer that validation chose. 0 is the transformer's input, <i>sum</i> a learnt weighting "
         f"of the others.</p><div class='heats'>{tables}</div>"
-        + provenance(found, [x for x in found["stages"] if x.startswith("probe/")])
+        + provenance(found, makers(found, {task["dataset"] for task in found["tasks"]}))
     )
 
 
@@ -194,7 +200,8 @@ def voices(found: dict) -> str:
     parts = []
     for factor in factors:
         charts = [study_figures.by_level(found, t, factor) for t, each in asked if factor in each]
-        parts.append(f"<h3>By {escape(factor)}</h3><div class='charts'>{''.join(charts)}</div>")
+        heading = escape(AXES.get(factor, factor))
+        parts.append(f"<h3>By {heading}</h3><div class='charts'>{''.join(charts)}</div>")
         if factor == study_figures.VOICES:
             parts += [layer_details(found, t, factor) for t, each in asked if factor in each]
     if not parts:
@@ -206,7 +213,7 @@ def voices(found: dict) -> str:
         "validation; grey and dashed: baselines without training; dotted: chance.</p>"
         + svg.legend(lines)
         + "".join(parts)
-        + provenance(found, [x for x in found["stages"] if x.endswith("/synth_polyphony")])
+        + provenance(found, makers(found, {task["dataset"] for task, each in asked if each}))
     )
 
 
