@@ -13,8 +13,10 @@ import numpy as np
 
 matplotlib.use("agg")
 from matplotlib import pyplot
+from matplotlib.lines import Line2D
 
 ACROSS = 4  # panels
+ABSENT = {"mean": np.nan, "interval": [np.nan, np.nan]}
 AXES = {
     "voices": "notes at once",
     "octave": "octave of the lowest note (middle C begins 4)",
@@ -39,10 +41,14 @@ def of_layers(tasks: Mapping[str, Mapping]) -> list[Curve]:
         Curve(
             f"layer {source}" if source.isdigit() else source,
             "tab:red" if source == "sum" else tuple(colour),
-            {name: (task, source) for name, task in tasks.items()},
+            {name: (task, source) for name, task in tasks.items() if _has(task, source)},
         )
         for source, colour in zip(sources, colours, strict=True)
     ]
+
+
+def _has(task: Mapping, source: str) -> bool:
+    return source in (layer["source"] for layer in task["layers"])
 
 
 def of_encoders(names: Sequence[str], each: Sequence[Mapping[str, Mapping]]) -> list[Curve]:
@@ -59,14 +65,20 @@ def of_encoders(names: Sequence[str], each: Sequence[Mapping[str, Mapping]]) -> 
 
 def panels(tasks: Mapping[str, Mapping]) -> list[tuple[str, str]]:
     """The (task, factor) pairs to draw, those of a factor together."""
-    pairs = [(name, factor) for factor in AXES for name in tasks
-             if factor in tasks[name].get("factors", {})]  # fmt: skip
-    return pairs
+    return [
+        (name, factor)
+        for factor in AXES
+        for name, task in tasks.items()
+        if factor in task.get("factors", {})  # which results of earlier versions have not
+    ]
 
 
 def draw(curves: Sequence[Curve], path: Path) -> None:
     """Draws every panel of the curves' tasks, with 95 % intervals and chance; none without any."""
-    tasks = {name: task for name, (task, _) in curves[0].shown.items()}
+    tasks: dict[str, Mapping] = {}
+    for curve in curves:
+        for name, (task, _) in curve.shown.items():
+            tasks.setdefault(name, task)
     pairs = panels(tasks)
     if not pairs:
         return
@@ -81,31 +93,37 @@ def draw(curves: Sequence[Curve], path: Path) -> None:
         axes.set_visible(False)
     for row in grid:
         row[0].set_ylabel("test accuracy")
-    handles, names = grid.flat[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper center", ncols=min(len(names), 8))
+    lines = [Line2D([], [], color=c.colour, marker="o", label=c.name) for c in curves]
+    lines.append(Line2D([], [], color="k", linestyle="dotted", label="chance"))
+    figure.legend(handles=lines, loc="outside upper center", ncols=min(len(lines), 8))
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 
 
 def _panel(axes: pyplot.Axes, curves: Sequence[Curve], name: str, factor: str) -> None:
-    result = curves[0].shown[name][0]
-    levels = result["factors"][factor]
+    # Only encoders and layers that were asked: results of several commands may be side by side.
+    asked = [
+        (curve, *curve.shown[name])
+        for curve in curves
+        if name in curve.shown and factor in curve.shown[name][0].get("factors", {})
+    ]
+    levels = [level["level"] for level in asked[0][1]["factors"][factor]]
     place = np.arange(len(levels))
-    for number, curve in enumerate(curves):
-        task, source = curve.shown[name]
-        scores = [level["sources"][source] for level in task["factors"][factor]]
+    for number, (curve, task, source) in enumerate(asked):
+        found = {x["level"]: x["sources"][source] for x in task["factors"][factor]}
+        scores = [found.get(level, ABSENT) for level in levels]
         mean = np.array([score["mean"] for score in scores])
         low, high = np.array([score["interval"] for score in scores]).T
-        aside = 0.3 * ((number + 0.5) / len(curves) - 0.5)  # so that intervals do not cover others
+        aside = 0.3 * ((number + 0.5) / len(asked) - 0.5)  # so that intervals do not cover others
         axes.errorbar(
             place + aside, mean, [mean - low, high - mean], color=curve.colour, marker="o",
-            markersize=3, linewidth=1.2, elinewidth=0.7, label=curve.name,
+            markersize=3, linewidth=1.2, elinewidth=0.7,
         )  # fmt: skip
-    chance = [level["chance"] for level in levels]
-    axes.plot(place, chance, "k:", label="chance")
-    names = [level["level"].replace("_", "\n") for level in levels]
+    chance = [level["chance"] for level in asked[0][1]["factors"][factor]]
+    axes.plot(place, chance, "k:")
+    names = [level.replace("_", "\n") for level in levels]
     axes.set_xticks(place, names, fontsize=7 if factor == "timbre" else 9)
     axes.set_xlabel(AXES[factor], fontsize=9)
     axes.set_ylim(-0.02, 1.02)
-    axes.set_title(result["title"], fontsize=10)
+    axes.set_title(asked[0][1]["title"], fontsize=10)
     axes.grid(axis="y", alpha=0.3)

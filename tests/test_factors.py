@@ -86,5 +86,9 @@ def test_every_task_and_factor_has_a_panel_with_a_curve_a_layer(tmp_path: Path) 
             colour = matplotlib.colors.to_rgb(curve.colour)
             near = np.abs(picture - np.array(colour)).max(-1) < 0.04
             assert near.sum() > 500, curve.name
+    older = {"a": {name: value for name, value in tasks["a"].items() if name != "factors"}}
+    beside = [*encoders[:1], *curves.of_encoders(["older"], [older])]
+    curves.draw(beside, tmp_path / "beside.png")  # draws what there is
+    assert (tmp_path / "beside.png").exists()
     curves.draw(curves.of_layers({"c": result("C") | {"factors": {}}}), tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
