@@ -20,7 +20,6 @@ from typing import NamedTuple
 
 LOOK_EVERY = 30  # seconds between lines about what is running
 PREEMPTED = 75  # saved when asked to end: the same command goes on
-ASKED = 143  # how a process ends that does not save, and how this one then ends
 
 
 class Stage(NamedTuple):

@@ -75,7 +75,7 @@ class Scale(NamedTuple):
 
 DEMO_PROBES = {
     "synth_music": ("--config=configs/probe.py:quick", "--config.epochs=6", "--config.limit=24"),
-    "synth_polyphony": ("--config=configs/probe.py:polyphony",),
+    "synth_polyphony": ("--config=configs/probe.py:polyphony", "--config.epochs=20"),
     "": ("--config=configs/probe.py:quick",),
 }
 SCALES = {
@@ -96,6 +96,8 @@ class Encoder(NamedTuple):
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     os.chdir(ROOT)
+    if options.workdir.is_relative_to(ROOT):  # one spelling: commands are compared
+        options.workdir = options.workdir.relative_to(ROOT)
     try:
         study = Study(options)
         if options.cost:
@@ -171,9 +173,13 @@ class Study:
         self.encoders = [x for x in everything if matches(x.name, options.models)]
         if not self.encoders:
             raise ValueError(f"--models={options.models} names none of {names(everything)}")
-        self.encoders += [
-            Encoder(Path(path).name, "given", path) for path in options.encoders.split(",") if path
-        ]
+        for path in filter(None, options.encoders.split(",")):
+            self.encoders.append(Encoder(Path(path).name, "given", path))
+            if not Path(path).is_dir():
+                raise ValueError(f"--encoders: {path} is not a directory")
+        named = [x.name for x in self.encoders]
+        if twice := [name for name in named if named.count(name) > 1]:
+            raise ValueError(f"--encoders: two are called {twice[0]}: rename a directory")
 
     def everything(self) -> list[Encoder]:
         """The models and the baselines, one of random initial values for each family."""
@@ -266,7 +272,12 @@ class Study:
 
     def report(self) -> Stage:
         command = ("python", "-m", "musicssl.study_report", f"--workdir={self.workdir}")
-        return Stage("report", command, (self.workdir / "report/index.html").is_file, last=True)
+        page, plan = self.workdir / "report/index.html", self.workdir / "study.json"
+
+        def there() -> bool:  # of this plan
+            return page.exists() and page.stat().st_mtime >= plan.stat().st_mtime
+
+        return Stage("report", command, there, last=True)
 
     def save(self) -> None:
         """Writes <workdir>/study.json, from which the report knows what there is."""
@@ -289,7 +300,9 @@ class Study:
             "commands": {x.name: list(x.command) for x in self.stages()},
         }
         self.workdir.mkdir(parents=True, exist_ok=True)
-        (self.workdir / "study.json").write_text(json.dumps(told, indent=1) + "\n")
+        path, text = self.workdir / "study.json", json.dumps(told, indent=1) + "\n"
+        if not path.exists() or path.read_text() != text:
+            path.write_text(text)
 
 
 def show(chosen: list[Stage], folder: Path) -> None:

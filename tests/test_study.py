@@ -45,9 +45,11 @@ def test_a_dry_run_prints_every_stage_in_an_order_that_runs(scale, datasets, tmp
 
 
 def test_models_tasks_and_encoders_are_chosen(tmp_path, capsys):
+    given = tmp_path / "hubert-base"
+    given.mkdir()
     printed = dry_run(
         capsys, "--scale=base", "--models=musichubert-k2000_iter2,logmel", "--tasks=gtzan_genre",
-        "--encoders=/x/hubert-base", f"--workdir={tmp_path}", "--", "--config.mesh.fsdp=4",
+        f"--encoders={given}", f"--workdir={tmp_path}", "--", "--config.mesh.fsdp=4",
     )  # fmt: skip
     names = [comment.split(": ")[1] for comment, _ in printed]
     assert names == [
@@ -57,9 +59,11 @@ def test_models_tasks_and_encoders_are_chosen(tmp_path, capsys):
         "report",
     ]
     assert all(("--config.mesh.fsdp=4" in x) == ("musicssl.main" in x) for _, x in printed)
-    for wrong in ("--models=music3vec", "--tasks=gtzan_mood", "--stages=train/*"):
-        assert study.main(["--scale=demo", f"--workdir={tmp_path}", wrong]) == 2
-    assert capsys.readouterr().err.count("\n") == 3
+    wrong = ("--models=music3vec", "--tasks=gtzan_mood", "--stages=train/*", "--encoders=/no/such")
+    for argument in (*wrong, f"--encoders={given},{given}/"):
+        assert study.main(["--scale=demo", f"--workdir={tmp_path}", argument]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 5 and "two are called hubert-base" in said
     with pytest.raises(SystemExit):  # after -- it would be no word to this command
         study.main(["--scale=demo", f"--workdir={tmp_path}", "--", "--dry-run"])
     assert "--dry-run: what comes after --" in capsys.readouterr().err
