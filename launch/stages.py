@@ -154,11 +154,11 @@ class Work:
                     self.tell(futures.pop(future), *future.result())
                 if not ended:
                     self.look()
-        for stage in self.left:
-            say(f"left out: {stage.name}, since what it needs did not complete")
         if self.asked:
             say("asked to end: run the same command to go on")
             return PREEMPTED
+        for stage in self.left:
+            say(f"left out: {stage.name}, since what it needs did not complete")
         return next(iter(self.failed.values()), 1 if self.left else 0)
 
     def next(self, futures: dict) -> Stage | None:

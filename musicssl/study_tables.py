@@ -8,12 +8,12 @@ LIKELY = 0.05  # p below which a difference is marked
 
 
 WORDS = {  # leaves of a configuration, for people
-    "batch_size": "clips an update",
-    "data.crop_frames": "frames of 20 ms a clip",
+    "batch_size": "clips in an update",
+    "data.crop_frames": "20 ms frames of a clip",
     "data2vec.top_layers": "blocks averaged into targets",
     "mask.equal_counts": "clips with equal masks",
     "mask.probability": "mask probability",
-    "mask.span": "frames a masked span",
+    "mask.span": "frames of a masked span",
     "steps": "updates",
     "teacher.ceps": "MFCC coefficients",
     "teacher.clusters": "clusters",
@@ -72,10 +72,9 @@ def what(encoder: dict, found: dict) -> str:
         return "the recipe that its family varies"
     base = next(x["title"] for x in found["encoders"] if x["name"] == encoder["varies"]["base"])
     changed = "; ".join(
-        f"{WORDS.get(leaf, leaf)} {here} in place of {there}"
-        for leaf, (there, here) in leaves.items()
+        f"{WORDS.get(leaf, leaf)} {there} → {here}" for leaf, (there, here) in leaves.items()
     )
-    return f"{escape(base)} with {escape(changed)}"
+    return f"as {escape(base)}, but {escape(changed)}"
 
 
 def minutes(encoder: dict, found: dict) -> str:

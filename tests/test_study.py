@@ -129,7 +129,8 @@ def test_a_study_that_is_asked_to_end_goes_on_later(tmp_path):
         done = subprocess.run([*command, given], cwd=ROOT, capture_output=True, check=False)
         assert done.returncode == code, done.stderr.decode()
         assert (tmp_path / "ran").read_text() == ran
-    assert b"2 of 3" in done.stderr or b"complete" in done.stderr
+        assert (b"asked to end: run the same command" in done.stderr) == (code == 75)
+        assert b"left out" not in done.stderr
 
 
 def test_two_studies_do_not_share_a_folder(tmp_path):
