@@ -134,8 +134,8 @@ def scores(found: dict) -> str:
         suite = task["dataset"] if task["dataset"] in SUITES else "mir"
         groups.setdefault(suite, []).append(task)
     parts = [
-        "<p>Scores times 100, the mean of several seeds of the classifier; below, the 95 % bootstrap "
-        "interval over test items, of the seed that did best on validation. "
+        "<p>Scores times 100, the mean of several seeds of the classifier; below, the 95 % "
+        "bootstrap interval over test items, of the seed that did best on validation. "
         f"<b class='up'>▲</b> and <b class='down'>▼</b>: above or below {escape(reference(found))} "
         f"with p &lt; {LIKELY} in a paired bootstrap test on the same test items, of that seed. "
         "It tells what other test items would give, not what another training run would. Shaded "
