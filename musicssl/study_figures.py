@@ -93,7 +93,7 @@ def ablation(found: dict, group: dict) -> list[str]:
         values = [v for p in points for v in (p.y, p.low, p.high)] + [task["chance"]]
         axes = Axes(
             f"{task['title']}: {task['score']} by {group['title']}",
-            ticks, "", *svg.bounds(values), level=task["chance"], size=(190, 120),
+            ticks, "", *svg.bounds(values, svg.NARROW), level=task["chance"], size=(190, 120),
         )  # fmt: skip
         drawn = svg.chart(axes, [Series("score", points, svg.PALETTE[0])])
         charts.append(figure(drawn, task["title"]))
@@ -101,7 +101,7 @@ def ablation(found: dict, group: dict) -> list[str]:
 
 
 def figure(drawn: str, caption: str) -> str:
-    return f"<figure>{drawn}<figcaption>{escape(caption)}</figcaption></figure>"
+    return f"<figure><figcaption>{escape(caption)}</figcaption>{drawn}</figure>"
 
 
 def layers(found: dict, task: dict) -> str:
@@ -128,7 +128,7 @@ def shaded(value: float | None, low: float, high: float, chosen: bool) -> str:
     """A cell; the layer that validation chose has a border."""
     if value is None:
         return "<td></td>"
-    share = min(max((value - low) / max(high - low, 1e-9), 0), 1)
+    share = min(max((value - low) / max(high - low, svg.NARROW), 0), 1)
     colour = svg.mixed("#ffffff", "#08519c", share)
     text = "#fff" if share > 0.55 else "#111"
     mark = " class='chosen'" if chosen else ""
@@ -169,8 +169,8 @@ def level_axes(title: str, score: dict, factor: str, size: tuple[int, int], valu
     levels = levels_of(score, factor)
     ticks = [(x, str(level["level"])) for x, level in enumerate(levels)]
     chances = [level["chance"] for level in levels]
-    low, high = svg.bounds([*values, *chances])
-    return Axes(title, ticks, factor, max(low, 0), min(high, 1.02), None, size=size)
+    high = min(svg.bounds([*values, *chances])[1], 1.02)
+    return Axes(title, ticks, factor, 0, high, None, size=size)
 
 
 def chance_series(score: dict, factor: str) -> Series:
@@ -191,6 +191,17 @@ def by_level(found: dict, task: dict, factor: str) -> str:
     values = [p.y for s in series for p in s.points]
     axes = level_axes(f"{task['title']} by {factor}", held, factor, (300, 210), values)
     return figure(svg.chart(axes, [chance_series(held, factor), *series]), task["title"])
+
+
+def reach(found: dict, factor: str) -> float:
+    """How far 95 % intervals at a factor's levels reach to either side, on average."""
+    widths = [
+        level["sources"][score["layer"]]["interval"]
+        for one in found["scores"].values()
+        for score in one.values()
+        for level in score["factors"].get(factor, ())
+    ]
+    return sum(high - low for low, high in widths) / 2 / max(len(widths), 1)
 
 
 def by_layer(found: dict, task: dict, factor: str) -> list[str]:

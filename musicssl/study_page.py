@@ -42,7 +42,8 @@ tbody th { text-align: left; font-weight: 500; white-space: nowrap; position: st
 .heat thead th { border: 0; text-align: center; }
 .heat .chosen { outline: 2px solid #d55e00; outline-offset: -2px; }
 figure { margin: 0; min-width: 0; break-inside: avoid; }
-figcaption { font-size: 0.82rem; line-height: 1.3; padding: 2px 0 4px; }
+figcaption { font-size: 0.82rem; line-height: 1.3; padding: 2px 0 3px; }
+figure { display: flex; flex-direction: column; justify-content: flex-end; }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(270px, 1fr));
   gap: 14px 20px; }
 .small-charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr));

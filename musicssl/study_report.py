@@ -203,13 +203,18 @@ def voices(found: dict) -> str:
     for factor in factors:
         charts = [study_figures.by_level(found, t, factor) for t, each in asked if factor in each]
         heading = escape(AXES.get(factor, factor))
-        parts.append(f"<h3>By {heading}</h3><div class='charts'>{''.join(charts)}</div>")
+        wide = f"95 % intervals reach about {100 * study_figures.reach(found, factor):.0f} points"
+        parts.append(
+            f"<h3>By {heading}</h3><p class='small'>{wide} to either side.</p>"
+            f"<div class='charts'>{''.join(charts)}</div>"
+        )
         if factor == study_figures.VOICES:
             parts += [layer_details(found, t, factor) for t, each in asked if factor in each]
     if not parts:
         return ""
     styled = study_figures.style(found)
-    lines = [(x["title"], *styled[x["name"]]) for x in found["encoders"]]
+    drawn = [x for x in found["encoders"] if any(y["factors"] for y in scored(x, found))]
+    lines = [(x["title"], *styled[x["name"]]) for x in drawn]
     return (
         "<p>Test score times 100 of clips with one to six notes at once, the layer chosen on "
         "validation; grey and dashed: baselines without training; dotted: chance.</p>"
@@ -217,6 +222,11 @@ def voices(found: dict) -> str:
         + "".join(parts)
         + provenance(found, makers(found, {task["dataset"] for task, each in asked if each}))
     )
+
+
+def scored(encoder: dict, found: dict) -> list[dict]:
+    """An encoder's scores."""
+    return list(found["scores"][encoder["name"]].values())
 
 
 def layer_details(found: dict, task: dict, factor: str) -> str:

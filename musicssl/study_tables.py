@@ -112,7 +112,9 @@ def score_table(found: dict, tasks: list[dict]) -> str:
 def score_cell(score: dict | None, task: dict, best: float) -> str:
     if score is None:
         return "<td class='none'>not run</td>"
-    share = min(max((score["mean"] - task["chance"]) / max(best - task["chance"], 1e-9), 0), 1)
+    share = min(
+        max((score["mean"] - task["chance"]) / max(best - task["chance"], svg.NARROW), 0), 1
+    )
     colour = svg.mixed("#ffffff", "#9ecae1", share)
     low, high = (f"{100 * x:.1f}" for x in score["interval"])
     test = score["from_reference"]

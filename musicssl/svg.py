@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
 
+NARROW = 0.1  # of scores: a range of shades or heights is at least so wide
 # Colours that colour-blind readers tell apart (Okabe and Ito), then dashes.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5230", "#444444")
 DASHES = ("", "5 2", "1.5 2")
@@ -68,13 +69,13 @@ def mixed(first: str, second: str, share: float) -> str:
     return "#" + "".join(f"{round(a + (b - a) * share):02x}" for a, b in pairs)
 
 
-def bounds(values: Sequence[float]) -> tuple[float, float]:
-    """A range with some room around the values."""
+def bounds(values: Sequence[float], least: float = 0.0) -> tuple[float, float]:
+    """A range with some room around the values, `least` wide, so that noise does not look large."""
     finite = [x for x in values if x is not None and math.isfinite(x)]
     if not finite:
         return 0.0, 1.0
     low, high = min(finite), max(finite)
-    room = 0.06 * (high - low) or 0.05 * abs(high) or 0.5
+    room = max(0.06 * (high - low), (least - high + low) / 2) or 0.05 * abs(high) or 0.5
     return low - room, high + room
 
 
