@@ -191,7 +191,7 @@ def _poly(
 
 _BAND, _ALIKE = ("voices", "detuning"), ("octave", "timbre", "detuning")
 _POLY = (
-    _poly("pitch", "pitch class of the voice", "target", "target", 12, _BAND),
+    _poly("pitch", "pitch class of the sung note", "target", "target", 12, _BAND),
     _poly("count", "notes at once", "voices", "count", 6, _BAND),
     _poly("lowest", "pitch class of the lowest note", "voices", "lowest", 12, _BAND),
     _poly("highest", "pitch class of the highest note", "voices", "highest", 12, _BAND),

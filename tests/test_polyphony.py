@@ -253,7 +253,7 @@ def test_probing_scores_each_level_and_draws_the_curves(data_dir: Path, tmp_path
             means = [level["sources"]["0"]["mean"] for level in levels]
             assert sum(counts) == 3, factor
             assert np.dot(counts, means) / 3 == pytest.approx(whole), factor
-    assert "| pitch class of the voice | voices |" in table
+    assert "| pitch class of the sung note | voices |" in table
     report.compare([tmp_path / "out"] * 2, tmp_path / "both")
     for picture in ("out/factors.png", "both/compare-factors.png"):
         assert (tmp_path / picture).read_bytes()[:4] == b"\x89PNG"
