@@ -232,7 +232,7 @@ def by_layer(found: dict, task: dict, factor: str) -> list[str]:
         for place, source in enumerate(blocks):
             colour = svg.ramp(place / max(len(blocks) - 1, 1))
             series.append(Series(f"layer {source}", level_points(score, factor, source), colour))
-        axes = level_axes(f"{titles[encoder]}: {task['title']}", score, factor, (240, 160), every)
+        axes = level_axes(f"{titles[encoder]}: {task['title']}", score, factor, (190, 125), every)
         charts.append(figure(svg.chart(axes, series), titles[encoder]))
     return charts
 

@@ -25,6 +25,11 @@ METHODS = (
     "those of <i>On the Effectiveness of Speech Self-supervised Learning for Music</i> "
     "(arXiv:2307.05161), whose own scores are not shown here: they were not found.</p>"
 )
+GLOSSARY = (
+    "Accuracy: share of items answered rightly. ROC-AUC: how often an item that has a label is put "
+    "above one that has not, 50 by guessing. Weighted score: 100 for the right key, part of it for a "
+    "related one. F: of beats found within 70 ms. R2: share of the variance that is explained."
+)
 SUITES = {
     "synth_music": "Synthesised music",
     "synth_polyphony": "What is heard of several voices",
@@ -141,6 +146,7 @@ def scores(found: dict) -> str:
         "It tells what other test items would give, not what another training run would. Shaded "
         "from chance to the best of the column. Rest on a cell for the layer and p.</p>"
     ]
+    parts.append(f"<p class='small'>{GLOSSARY}</p>")
     for suite, tasks in groups.items():
         heading = SUITES.get(suite, "Music data sets")
         parts.append(f"<h3>{heading}</h3><div class='wide'>{score_table(found, tasks)}</div>")
