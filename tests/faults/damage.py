@@ -57,6 +57,7 @@ def harm_checkpoint(workdir: Path, kind: str, chance: random.Random) -> None:
     """Flip a bit of, or delete, a file of the newest checkpoint's state."""
     step = workdir / "checkpoints" / str(checkpoint.steps_on_disk(workdir)[-1])
     files = [x for x in sorted((step / "state").rglob("*")) if x.is_file() and x.stat().st_size]
+    files = [x for x in files if x.name != "commit_success.txt"]  # a note; nothing reads its text
     victim = chance.choice(files)
     victim.unlink() if kind == "deleted file" else flip(victim, chance)
 
