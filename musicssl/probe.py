@@ -9,6 +9,7 @@ Exit codes: 0 complete, 2 a request that cannot be met.
 import json
 import os
 import platform
+import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -22,7 +23,17 @@ from absl import app, flags, logging
 from jax.sharding import Mesh
 from ml_collections import config_flags
 
-from musicssl import distributed, evaluate, extract, labels, programs, report, sharding, tasks
+from musicssl import (
+    checkpoint,
+    distributed,
+    evaluate,
+    extract,
+    labels,
+    programs,
+    report,
+    sharding,
+    tasks,
+)
 from musicssl import step as training
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow only reads data here
@@ -132,6 +143,8 @@ def about(spec: str, config: ml_collections.ConfigDict, source: extract.Source) 
         "features": source.name,
         "digest": source.digest,
         "config": json.loads(config.to_json()),
+        "command": shlex.join(["python", "-m", "musicssl.probe", *sys.argv[1:]]),
+        "commit": checkpoint.git_commit(),
         "jax": jax.__version__,
         "device": jax.devices()[0].device_kind,
         "machine": platform.processor() or platform.machine(),

@@ -276,7 +276,8 @@ def provenance(found: dict, names: list[str]) -> str:
 
 def stage_line(name: str, stage: dict) -> str:
     """A command, and at which commit and when it was run."""
-    noted, about = stage["made"], "not run by this study"
+    noted, commit = stage["made"], stage["commit"][:12]
+    about = f"commit {commit}, not run by launch/study.py" if commit else "not run"
     if noted:
         about = f"commit {noted['commit'][:12] or 'unknown'}, {noted['began']}, "
         about += f"{noted['seconds']:.0f} s, {noted['cpu_seconds']:.0f} s of processor time"

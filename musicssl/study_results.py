@@ -68,7 +68,7 @@ def collect(folder: Path) -> dict[str, Any]:
         "missing_tasks": [name for name in plan["tasks"] if name not in tasks],
         "scores": {name: scores(name) for name in held},
         "stages": {
-            name: {"command": command, "made": made.get(name)}
+            name: {"command": command, "made": made.get(name), "commit": elsewhere(name, encoders)}
             for name, command in plan["commands"].items()
         },
     }
@@ -89,6 +89,19 @@ def records(folder: Path) -> dict[str, dict]:
     """What is noted of each complete stage, by its name."""
     noted = [json.loads(path.read_text()) for path in (folder / "stages").glob("*.json")]
     return {x["stage"]: x for x in noted}
+
+
+def elsewhere(stage: str, encoders: list[dict]) -> str:
+    """The commit that made a stage's result, by the result itself; "" where it does not say."""
+    kind, _, rest = stage.partition("/")
+    name, _, dataset = rest.partition("/")
+    encoder = next((x for x in encoders if x["name"] == name), None)
+    if encoder is None or kind not in ("pretrain", "probe"):
+        return ""
+    if kind == "pretrain":
+        return run(encoder)["commit"]
+    folder = Path(encoder["results"][dataset])
+    return report.load(folder).get("commit", "") if (folder / report.RESULTS).exists() else ""
 
 
 def probes(encoder: dict) -> dict[str, dict]:

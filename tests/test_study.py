@@ -232,6 +232,8 @@ def test_differences_are_those_of_an_independent_paired_test(demo, monkeypatch):
 
 def test_what_is_not_there_is_said(tmp_path, monkeypatch):
     made = fabricated_study.fabricate(tmp_path, "music2vec-*,logmel", "base")
+    for record in ("pretrain-music2vec-prob80", "data-gtzan"):  # run by hand or on a cluster
+        (tmp_path / f"stages/{record}.json").unlink()
     place = made.place(made.pretrained()[1])
     (place / "checkpoints/800000").rename(place / "checkpoints/90000")
     (made.results(made.encoders[2], "gtzan") / "results.json").unlink()
@@ -240,6 +242,8 @@ def test_what_is_not_there_is_said(tmp_path, monkeypatch):
     page, told = written(tmp_path, monkeypatch)
     assert "7 of 8 pre-trained encoders" in page and "at update 90000" in page
     assert "not run</td>" in page
+    assert "pretrain/music2vec-prob80: commit fedcba987654, not run by launch/study.py" in page
+    assert "data/gtzan: not run<" in page
     assert "Not run: mtg_instrument, mtg_moodtheme, mtg_genre, mtg_top50" in page
     assert "machinery runs" not in page
     # published figures stand in rows that name their source
