@@ -3,6 +3,7 @@
 import html.parser
 import json
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -115,22 +116,49 @@ def test_a_part_is_chosen_if_what_it_needs_is_chosen_too_or_complete(tmp_path):
     assert of.run(*rest) == (0, ["b", "c"])
 
 
+SCRIPT = """
+import sys
+from pathlib import Path
+from launch import stages
+from tests import recorded_stages
+
+of = recorded_stages.Recorded(Path(sys.argv[1]))
+each = [of.stage("a"), of.stage("b", ("a",), sys.argv[2]), of.stage("c", ("b",))]
+sys.exit(stages.run(each, of.folder / "study", 1, ""))
+"""
+
+
+def start(folder: Path, code: str) -> subprocess.CompletedProcess:
+    """A study of three stages in a process of its own, the second of which runs some code."""
+    command = [sys.executable, "-c", SCRIPT, str(folder), code]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
 def test_a_study_that_is_asked_to_end_goes_on_later(tmp_path):
     """The stage itself asks, so that no clock decides; then it waits to be ended."""
     asking = "import os, signal, time; os.kill(os.getppid(), signal.SIGTERM); time.sleep(600)"
-    script = (
-        "import sys; from pathlib import Path; from launch import stages; from tests import "
-        "recorded_stages\nof = recorded_stages.Recorded(Path(sys.argv[1]))\n"
-        "each = [of.stage('a'), of.stage('b', ('a',), sys.argv[2]), of.stage('c', ('b',))]\n"
-        "sys.exit(stages.run(each, of.folder / 'study', 1, ''))"
-    )
-    command = [sys.executable, "-c", script, str(tmp_path)]
     for code, given, ran in ((75, asking, "a b "), (0, "", "a b b c ")):
-        done = subprocess.run([*command, given], cwd=ROOT, capture_output=True, check=False)
-        assert done.returncode == code, done.stderr.decode()
+        done = start(tmp_path, given)
+        assert done.returncode == code, done.stderr
         assert (tmp_path / "ran").read_text() == ran
-        assert (b"asked to end: run the same command" in done.stderr) == (code == 75)
-        assert b"left out" not in done.stderr
+        assert ("asked to end: run the same command" in done.stderr) == (code == 75)
+        assert "left out" not in done.stderr
+
+
+def test_a_stage_that_outlives_a_killed_study_is_not_run_beside_itself(tmp_path):
+    """The stage kills the study and then stays until it is let go."""
+    kill = "import os, pathlib, signal, time; os.kill(os.getppid(), signal.SIGKILL)\n"
+    wait = f"while not pathlib.Path({str(tmp_path / 'go')!r}).exists(): time.sleep(0.01)"
+    assert start(tmp_path, kill + wait).returncode == -signal.SIGKILL
+    again = start(tmp_path, "")
+    assert again.returncode == 1 and "is in use by a study or a stage that one left" in again.stderr
+    (tmp_path / "go").touch()
+    for _ in range(3000):  # until the stage has ended: half a minute at most
+        done = start(tmp_path, "")
+        if "is in use" not in done.stderr:
+            break
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "ran").read_text() == "a b c "  # what it made counts
 
 
 def test_two_studies_do_not_share_a_folder(tmp_path):
