@@ -29,7 +29,7 @@ import ml_collections
 
 from configs import common
 
-PAPER = {
+STUDIED = {  # what launch/study.py compares: the paper's; another is a line more, here and there
     "vanilla": {},
     "800k": {"steps": 800_000},
     "crop5s": {"batch_size": 752, "data.crop_frames": 256, "mask.equal_counts": 47},
@@ -74,8 +74,8 @@ SCALED = {
     "target12": {"data2vec.top_layers": 4},
 }
 PROBES = {"probe.at_end": True, "probe.limit": 24, "probe.epochs": 6}
-VARIANTS = PAPER | {"large": LARGE, "demo": DEMO | PROBES}
-VARIANTS |= {f"{name}_demo": STUDY | SCALED.get(name, PAPER[name]) for name in PAPER}
+VARIANTS = STUDIED | {"large": LARGE, "demo": DEMO | PROBES}
+VARIANTS |= {f"{name}_demo": STUDY | SCALED.get(name, STUDIED[name]) for name in STUDIED}
 
 
 def get_config(variant: str = "vanilla") -> ml_collections.ConfigDict:

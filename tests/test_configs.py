@@ -117,8 +117,8 @@ def test_variants_differ_in_what_the_paper_varies_alone(variant):
 
 
 def test_the_paper_has_eight_variants():
-    assert list(music2vec.PAPER) == PAPER
-    assert len(music2vec.PAPER) + len(musichubert.PAPER) == 12
+    assert list(music2vec.STUDIED)[:8] == PAPER
+    assert list(musichubert.STUDIED)[:4] == ["k500", "k500_mfcc60", "k2000_iter1", "k2000_iter2"]
 
 
 def changed(family, name: str, vanilla: str) -> dict[str, object]:
@@ -128,10 +128,10 @@ def changed(family, name: str, vanilla: str) -> dict[str, object]:
 
 
 @pytest.mark.parametrize(
-    "family, name", [(family, name) for family in FAMILIES for name in family.PAPER]
+    "family, name", [(family, name) for family in FAMILIES for name in family.STUDIED]
 )
 def test_the_demo_of_a_variant_differs_from_vanillas_in_the_same_leaves(family, name):
-    vanilla = next(iter(family.PAPER))
+    vanilla = next(iter(family.STUDIED))
     paper = changed(family, name, vanilla)
     small = changed(family, f"{name}_demo", f"{vanilla}_demo")
     assert small.keys() - paper.keys() <= {"teacher.layer"}  # the demo's encoder has no layer 6

@@ -18,6 +18,11 @@ from tests import fabricated_study
 from tests.recorded_stages import Recorded
 
 ROOT = Path(__file__).parent.parent
+PAPER = [
+    *(f"music2vec-{x}" for x in ("vanilla", "800k", "crop5s", "prob50", "prob80")),
+    *(f"music2vec-{x}" for x in ("span5", "span15", "target12")),
+    *(f"musichubert-{x}" for x in ("k500", "k500_mfcc60", "k2000_iter1", "k2000_iter2")),
+]
 VOID = {"meta", "br"}
 
 
@@ -33,8 +38,10 @@ def test_a_dry_run_prints_every_stage_in_an_order_that_runs(scale, datasets, tmp
     printed = dry_run(capsys, f"--scale={scale}", f"--workdir={tmp_path}")
     names = [comment.split(": ")[1] for comment, _ in printed]
     baselines = 2 + len(study.BASELINES)
-    assert sum(name.startswith("pretrain/") for name in names) == 12
-    assert sum(name.startswith("probe/") for name in names) == (12 + baselines) * datasets
+    models = [f"pretrain/{model.name}" for model in study.MODELS]
+    assert [name for name in names if name.startswith("pretrain/")] == models
+    assert len(models) >= len(PAPER) and [x.partition("/")[2] for x in models[:12]] == PAPER
+    assert sum(name.startswith("probe/") for name in names) == (len(models) + baselines) * datasets
     assert names[-1] == "report" and len(set(names)) == len(names)
     for place, (comment, command) in enumerate(printed):
         needs = comment.partition(", needs ")[2]
@@ -223,7 +230,10 @@ def test_the_report_says_every_score_and_loads_nothing(demo, monkeypatch):
     assert "url(" not in page and "@import" not in page
     assert all(f"id='{anchor[1:]}'" in page for anchor in reader.anchors)
     plan = json.loads((demo / "study.json").read_text())
-    assert len(plan["encoders"]) == 14 + len(study.BASELINES) and len(plan["tasks"]) == 13
+    assert (
+        len(plan["encoders"]) == len(study.MODELS) + 2 + len(study.BASELINES)
+        and len(plan["tasks"]) == 13
+    )
     for encoder in plan["encoders"]:
         for folder in encoder["results"].values():
             for name, task in json.loads(Path(folder, "results.json").read_text())["tasks"].items():
@@ -259,7 +269,7 @@ def test_differences_are_those_of_an_independent_paired_test(demo, monkeypatch):
 
 
 def test_what_is_not_there_is_said(tmp_path, monkeypatch):
-    made = fabricated_study.fabricate(tmp_path, "music2vec-*,logmel", "base")
+    made = fabricated_study.fabricate(tmp_path, ",".join([*PAPER[:8], "logmel"]), "base")
     for record in ("pretrain-music2vec-prob80", "data-gtzan"):  # run by hand or on a cluster
         (tmp_path / f"stages/{record}.json").unlink()
     place = made.place(made.pretrained()[1])
@@ -326,7 +336,8 @@ def plan_told(seconds: dict[str, float], fits: bool = True) -> list[dict]:
 
 
 def test_costs_are_the_planners(tmp_path, capsys):
-    arguments = ["--scale=base", "--cost", "--models=music2vec-*", f"--workdir={tmp_path}"]
+    arguments = ["--scale=base", "--cost", f"--models={','.join(PAPER[:8])}"]
+    arguments.append(f"--workdir={tmp_path}")
     assert study.main([*arguments, "--dry-run"]) == 0
     commands = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [x[3] for x in commands] == [
