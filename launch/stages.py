@@ -88,8 +88,11 @@ def alone(folder: Path) -> Iterator[int]:
         yield lock.fileno()
 
 
-def run(stages: Sequence[Stage], folder: Path, jobs: int, commit: str) -> int:
+def run(stages: Sequence[Stage], folder: Path, jobs: int, commit: Callable[[], str]) -> int:
     """Runs what is not complete; returns 0, or the exit code of the first command that failed.
+
+    Args:
+      jobs: stages at a time. commit: tells what the code is at when a stage begins.
 
     Raises:
       ValueError: the folder is in use.
@@ -113,7 +116,7 @@ class Work:
         left: Sequence[Stage],
         folder: Path,
         jobs: int,
-        commit: str,
+        commit: Callable[[], str],
         lock: int,
     ):
         self.total, self.folder, self.commit, self.lock = len(stages), folder, commit, lock
@@ -174,7 +177,8 @@ class Work:
         log = self.log(stage.name)
         log.parent.mkdir(parents=True, exist_ok=True)
         say(f"{stage.name} ...")
-        cores, began, clock = self.slots.get(), time.time(), time.monotonic()
+        cores, commit = self.slots.get(), self.commit()
+        began, clock = time.time(), time.monotonic()
         with log.open("a") as output:
             output.write(f"$ {' '.join(stage.command)}\n")
             output.flush()
@@ -200,16 +204,17 @@ class Work:
             code = 1
             say(f"{stage.name} ended without its product: see {log}")
         if not code:
-            self.note(stage, began, seconds, used.ru_utime + used.ru_stime)
+            self.note(stage, commit, began, seconds, used.ru_utime + used.ru_stime)
         return code, seconds
 
-    def note(self, stage: Stage, began: float, seconds: float, cpu: float) -> None:
+    def note(self, stage: Stage, commit: str, began: float, seconds: float, cpu: float) -> None:
+        """Write down what made a stage's product."""
         path = record_path(self.folder, stage.name)
         path.parent.mkdir(parents=True, exist_ok=True)
         told = {
             "stage": stage.name,
             "command": list(stage.command),
-            "commit": self.commit,
+            "commit": commit,
             "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began)),
             "seconds": round(seconds, 1),
             "cpu_seconds": round(cpu, 1),

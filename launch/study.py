@@ -118,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         chosen = stages.without_complete(chosen, every, options.workdir)
         study.save()
-        return stages.run(chosen, options.workdir, options.jobs, checkpoint.git_commit())
+        return stages.run(chosen, options.workdir, options.jobs, checkpoint.git_commit)
     except ValueError as error:
         print(f"study: {error}", file=sys.stderr)
         return 2

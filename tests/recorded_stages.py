@@ -22,5 +22,5 @@ class Recorded:
         """The exit code, and the stages that ran."""
         log = self.folder / "ran"
         log.unlink(missing_ok=True)
-        code = stages.run(each, self.folder / "study", jobs, "c0ffee")
+        code = stages.run(each, self.folder / "study", jobs, lambda: "c0ffee")
         return code, log.read_text().split() if log.exists() else []

@@ -131,7 +131,7 @@ from tests import recorded_stages
 
 of = recorded_stages.Recorded(Path(sys.argv[1]))
 each = [of.stage("a"), of.stage("b", ("a",), sys.argv[2]), of.stage("c", ("b",))]
-sys.exit(stages.run(each, of.folder / "study", 1, ""))
+sys.exit(stages.run(each, of.folder / "study", 1, str))
 """
 
 
