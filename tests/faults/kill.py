@@ -253,7 +253,8 @@ def one_run(study: Study, seed: int, cache: str, terms: bool) -> tuple[Counter, 
     asked, wrong, name = Counter(), [], f"run-{seed}"
     if terms:
         chance = random.Random(-seed)
-        for phase in chance.sample(study.phases, 3):
+        phases = chance.sample(study.phases, 3)
+        for phase in sorted(phases, key=study.phases.index):  # the codebook comes first
             wrong += study.end_by_sigterm(name, cache, phase, chance)
             asked["SIGTERM"] += 1
     kills, different = study.run(seed, cache)
