@@ -167,7 +167,7 @@ def level_points(score: dict, factor: str, source: str, whiskers: bool = False) 
 
 def level_axes(title: str, score: dict, factor: str, size: tuple[int, int], values: list) -> Axes:
     levels = levels_of(score, factor)
-    ticks = [(x, str(level["level"])) for x, level in enumerate(levels)]
+    ticks = [(x, str(level["level"]).replace("_", " ")) for x, level in enumerate(levels)]
     chances = [level["chance"] for level in levels]
     high = min(svg.bounds([*values, *chances])[1], 1.02)
     return Axes(title, ticks, factor, 0, high, None, size=size)

@@ -92,6 +92,9 @@ def chart(axes: Axes, series: Sequence[Series]) -> str:
     """An SVG element of all series; y runs from axes.low to axes.high."""
     width, height = axes.size
     left, right, top, bottom = 34, 8, 8, 30 if axes.x_label else 18
+    room = (width - left - right) / max(len(axes.ticks), 1)
+    crowded = 5.5 * max((len(name) for _, name in axes.ticks), default=0) > room
+    bottom += 10 * crowded  # then every second name is a line lower
     xs = [x for x, _ in axes.ticks] + [p.x for s in series for p in s.points]
     first, last = min(xs, default=0), max(xs, default=1)
     margin = 0.04 * (last - first) or 1
@@ -112,9 +115,9 @@ def chart(axes: Axes, series: Sequence[Series]) -> str:
         parts.append(f'<path class="grid" d="M{left} {y:.1f}H{width - right}"/>')
         shown = f"{value * axes.scale:g}"
         parts.append(f'<text x="{left - 4}" y="{y + 3:.1f}" text-anchor="end">{shown}</text>')
-    for x, name in axes.ticks:
+    for number, (x, name) in enumerate(axes.ticks):
         across, _ = place(x, axes.low)
-        y = height - bottom + 11
+        y = height - bottom + 11 + 10 * (crowded and number % 2)
         parts.append(f'<text x="{across:.1f}" y="{y}" text-anchor="middle">{escape(name)}</text>')
     if axes.level is not None and axes.low <= axes.level <= axes.high:
         _, y = place(first, axes.level)

@@ -326,6 +326,10 @@ def test_charts_place_points_and_leave_out_what_is_not_finite():
     (x0, y0), (x1, y1) = [(float(x), float(y)) for x, y in circles]
     assert x0 < x1 and y0 > y1 and "nan" not in drawn
     assert "a &amp; b" in drawn and 'class="chance"' in drawn
+    names = ("electric piano", "harpsichord", "organ", "violin")
+    drawn = svg.chart(svg.Axes("", list(enumerate(names)), size=(200, 100)), [])
+    heights = re.findall(r'y="(\d+)" text-anchor="middle"', drawn)
+    assert heights == [heights[0], heights[1]] * 2 and heights[0] != heights[1]
     assert svg.ramp(0) == svg.RAMP[0] and svg.ramp(1) == svg.RAMP[-1]
 
 
