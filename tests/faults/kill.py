@@ -177,10 +177,18 @@ class Study:
         arguments = runs.flags(self.config, workdir, self.data_dir, self.leaves)
         return Life(lambda: self.start(arguments, self.root / cache), workdir, self.probes)
 
-    def end_by_sigterm(self, name: str, cache: str, phase: str, chance: random.Random) -> list[str]:
-        """A life that is asked to end in a phase; what is wrong with how it ends."""
+    def end_by_sigterm(
+        self, name: str, cache: str, phase: str, chance: random.Random
+    ) -> list[str] | None:
+        """A life that is asked to end in a phase; what is wrong with how it ends.
+
+        None if it had ended before.
+        """
         life = self.live(name, cache)
         life.wait_in(phase, chance, self.startup)
+        if life.process.poll() == 0:
+            life.end()
+            return None
         trained, began = life.count("training") > 0, time.monotonic()
         life.process.send_signal(signal.SIGTERM)
         errors, code = life.end(), life.process.returncode
@@ -255,8 +263,9 @@ def one_run(study: Study, seed: int, cache: str, terms: bool) -> tuple[Counter, 
         chance = random.Random(-seed)
         phases = chance.sample(study.phases, 3)
         for phase in sorted(phases, key=study.phases.index):  # the codebook comes first
-            wrong += study.end_by_sigterm(name, cache, phase, chance)
-            asked["SIGTERM"] += 1
+            faults = study.end_by_sigterm(name, cache, phase, chance)
+            asked["ended before" if faults is None else "SIGTERM"] += 1
+            wrong += faults or []
     kills, different = study.run(seed, cache)
     if terms:  # the first line after each is a mean over fewer steps
         different = [x for x in different if x != "metrics.jsonl"]
@@ -271,6 +280,7 @@ def main() -> None:
     parser.add_argument("--config", default=runs.MUSIC2VEC, choices=list(runs.OF_CONFIG))
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--jobs", type=int, default=2, help="runs at once")
+    parser.add_argument("--steps", type=int, default=80, help="more if lives end before their time")
     parser.add_argument("--processes", type=int, default=1, help="of a run")
     parser.add_argument("--terms", action="store_true", help="end runs by SIGTERM too")
     parser.add_argument("--probe_data", help="where synth_music is built, to end runs in probes")
@@ -278,10 +288,12 @@ def main() -> None:
     start = runs.start
     if options.processes > 1:
         start = functools.partial(start_job, options.processes)
-    probed = options.probe_data and PROBES | {"probe.data_dir": options.probe_data}
+    leaves = {"steps": options.steps}
+    if options.probe_data:
+        leaves |= PROBES | {"probe.data_dir": options.probe_data}
     root = Path(tempfile.mkdtemp(prefix="killed-"))
     try:
-        study = Study(options.config, root, start, probed)
+        study = Study(options.config, root, start, leaves)
         print(f"reference: first step after {study.startup:.1f} s", flush=True)
 
         def one(number: int) -> tuple[Counter, list[str]]:
