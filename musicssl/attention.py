@@ -14,7 +14,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-from musicssl.dropout import keep
+from musicssl import sharding
+from musicssl.dropout import keep, salts
 
 LONG = 512  # frames from which on `attend_long` takes fewer cycles than `attend`
 
@@ -25,8 +26,16 @@ def attention(
     """[b, t, h, d] each -> [b, t, h, d], with dropout of the weights where there is a key."""
     if key is None:
         return jax.nn.dot_product_attention(q, k, v)
-    form = attend_long if q.shape[1] >= LONG else attend
-    return form(q, k, v, key, dropout)
+    if q.shape[1] < LONG:
+        return attend(q, k, v, key, dropout)
+    if sharding.platform() == "tpu":
+        from musicssl import attention_kernel  # Pallas takes half a second to import
+
+        if attention_kernel.fits(*q.shape[1:]):
+            words = jnp.stack(salts(key, (q.shape[0], q.shape[2])), axis=-1)  # [b, h, 2]
+            attend_rows = functools.partial(attention_kernel.attend, rate=dropout, interpret=False)
+            return sharding.by_clip(lambda x: attend_rows(*x), (q, k, v, words))
+    return attend_long(q, k, v, key, dropout)
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, key: jax.Array, dropout: float) -> jax.Array:

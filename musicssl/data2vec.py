@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from musicssl.encoder import NORM_EPSILON, Encoder, torch_init
+from musicssl.encoder import Encoder, torch_init
 from musicssl.masking import Batch
+from musicssl.stem import NORM_EPSILON
 
 Tree = dict
 

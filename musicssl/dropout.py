@@ -11,6 +11,7 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 GOLDEN = 0x9E3779B9  # 2**32 over the golden ratio: neighbouring places differ in many bits
 FIRST, SECOND = 0x7FEB352D, 0x846CA68B  # lowbias32, github.com/skeeto/hash-prospector
@@ -45,12 +46,16 @@ def keep(key: jax.Array, shape: tuple[int, ...], rate: float) -> jax.Array:
 
 def bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """32 random bits for each element: uint32 of `shape`, whose last two axes hold < 2**32."""
-    seeds = jax.random.bits(key, (2,))
     outer, inner = shape[:-2], shape[-2:]
-    row = places(outer).reshape(*outer, *[1] * len(inner))
-    column = places(inner)
-    salt = mixed(row * jnp.uint32(GOLDEN) ^ seeds[0], seeds[1])  # one for each pair of last axes
-    return mixed(column * jnp.uint32(GOLDEN) ^ salt, seeds[0] ^ row)
+    salt, second = (x.reshape(*outer, *[1] * len(inner)) for x in salts(key, outer))
+    return mixed(places(inner) * jnp.uint32(GOLDEN) ^ salt, second)
+
+
+def salts(key: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    """Two words for each pair of last axes, from their number among an array's other axes."""
+    seeds = jax.random.bits(key, (2,))
+    number = places(shape)
+    return mixed(number * jnp.uint32(GOLDEN) ^ seeds[0], seeds[1]), seeds[0] ^ number
 
 
 def places(shape: tuple[int, ...]) -> jax.Array:
@@ -59,10 +64,18 @@ def places(shape: tuple[int, ...]) -> jax.Array:
 
 
 def mixed(x: jax.Array, salt: jax.Array) -> jax.Array:
-    """lowbias32, a permutation of the 32-bit words, with a salt between its two products."""
-    x ^= x >> 16
-    x *= jnp.uint32(FIRST)
+    """lowbias32, a permutation of the 32-bit words, with a salt between its two products.
+
+    Of signed words the same bits.
+    """
+    first, second = (np.uint32(n).view(x.dtype) for n in (FIRST, SECOND))
+    x ^= shifted(x, 16)
+    x *= first
     x ^= salt
-    x ^= x >> 15
-    x *= jnp.uint32(SECOND)
-    return x ^ x >> 16
+    x ^= shifted(x, 15)
+    x *= second
+    return x ^ shifted(x, 16)
+
+
+def shifted(x: jax.Array, places: int) -> jax.Array:
+    return jax.lax.shift_right_logical(x, jnp.full_like(x, places))

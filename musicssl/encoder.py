@@ -21,11 +21,9 @@ import jax.numpy as jnp
 from musicssl import sharding
 from musicssl.attention import attention
 from musicssl.dropout import Dropout
+from musicssl.gelu import gelu
 from musicssl.grouped_conv import grouped_conv
-
-KERNELS = (10, 3, 3, 3, 3, 2, 2)  # receptive field 400 samples
-STRIDES = (5, 2, 2, 2, 2, 2, 2)  # hop 320 samples
-NORM_EPSILON = 1e-5
+from musicssl.stem import CHANNELS, KERNELS, NORM_EPSILON, TIME, Layer, stem
 
 conv_init = nn.initializers.variance_scaling(2.0, "fan_in", "normal")  # kaiming_normal
 bert_init = nn.initializers.normal(0.02)  # fairseq init_bert_params
@@ -51,20 +49,30 @@ class Output(NamedTuple):
     ffn: list[jax.Array]
 
 
-class ChannelNorm(nn.Module):
-    """Group norm with one channel a group: each channel standardised over time, in float32."""
+class ConvValues(nn.Module):
+    """The parameters of one convolution of the stem."""
 
-    dtype: jnp.dtype
+    width: int
+    taps: int
+    bias: bool
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
-        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
-        x = x.astype(jnp.float32)
-        mean = x.mean(axis=1, keepdims=True)  # [b, 1, c]
-        variance = jnp.square(x).mean(axis=1, keepdims=True) - jnp.square(mean)
-        inverse = jax.lax.rsqrt(jnp.maximum(variance, 0) + NORM_EPSILON) * scale
-        return (x * inverse + (bias - mean * inverse)).astype(self.dtype)
+    def __call__(self, channels: int) -> tuple[jax.Array, jax.Array | None]:
+        kernel = self.param("kernel", conv_init, (self.taps, channels, self.width))
+        zeros = nn.initializers.zeros
+        return kernel, self.param("bias", zeros, (self.width,)) if self.bias else None
+
+
+class NormValues(nn.Module):
+    """The parameters of one norm of the stem."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self) -> tuple[jax.Array, jax.Array]:
+        shape = (self.width,)
+        scale = self.param("scale", nn.initializers.ones, shape)
+        return scale, self.param("bias", nn.initializers.zeros, shape)
 
 
 class PositionalConv(nn.Module):
@@ -162,30 +170,6 @@ class Block(nn.Module):
         return second(x + drop(y)), y
 
 
-@jax.custom_jvp
-def gelu(x: jax.Array) -> jax.Array:
-    """x times the normal distribution function, exactly; its derivative is kept, not its terms.
-
-    By erf in float32, as PyTorch has it. jax.nn.gelu goes by erfc, which costs a TPU a third of a
-    feed-forward layer's cycles more (the compiler's estimate) and takes four times as long to
-    compile.
-    """
-    return (x * normal_distribution(x)).astype(x.dtype)
-
-
-@gelu.defjvp
-def gelu_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    x, dx = *primals, *tangents
-    below = normal_distribution(x)
-    density = jnp.exp(-0.5 * jnp.square(x.astype(jnp.float32))) / math.sqrt(2 * math.pi)
-    slope = (below + x * density).astype(x.dtype)
-    return (x * below).astype(x.dtype), slope * dx
-
-
-def normal_distribution(x: jax.Array) -> jax.Array:
-    return 0.5 + 0.5 * jax.lax.erf(x.astype(jnp.float32) * math.sqrt(0.5))
-
-
 def layer_norm(name: str, dtype: jnp.dtype, affine: bool = True) -> nn.LayerNorm:
     """Layer norm over the last axis with float32 statistics."""
     return nn.LayerNorm(NORM_EPSILON, dtype=dtype, use_bias=affine, use_scale=affine, name=name)
@@ -224,24 +208,13 @@ class Encoder(nn.Module):
             "mask_embedding", nn.initializers.uniform(1.0), (self.width,)
         )
         self.convs = [
-            nn.Conv(
-                self.stem_width,
-                (kernel,),
-                (stride,),
-                padding="VALID",
-                use_bias=self.stem_bias,
-                kernel_init=conv_init,
-                dtype=self.dtype,
-                name=f"stem_conv_{i}",
-            )
-            for i, (kernel, stride) in enumerate(zip(KERNELS, STRIDES, strict=True))
+            ConvValues(self.stem_width, taps, self.stem_bias, name=f"stem_conv_{i}")
+            for i, taps in enumerate(KERNELS)
         ]
-        if self.stem_norm == "layer":
-            self.stem_norms = [layer_norm(f"stem_norm_{i}", self.dtype) for i in range(7)]
-        elif self.stem_norm == "group":
-            self.stem_norms = [ChannelNorm(self.dtype, name="stem_norm_0")] + [None] * 6
-        else:
+        if self.stem_norm not in ("group", "layer"):
             raise ValueError(f"encoder.stem_norm is {self.stem_norm!r}: use 'layer' or 'group'")
+        norms = 7 if self.stem_norm == "layer" else 1
+        self.norms = [NormValues(self.stem_width, name=f"stem_norm_{i}") for i in range(norms)]
         self.projection_norm = layer_norm("projection_norm", self.dtype)
         init = torch_init(self.stem_width)
         self.projection = nn.Dense(
@@ -280,12 +253,14 @@ class Encoder(nn.Module):
 
     def stem(self, audio: jax.Array) -> jax.Array:
         """[b, n] -> [b, t, c], the features that HuBERT's penalty is computed on."""
-        x = audio.astype(self.dtype)[..., None]  # [b, n, 1]
-        for i, (conv, norm) in enumerate(zip(self.convs, self.stem_norms, strict=True)):
-            with jax.named_scope(f"stem_{i}"):
-                x = conv(x)  # [b, (n - kernel) // stride + 1, c]
-                x = x if norm is None else norm(x)
-                x = gelu(x)
+        norms = [norm() for norm in self.norms]
+        norms += [(None, None)] * (len(self.convs) - len(norms))
+        layers = [
+            Layer(*conv(self.stem_width if i else 1), *norm)
+            for i, (conv, norm) in enumerate(zip(self.convs, norms, strict=True))
+        ]
+        axis = TIME if self.stem_norm == "group" else CHANNELS
+        x = stem(audio.astype(self.dtype), layers, axis)
         return scale_gradient(x, self.feature_grad_mult)
 
     def project(self, features: jax.Array) -> jax.Array:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from musicssl import huggingface, state_dict, torch_file
-from musicssl.encoder import KERNELS, STRIDES, Encoder
+from musicssl.encoder import Encoder
 from musicssl.model_config import read_value
+from musicssl.stem import KERNELS, STRIDES
 
 # Encoder field, fairseq's key, and a value of its kind.
 FIELDS = (

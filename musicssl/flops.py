@@ -9,7 +9,7 @@ import jax
 import ml_collections
 
 from musicssl import audio, masking
-from musicssl.encoder import KERNELS, STRIDES
+from musicssl.stem import KERNELS, STRIDES
 
 # Dense bf16 (fp16 where there is none) operations a second and chip, by jax's device_kind; from
 # the vendors' data sheets.

@@ -8,7 +8,8 @@ Data2VecAudioConfig, HubertConfig and Wav2Vec2Config. What the encoder has no fi
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from musicssl.encoder import KERNELS, NORM_EPSILON, STRIDES, Encoder
+from musicssl.encoder import Encoder
+from musicssl.stem import KERNELS, NORM_EPSILON, STRIDES
 
 MODELS = {
     "data2vec-audio": "Data2VecAudioModel",

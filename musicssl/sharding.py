@@ -4,6 +4,7 @@ Parameters, EMA teacher and optimizer moments follow the same rule, so a state i
 shapes alone and restores onto any mesh.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -59,15 +60,50 @@ def state_shardings(state: jax.typing.ArrayLike, mesh: Mesh):
     return jax.tree.map(lambda x: NamedSharding(mesh, parameter_spec(x.shape, fsdp)), state)
 
 
+def whole(tree: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
+    """Parameters of `state_shardings`, gathered on every device; gradients go back into shards.
+
+    Said once and here, since XLA otherwise takes each matrix product of a shard apart to overlap it
+    with exchanges, and the convolutions with it: ten times the TPU's cycles for the base model.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.shape["fsdp"] == 1:
+        return tree
+    return jax.tree.map(lambda x: gathered(x, parameter_spec(x.shape, mesh.shape["fsdp"])), tree)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def gathered(x: jax.Array, spec: P) -> jax.Array:
+    return jax.lax.with_sharding_constraint(x, P())
+
+
+gathered.defvjp(
+    lambda x, spec: (gathered(x, spec), None),
+    lambda spec, _, dy: (jax.lax.with_sharding_constraint(gathered(dy, spec), spec),),
+)
+
+
+def platform() -> str:
+    """What is compiled for: the mesh's kind of device where one is set, else jax's default."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return jax.default_backend() if mesh.empty else mesh.abstract_device.platform
+
+
+def clips_here(clips: int) -> int:
+    """How many of the global batch's clips one device has."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return clips if mesh.empty or clips % mesh.size else clips // mesh.size
+
+
 def by_clip(function: Callable[..., jax.Array], clips: jax.Array, *shared: jax.Array) -> jax.Array:
-    """Apply function to each device's own clips.
+    """Apply function to each device's own clips, an array or a tree of arrays of as many rows.
 
     XLA does not partition a grouped convolution over the batch on CPU and GPU: it gathers the
     whole batch on every device (openxla/xla#47945). shard_map leaves it no choice.
     """
     mesh = jax.sharding.get_abstract_mesh()
     devices = 1 if mesh.empty else mesh.size
-    if devices == 1 or clips.shape[0] % devices:
+    if devices == 1 or jax.tree.leaves(clips)[0].shape[0] % devices:
         return function(clips, *shared)
 
     def local(clips: jax.Array, *shared: jax.Array) -> jax.Array:
@@ -77,7 +113,9 @@ def by_clip(function: Callable[..., jax.Array], clips: jax.Array, *shared: jax.A
         return function(clips, *own)
 
     specs = (CLIPS, *[P()] * len(shared))
-    return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=CLIPS)(clips, *shared)
+    checked = bool(shared)  # a Pallas kernel cannot tell over which axes its results vary
+    mapped = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=CLIPS, check_vma=checked)
+    return mapped(clips, *shared)
 
 
 def rows_here(mesh: Mesh, batch_size: int) -> np.ndarray:

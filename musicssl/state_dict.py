@@ -14,7 +14,8 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from musicssl.encoder import KERNELS, Encoder
+from musicssl.encoder import Encoder
+from musicssl.stem import KERNELS
 
 LENGTH = "parametrizations.weight.original0"  # of torch's weight_norm
 DIRECTION = "parametrizations.weight.original1"

@@ -171,6 +171,8 @@ def accumulate(
     """
     method, encoder = objective(config), make_encoder(config)
     parts = config.accumulate
+    teacher = sharding.whole(teacher)
+    params, scatter = jax.vjp(sharding.whole, params)
 
     def loss(params: dict, part: Batch, rngs: dict) -> tuple[jax.Array, dict]:
         return method.loss(encoder, config, params, teacher, part, rngs)
@@ -179,7 +181,7 @@ def accumulate(
     rngs = {name: keys[name] for name in ("dropout", "layerdrop")}
     if parts == 1:
         (value, sums), gradients = gradient(params, batch, rngs)
-        return value, sums, gradients
+        return value, sums, *scatter(gradients)
 
     def split(x: jax.Array) -> jax.Array:
         return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
@@ -197,4 +199,5 @@ def accumulate(
 
     shapes = jax.eval_shape(one, jnp.int32(0), jax.tree.map(lambda x: x[0], rows))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    return jax.lax.scan(add, zeros, (jnp.arange(parts), rows))[0]
+    value, sums, gradients = jax.lax.scan(add, zeros, (jnp.arange(parts), rows))[0]
+    return value, sums, *scatter(gradients)

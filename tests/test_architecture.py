@@ -13,8 +13,9 @@ ROOT = Path(__file__).parent.parent
 FLOORS = (
     "goodput "
     "audio masking seeding sharding feature_rows grouped_conv dropout optim digests torch_file "
-    "distributed programs compiled topology",
-    "attention kmeans checkpoint baselines",
+    "distributed programs compiled topology gelu first_norm",
+    "attention_kernel kmeans checkpoint stem baselines",
+    "attention",
     "encoder",
     "data2vec hubert flops state_dict model_config",
     "step huggingface",

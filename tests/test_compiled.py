@@ -44,7 +44,10 @@ backend_config={"estimated_cycles":"50"}
 backend_config={"known_trip_count":{"n":"4"}}
   %while.2 = (s32[], f32[8]{0}) while(%tuple.1), condition=%cond.2, body=%body.2
   %custom-call.1 = bf16[8]{0} custom-call(%a.1), custom_call_target="tpu_custom_call", \
-metadata={op_name="jit(step)/layer_0/attention/kernel"}
+metadata={op_name="jit(step)/layer_0/attention/kernel"}, \
+backend_config={"custom_call_config":{"cost_estimate":{"flops":"640","transcendentals":"9"}}}
+  %custom-call.3 = bf16[8]{0} custom-call(%a.1), custom_call_target="tpu_custom_call", \
+metadata={op_name="jit(step)/head/kernel"}
   %custom-call.2 = s32[8]{0} custom-call(%a.1), custom_call_target="GatherScatterIndicesBitpacked"
   ROOT %all-reduce.1 = (f32[]{:T(128)}, f32[512]{0:T(256)S(1)}) all-reduce(%a.1, %a.1), \
 channel_id=9, metadata={op_name="jit(step)/grads"}
@@ -55,7 +58,13 @@ channel_id=9, metadata={op_name="jit(step)/grads"}
 def test_cycles_by_part_with_loops_as_often_as_they_run():
     found = compiled.cycles(TPU, lambda scope: "ffn" if "feed_forward" in scope else "rest")
     assert found == {"rest": 430, "ffn": 50}
-    assert compiled.kernels(TPU) == ["jit(step)/layer_0/attention/kernel"]
+
+
+def test_kernels_and_the_operations_that_they_name():
+    assert compiled.kernels(TPU) == [
+        ("jit(step)/layer_0/attention/kernel", 640),
+        ("jit(step)/head/kernel", None),
+    ]
 
 
 def test_collectives_once_each_also_inside_fusions():
