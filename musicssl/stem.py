@@ -64,6 +64,8 @@ def normed(x: jax.Array, layer: Layer, axis: int) -> jax.Array:
     mean = y.mean(axis=axis, keepdims=True)
     variance = jnp.square(y).mean(axis=axis, keepdims=True) - jnp.square(mean)
     inverse = jax.lax.rsqrt(jnp.maximum(variance, 0) + NORM_EPSILON) * layer.scale
+    if axis == TIME:  # one factor and one summand a channel: two operations an element, not three
+        return (y * inverse + (layer.offset - mean * inverse)).astype(x.dtype)
     return ((y - mean) * inverse + layer.offset).astype(x.dtype)
 
 
@@ -98,9 +100,12 @@ def cut(audio: jax.Array, frames: int, pieces: int) -> jax.Array:
 def first_over_time(audio: jax.Array, rows: jax.Array, layer: Layer) -> jax.Array:
     """Each channel of a clip standardised over time, where a bias makes no difference."""
     kernel = layer.kernel.astype(audio.dtype)
-    mean, inverse = first_norm.over_time(audio, kernel)  # [b, 1, c]
-    of_piece = jnp.repeat(jnp.arange(len(audio)), len(rows) // len(audio))
-    return first_norm.standardised(rows, kernel, -mean[of_piece], inverse[of_piece])
+    each = len(rows) // len(audio)
+    mean, inverse = (
+        jnp.repeat(x, each, axis=1).reshape(len(rows), 1, -1)  # [b, 1, c] -> [b * pieces, 1, c]
+        for x in first_norm.over_time(audio, kernel)
+    )
+    return first_norm.standardised(rows, kernel, -mean, inverse)
 
 
 def first_over_channels(audio: jax.Array, rows: jax.Array, layer: Layer) -> jax.Array:

@@ -4,8 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 
-from musicssl import audio, first_norm, stem
+from musicssl import audio, compiled, first_norm, sharding, stem
+from tests import tiny
 
 WIDTH = 24
 
@@ -81,3 +83,21 @@ def test_moments_of_windows_by_hand():
     y = windows @ np.asarray(layer.kernel[:, 0], np.float64)
     np.testing.assert_allclose(mean[:, 0], y.mean(axis=1), atol=1e-6)
     np.testing.assert_allclose(inverse[:, 0], (y.var(axis=1) + 1e-5) ** -0.5, rtol=1e-3)
+
+
+def exchanges() -> list[str]:
+    """Kinds of the exchanges of the stem's gradient, 16 clips in pieces over eight devices."""
+    mesh = sharding.make_mesh(1)
+    clips = NamedSharding(mesh, sharding.CLIPS)
+    x = jax.ShapeDtypeStruct((16, audio.crop_samples(64)), jnp.float32, sharding=clips)
+
+    def gradient(x: jax.Array, made: list[stem.Layer]) -> list[stem.Layer]:
+        return jax.grad(lambda made: stem.in_pieces(x, made, stem.TIME).sum())(made)
+
+    with jax.set_mesh(mesh):
+        program = jax.jit(gradient).lower(x, layers(False, 1)).compile()
+    return sorted({x.kind for x in compiled.collectives(program.as_text())})
+
+
+def test_pieces_stay_on_their_device():
+    assert tiny.on_eight_devices(exchanges) == ["all-reduce"]
