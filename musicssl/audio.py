@@ -21,6 +21,9 @@ SAMPLE_RATE = 16_000
 WINDOW = 400
 HOP = 160
 FFT = 512
+PARTIALS = 80  # bands of `partials`
+QUIET = -12.0  # log energy below which a band tells nothing
+TIMBRE = 0.03  # of MFCC beside them: with it both parts vary alike
 EXACT = jax.lax.Precision.HIGHEST
 
 
@@ -102,6 +105,25 @@ def log_mel(audio: jax.Array, bins: int = 23) -> jax.Array:
     power = jnp.square(real) + jnp.square(imaginary)
     mel = jnp.matmul(power, _mel_triangles(bins), precision=EXACT)  # [b, t, bins]
     return jnp.log(jnp.maximum(mel, jnp.finfo(jnp.float32).eps))
+
+
+@functools.partial(jax.jit, static_argnames="ceps")
+def partials(audio: jax.Array, ceps: int = 13) -> jax.Array:
+    """Computes what MFCC smooth away, the partials of pitches, with a little of MFCC beside it.
+
+    MFCC tell timbres and hardly any pitch, which MERT's teacher therefore adds (arXiv:2306.00107,
+    section 3.2). Here it is 80 log mel bands, each less the mean of the nine around it.
+
+    Args:
+        audio, ceps: as of `mfcc`.
+
+    Returns:
+        [b, t, 80 + 3 * ceps] float32 at 100 Hz.
+    """
+    bands = jnp.maximum(log_mel(audio, PARTIALS), QUIET)
+    padded = jnp.pad(bands, ((0, 0), (0, 0), (4, 4)), mode="edge")  # [b, t, 88]
+    around = sum(padded[..., i : i + PARTIALS] for i in range(9)) / 9  # [b, t, 80]
+    return jnp.concatenate([bands - around, TIMBRE * mfcc(audio, ceps)], -1)
 
 
 def targets_at_50hz(features: jax.Array, frames: int) -> jax.Array:
@@ -188,3 +210,11 @@ def _cepstral_transform(ceps: int) -> np.ndarray:
     scale = np.where(order == 0, np.sqrt(1 / bins), np.sqrt(2 / bins))
     lifter = 1 + 11 * np.sin(np.pi * order / 22)
     return (cosines * scale * lifter).astype(np.float32)
+
+
+SPECTRAL = {"mfcc": mfcc, "partials": partials}  # by a teacher's feature
+
+
+def spectral_width(feature: str, ceps: int) -> int:
+    """Returns the columns of a feature of SPECTRAL."""
+    return 3 * ceps + (PARTIALS if feature == "partials" else 0)

@@ -29,15 +29,15 @@ def frozen_encoder(
       ValueError: no encoder is named, or it does not fit.
     """
     t = config.teacher
-    if t.feature == "mfcc":
+    if t.feature in audio.SPECTRAL:
         if config.data.sample_rate != audio.SAMPLE_RATE:
             raise ValueError(
-                f"data.sample_rate is {config.data.sample_rate} and teacher.feature 'mfcc' is for "
-                f"{audio.SAMPLE_RATE} Hz: use audio of that rate, or the layer of an encoder"
+                f"data.sample_rate is {config.data.sample_rate} and teacher.feature {t.feature!r} "
+                f"is for {audio.SAMPLE_RATE} Hz: use audio of that rate, or the layer of an encoder"
             )
         return {}, ""
     if t.feature != "layer":
-        raise ValueError(f"teacher.feature is {t.feature!r}: use 'mfcc' or 'layer'")
+        raise ValueError(f"teacher.feature is {t.feature!r}: use 'mfcc', 'partials' or 'layer'")
     if not t.encoder:
         raise ValueError(
             "teacher.encoder is empty: give --config.teacher.encoder=DIR, the workdir of iteration "
@@ -62,11 +62,11 @@ def frozen_encoder(
 
 def definition(config: ml_collections.ConfigDict, digest: str) -> dict:
     """What the codebook's columns are, in plain values."""
-    rate = config.data.sample_rate
+    rate, t = config.data.sample_rate, config.teacher
     rate = {"sample_rate": rate, "frames_per_second": rate // audio.STEM_HOP}
-    if config.teacher.feature == "mfcc":
-        return {"feature": "mfcc", "ceps": config.teacher.ceps, "differences": 2, **rate}
-    return {"feature": "layer", "layer": config.teacher.layer, "encoder": digest, **rate}
+    if t.feature in audio.SPECTRAL:
+        return {"feature": t.feature, "ceps": t.ceps, "differences": 2, **rate}
+    return {"feature": "layer", "layer": t.layer, "encoder": digest, **rate}
 
 
 def get(

@@ -323,4 +323,4 @@ def scale_gradient(x: jax.Array, factor: float) -> jax.Array:
     if factor == 1:
         return x
     fixed = jax.lax.stop_gradient(x)
-    return fixed + factor * (x - fixed)
+    return fixed + factor * (x - fixed) if factor else fixed  # with 0 nothing goes backwards

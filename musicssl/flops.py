@@ -69,6 +69,8 @@ def train_parts(config: ml_collections.ConfigDict) -> dict[str, float]:
     frames = config.data.crop_frames
     passes = forward(config.encoder, frames)
     clip = {name: 3 * n for name, n in passes.items()}
+    if not config.encoder.feature_grad_mult:
+        clip["stem"] = passes["stem"]
     if config.method == "data2vec":
         clip["head"] = 3 * 2 * config.encoder.width**2 * frames
         clip["teacher"] = passes["positional"] + passes["attention"] + passes["ffn"]
@@ -83,9 +85,12 @@ def train_parts(config: ml_collections.ConfigDict) -> dict[str, float]:
 def labels(config: ml_collections.ConfigDict, passes: dict[str, float]) -> float:
     """Operations that give one clip its HuBERT labels: features, then the nearest of the codes."""
     t, frames = config.teacher, config.data.crop_frames
-    if t.feature == "mfcc":
-        width, bins = 3 * t.ceps, 23
-        transform = audio.WINDOW * (audio.FFT - 2) + (audio.FFT // 2 - 1) * bins + bins * t.ceps
+    if t.feature in audio.SPECTRAL:
+        width, bins = audio.spectral_width(t.feature, t.ceps), 23
+        spectrum, mel = audio.WINDOW * (audio.FFT - 2), audio.FFT // 2 - 1
+        transform = spectrum + mel * bins + bins * t.ceps
+        if t.feature == "partials":
+            transform += spectrum + mel * audio.PARTIALS
         features = 2 * transform * (2 * frames - 1)
     else:
         width, share = config.encoder.width, t.layer / config.encoder.layers

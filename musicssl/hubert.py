@@ -87,8 +87,9 @@ def head(encoder: Encoder, config: ml_collections.ConfigDict) -> Head:
 def features(config: ml_collections.ConfigDict, frozen: Tree, raw: jax.Array) -> jax.Array:
     """What the codebook quantises, one row an encoder frame: audio [b, n] -> [b, t, f]."""
     frames = sound.frame_count(raw.shape[1])
-    if config.teacher.feature == "mfcc":
-        return sound.targets_at_50hz(sound.mfcc(raw, config.teacher.ceps), frames)
+    if config.teacher.feature in sound.SPECTRAL:
+        compute = sound.SPECTRAL[config.teacher.feature]
+        return sound.targets_at_50hz(compute(raw, config.teacher.ceps), frames)
     teacher: FrozenEncoder = frozen["encoder"]
     inputs = sound.normalize(raw) if teacher.normalize else raw
     return teacher.encoder.apply({"params": teacher.params}, inputs).hidden[teacher.layer]

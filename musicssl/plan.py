@@ -160,8 +160,9 @@ def frozen(config: ml_collections.ConfigDict) -> dict:
     if config.method != "hubert":
         return {}
     t = config.teacher
-    if t.feature == "mfcc":
-        return {"codebook": jax.ShapeDtypeStruct((t.clusters, 3 * t.ceps), jnp.float32)}
+    if t.feature in audio.SPECTRAL:
+        width = audio.spectral_width(t.feature, t.ceps)
+        return {"codebook": jax.ShapeDtypeStruct((t.clusters, width), jnp.float32)}
     params = jax.eval_shape(lambda: step.init_state(config)).params["encoder"]
     encoder = step.make_encoder(config)
     return {

@@ -4,6 +4,7 @@ import kaldi_native_fbank
 import numpy as np
 import pytest
 import scipy.fft
+import scipy.ndimage
 import scipy.signal
 from transformers import Wav2Vec2FeatureExtractor
 
@@ -97,6 +98,34 @@ def test_log_mel_is_kaldis(bins: int) -> None:
     sound = hostile(8_000)["music"]
     ours = np.asarray(audio.log_mel(sound[None], bins=bins))[0]
     np.testing.assert_allclose(ours, log_mel_by_definition(sound, bins), atol=1e-3, rtol=0)
+
+
+def test_partials_are_bands_above_their_neighbours_and_a_little_of_mfcc() -> None:
+    sound = hostile(8_000)["music"]
+    found = np.asarray(audio.partials(sound[None], ceps=13))[0]
+    bands = np.maximum(log_mel_by_definition(sound, 80), -12)
+    around = scipy.ndimage.uniform_filter1d(bands, 9, axis=1, mode="nearest")
+    np.testing.assert_allclose(found[:, :80], bands - around, atol=2e-3)
+    np.testing.assert_allclose(found[:, 80:], 0.03 * kaldi_mfcc(sound, 13), atol=1e-4)
+    assert found.shape[1] == audio.spectral_width("partials", 13) == 119
+
+
+def test_partials_tell_pitches_apart_where_mfcc_hardly_do() -> None:
+    """A note of ten partials, the same a semitone up, and the same with other weights of them."""
+    t = np.arange(4_000) / 16_000
+
+    def note(pitch: float, slope: float) -> np.ndarray:
+        return sum(np.sin(2 * np.pi * pitch * k * t) / k**slope for k in range(1, 11)) / 10
+
+    ours, theirs = [], []
+    for pitch in (262, 330, 440):
+        played = [note(pitch, 1.0), note(pitch * 2 ** (1 / 12), 1.0), note(pitch, 1.5)]
+        for features, kept in ((audio.partials, ours), (audio.mfcc, theirs)):
+            values = [np.asarray(features(x[None].astype("f4")))[0].mean(0) for x in played]
+            kept.append(
+                np.linalg.norm(values[0] - values[1]) / np.linalg.norm(values[0] - values[2])
+            )
+    assert min(np.divide(ours, theirs)) > 2
 
 
 def test_clips_of_a_batch_do_not_mix() -> None:

@@ -99,12 +99,12 @@ def layer(teacher: Path, **leaves: object) -> ml_collections.ConfigDict:
     return config_of(**changes | leaves)
 
 
-@pytest.mark.parametrize("feature", ["mfcc", "layer"])
+@pytest.mark.parametrize("feature", ["mfcc", "partials", "layer"])
 def test_a_codebook_is_fitted_once_and_then_read(tmp_path, teacher, feature):
-    config = config_of() if feature == "mfcc" else layer(teacher)
+    config = layer(teacher) if feature == "layer" else config_of(teacher__feature=feature)
     source, said = Source(config), []
     codes = get(config, tmp_path, source, said.append)
-    assert codes.shape == (6, 39 if feature == "mfcc" else 48)
+    assert codes.shape == (6, {"mfcc": 39, "partials": 119, "layer": 48}[feature])
     assert source.passes == 1 + 4  # the sample, and a pass each
     assert said[0] == "fitting 6 codes to 3 batches"
     assert [line.split()[2] for line in said[1:]] == ["0/4", "1/4", "2/4", "3/4", "4/4"]
@@ -231,7 +231,7 @@ def test_a_second_iteration_without_a_teacher_is_refused(tmp_path):
     said = refusal(layer(tmp_path / "nowhere"), tmp_path)
     assert "nowhere holds no encoder: give a workdir" in said
     said = refusal(config_of(teacher__feature="chroma"), tmp_path)
-    assert "teacher.feature is 'chroma': use 'mfcc' or 'layer'" in said
+    assert "teacher.feature is 'chroma': use 'mfcc', 'partials' or 'layer'" in said
 
 
 def test_another_sample_rate_is_refused(tmp_path, teacher):

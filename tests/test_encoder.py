@@ -187,10 +187,14 @@ def test_feature_grad_mult_scales_the_stem_alone():
 
         return traverse_util.flatten_dict(jit(jax.grad(loss))(params), sep="/")
 
-    full, tenth = gradient(1.0), gradient(0.1)
+    full, tenth, none = gradient(1.0), gradient(0.1), gradient(0.0)
     for path, x in full.items():
         factor = 0.1 if path.startswith("stem_") else 1.0
         np.testing.assert_allclose(tenth[path], factor * x, rtol=1e-3, atol=1e-6, err_msg=path)
+        if path.startswith("stem_"):
+            assert not none[path].any()
+        else:
+            np.testing.assert_allclose(none[path], x, rtol=1e-5, atol=1e-7, err_msg=path)
     for path in ("stem_conv_0/kernel", "projection/kernel"):
         assert np.abs(full[path]).max() > 1e-3
 

@@ -129,7 +129,14 @@ def test_the_frozen_encoder_of_iteration_2():
     assert flops.train_step(config) == pytest.approx(sum(flops.train_parts(config).values()))
 
 
-@pytest.mark.parametrize("leaves", [{}, {"teacher.feature": "layer", "teacher.layer": 1}])
+@pytest.mark.parametrize(
+    "leaves",
+    [
+        {},
+        {"teacher.feature": "partials", "encoder.feature_grad_mult": 0.0},
+        {"teacher.feature": "layer", "teacher.layer": 1},
+    ],
+)
 def test_xla_counts_the_same_for_a_whole_step(leaves):
     """Optimizer, masks and dropout add to it, and the stem has no gradient for the audio."""
     config = musichubert.get_config("demo")
