@@ -189,8 +189,12 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 
 
 class Difference(NamedTuple):
-    """One encoder's score less another's on the same test items: 95 % interval, two-sided p."""
+    """One encoder's score less another's on the same test items: 95 % interval, two-sided p.
 
+    mean: over the draws, so that all four are of the same outputs.
+    """
+
+    mean: float
     low: float
     high: float
     p: float
@@ -205,4 +209,5 @@ def paired(ours: np.ndarray, theirs: np.ndarray) -> Difference:
     found = np.asarray(ours, float) - np.asarray(theirs, float)
     found = found[np.isfinite(found)]
     tail = min((found <= 0).sum(), (found >= 0).sum())
-    return Difference(*interval(found), min(1.0, 2 * float(tail + 1) / (len(found) + 1)))
+    p = min(1.0, 2 * float(tail + 1) / (len(found) + 1))
+    return Difference(float(found.mean()) if len(found) else float("nan"), *interval(found), p)

@@ -143,8 +143,9 @@ def scores(found: dict) -> str:
         "bootstrap interval over test items, of the seed that did best on validation. "
         f"<b class='up'>▲</b> and <b class='down'>▼</b>: above or below {escape(reference(found))} "
         f"with p &lt; {LIKELY} in a paired bootstrap test on the same test items, of that seed. "
-        "It tells what other test items would give, not what another training run would. Shaded "
-        "from chance to the best of the column. Rest on a cell for the layer and p.</p>"
+        "It tells what other test items would give, not what another training run or seed would, "
+        "so a mark may stand beside equal means. Shaded from chance to the best of the column. "
+        "Rest on a cell for the layer and p.</p>"
     ]
     parts.append(f"<p class='small'>{GLOSSARY}</p>")
     for suite, tasks in groups.items():

@@ -214,5 +214,4 @@ def difference(task: dict, other: dict | None) -> dict[str, Any] | None:
     found = report.against(task, other) if other is not None and other is not task else None
     if found is None:
         return None
-    mine, theirs = (x["chosen"]["test"][x["score"]]["mean"] for x in (task, other))
-    return {"mean": mine - theirs, "interval": [found.low, found.high], "p": found.p}
+    return {"mean": found.mean, "interval": [found.low, found.high], "p": found.p}

@@ -128,7 +128,8 @@ def test_the_paired_test_agrees_with_one_that_draws_for_itself() -> None:
     found = metrics.paired(ours, theirs)
     each = right[0].astype(float) - right[1]
     drawn = each[np.random.default_rng(1).integers(0, 400, (20_000, 400))].mean(1)
-    np.testing.assert_allclose(found[:2], np.percentile(drawn, [2.5, 97.5]), atol=0.008)
+    np.testing.assert_allclose(found[1:3], np.percentile(drawn, [2.5, 97.5]), atol=0.008)
+    assert found.mean == pytest.approx(each.mean(), abs=0.003)
     assert found.p == pytest.approx(2 * (drawn <= 0).mean(), abs=0.02)
     assert 0.001 < found.p < 0.2  # a case in which the answer is not plain
     unpaired = metrics.interval(ours)[0] - metrics.interval(theirs)[1]

@@ -261,6 +261,7 @@ def test_differences_are_those_of_an_independent_paired_test(demo, monkeypatch):
         apart = draws[name] - draws["music2vec-vanilla"]
         found = told["scores"][name]["synth_key"]["from_reference"]
         np.testing.assert_allclose(found["interval"], np.quantile(apart, [0.025, 0.975]))
+        assert found["mean"] == pytest.approx(np.sum(apart) / 400)
         smaller = sorted([np.sum(apart > 0), np.sum(apart < 0)])[0]
         assert found["p"] == pytest.approx(min(1, 2 * (smaller + 1) / 401))
         seen.add(found["p"] < 0.05)
