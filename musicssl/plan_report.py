@@ -107,13 +107,17 @@ def facts(
 
 
 def entered(cycles: dict[str, int], kernels: list[compiled.Kernel], each: float) -> int:
-    """Adds Pallas kernels to the cycles of their parts, at KERNEL_SHARE of `each` operations a
-    cycle; returns how many cycles those are."""
+    """Adds Pallas kernels to their parts' cycles, and returns how many cycles they are.
+
+    Args:
+      each: operations a cycle at the peak rate, of which they are taken to reach KERNEL_SHARE.
+    """
     total = 0
     for x in kernels:
-        taken = round((x.operations or 0) / each / KERNEL_SHARE)
-        cycles[part(x.scope)] = cycles.get(part(x.scope), 0) + taken
-        total += taken
+        if x.operations is not None:
+            taken = round(x.operations / each / KERNEL_SHARE)
+            cycles[part(x.scope)] = cycles.get(part(x.scope), 0) + taken
+            total += taken
     return total
 
 

@@ -14,7 +14,7 @@ import jax
 import pytest
 
 from configs import music2vec, musichubert
-from musicssl import flops, plan, plan_report, step, topology
+from musicssl import compiled, flops, plan, plan_report, step, topology
 from musicssl.plan import Attempt
 from tests import tiny
 
@@ -172,3 +172,11 @@ def test_gradients_cross_slices_by_the_network():
     inside = 1e9 / (chip.links / 2)
     assert one == pytest.approx(3 * inside)
     assert two == pytest.approx(inside + 2e9 / (plan_report.SLICE_LINKS / 4))
+
+
+def test_kernels_are_entered_at_the_stated_share_of_peak():
+    """640 operations at two a cycle, a fifth of that rate; one without a figure stays out."""
+    cycles = {"attention": 100}
+    kernels = [compiled.Kernel("jit(step)/layer_0/attention/call", 640), compiled.Kernel("x", None)]
+    assert plan_report.entered(cycles, kernels, 2.0) == 1600
+    assert cycles == {"attention": 1700}
