@@ -6,6 +6,7 @@ a loss that is not finite), 69 another process of the job was lost, 75 ended by 
 saving.
 """
 
+import itertools
 import json
 import os
 import re
@@ -97,11 +98,12 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> NoReturn:
             checkpoints = checkpoint.Checkpoints(workdir, config, batches.counts())
             with goodput.lost("restore"):
                 state = train.initial_state(config, mesh, checkpoints)
+            first = int(state.step)
             frozen = {}
             if config.method == "hubert":
                 with goodput.lost("codebook"):
-                    frozen = label_source(config, workdir, mesh, batches, preemption)
-            writer = Writer(workdir, int(state.step))
+                    frozen = label_source(config, workdir, mesh, batches, preemption, first)
+            writer = Writer(workdir, first)
     except (ValueError, OSError) as error:  # past this point only a bug raises ValueError
         refuse(error)
 
@@ -133,13 +135,19 @@ def label_source(
     mesh: Mesh,
     batches: "Batches",
     preemption: train.Preemption,
+    first: int,
 ) -> dict:
-    """The codebook, fitted if the workdir has none, and the encoder that it quantises."""
+    """The codebook, fitted if the workdir has none, and the encoder that it quantises.
+
+    Args:
+      first: the step that training begins at.
+    """
     frozen, digest = codebook.frozen_encoder(config, mesh)
+    numbers = itertools.count(first)
 
     def open_batches() -> Iterator[jax.Array]:
         for batch in batches.open(0):
-            if preemption.reached():  # each pass is on disk already
+            if preemption.reached(next(numbers)):  # each pass is on disk already
                 sys.exit(train.EXIT_PREEMPTED)
             yield batch
 

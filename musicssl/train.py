@@ -43,7 +43,6 @@ class Preemption:
 
     def __init__(self) -> None:
         self.asked = False
-        self.before = -(2**30)  # numbers what is asked before the first step
         if jax.process_count() == 1:  # otherwise jax.distributed listens for SIGTERM
             signal.signal(signal.SIGTERM, self.ask)
 
@@ -55,16 +54,15 @@ class Preemption:
         if self.asked:
             raise Asked
 
-    def reached(self, step: int | None = None) -> bool:
+    def reached(self, number: int) -> bool:
         """To be called by all processes at the same places, between steps or batches.
 
-        They agree on a number at which all of them end. Orbax asks with the step's at every save:
-        with another one here a part of the processes would end, and the others wait for them.
+        They agree on a number, one more than the highest that any has asked with, at which all of
+        them end. Numbers are not negative: JAX would drop the request. Orbax asks with the step's
+        at every save: with another one here a part of the processes would end, and the others wait
+        for them. Work before the first step counts up from it, and steps go on from there.
         """
-        if step is None:
-            self.before += 1
         if jax.process_count() > 1:
-            number = self.before if step is None else step
             self.asked = multihost_utils.reached_preemption_sync_point(number) or self.asked
         return self.asked
 
