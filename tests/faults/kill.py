@@ -102,8 +102,10 @@ class Life:
         pause = chance.uniform(0, longest.get(phase, 0))
         latest = self.began + chance.uniform(0, startup)
         while self.process.poll() is None:
-            if phase == "starting":  # once it has stepped, at once
-                if time.monotonic() > latest or self.count("training"):
+            if phase in ("starting", "fitting") and self.count("training"):
+                break  # at once where it has stepped: there was a codebook
+            if phase == "starting":
+                if time.monotonic() > latest:
                     break
             elif self.count(phase) >= wanted:
                 time.sleep(pause)
