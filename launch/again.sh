@@ -30,6 +30,7 @@ trap forward TERM INT
 while true; do
   "$@" &
   child=$!
+  if $asked; then forward; fi # meanwhile
   code=0
   wait "$child" || code=$?
   while kill -0 "$child" 2>/dev/null; do # a signal interrupted the wait

@@ -13,6 +13,7 @@ after an error that is not final. SIGTERM, which Ctrl-C is too, goes on to every
 import argparse
 import contextlib
 import functools
+import math
 import os
 import queue
 import shlex
@@ -21,6 +22,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from typing import IO
 
 FINAL = (0, 2, 3)  # complete, refused, stopped: starting again would change nothing
@@ -137,10 +139,10 @@ def wait(job: list[subprocess.Popen], grace: float) -> tuple[int, int]:
     for number, process in enumerate(job):
         target = functools.partial(end, number, process, ends)
         threading.Thread(target=target, daemon=True).start()
-    first, code, left = 0, 0, None
+    first, code, latest = 0, 0, math.inf
     for _ in job:
         try:
-            number, found = ends.get(timeout=left)
+            number, found = take(ends, latest)
         except queue.Empty:
             say(f"processes that did not end in {grace:g} s are killed")
             for process in job:
@@ -148,8 +150,22 @@ def wait(job: list[subprocess.Popen], grace: float) -> tuple[int, int]:
                     os.killpg(process.pid, signal.SIGKILL)
             number, found = ends.get()
         if found and not code:
-            first, code, left = number, found, grace
+            first, code, latest = number, found, time.monotonic() + grace
     return first, code if code >= 0 else 128 - code
+
+
+def take(ends: queue.Queue, latest: float) -> tuple[int, int]:
+    """The next end. Looks up every second: a signal that another thread gets does not wake this one.
+
+    Raises:
+      queue.Empty: none came until the latest time.
+    """
+    while True:
+        try:
+            return ends.get(timeout=min(1, max(0, latest - time.monotonic())))
+        except queue.Empty:
+            if time.monotonic() >= latest:
+                raise
 
 
 def end(number: int, process: subprocess.Popen, ends: queue.Queue) -> None:

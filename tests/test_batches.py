@@ -331,7 +331,7 @@ def test_no_more_is_read_ahead_than_waits(dataset, monkeypatch):
 def test_closing_frees_the_reader_and_ends_the_iteration(dataset):
     def readers() -> int:
         gc.collect()
-        return sum(isinstance(found, batches._Reader) for found in gc.get_objects())
+        return sum(type(found) is batches._Reader for found in gc.get_objects())
 
     before = readers()
     stream = batches.iterate(dataset, seed=5, batch_size=4, samples=500)
