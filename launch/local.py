@@ -155,7 +155,7 @@ def wait(job: list[subprocess.Popen], grace: float) -> tuple[int, int]:
 
 
 def take(ends: queue.Queue, latest: float) -> tuple[int, int]:
-    """The next end. Looks up every second: a signal that another thread gets does not wake this one.
+    """The next end, looking up every second: a signal that comes to another thread wakes no wait.
 
     Raises:
       queue.Empty: none came until the latest time.
