@@ -30,6 +30,7 @@ from musicssl import audio, hubert, plan_report, sharding, step, topology
 from musicssl.topology import Topology
 
 EXIT_REFUSED = 2
+FIRST = 8  # clips that --batch=auto asks for at first, times config.accumulate
 FULL = "RESOURCE_EXHAUSTED"  # how every compiler begins its refusal for want of memory
 
 
@@ -109,7 +110,7 @@ def plan(config: ml_collections.ConfigDict, place: Topology, batch: str) -> dict
         return compile_step(with_batch(config, clips * mesh.size), mesh)
 
     if batch == "auto":
-        attempts = largest_batch(attempt, config.accumulate, limit)
+        attempts = largest_batch(attempt, config.accumulate, limit, fixed_bytes(config, mesh))
     else:
         attempts = [attempt(int(batch) if batch else config.batch_size // mesh.size)]
     fitting = [x for x in attempts if x.compiled is not None]
@@ -171,23 +172,31 @@ def frozen(config: ml_collections.ConfigDict) -> dict:
     }
 
 
-def largest_batch(attempt: Callable[[int], Attempt], unit: int, limit: int) -> list[Attempt]:
+def fixed_bytes(config: ml_collections.ConfigDict, mesh: Mesh) -> int:
+    """About the bytes of one device that do not grow with the clips: the state, and gradients."""
+    shapes = jax.eval_shape(lambda: step.init_state(config))
+    held = plan_report.memory(shapes, mesh, None, None)
+    return 2 * held["parameters"] + held["teacher"] + held["optimizer"]
+
+
+def largest_batch(
+    attempt: Callable[[int], Attempt], unit: int, limit: int, fixed: int
+) -> list[Attempt]:
     """Attempts, of which the largest accepted and the smallest refused are `unit` clips apart.
 
-    Bytes grow with the clips nearly in proportion, so the next guess is where the last two reach
-    the limit; where that has not halved what is open, it is the middle.
+    Bytes grow with the clips nearly in proportion, from `fixed` ones, so the next guess is where
+    the last two reach the limit; where that has not halved what is open, it is the middle. Where
+    nothing fits, the smallest refused is `unit`.
     """
-    tried = [attempt(unit)]
-    if tried[0].compiled is None:
-        return tried
-    accepted, refused, guess = 1, None, 8
+    tried: list[Attempt] = []
+    accepted, refused, guess = 0, None, FIRST
     while refused is None or refused - accepted > 1:
         result = attempt(unit * guess)
         tried.append(result)
         open_before = math.inf if refused is None else refused - accepted
         accepted, refused = (guess, refused) if result.compiled else (accepted, guess)
         open_now = math.inf if refused is None else refused - accepted
-        guess = predicted(tried, unit, limit)
+        guess = predicted(tried, unit, limit, fixed)
         if open_now < math.inf and (guess is None or open_now > open_before / 2):
             guess = (accepted + refused) // 2
         guess = max(accepted + 1, guess or 2 * accepted)
@@ -195,14 +204,17 @@ def largest_batch(attempt: Callable[[int], Attempt], unit: int, limit: int) -> l
     return tried
 
 
-def predicted(tried: list[Attempt], unit: int, limit: int) -> int | None:
-    """Units at which the two attempts nearest to the limit say that it is reached."""
-    told = sorted(
-        {(x.clips // unit, x.wanted) for x in tried if x.wanted}, key=lambda x: abs(x[1] - limit)
-    )
-    if len(told) < 2 or told[0][1] == told[1][1]:
+def predicted(tried: list[Attempt], unit: int, limit: int, fixed: int) -> int | None:
+    """Units at which the point nearest to the limit and a next one say that it is reached.
+
+    That one is an eighth of the clips away: bytes grow in steps, and two neighbours may be equal.
+    """
+    points = {(x.clips // unit, x.wanted) for x in tried if x.wanted} | {(0, fixed)}
+    (units, wanted), *rest = sorted(points, key=lambda x: abs(x[1] - limit))
+    others = [x for x in rest if abs(x[0] - units) * 8 >= units and x[1] != wanted]
+    if not others:
         return None
-    (units, wanted), (other, less) = told[:2]
+    other, less = others[0]
     return int(units + (limit - wanted) * (units - other) / (wanted - less))
 
 

@@ -62,7 +62,7 @@ def test_the_verdict_is_right_on_both_sides_of_the_boundary():
         return Attempt(clips, plan_report.wanted_bytes(compiled.memory_analysis()), compiled)
 
     limit = topology.memory_limit(device)
-    tried = plan.largest_batch(attempt, 1, limit)
+    tried = plan.largest_batch(attempt, 1, limit, 0)
     accepted = max(x.clips for x in tried if x.compiled)
     assert min(x.clips for x in tried if not x.compiled) == accepted + 1
     by_hand = limit / 2**26
