@@ -31,12 +31,10 @@ while true; do
   "$@" &
   child=$!
   if $asked; then forward; fi # meanwhile
+  wait "$child" || true
+  while kill -0 "$child" 2>/dev/null; do wait "$child" || true; done # a signal interrupts a wait
   code=0
-  wait "$child" || code=$?
-  while kill -0 "$child" 2>/dev/null; do # a signal interrupted the wait
-    code=0
-    wait "$child" || code=$?
-  done
+  wait "$child" || code=$? # bash remembers it
   child=0
   case $code in 0 | 2 | 3) exit "$code" ;; esac
   if $asked || ((restarts == 0)); then exit "$code"; fi

@@ -10,7 +10,8 @@
 #
 # Run the same command again to go on from whatever is on disk; on several hosts run it on each. It
 # ends with the exit code of the iteration that did not complete: 2 refused, 3 stopped (a collapse,
-# or a loss that is not finite), 75 preempted after saving: run it again.
+# or a loss that is not finite), 75 preempted after saving: run it again. SIGTERM and Ctrl-C go on to
+# the iteration, which saves and ends.
 # Environment: PYTHON, the interpreter, default python.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -31,6 +32,9 @@ for argument in "$@"; do
   esac
 done
 
+child=0
+trap '((child == 0)) || kill -TERM "$child" 2>/dev/null || true' TERM INT
+
 iteration() {
   local variant=$1 code=0
   shift
@@ -42,7 +46,12 @@ iteration() {
     echo "${line% }"
     return
   fi
-  "${command[@]}" || code=$?
+  "${command[@]}" &
+  child=$!
+  wait "$child" || true
+  while kill -0 "$child" 2>/dev/null; do wait "$child" || true; done # a signal interrupts a wait
+  wait "$child" || code=$? # bash remembers it
+  child=0
   if ((code == 75)); then
     echo "musichubert.sh: $variant was preempted after saving: run the same command to go on" >&2
   elif ((code)); then

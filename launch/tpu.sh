@@ -126,8 +126,10 @@ setup() {
   printf -v share 'sudo mkdir -p %q && { mountpoint -q %q || sudo mount -t nfs %q %q; }' \
     "$mount" "$mount" "$nfs" "$mount"
   on_workers all "sudo apt-get -qq install -y nfs-common python3-venv && $share"
-  on_workers all "tar -xzf $archive && python3 -m venv musicssl/.venv \
-&& musicssl/.venv/bin/pip install -q -r musicssl/requirements.txt 'jax[tpu]'"
+  # uv brings Python 3.12: the machines' own is 3.10, which jax no longer supports
+  on_workers all "tar -xzf $archive && python3 -m venv ~/.uv && ~/.uv/bin/pip install -q uv \
+&& ~/.uv/bin/uv venv -q --allow-existing --python=3.12 musicssl/.venv \
+&& ~/.uv/bin/uv pip install -q --python=musicssl/.venv -r musicssl/requirements.txt 'jax[tpu]'"
 }
 
 run() {

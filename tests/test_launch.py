@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import signal
 import subprocess
 from pathlib import Path
 
@@ -97,6 +98,26 @@ def test_it_ends_as_the_iteration_that_did_not_complete(interpreter, code):
     assert "k2000_iter2" in done.stderr and wanted in done.stderr
     done = interpreter.launch()
     assert done.returncode == 0 and interpreter.count == 5
+
+
+def test_sigterm_reaches_the_iteration_and_the_next_does_not_begin(tmp_path):
+    stand_in = tmp_path / "python"
+    stand_in.write_text(
+        "#!/usr/bin/env bash\ntrap 'echo asked; exit 75' TERM\n"
+        'echo "$3"; while true; do sleep 0.02; done\n'
+    )
+    stand_in.chmod(0o755)
+    process = subprocess.Popen(
+        [MUSICHUBERT],
+        env=os.environ | {"PYTHON": str(stand_in)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "--config=configs/musichubert.py:k2000_iter1\n"
+    process.send_signal(signal.SIGTERM)
+    output, errors = process.communicate(timeout=30)
+    assert (process.returncode, output) == (75, "asked\n") and "was preempted" in errors
 
 
 @pytest.mark.parametrize("flag", ["--workdir=x", "--workdir", "--config=configs/music2vec.py"])
