@@ -40,7 +40,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow only reads data
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 EXIT_REFUSED = 2
-CHANCE_TOLERANCE = 0.005  # between chance levels of the published labels and of those built
+# Between chance levels of the published labels and of those built. R2 has another, since a test set
+# of 125 has a mean of its own: about .01 for that alone.
+CHANCE_TOLERANCE, R2_TOLERANCE = 0.005, 0.05
 
 
 def main(argv: list[str]) -> None:
@@ -124,6 +126,9 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise ValueError(f"config.probe is {config.probe!r}: use 'mlp' or 'linear'")
     if not len(config.learning_rates) or not len(config.seeds):
         raise ValueError("config.learning_rates and config.seeds must each have a value")
+    for name, least in (("batch_size", 1), ("windows", 1), ("epochs", 0), ("limit", 0)):
+        if config[name] < least:
+            raise ValueError(f"config.{name} is {config[name]}: use {least} or more")
 
 
 def results_dir(config: ml_collections.ConfigDict) -> Path:
@@ -233,7 +238,8 @@ def warn_of_chance(task: tasks.Task, found: dict[str, float], limit: int) -> Non
     if limit or task.chance is None:
         return
     score, published = task.chance
-    if abs(found[score] - published) > CHANCE_TOLERANCE:
+    tolerance = R2_TOLERANCE if score == "r2" else CHANCE_TOLERANCE
+    if abs(found[score] - published) > tolerance:
         say(
             f"{task.name}: without the audio {score} is {found[score]:.4f}, from the published "
             f"labels {published:.4f}: scores cannot be compared with published ones"

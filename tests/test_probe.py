@@ -127,6 +127,7 @@ def command(arguments: list[str]) -> subprocess.CompletedProcess:
         ({"tasks": "gtzan_genre"}, "data_pipelines.build gtzan"),
         ({"layers": "0,7"}, "there is no '7'"),
         ({"seeds": ()}, "must each have a value"),
+        ({"windows": 0}, "config.windows is 0: use 1 or more"),
     ],
 )
 def test_what_cannot_be_done_is_said(
