@@ -22,6 +22,7 @@ WINDOW = 400
 HOP = 160
 FFT = 512
 PARTIALS = 80  # bands of `partials`
+AROUND = 9  # of them that each is compared with
 QUIET = -12.0  # log energy below which a band tells nothing
 TIMBRE = 0.03  # of MFCC beside them: with it both parts vary alike
 EXACT = jax.lax.Precision.HIGHEST
@@ -121,8 +122,9 @@ def partials(audio: jax.Array, ceps: int = 13) -> jax.Array:
         [b, t, 80 + 3 * ceps] float32 at 100 Hz.
     """
     bands = jnp.maximum(log_mel(audio, PARTIALS), QUIET)
-    padded = jnp.pad(bands, ((0, 0), (0, 0), (4, 4)), mode="edge")  # [b, t, 88]
-    around = sum(padded[..., i : i + PARTIALS] for i in range(9)) / 9  # [b, t, 80]
+    beside = AROUND // 2
+    padded = jnp.pad(bands, ((0, 0), (0, 0), (beside, beside)), mode="edge")  # [b, t, 88]
+    around = sum(padded[..., i : i + PARTIALS] for i in range(AROUND)) / AROUND  # [b, t, 80]
     return jnp.concatenate([bands - around, TIMBRE * mfcc(audio, ceps)], -1)
 
 
@@ -213,6 +215,14 @@ def _cepstral_transform(ceps: int) -> np.ndarray:
 
 
 SPECTRAL = {"mfcc": mfcc, "partials": partials}  # by a teacher's feature
+
+
+def spectral_definition(feature: str, ceps: int) -> dict[str, str | int | float]:
+    """Returns what the columns of a feature of SPECTRAL are, in plain values."""
+    cepstral = {"feature": feature, "ceps": ceps, "differences": 2}
+    if feature == "mfcc":
+        return cepstral
+    return cepstral | {"bands": PARTIALS, "around": AROUND, "quiet": QUIET, "timbre": TIMBRE}
 
 
 def spectral_width(feature: str, ceps: int) -> int:

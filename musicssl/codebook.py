@@ -65,7 +65,7 @@ def definition(config: ml_collections.ConfigDict, digest: str) -> dict:
     rate, t = config.data.sample_rate, config.teacher
     rate = {"sample_rate": rate, "frames_per_second": rate // audio.STEM_HOP}
     if t.feature in audio.SPECTRAL:
-        return {"feature": t.feature, "ceps": t.ceps, "differences": 2, **rate}
+        return audio.spectral_definition(t.feature, t.ceps) | rate
     return {"feature": "layer", "layer": t.layer, "encoder": digest, **rate}
 
 

@@ -288,6 +288,9 @@ def test_the_definition_says_what_the_columns_are(teacher):
         "sample_rate": 16_000,
         "frames_per_second": 50,
     }
+    of_partials = codebook.definition(config_of(teacher__feature="partials"), "")
+    constants = {"bands": 80, "around": 9, "quiet": -12.0, "timbre": 0.03}
+    assert constants.items() <= of_partials.items() and of_partials["ceps"] == 13
     config = layer(teacher)
     of_layer = codebook.definition(config, "abc")
     assert of_layer["layer"] == 1 and of_layer["encoder"] == "abc"
