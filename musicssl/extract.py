@@ -73,7 +73,8 @@ def open_source(spec: str, precision: str = "float32") -> Source:
     if random:
         start = jax.jit(lambda key: encoder.init(key, jnp.zeros((1, 400)))["params"])
         params = jax.tree.map(np.asarray, start(jax.random.key(0)))
-        digest = f"random-{hashlib.sha256(repr(encoder).encode()).hexdigest()}"
+        heard = encoder, loaded.sample_rate, loaded.normalize
+        digest = f"random-{hashlib.sha256(repr(heard).encode()).hexdigest()}"
         name = f"random initial values of {name}"
 
     def apply(params: dict, x: jax.Array) -> Sequence[jax.Array]:

@@ -96,7 +96,9 @@ def groups(train: Split, rates: np.ndarray, seeds: np.ndarray) -> list[Group]:
 def _spread(fit: Callable[[Group], Fitted], parts: list[Group]) -> list[Fitted]:
     """Runs single models on every core; the first by itself, since it may have to compile."""
     first = fit(parts[0])
-    with ThreadPoolExecutor(at_once(parts, len(os.sched_getaffinity(0)))) as pool:
+    mine = getattr(os, "sched_getaffinity", None)  # macOS does not say which cores it gives
+    cores = len(mine(0)) if mine else os.cpu_count() or 1
+    with ThreadPoolExecutor(at_once(parts, cores)) as pool:
         return [first, *pool.map(fit, parts[1:])]
 
 
