@@ -27,7 +27,7 @@ def settings() -> ml_collections.ConfigDict:
     config.limit = 0  # records of each split that are used, 0 for all
     config.probe = "mlp"  # or "linear"
     config.standardise = False  # each channel at zero mean, unit variance over training windows
-    config.layers = "all"  # or a comma-separated list such as 0,6,12,sum
+    config.layers = "all"  # or a comma-separated list such as 0,6,12,sum; baselines have but one
     config.learning_rates = (5e-5, 1e-4, 5e-4, 1e-3, 5e-3, 1e-2)
     config.seeds = (1, 2, 3)
     config.epochs = 0  # at most; 0 for the task's

@@ -9,7 +9,7 @@ import numpy as np
 import soxr
 import tensorflow_datasets as tfds
 
-from data_pipelines.records import Dataset, is_built, open_dataset
+from data_pipelines.records import Dataset, is_built, open_dataset, require
 
 _AUDIO = ("audio", "path", "start")
 
@@ -65,8 +65,7 @@ def open_labelled(
       FileNotFoundError: the data set is not built.
       ValueError: no such split, or a record of it cannot be read.
     """
-    wanted = f"{name}/{sample_rate // 1000}khz"
-    dataset = open_dataset(wanted if is_built(wanted, data_dir) else name, data_dir, split)
+    dataset = open_dataset(build_for(name, data_dir, sample_rate), data_dir, split)
     if lost := np.flatnonzero(dataset.samples == 0).tolist():
         raise ValueError(str(dataset.damage(lost[0], f"one of {len(lost)} unreadable records")))
     builder = tfds.builder_from_directory(dataset.directory)
@@ -91,6 +90,19 @@ def open_labelled(
         sample_rate,
         "/".join(dataset.directory.split("/")[-3:]),
     )
+
+
+def build_for(name: str, data_dir: str | os.PathLike, sample_rate: int) -> str:
+    """The build of DATA_DIR/NAME for `sample_rate` if there is one, else its default.
+
+    Raises:
+      FileNotFoundError, ValueError: as `records.require`.
+    """
+    wanted = f"{name}/{sample_rate // 1000}khz"
+    if is_built(wanted, data_dir):
+        return wanted
+    require(name, data_dir)
+    return name
 
 
 class _Part:

@@ -117,12 +117,7 @@ def open_dataset(name: str, data_dir: str | os.PathLike, split: str) -> Dataset:
       FileNotFoundError: the data set is not built.
       ValueError: no such split, or several configs are there and none is the default.
     """
-    directory = find(name, data_dir)
-    if directory is None:
-        raise FileNotFoundError(
-            f"{epath.Path(data_dir) / name} holds no built data set: run "
-            f"python -m data_pipelines.build {name} --data_dir={data_dir}"
-        )
+    directory = require(name, data_dir)
     splits = layouts(directory)
     if split not in splits:
         raise ValueError(f"{directory} has no records in split {split!r}, but in {sorted(splits)}")
@@ -133,6 +128,22 @@ def open_dataset(name: str, data_dir: str | os.PathLike, split: str) -> Dataset:
 def is_built(name: str, data_dir: str | os.PathLike) -> bool:
     """Says whether `open_dataset` would find the data set."""
     return find(name, data_dir) is not None
+
+
+def require(name: str, data_dir: str | os.PathLike) -> epath.Path:
+    """Finds what `find` does.
+
+    Raises:
+      FileNotFoundError: the data set is not built.
+      ValueError: as `find`.
+    """
+    directory = find(name, data_dir)
+    if directory is None:
+        raise FileNotFoundError(
+            f"{epath.Path(data_dir) / name} holds no built data set: run "
+            f"python -m data_pipelines.build {name} --data_dir={data_dir}"
+        )
+    return directory
 
 
 def find(name: str, data_dir: str | os.PathLike) -> epath.Path | None:

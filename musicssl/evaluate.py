@@ -72,9 +72,9 @@ def evaluate(
         return tuple(_grid_split(p.whole() if held else p, s.found) for p, s in pairs)
 
     each = [splits[name] for name in SPLITS]
-    sources = _sources(splits, config)
+    wanted = sources(len(splits["train"].features), config.layers)
     rates, seeds = config.learning_rates, config.seeds
-    found = probe_search.search(protocol, kind.monitor, load, sources, rates, seeds, task.name)
+    found = probe_search.search(protocol, kind.monitor, load, wanted, rates, seeds, task.name)
     best = probe_search.best(found)
     test = splits["test"]
     tests = {o.source: [scores(task, o.outputs[s], test, fps) for s in range(len(seeds))]
@@ -120,15 +120,19 @@ def evaluate(
     }
 
 
-def _sources(splits: Mapping[str, Prepared], config: ml_collections.ConfigDict) -> list[str]:
-    """The layers asked for."""
-    sources = probe_search.sources_of(len(splits["train"].features))
-    if config.layers == "all":
-        return sources
-    wanted = str(config.layers).split(",")
-    if unknown := [name for name in wanted if name not in sources]:
-        raise ValueError(f"layers: there is no {unknown[0]!r}; there are {','.join(sources)}")
-    return wanted
+def sources(layers: int, wanted: str) -> list[str]:
+    """The sources of an encoder of that many layers that are asked for; of a baseline its only one.
+
+    Raises:
+      ValueError: there is no such layer.
+    """
+    there = probe_search.sources_of(layers)
+    if wanted == "all" or layers == 1:
+        return there
+    chosen = str(wanted).split(",")
+    if unknown := [name for name in chosen if name not in there]:
+        raise ValueError(f"layers: there is no {unknown[0]!r}; there are {','.join(there)}")
+    return chosen
 
 
 def items(task: Task, found: labels.Labels) -> int:

@@ -10,6 +10,8 @@ import collections
 import functools
 import hashlib
 import json
+import math
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -244,10 +246,10 @@ class Writer:
         self.progress = folder.with_suffix(".progress.json")
         self.done = _resume_point(self.progress, self.parts)
         self.batches = 0
-        self.files = {
-            pool: _open(part, (source.layers, int(n.sum()), source.width), self.done > 0)
-            for (pool, n), part in zip(self.counts.items(), self.parts.values(), strict=True)
-        }
+        shapes = {p: (source.layers, int(n.sum()), source.width) for p, n in self.counts.items()}
+        left = 1 - self.done / len(cut.record)
+        _check_space(folder.parent, int(left * sum(2 * math.prod(x) for x in shapes.values())))
+        self.files = {p: _open(self.parts[p], shape, self.done > 0) for p, shape in shapes.items()}
 
     def write(self, begin: int, end: int, outputs: dict[int, np.ndarray]) -> None:
         """Rows of windows begin to end; every SAVE_EVERY calls a note of how far it is."""
@@ -264,6 +266,16 @@ class Writer:
             file.flush()
             self.parts[pool].rename(self.paths[pool])
         self.progress.unlink(missing_ok=True)
+
+
+def _check_space(folder: Path, needed: int) -> None:
+    """Raises OSError before files are laid out that the disk cannot hold: writing would crash."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(
+            f"{folder} has {free / 1e9:.2f} GB free and these features take {needed / 1e9:.2f} GB: "
+            "free some space, or set config.cache to another disk"
+        )
 
 
 def _open(path: Path, shape: tuple[int, ...], again: bool) -> np.ndarray:

@@ -95,6 +95,9 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> NoReturn:
             checkpoint.claim(workdir, config)
             distributed.check_shared(workdir / "config.json")
             batches = Batches(config, mesh)
+            if config.probe.every or config.probe.at_end:
+                layers, rate = config.encoder.layers + 1, config.data.sample_rate
+                probe.check_settings(probe.of_training(config), layers, rate)
             checkpoints = checkpoint.Checkpoints(workdir, config, batches.counts())
             with goodput.lost("restore"):
                 state = train.initial_state(config, mesh, checkpoints)

@@ -35,6 +35,7 @@ from musicssl import (
     tasks,
 )
 from musicssl import step as training
+from musicssl.baselines import BASELINES
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow only reads data here
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
@@ -106,6 +107,7 @@ def run_encoder(
     """Evaluates an encoder that `extract.open_source` takes; writes to `out`, returns a table."""
     mesh = sharding.make_mesh(config.mesh.fsdp)
     source = extract.open_source(spec, config.precision)
+    check_settings(config, source.layers, source.sample_rate)
     session = Session(source, config, mesh, lambda: None)
     for number, task in enumerate(chosen, 1):
         say(f"{source.name}: {task.name} ({number} of {len(chosen)}): {task.title}")
@@ -117,18 +119,40 @@ def run_encoder(
 
 
 def check(config: ml_collections.ConfigDict) -> None:
-    """Raises ValueError for settings that cannot be."""
+    """Raises ValueError for encoders that cannot be, before the first is evaluated."""
     if not config.encoder:
         raise ValueError(
             "config.encoder is empty: give a directory, random:DIRECTORY, logmel or cqt"
         )
-    if config.probe not in ("mlp", "linear"):
-        raise ValueError(f"config.probe is {config.probe!r}: use 'mlp' or 'linear'")
-    if not len(config.learning_rates) or not len(config.seeds):
+    for name in filter(None, config.beside.split(",")):
+        known = name in ("random", *BASELINES)
+        if not known and not Path(name.removeprefix("random:")).exists():
+            raise ValueError(
+                f"config.beside: {name!r} is no path, nor one of random, {', '.join(BASELINES)}"
+            )
+
+
+def check_settings(settings: ml_collections.ConfigDict, layers: int, sample_rate: int) -> None:
+    """Looks at what is to be probed, of a command or a training run, before any work.
+
+    Args:
+      layers, sample_rate: of the encoder.
+
+    Raises:
+      ValueError: settings that cannot be. FileNotFoundError: a data set that is not built.
+    """
+    from data_pipelines import labelled_records
+
+    if settings.probe not in ("mlp", "linear"):
+        raise ValueError(f"config.probe is {settings.probe!r}: use 'mlp' or 'linear'")
+    if not len(settings.learning_rates) or not len(settings.seeds):
         raise ValueError("config.learning_rates and config.seeds must each have a value")
     for name, least in (("batch_size", 1), ("windows", 1), ("epochs", 0), ("limit", 0)):
-        if config[name] < least:
-            raise ValueError(f"config.{name} is {config[name]}: use {least} or more")
+        if settings[name] < least:
+            raise ValueError(f"config.{name} is {settings[name]}: use {least} or more")
+    evaluate.sources(layers, settings.layers)
+    for name in dict.fromkeys(task.dataset for task in tasks.choose(settings.tasks)):
+        labelled_records.build_for(name, settings.data_dir or "data", sample_rate)
 
 
 def results_dir(config: ml_collections.ConfigDict) -> Path:
@@ -246,6 +270,13 @@ def warn_of_chance(task: tasks.Task, found: dict[str, float], limit: int) -> Non
         )
 
 
+def of_training(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The section `probe` of a training run, whose data it takes unless it names others."""
+    settings = ml_collections.ConfigDict(dict(**config.probe))
+    settings.data_dir = settings.data_dir or config.data.data_dir
+    return settings
+
+
 def quick(
     config: ml_collections.ConfigDict,
     params: dict,
@@ -267,8 +298,7 @@ def quick(
         config.data.sample_rate, config.data.normalize, params,
         lambda p, x: encoder.apply({"params": p}, x).hidden,
     )  # fmt: skip
-    settings = ml_collections.ConfigDict(dict(**config.probe))
-    settings.data_dir = settings.data_dir or config.data.data_dir
+    settings = of_training(config)
     chosen = tasks.choose(settings.tasks)
     scores = {}
     with tempfile.TemporaryDirectory() as settings.cache:

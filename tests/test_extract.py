@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -145,6 +146,14 @@ def test_the_cache_is_by_encoder_and_read_only_once(tmp_path: Path) -> None:
     np.testing.assert_array_equal(first[25], again[25])
     with pytest.raises(AssertionError, match="read again"):
         get(tmp_path, read=refuse, of=source(digest="another"))
+
+
+def test_a_disk_that_is_too_small_is_told_before(tmp_path, monkeypatch) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    with pytest.raises(OSError, match=r"0.00 GB free and these features take .*config.cache"):
+        get(tmp_path)
+    assert not list(tmp_path.rglob("*.part"))
 
 
 def test_features_that_are_not_finite_are_refused(tmp_path: Path) -> None:

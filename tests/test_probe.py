@@ -125,7 +125,7 @@ def command(arguments: list[str]) -> subprocess.CompletedProcess:
         ({"tasks": "chords"}, "there is no 'chords'"),
         ({"encoder": "/no/such/run"}, "holds no encoder"),
         ({"tasks": "gtzan_genre"}, "data_pipelines.build gtzan"),
-        ({"layers": "0,7"}, "there is no '7'"),
+        ({"beside": "random,lgmel"}, "'lgmel' is no path, nor one of random, logmel"),
         ({"seeds": ()}, "must each have a value"),
         ({"windows": 0}, "config.windows is 0: use 1 or more"),
     ],
@@ -138,6 +138,19 @@ def test_what_cannot_be_done_is_said(
     )
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         probe.run(_with(settings, leaves))
+
+
+def test_probes_of_a_training_run_are_looked_at_before_it(synth_dir: str) -> None:
+    run = tiny.config({"probe.tasks": "synth_key"})
+    run.data.data_dir = synth_dir
+    probe.check_settings(probe.of_training(run), 3, 16_000)
+    run.probe.tasks = "synth_key,gtzan_genre"
+    with pytest.raises(FileNotFoundError, match=r"data_pipelines.build gtzan"):
+        probe.check_settings(probe.of_training(run), 3, 16_000)
+    run.probe.layers = "0,7"
+    with pytest.raises(ValueError, match="there is no '7'; there are 0,1,2,sum"):
+        probe.check_settings(probe.of_training(run), 3, 16_000)
+    assert evaluate.sources(1, "6,sum") == ["0"]  # of a baseline beside an encoder
 
 
 def _with(settings, leaves: dict):
