@@ -124,6 +124,8 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise ValueError(
             "config.encoder is empty: give a directory, random:DIRECTORY, logmel or cqt"
         )
+    if config.precision not in ("float32", "bfloat16"):
+        raise ValueError(f"config.precision is {config.precision!r}: use 'float32' or 'bfloat16'")
     for name in filter(None, config.beside.split(",")):
         known = name in ("random", *BASELINES)
         if not known and not Path(name.removeprefix("random:")).exists():

@@ -330,8 +330,11 @@ def test_a_clip_without_beats_is_told(
 ) -> None:
     shutil.copytree(whole("gtzan"), tmp_path / "manual")
     (tmp_path / "manual/beats/gtzan_rock_00031.beats").unlink()
+    older = tmp_path / "manual/genres/pop/pop.00031.wav"
+    older.rename(older.with_suffix(".au"))
     builder = prepare("gtzan", tmp_path / "data", tmp_path / "manual")
     assert "clips without beats: 1 (rock.00031)" in capsys.readouterr().err
+    assert builder.info.metadata["sizes"]["test"]["built"] == 10
     test = tfds.as_numpy(builder.as_dataset("test"))
     empty = [r["id"] for r in test if not len(r["beat_times"]) and not len(r["bar_positions"])]
     assert empty == [b"rock.00031"]

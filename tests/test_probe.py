@@ -128,6 +128,7 @@ def command(arguments: list[str]) -> subprocess.CompletedProcess:
         ({"beside": "random,lgmel"}, "'lgmel' is no path, nor one of random, logmel"),
         ({"seeds": ()}, "must each have a value"),
         ({"windows": 0}, "config.windows is 0: use 1 or more"),
+        ({"precision": "half"}, "use 'float32' or 'bfloat16'"),
     ],
 )
 def test_what_cannot_be_done_is_said(

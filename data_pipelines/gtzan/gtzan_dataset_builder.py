@@ -115,7 +115,8 @@ def _track(genre: str, path: str, audio: epath.Path, beats: epath.Path) -> label
     file = beats / f"gtzan_{stem.replace('.', '_')}.beats"
     times, positions = read_beats(file.read_text() if file.exists() else "")
     labels = {"genre": genre, "beat_times": times, "bar_positions": positions}
-    return labelled.Track(stem, path, audio / path, labels)
+    clip = sources.placed(audio, path, f"{genre}/{stem}.au")  # as older copies have it
+    return labelled.Track(stem, path, clip or audio / path, labels)
 
 
 def _lacking(tracks: dict[str, list[labelled.Track]], beats: epath.Path) -> list[str]:
