@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT))
 
 from launch import stages, study_cost  # noqa: E402
 from launch.stages import Stage  # noqa: E402
-from musicssl import checkpoint, tasks  # noqa: E402
+from musicssl import checkpoint, huggingface, model_config, tasks  # noqa: E402
 from musicssl.baselines import BASELINES  # noqa: E402
 
 
@@ -97,8 +97,6 @@ class Encoder(NamedTuple):
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     os.chdir(ROOT)
-    if options.workdir.is_relative_to(ROOT):  # one spelling: commands are compared
-        options.workdir = options.workdir.relative_to(ROOT)
     try:
         study = Study(options)
         if options.cost:
@@ -108,18 +106,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             ]
             return study_cost.main(models, options.topology, options.workdir, options.dry_run)
         every = study.stages()
-        chosen = [x for x in every if matches(x.name, options.stages)]
-        if not chosen:
-            raise ValueError(
-                f"--stages={options.stages} names none: --dry-run without it lists them"
-            )
+        chosen = named(options.stages, every, "--stages", "as --dry-run without it lists them")
         if options.dry_run:
             show(chosen, options.workdir)
             return 0
         chosen = stages.without_complete(chosen, every, options.workdir)
         study.save()
         return stages.run(chosen, options.workdir, options.jobs, checkpoint.git_commit)
-    except ValueError as error:
+    except (FileNotFoundError, ValueError) as error:
         print(f"study: {error}", file=sys.stderr)
         return 2
 
@@ -135,9 +129,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--tasks", default="", help="names or suites of musicssl/tasks.py (by default of the scale)"
     )
     add("--encoders", default="", help="Hugging Face directories to probe too, comma-separated")
-    add("--workdir", type=Path, default=Path("runs/study"))
-    add("--data_dir", default="data", help="where data sets are built")
-    add("--manual_dir", type=Path, help="has the files of data set NAME in the folder NAME")
+    add("--workdir", type=placed, default=Path("runs/study"))
+    add("--data_dir", type=placed, default=Path("data"), help="where data sets are built")
+    add("--manual_dir", type=placed, help="has the files of data set NAME in the folder NAME")
     add("--stages", default="*", help="patterns such as 'pretrain/*': these alone")
     add("--jobs", type=int, help="stages at a time, each on its share of the cores")
     add("--dry-run", action="store_true", help="print the commands, run nothing")
@@ -148,6 +142,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     if options.jobs is None:  # small models are done best two cores each; 3 GB of memory a job
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
         options.jobs = min(max(cores // 2, 1), MOST_JOBS) if options.scale == "demo" else 1
+    options.encoders = [placed(x) for x in options.encoders.split(",") if x]
     if other := [x for x in options.flags if not x.startswith("--config.")]:
         parser.error(f"{other[0]}: what comes after -- are --config. flags for pre-training")
     if options.jobs < 1:
@@ -155,12 +150,39 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def matches(name: str, patterns: str) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns.split(","))
+def placed(path: str) -> Path:
+    """A path as the caller's shell means it; in one spelling, since commands are compared."""
+    whole = Path(os.path.abspath(path))
+    return whole.relative_to(ROOT) if whole.is_relative_to(ROOT) else whole
 
 
-def names(things: list) -> str:
-    return ", ".join(x.name for x in things)
+def named(patterns: str, things: list, flag: str, known: str) -> list:
+    """Those of the things whose names match one of the patterns.
+
+    Raises:
+      ValueError: a pattern matches none of them.
+    """
+    each = patterns.split(",")
+    for pattern in each:
+        if not any(fnmatch.fnmatchcase(x.name, pattern) for x in things):
+            raise ValueError(f"{flag}: {pattern!r} names none: use names or patterns {known}")
+    return [x for x in things if any(fnmatch.fnmatchcase(x.name, y) for y in each)]
+
+
+def given(path: Path) -> Encoder:
+    """A Hugging Face directory as an encoder.
+
+    Raises:
+      FileNotFoundError, ValueError: it is none, or of an architecture that cannot be read.
+    """
+    if not path.is_dir():
+        raise ValueError(f"--encoders: {path} is not there: give local Hugging Face directories")
+    for name, read in (
+        ("config.json", model_config.read_encoder),
+        ("preprocessor_config.json", model_config.read_preprocessor),
+    ):
+        read(huggingface.read_json(path / name), path / name)
+    return Encoder(path.name, "given", str(path))
 
 
 class Study:
@@ -172,15 +194,11 @@ class Study:
         self.tasks = tasks.choose(options.tasks or self.scale.tasks)
         self.datasets = list(dict.fromkeys(task.dataset for task in self.tasks))
         everything = self.everything()
-        self.encoders = [x for x in everything if matches(x.name, options.models)]
-        if not self.encoders:
-            raise ValueError(f"--models={options.models} names none of {names(everything)}")
-        for path in filter(None, options.encoders.split(",")):
-            self.encoders.append(Encoder(Path(path).name, "given", path))
-            if not Path(path).is_dir():
-                raise ValueError(f"--encoders: {path} is not a directory")
-        named = [x.name for x in self.encoders]
-        if twice := [name for name in named if named.count(name) > 1]:
+        known = f"of {', '.join(x.name for x in everything)}"
+        self.encoders = named(options.models, everything, "--models", known)
+        self.encoders += [given(path) for path in options.encoders]
+        names = [x.name for x in self.encoders]
+        if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"--encoders: two are called {twice[0]}: rename a directory")
 
     def everything(self) -> list[Encoder]:

@@ -4,13 +4,14 @@ from collections.abc import Iterable
 from html import escape
 from typing import Any
 
-from musicssl import svg
+from musicssl import curves, svg
+from musicssl.study_tables import changes
 from musicssl.svg import Axes, Point, Series
 
 # Leaves by which configurations are put in order, what each is called; the first that a
 # configuration changes is what it varies, others come with it.
 AXES = {
-    "teacher.feature": "iteration: what the targets are made of",
+    "teacher.feature": "iteration: targets from MFCC, or from a layer of the first's encoder",
     "teacher.ceps": "MFCC coefficients, each with two differences",
     "teacher.clusters": "clusters",
     "data.crop_frames": "crop, 20 ms frames",
@@ -19,33 +20,34 @@ AXES = {
     "data2vec.top_layers": "blocks averaged into targets",
     "steps": "updates",
 }
+VALUES = {"mfcc": "MFCC", "layer": "a layer"}
 VOICES = "voices"
 TRAINING = {  # what is looked at, by family: title, and a second scalar drawn dotted
     "music2vec": (
-        ("loss", "loss", ""),
-        ("target_std", "spread of targets (0: collapsed)", ""),
-        ("prediction_std", "spread of predictions", ""),
+        ("loss", "loss: squared error at masked frames", ""),
+        ("target_std", "standard deviation of targets (0: collapsed)", ""),
+        ("prediction_std", "standard deviation of predictions", ""),
         ("grad_norm", "norm of the gradient", ""),
     ),
     "musichubert": (
-        ("loss", "loss", ""),
+        ("loss", "loss: cross entropy at masked frames, nats", ""),
         (
             "masked_accuracy",
-            "accuracy at masked frames (dotted: of the commonest label)",
+            "accuracy at masked frames, as a share (dotted: of the commonest label)",
             "majority",
         ),
         ("label_perplexity", "perplexity of the labels", ""),
         ("grad_norm", "norm of the gradient", ""),
     ),
 }
-COMPARED = ("cqt", "chroma", "logmel", "mfcc")  # the first that there is stands beside each encoder
+COMPARED = {"logmel": "5 2", "cqt": "1.5 2", "chroma": "7 2 1.5 2"}  # beside each encoder's layers
 
 
 def style(found: dict) -> dict[str, tuple[str, str]]:
     """A colour and a dash for each encoder; baselines are grey."""
     names = [x["name"] for x in found["encoders"] if x["kind"] in ("pre-trained", "given")]
     others = [x["name"] for x in found["encoders"] if x["name"] not in names]
-    greys = ("#111111", "#777777", "#aaaaaa")
+    greys = ("#111111", "#666666", "#999999")
     styled = dict(zip(names, svg.colours(len(names)), strict=True))
     for number, name in enumerate(others):
         styled[name] = greys[number % 3], svg.DASHES[1 + number // 3 % 2]
@@ -78,7 +80,7 @@ def in_order(models: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
 
 def ablation(found: dict, group: dict) -> list[str]:
     """One chart a task: the score at each value, filled where it differs from the base."""
-    ticks = [(i, f"{value}") for i, (_, value) in enumerate(group["models"])]
+    ticks = [(i, str(VALUES.get(value, value))) for i, (_, value) in enumerate(group["models"])]
     charts = []
     for task in found["tasks"]:
         points = []
@@ -86,18 +88,37 @@ def ablation(found: dict, group: dict) -> list[str]:
             if not (score := found["scores"][name].get(task["name"])):
                 continue
             test = score["from_base"]
-            differs = name == group["base"] or bool(test and test["p"] < 0.05)
+            differs = name == group["base"] or bool(test and test["likely"])
             points.append(Point(x, score["mean"], *score["interval"], differs))
         if len(points) < 2:
             continue
         values = [v for p in points for v in (p.y, p.low, p.high)] + [task["chance"]]
         axes = Axes(
             f"{task['title']}: {task['score']} by {group['title']}",
-            ticks, "", *svg.bounds(values, svg.NARROW), level=task["chance"], size=(190, 120),
+            ticks, "", *svg.bounds(values, svg.NARROW), level=task["chance"], size=(165, 120),
         )  # fmt: skip
         drawn = svg.chart(axes, [Series("score", points, svg.PALETTE[0])])
-        charts.append(figure(drawn, task["title"]))
+        charts.append(figure(drawn, scored(task)))
     return charts
+
+
+def also(found: dict, group: dict) -> str:
+    """What else the configurations of a group change, "" for nothing."""
+    varied = {x["name"]: x["varies"] for x in found["encoders"]}
+    others = {
+        value: {k: v for k, v in varied[name]["leaves"].items() if k != group["leaf"]}
+        for name, value in group["models"]
+        if name != group["base"]
+    }
+    return "; ".join(
+        f"with {VALUES.get(value, value)} goes {changes(leaves)}"
+        for value, leaves in others.items()
+        if leaves
+    )
+
+
+def scored(task: dict) -> str:
+    return f"{task['title']}, {task['score']}"
 
 
 def figure(drawn: str, caption: str) -> str:
@@ -170,16 +191,17 @@ def level_axes(title: str, score: dict, factor: str, size: tuple[int, int], valu
     ticks = [(x, str(level["level"]).replace("_", " ")) for x, level in enumerate(levels)]
     chances = [level["chance"] for level in levels]
     high = min(svg.bounds([*values, *chances])[1], 1.02)
-    return Axes(title, ticks, factor, 0, high, None, size=size)
+    return Axes(title, ticks, curves.AXES.get(factor, factor), 0, high, None, size=size)
 
 
 def chance_series(score: dict, factor: str) -> Series:
     points = [Point(x, level["chance"]) for x, level in enumerate(levels_of(score, factor))]
-    return Series("chance", points, "#888888", "1 2", 1.2, False)
+    return Series("chance", points, "#888888", "1 2", 1.2, 0)
 
 
 def by_level(found: dict, task: dict, factor: str) -> str:
-    """Every encoder's score by level, at the layer that validation chose; the baselines in grey."""
+    """Every encoder's score by level, at the layer that validation chose; the baselines in grey,
+    those that are features named where their lines end."""
     styled, series, held = style(found), [], None
     for x in found["encoders"]:
         score = found["scores"][x["name"]].get(task["name"])
@@ -187,10 +209,11 @@ def by_level(found: dict, task: dict, factor: str) -> str:
             continue
         held = score
         points = level_points(score, factor, score["layer"])
-        series.append(Series(x["title"], points, *styled[x["name"]], 1.6))
+        label = x["title"] if x["kind"] == "features" else ""
+        series.append(Series(x["title"], points, *styled[x["name"]], 1.3, 1.8, label))
     values = [p.y for s in series for p in s.points]
     axes = level_axes(f"{task['title']} by {factor}", held, factor, (300, 210), values)
-    return figure(svg.chart(axes, [chance_series(held, factor), *series]), task["title"])
+    return figure(svg.chart(axes, [chance_series(held, factor), *series]), scored(task))
 
 
 def reach(found: dict, factor: str) -> float:
@@ -205,14 +228,13 @@ def reach(found: dict, factor: str) -> float:
 
 
 def by_layer(found: dict, task: dict, factor: str) -> list[str]:
-    """A chart an encoder: a line for each of its layers, dark to light, beside a baseline."""
+    """A chart an encoder: a line for each of its layers, dark to light, beside baselines."""
     name = task["name"]
     scores = {
         x["name"]: found["scores"][x["name"]][name]
         for x in found["encoders"]
         if factor in found["scores"][x["name"]].get(name, {}).get("factors", {})
     }
-    beside = next((x for x in COMPARED if x in scores), None)
     titles = {x["name"]: x["title"] for x in found["encoders"]}
     every = [
         value["mean"]
@@ -225,14 +247,15 @@ def by_layer(found: dict, task: dict, factor: str) -> list[str]:
         if len(score["layers"]) == 1:
             continue
         series = [chance_series(score, factor)]
-        if beside:
+        for beside in filter(scores.get, COMPARED):
             points = level_points(scores[beside], factor, scores[beside]["layer"])
-            series.append(Series(titles[beside], points, "#111111", "5 2", 1.2, False))
+            series.append(Series(titles[beside], points, "#111111", COMPARED[beside], 1.1, 0))
         blocks = [x for x in score["layers"] if x != "sum"]
         for place, source in enumerate(blocks):
             colour = svg.ramp(place / max(len(blocks) - 1, 1))
-            series.append(Series(f"layer {source}", level_points(score, factor, source), colour))
-        axes = level_axes(f"{titles[encoder]}: {task['title']}", score, factor, (190, 125), every)
+            points = level_points(score, factor, source)
+            series.append(Series(f"layer {source}", points, colour, dot=1.8))
+        axes = level_axes(f"{titles[encoder]}: {task['title']}", score, factor, (165, 120), every)
         charts.append(figure(svg.chart(axes, series), titles[encoder]))
     return charts
 
@@ -260,4 +283,4 @@ def training(found: dict, family: str) -> list[str]:
 
 def curve(name: str, values: Iterable, colour: str, dash: str) -> Series:
     points = [Point(step, value) for step, value in values]
-    return Series(name, points, colour, dash, 1.3, False)
+    return Series(name, points, colour, dash, 1.3, 0)

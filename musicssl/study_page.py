@@ -46,7 +46,7 @@ figcaption { font-size: 0.82rem; line-height: 1.3; padding: 2px 0 3px; }
 figure { display: flex; flex-direction: column; justify-content: flex-end; }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(270px, 1fr));
   gap: 14px 20px; }
-.small-charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr));
+.small-charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(155px, 1fr));
   gap: 10px 12px; }
 .heats { display: grid; grid-template-columns: repeat(auto-fill, minmax(350px, 1fr));
   gap: 22px 26px; }
@@ -65,6 +65,7 @@ li { margin: 5px 0; }
   html { font-size: 14px; }
   body { padding: 0 12px 40px; }
   tbody th { white-space: normal; min-width: 96px; max-width: 120px; font-size: 0.8rem; }
+  .heat tbody th { white-space: nowrap; max-width: none; font-size: 0.75rem; }
   .scores td { min-width: 74px; padding: 3px 4px; }
   .small-charts { grid-template-columns: repeat(2, minmax(0, 1fr)); }
   .charts, .heats { grid-template-columns: minmax(0, 1fr); }
@@ -77,7 +78,8 @@ li { margin: 5px 0; }
   tbody th { position: static; }
   h2, h3, summary, .legend, section > p { break-after: avoid; }
   h2 { margin-top: 24px; }
-  #made details::details-content { content-visibility: visible; height: auto; }
+  #made details::details-content, .tests::details-content { content-visibility: visible;
+    height: auto; }
   tr { break-inside: avoid; }
   .scores td { min-width: 0; }
   .charts { grid-template-columns: repeat(3, 1fr); }

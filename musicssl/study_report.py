@@ -7,7 +7,6 @@ it, which holds every number on the page. Exit codes: 0 written, 2 there is no s
 import argparse
 import json
 import math
-import shlex
 import sys
 from html import escape
 from pathlib import Path
@@ -15,7 +14,9 @@ from typing import Any
 
 from musicssl import study_figures, study_page, study_results, svg
 from musicssl.curves import AXES
-from musicssl.study_tables import LIKELY, encoder_table, reference, score_table
+from musicssl.study_commands import dirty, every_stage, makers, provenance
+from musicssl.study_results import LIKELY
+from musicssl.study_tables import difference_table, encoder_table, reference, score_table
 
 METHODS = (
     "<p>Both methods hide stretches of a recording from an encoder and ask for what was there. "
@@ -73,7 +74,7 @@ def page(found: dict) -> str:
         ("layers", "Which layer knows", layers(found)),
         ("voices", "What is heard of several voices", voices(found)),
         ("training", "Training", training(found)),
-        ("made", "How it was made", made(found)),
+        ("made", "How it was made", every_stage(found)),
     ]
     return study_page.document(
         f"A study of music encoders, {found['about']['scale']} scale",
@@ -99,18 +100,20 @@ def lead(found: dict) -> str:
             "<p class='note'><b>These models show that the machinery runs, not which method is "
             "better.</b> They have 1 to 2 million parameters and minutes of training on "
             "synthesised music, where the published ones have 95 million and a thousand hours. "
-            "Differences between them say nothing about the methods at full size.</p>"
+            "Differences between them say nothing about the methods at full size. They are called "
+            "as in the paper; what each name stands for here is told in the table below.</p>"
         )
     gained = tests_against(found, "from_random")
     if gained:
-        up = sum(x["p"] < LIKELY and x["mean"] > 0 for x in gained)
-        down = sum(x["p"] < LIKELY and x["mean"] < 0 for x in gained)
+        up = sum(x["likely"] and x["mean"] > 0 for x in gained)
+        down = sum(x["likely"] and x["mean"] < 0 for x in gained)
         lines.append(
             f"<p>Of {len(gained)} scores of pre-trained encoders, {up} are above and {down} below "
-            f"those of the same architecture with random values (p &lt; {LIKELY}).</p>"
+            f"those of the same architecture with random values (p &lt; {LIKELY}; by chance alone, "
+            f"about {LIKELY * len(gained) / 2:.0f} each).</p>"
         )
     if tests:
-        likely = sum(x["p"] < LIKELY for x in tests)
+        likely = sum(x["likely"] for x in tests)
         lines.append(
             f"<p>Of {len(tests)} comparisons with {reference(found)}, {likely} have p below "
             f"{LIKELY}; were there no differences at all, about {LIKELY * len(tests):.0f} would. "
@@ -121,7 +124,7 @@ def lead(found: dict) -> str:
         f"<p class='small'>Made by <code>{escape(about['command'])}</code>; this page at commit "
         f"<code>{escape(about['commit'] or 'unknown')}</code>; {spent}; "
         f"{escape(about['machine'])}; written {about['written']}. Every number is in "
-        "<code>results.json</code> beside this page.</p>"
+        "<code>results.json</code> beside this page.</p>" + dirty(found)
     )
     return "".join(lines)
 
@@ -142,25 +145,22 @@ def scores(found: dict) -> str:
         "<p>Scores times 100, the mean of several seeds of the classifier; below, the 95 % "
         "bootstrap interval over test items, of the seed that did best on validation. "
         f"<b class='up'>▲</b> and <b class='down'>▼</b>: above or below {escape(reference(found))} "
-        f"with p &lt; {LIKELY} in a paired bootstrap test on the same test items, of that seed. "
-        "It tells what other test items would give, not what another training run or seed would, "
-        "so a mark may stand beside equal means. Shaded from chance to the best of the column. "
-        "Rest on a cell for the layer and p.</p>"
+        f"with p &lt; {LIKELY} in a paired bootstrap test on the same test items, of that seed, "
+        "and by the mean over seeds too. It tells what other test items would give, not what "
+        "another training run would: there is one of each. Shaded from chance to the best of the "
+        "column.</p>"
     ]
     parts.append(f"<p class='small'>{GLOSSARY}</p>")
     for suite, tasks in groups.items():
         heading = SUITES.get(suite, "Music data sets")
         parts.append(f"<h3>{heading}</h3><div class='wide'>{score_table(found, tasks)}</div>")
+        parts.append(
+            f"<details class='tests'><summary>Differences from {escape(reference(found))}, of the "
+            f"seed that is tested</summary><div class='wide'>{difference_table(found, tasks)}</div>"
+            "</details>"
+        )
         parts.append(provenance(found, makers(found, {task["dataset"] for task in tasks})))
     return "".join(parts)
-
-
-def makers(found: dict, datasets: set[str]) -> list[str]:
-    """The stages that scores on data sets come from: the encoders' training, then the probes."""
-    stages = found["stages"]
-    return [x for x in stages if x.startswith("pretrain/")] + [
-        x for x in stages if x.startswith("probe/") and x.rpartition("/")[2] in datasets
-    ]
 
 
 def ablations(found: dict) -> str:
@@ -172,17 +172,19 @@ def ablations(found: dict) -> str:
         names = [name for name, _ in group["models"]]
         used = [y for x in found["encoders"] if x["name"] in names for y in x["stages"]]
         base = next(x["title"] for x in found["encoders"] if x["name"] == group["base"])
+        told = "; ".join(filter(None, [f"beside {base}", study_figures.also(found, group)]))
         parts.append(
-            f"<details open><summary>{escape(group['title'])} <span class='small'>beside "
-            f"{escape(base)}</span></summary><div class='small-charts'>{''.join(charts)}</div>"
+            f"<details open><summary>{escape(group['title'])} <span class='small'>{escape(told)}"
+            f"</span></summary><div class='small-charts'>{''.join(charts)}</div>"
             f"{provenance(found, used)}</details>"
         )
     if not parts:
         return ""
     note = (
-        "<p>The score times 100 with its 95 % interval, one chart a task; dotted: chance. A value "
-        "whose paired difference from the base has p above "
-        f"{LIKELY} is drawn hollow.</p>"
+        "<p>The score times 100 with its 95 % interval, one chart a task; dotted: chance. Hollow: "
+        f"the paired difference from the base has p above {LIKELY}, or the seeds disagree. There "
+        "is one training run of each: how far two runs of one configuration would lie apart was "
+        "not measured.</p>"
     )
     return note + "".join(parts)
 
@@ -197,8 +199,8 @@ def layers(found: dict) -> str:
         return ""
     return (
         "<p>Test score times 100 by layer, shaded from chance to the table's best; framed: the "
-        "layer that validation chose. 0 is the transformer's input, <i>sum</i> a learnt weighting "
-        f"of the others.</p><div class='heats'>{tables}</div>"
+        "layer that validation chose. 0 is the transformer's input, or a transform's features; "
+        f"<i>sum</i> a learnt weighting of the others.</p><div class='heats'>{tables}</div>"
         + provenance(found, makers(found, {task["dataset"] for task in found["tasks"]}))
     )
 
@@ -238,21 +240,25 @@ def scored(encoder: dict, found: dict) -> list[dict]:
 
 def layer_details(found: dict, task: dict, factor: str) -> str:
     charts = study_figures.by_layer(found, task, factor)
+    titles = {x["name"]: x["title"] for x in found["encoders"]}
+    compared = study_figures.COMPARED.items()
+    lines = [
+        (titles[name], "#111111", dash)
+        for name, dash in compared
+        if task["name"] in found["scores"].get(name, {})
+    ]
     return (
         f"<details><summary>{escape(task['title'])}: each layer of each encoder</summary>"
-        "<p class='small'>Dark to light: first to last layer. Dashed: "
-        f"{beside(found, task)}.</p><div class='small-charts'>{''.join(charts)}</div></details>"
+        "<p class='small'>Accuracy by notes at once; dark to light: first to last layer.</p>"
+        f"{svg.legend(lines)}<div class='small-charts'>{''.join(charts)}</div></details>"
     )
 
 
-def beside(found: dict, task: dict) -> str:
-    there = [x for x in found["encoders"] if task["name"] in found["scores"][x["name"]]]
-    titles = {x["name"]: x["title"] for x in there}
-    return escape(next((titles[x] for x in study_figures.COMPARED if x in titles), "no baseline"))
-
-
 def training(found: dict) -> str:
-    parts = []
+    parts = [
+        "<p>What the runs wrote as they trained. Losses compare only where the targets are the "
+        "same: not between crops, blocks, features or numbers of clusters.</p>"
+    ]
     families = dict.fromkeys(x["family"] for x in found["encoders"] if x["run"])
     styled = study_figures.style(found)
     for family in families:
@@ -264,36 +270,7 @@ def training(found: dict) -> str:
             f"<div class='charts'>{''.join(charts)}</div>"
         )
     stages = [x for x in found["stages"] if x.startswith("pretrain/")]
-    return "".join(parts) + (provenance(found, stages) if parts else "")
-
-
-def provenance(found: dict, names: list[str]) -> str:
-    """The commands and commits of stages, folded away."""
-    names = list(dict.fromkeys(names))
-    lines = "".join(stage_line(name, found["stages"][name]) for name in names)
-    count = f"{len(names)} command{'s' * (len(names) != 1)}"
-    return f"<details class='made'><summary>made by {count}</summary><ol>{lines}</ol></details>"
-
-
-def stage_line(name: str, stage: dict) -> str:
-    """A command, and at which commit and when it was run."""
-    noted, commit = stage["made"], stage["commit"][:12]
-    about = f"commit {commit}, not run by launch/study.py" if commit else "not run"
-    if noted:
-        about = f"commit {noted['commit'][:12] or 'unknown'}, {noted['began']}, "
-        about += f"{noted['seconds']:.0f} s, {noted['cpu_seconds']:.0f} s of processor time"
-    command = escape(shlex.join(stage["command"]))
-    return f"<li><code>{command}</code><br><span class='small'>{name}: {about}</span></li>"
-
-
-def made(found: dict) -> str:
-    """Every stage."""
-    lines = "".join(stage_line(name, x) for name, x in found["stages"].items())
-    return (
-        "<p>Each command can be run alone; <code>launch/study.py</code> runs those whose result is "
-        f"not there.</p><details><summary>{len(found['stages'])} stages</summary>"
-        f"<ol>{lines}</ol></details>"
-    )
+    return "".join(parts) + provenance(found, stages) if families else ""
 
 
 if __name__ == "__main__":

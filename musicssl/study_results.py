@@ -19,6 +19,7 @@ NAMES = {"musichubert": "musicHuBERT", "logmel": "log-mel", "mfcc": "MFCC", "cqt
 SCORES = {"roc_auc": "ROC-AUC", "f": "F", "r2": "R2", "weighted": "weighted score"}
 TRAINED = "pre-trained"
 KEPT = 200  # points of a training curve, at most
+LIKELY = 0.05  # p below which a difference is marked
 
 
 def collect(folder: Path) -> dict[str, Any]:
@@ -210,8 +211,19 @@ def score(task: dict, others: dict[str, dict | None]) -> dict[str, Any]:
 
 
 def difference(task: dict, other: dict | None) -> dict[str, Any] | None:
-    """The paired test against another encoder; None against itself or on other test items."""
+    """The paired test against another encoder; None against itself or on other test items.
+
+    mean, interval and p are of one seed of the classifier; of_means is of the means over its seeds.
+    likely: p is below LIKELY and both go the same way.
+    """
     found = report.against(task, other) if other is not None and other is not task else None
     if found is None:
         return None
-    return {"mean": found.mean, "interval": [found.low, found.high], "p": found.p}
+    ours, theirs = (x["chosen"]["test"][x["score"]]["mean"] for x in (task, other))
+    return {
+        "mean": found.mean,
+        "interval": [found.low, found.high],
+        "p": found.p,
+        "of_means": ours - theirs,
+        "likely": found.p < LIKELY and found.mean * (ours - theirs) > 0,
+    }

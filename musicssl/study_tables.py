@@ -4,9 +4,6 @@ from html import escape
 
 from musicssl import svg
 
-LIKELY = 0.05  # p below which a difference is marked
-
-
 WORDS = {  # leaves of a configuration, for people
     "batch_size": "clips in an update",
     "data.crop_frames": "20 ms frames of a clip",
@@ -31,7 +28,7 @@ def encoder_table(found: dict) -> str:
     rows = []
     for x in found["encoders"]:
         run = x["run"]
-        cells = [f"<th id='{x['name']}'>{escape(x['title'])}</th>", f"<td>{what(x, found)}</td>"]
+        cells = [f"<th>{escape(x['title'])}</th>", f"<td>{what(x, found)}</td>"]
         if run:
             hours = run["curves"].get("audio_hours", [[0, 0]])[-1][1]
             state = "complete" if run["complete"] else f"<b>at update {run['step']}</b>"
@@ -71,10 +68,13 @@ def what(encoder: dict, found: dict) -> str:
     if not leaves:
         return "the recipe that its family varies"
     base = next(x["title"] for x in found["encoders"] if x["name"] == encoder["varies"]["base"])
-    changed = "; ".join(
-        f"{WORDS.get(leaf, leaf)} {there} → {here}" for leaf, (there, here) in leaves.items()
-    )
-    return f"as {escape(base)}, but {escape(changed)}"
+    return f"as {escape(base)}, but {escape(changes(leaves))}"
+
+
+def changes(leaves: dict[str, list]) -> str:
+    """Leaves that differ, each there and here."""
+    each = leaves.items()
+    return "; ".join(f"{WORDS.get(leaf, leaf)} {there} → {here}" for leaf, (there, here) in each)
 
 
 def minutes(encoder: dict, found: dict) -> str:
@@ -83,10 +83,7 @@ def minutes(encoder: dict, found: dict) -> str:
 
 
 def score_table(found: dict, tasks: list[dict]) -> str:
-    head = "".join(
-        f"<th>{escape(task['title'])}<br><span class='small'>{task['score']}</span></th>"
-        for task in tasks
-    )
+    """Encoders and tasks: scores, intervals and marks; chance, items, published figures."""
     best = {
         task["name"]: max(
             one[task["name"]]["mean"] for one in found["scores"].values() if task["name"] in one
@@ -103,6 +100,15 @@ def score_table(found: dict, tasks: list[dict]) -> str:
     rows.append(f"<tr class='foot'><th>chance</th>{chance}</tr>")
     rows.append(f"<tr class='foot'><th>test items</th>{items}</tr>")
     rows += published(tasks)
+    return of_tasks(tasks, rows)
+
+
+def of_tasks(tasks: list[dict], rows: list[str]) -> str:
+    """A table with a column a task."""
+    head = "".join(
+        f"<th>{escape(task['title'])}<br><span class='small'>{task['score']}</span></th>"
+        for task in tasks
+    )
     return (
         f"<table class='scores'><thead><tr><th></th>{head}</tr></thead>"
         f"<tbody>{''.join(rows)}</tbody></table>"
@@ -117,16 +123,39 @@ def score_cell(score: dict | None, task: dict, best: float) -> str:
     )
     colour = svg.mixed("#ffffff", "#9ecae1", share)
     low, high = (f"{100 * x:.1f}" for x in score["interval"])
-    test = score["from_reference"]
-    mark, told = "", f"layer {score['layer']}"
-    if test:
-        told += f"; difference {100 * test['mean']:+.1f} ("
-        told += " to ".join(f"{100 * x:+.1f}" for x in test["interval"]) + f"), p {test['p']:.3f}"
-        if test["p"] < LIKELY:
-            mark = "<b class='up'>▲</b>" if test["mean"] > 0 else "<b class='down'>▼</b>"
     return (
-        f"<td style='background:{colour}' title='{told}'><b>{100 * score['mean']:.1f}</b>{mark}"
+        f"<td style='background:{colour}' title='layer {score['layer']}'>"
+        f"<b>{100 * score['mean']:.1f}</b>{mark(score['from_reference'])}"
         f"<br><span class='small'>{low} – {high}</span></td>"
+    )
+
+
+def mark(test: dict | None) -> str:
+    if not test or not test["likely"]:
+        return ""
+    return "<b class='up'>▲</b>" if test["mean"] > 0 else "<b class='down'>▼</b>"
+
+
+def difference_table(found: dict, tasks: list[dict]) -> str:
+    """The paired tests against the reference: difference, 95 % interval and p."""
+    rows = []
+    for x in found["encoders"]:
+        if x["name"] == found["reference"]:
+            continue
+        held = found["scores"][x["name"]]
+        tests = [held.get(task["name"], {}).get("from_reference") for task in tasks]
+        cells = "".join(map(difference_cell, tests))
+        rows.append(f"<tr class='{x['kind']}'><th>{escape(x['title'])}</th>{cells}</tr>")
+    return of_tasks(tasks, rows)
+
+
+def difference_cell(test: dict | None) -> str:
+    if test is None:
+        return "<td class='none'>none</td>"
+    low, high = (f"{100 * x:+.1f}" for x in test["interval"])
+    return (
+        f"<td>{100 * test['mean']:+.1f}{mark(test)} <span class='small'>p {test['p']:.3f}</span>"
+        f"<br><span class='small'>{low} to {high}</span></td>"
     )
 
 

@@ -7,6 +7,7 @@ script, font or file.
 import math
 from collections.abc import Sequence
 from html import escape
+from itertools import pairwise
 from typing import NamedTuple
 
 NARROW = 0.1  # of scores: a range of shades or heights is at least so wide
@@ -27,14 +28,15 @@ class Point(NamedTuple):
 
 
 class Series(NamedTuple):
-    """Points joined by a line; width 0 for none."""
+    """Points joined by a line; width 0 for none. dot: a point's radius. label: where it ends."""
 
     name: str
     points: Sequence[Point]
     colour: str
     dash: str = ""
     width: float = 1.4
-    dots: bool = True
+    dot: float = 2.6
+    label: str = ""
 
 
 class Axes(NamedTuple):
@@ -91,7 +93,8 @@ def nice_steps(low: float, high: float, about: int = 4) -> list[float]:
 def chart(axes: Axes, series: Sequence[Series]) -> str:
     """An SVG element of all series; y runs from axes.low to axes.high."""
     width, height = axes.size
-    left, right, top, bottom = 34, 8, 8, 30 if axes.x_label else 18
+    widest = max((len(s.label) for s in series), default=0)
+    left, right, top, bottom = 34, 8 + 6 * widest, 8, 30 if axes.x_label else 18
     room = (width - left - right) / max(len(axes.ticks), 1)
     crowded = 5.5 * max((len(name) for _, name in axes.ticks), default=0) > room
     bottom += 10 * crowded  # then every second name is a line lower
@@ -124,6 +127,7 @@ def chart(axes: Axes, series: Sequence[Series]) -> str:
         parts.append(f'<path class="chance" d="M{left} {y:.1f}H{width - right}"/>')
     for one in series:
         parts += drawn(one, place, axes.scale)
+    parts += labels(series, place, width - right, height - bottom)
     if axes.x_label:
         middle = (left + width - right) / 2
         parts.append(
@@ -131,6 +135,27 @@ def chart(axes: Axes, series: Sequence[Series]) -> str:
             f"{escape(axes.x_label)}</text>"
         )
     return "".join([*parts, "</svg>"])
+
+
+def labels(series: Sequence[Series], place, across: float, lowest: float) -> list[str]:
+    """The names of lines beside their ends, one below the other where they would meet."""
+    ends = [(place(s.points[-1].x, s.points[-1].y)[1] + 3, s) for s in series if s.label]
+    heights = apart([y for y, _ in ends], 10, lowest)
+    return [
+        f'<text x="{across + 4}" y="{y:.1f}" style="fill:{one.colour}">{escape(one.label)}</text>'
+        for y, (_, one) in zip(heights, ends, strict=True)
+    ]
+
+
+def apart(heights: Sequence[float], least: float, lowest: float) -> list[float]:
+    """The same heights, moved so that neighbours are `least` apart and none is below `lowest`."""
+    order = sorted(range(len(heights)), key=lambda i: heights[i])
+    moved = list(heights)
+    for above, below in pairwise(order):
+        moved[below] = max(moved[below], moved[above] + least)
+    for number, i in enumerate(reversed(order)):
+        moved[i] = min(moved[i], lowest - number * least)
+    return moved
 
 
 def drawn(one: Series, place, scale: float) -> list[str]:
@@ -147,12 +172,10 @@ def drawn(one: Series, place, scale: float) -> list[str]:
         if point.low is not None and math.isfinite(point.low):
             (_, low), (_, high) = place(point.x, point.low), place(point.x, point.high)
             parts.append(f'<path d="M{x:.1f} {low:.1f}V{high:.1f}" stroke-width="1"/>')
-        if one.dots:
+        if one.dot:
             fill = "" if point.strong else ' fill="#fff"'
-            told = f"{escape(one.name)}: {point.y * scale:.4g}"
-            parts.append(
-                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.6"{fill}><title>{told}</title></circle>'
-            )
+            told = f"<title>{escape(one.name)}: {point.y * scale:.4g}</title>"
+            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{one.dot}"{fill}>{told}</circle>')
     return [*parts, "</g>"]
 
 

@@ -55,6 +55,8 @@ def test_a_dry_run_prints_every_stage_in_an_order_that_runs(scale, datasets, tmp
 def test_models_tasks_and_encoders_are_chosen(tmp_path, capsys):
     given = tmp_path / "hubert-base"
     given.mkdir()
+    (given / "config.json").write_text('{"model_type": "hubert"}')
+    (given / "preprocessor_config.json").write_text('{"sampling_rate": 16000}')
     printed = dry_run(
         capsys, "--scale=base", "--models=musichubert-k2000_iter2,logmel", "--tasks=gtzan_genre",
         f"--encoders={given}", f"--workdir={tmp_path}", "--", "--config.mesh.fsdp=4",
@@ -67,11 +69,20 @@ def test_models_tasks_and_encoders_are_chosen(tmp_path, capsys):
         "report",
     ]
     assert all(("--config.mesh.fsdp=4" in x) == ("musicssl.main" in x) for _, x in printed)
-    wrong = ("--models=music3vec", "--tasks=gtzan_mood", "--stages=train/*", "--encoders=/no/such")
-    for argument in (*wrong, f"--encoders={given},{given}/"):
+    (tmp_path / "speech").mkdir()
+    (tmp_path / "speech/config.json").write_text('{"model_type": "whisper"}')
+    wrong = {
+        "--models=logmel,music3vec": "--models: 'music3vec' names none",
+        "--tasks=gtzan_mood": "gtzan_mood",
+        "--stages=report,train/*": "--stages: 'train/*' names none",
+        "--encoders=/no/such": "--encoders: /no/such is not there",
+        f"--encoders={tmp_path}/speech": "model_type is 'whisper'",
+        f"--encoders={given},{given}/": "two are called hubert-base",
+    }
+    for argument, words in wrong.items():
         assert study.main(["--scale=demo", f"--workdir={tmp_path}", argument]) == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 5 and "two are called hubert-base" in said
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and words in said
     with pytest.raises(SystemExit):  # after -- it would be no word to this command
         study.main(["--scale=demo", f"--workdir={tmp_path}", "--", "--dry-run"])
     assert "--dry-run: what comes after --" in capsys.readouterr().err
@@ -242,8 +253,11 @@ def test_the_report_says_every_score_and_loads_nothing(demo, monkeypatch):
                 cell = rf"<b>{100 * mean:.1f}</b>.{{0,30}}<br><span class='small'>"
                 assert re.search(rf"{cell}{100 * low:.1f} – {100 * high:.1f}", page)
                 assert told["scores"][encoder["name"]][name]["mean"] == mean
+        test = told["scores"][encoder["name"]]["synth_key"]["from_reference"]
+        assert test is None or f"<span class='small'>p {test['p']:.3f}</span>" in page
     for command in plan["commands"].values():
         assert command[3] in page
+    assert "with 24 goes clips in an update 8 → 32" in page
     assert page.count("0123456789ab") > 40  # the commit that each stage's record names
     assert "show that the machinery runs, not which method is better" in page
     assert "published:" not in page  # there is none of the synthesised music
@@ -265,6 +279,7 @@ def test_differences_are_those_of_an_independent_paired_test(demo, monkeypatch):
         smaller = sorted([np.sum(apart > 0), np.sum(apart < 0)])[0]
         assert found["p"] == pytest.approx(min(1, 2 * (smaller + 1) / 401))
         seen.add(found["p"] < 0.05)
+        assert found["likely"] == (found["p"] < 0.05)  # their means are those of the draws
     assert seen == {True, False}
     assert told["scores"]["music2vec-vanilla"]["synth_key"]["from_reference"] is None
 
@@ -273,6 +288,8 @@ def test_what_is_not_there_is_said(tmp_path, monkeypatch):
     made = fabricated_study.fabricate(tmp_path, ",".join([*PAPER[:8], "logmel"]), "base")
     for record in ("pretrain-music2vec-prob80", "data-gtzan"):  # run by hand or on a cluster
         (tmp_path / f"stages/{record}.json").unlink()
+    record = stages.record_path(tmp_path, "pretrain/music2vec-span5")
+    record.write_text(record.read_text().replace("89abcdef", "89abcdef-dirty"))
     place = made.place(made.pretrained()[1])
     (place / "checkpoints/800000").rename(place / "checkpoints/90000")
     (made.results(made.encoders[2], "gtzan") / "results.json").unlink()
@@ -283,6 +300,8 @@ def test_what_is_not_there_is_said(tmp_path, monkeypatch):
     assert "not run</td>" in page
     assert "pretrain/music2vec-prob80: commit fedcba987654, not run by launch/study.py" in page
     assert "data/gtzan: not run<" in page
+    assert "pretrain/music2vec-span5: commit 0123456789ab-dirty, " in page
+    assert re.search(r"1 of \d+ stages were run while files differed", page)
     assert "Not run: mtg_instrument, mtg_moodtheme, mtg_genre, mtg_top50" in page
     assert "machinery runs" not in page
     # published figures stand in rows that name their source
@@ -331,6 +350,13 @@ def test_charts_place_points_and_leave_out_what_is_not_finite():
     drawn = svg.chart(svg.Axes("", list(enumerate(names)), size=(200, 100)), [])
     heights = re.findall(r'y="(\d+)" text-anchor="middle"', drawn)
     assert heights == [heights[0], heights[1]] * 2 and heights[0] != heights[1]
+    lines = [
+        svg.Series(x, [svg.Point(0, y)], "#000000", label=x)
+        for x, y in (("a", 0), ("b", 0.01), ("c", 1))
+    ]
+    drawn = svg.chart(svg.Axes("", [(0, "x")]), lines)
+    ends = {x: float(y) for y, x in re.findall(r'y="([\d.]+)" style="[^"]*">(.)<', drawn)}
+    assert ends["a"] - ends["b"] >= 10 and ends["b"] - ends["c"] > 50
     assert svg.ramp(0) == svg.RAMP[0] and svg.ramp(1) == svg.RAMP[-1]
 
 
