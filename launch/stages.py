@@ -1,22 +1,22 @@
 """Stages of a long job: commands in the order of their needs, several at a time, none done twice.
 
 A stage is complete when its product is there and no other command has made it. Each command's
-output goes to <folder>/logs; what was run, at which commit and for how long, to <folder>/stages.
+output goes to <folder>/logs; what was run is written down by `stage_records`.
 """
 
 import concurrent.futures
 import contextlib
 import fcntl
-import json
 import os
 import queue
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from launch import stage_records
 
 LOOK_EVERY = 30  # seconds between lines about what is running
 PREEMPTED = 75  # saved when asked to end: the same command goes on
@@ -37,22 +37,12 @@ class Stage(NamedTuple):
     last: bool = False
 
 
-def record_path(folder: Path, name: str) -> Path:
-    return folder / "stages" / f"{name.replace('/', '-')}.json"
-
-
-def record(folder: Path, name: str) -> dict | None:
-    """What was noted when the stage was complete, None where it was not run by this folder."""
-    path = record_path(folder, name)
-    return json.loads(path.read_text()) if path.exists() else None
-
-
 def complete(stage: Stage, folder: Path) -> bool:
-    noted = record(folder, stage.name)
+    noted = stage_records.read(folder, stage.name)
     if noted and noted["command"] != list(stage.command):
         return False
     if stage.last:
-        mine = record_path(folder, stage.name)
+        mine = stage_records.path_of(folder, stage.name)
         others = [path for path in mine.parent.glob("*.json") if path != mine]
         if not noted or any(path.stat().st_mtime > mine.stat().st_mtime for path in others):
             return False
@@ -123,7 +113,7 @@ class Work:
         self.jobs = jobs
         self.left = list(left)
         self.failed: dict[str, int] = {}
-        self.running: dict[str, tuple[float, subprocess.Popen]] = {}
+        self.running: dict[str, tuple[stage_records.Attempt, subprocess.Popen]] = {}
         self.asked = False
         self.slots: queue.SimpleQueue[list[int]] = queue.SimpleQueue()
         cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
@@ -177,8 +167,8 @@ class Work:
         log = self.log(stage.name)
         log.parent.mkdir(parents=True, exist_ok=True)
         say(f"{stage.name} ...")
-        cores, commit = self.slots.get(), self.commit()
-        began, clock = time.time(), time.monotonic()
+        cores = self.slots.get()
+        attempt = stage_records.Attempt(self.folder, stage.name, stage.command, self.commit())
         with log.open("a") as output:
             output.write(f"$ {' '.join(stage.command)}\n")
             output.flush()
@@ -192,36 +182,18 @@ class Work:
             )
             if cores:
                 os.sched_setaffinity(process.pid, cores)
-            self.running[stage.name] = clock, process
+            self.running[stage.name] = attempt, process
             if self.asked:
                 process.terminate()
             _, status, used = os.wait4(process.pid, 0)
         process.returncode = code = os.waitstatus_to_exitcode(status)
         del self.running[stage.name]
         self.slots.put(cores)
-        seconds = time.monotonic() - clock
         if not code and not stage.there():
             code = 1
             say(f"{stage.name} ended without its product: see {log}")
-        if not code:
-            self.note(stage, commit, began, seconds, used.ru_utime + used.ru_stime)
-        return code, seconds
-
-    def note(self, stage: Stage, commit: str, began: float, seconds: float, cpu: float) -> None:
-        """Write down what made a stage's product."""
-        path = record_path(self.folder, stage.name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        told = {
-            "stage": stage.name,
-            "command": list(stage.command),
-            "commit": commit,
-            "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began)),
-            "seconds": round(seconds, 1),
-            "cpu_seconds": round(cpu, 1),
-        }
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(told, indent=1) + "\n")
-        temporary.rename(path)
+        (attempt.failed if code else attempt.complete)(used.ru_utime + used.ru_stime)
+        return code, attempt.seconds
 
     def tell(self, stage: Stage, code: int, seconds: float) -> None:
         """A line about a stage that has ended."""
@@ -243,13 +215,11 @@ class Work:
     def estimate(self) -> str:
         """How long the rest takes, from what stages of the same kind have taken."""
         taken: dict[str, list[float]] = {}
-        for path in (self.folder / "stages").glob("*.json"):
-            noted = json.loads(path.read_text())
+        for noted in stage_records.every(self.folder):
             taken.setdefault(kind(noted["stage"]), []).append(noted["seconds"])
         names = [stage.name for stage in self.left] + list(self.running)
         known = [sum(taken[kind(x)]) / len(taken[kind(x)]) for x in names if kind(x) in taken]
-        now = time.monotonic()
-        past = sum(now - began for began, _ in self.running.values())
+        past = sum(attempt.seconds for attempt, _ in self.running.values())
         rest = max(sum(known) - past, 0) / self.jobs
         if not known:
             return ""

@@ -23,9 +23,12 @@ def makers(found: dict, datasets: set[str]) -> list[str]:
 def stage_line(name: str, stage: dict) -> str:
     """A command, and at which commit and when it was run."""
     noted = stage["made"]
-    about = f"commit {short(stage['commit'])}, not run by launch/study.py"
+    about = f"commit {short(stage['commit'])} by its result, not noted by launch/study.py"
     if noted:
-        about = f"commit {short(noted['commit']) or 'unknown'}, {noted['began']}, "
+        about = f"commit {short(noted['commit']) or 'unknown'}, "
+        if earlier := noted.get("earlier_commits"):  # interrupted, and gone on with
+            about += f"begun at {' and '.join(map(short, earlier))}, "
+        about += f"{noted['began']}, "
         about += f"{noted['seconds']:.0f} s, {noted['cpu_seconds']:.0f} s of processor time"
     elif not stage["commit"]:
         about = "not run"

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from configs import music2vec, musichubert
-from launch import stages, study
+from launch import stage_records, stages, study
 from musicssl import tasks
 
 LAYERS = ("0", "1", "2", "3", "4", "sum")
@@ -37,10 +37,11 @@ def fabricate(folder: Path, wanted: str = "*", scale: str = "demo") -> study.Stu
 
 
 def note(folder: Path, stage: stages.Stage) -> None:
-    path = stages.record_path(folder, stage.name)
+    path = stage_records.path_of(folder, stage.name)
     path.parent.mkdir(parents=True, exist_ok=True)
     told = {"stage": stage.name, "command": list(stage.command), "commit": "0123456789abcdef"}
     told |= {"began": "2026-01-02T03:04:05Z", "seconds": 61.5, "cpu_seconds": 90.0}
+    told |= {"earlier_commits": []}
     path.write_text(json.dumps(told))
 
 

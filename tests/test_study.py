@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from configs import music2vec
-from launch import stages, study
+from launch import stage_records, stages, study
 from musicssl import study_figures, study_report, study_results, svg
 from tests import fabricated_study
 from tests.recorded_stages import Recorded
@@ -120,6 +120,7 @@ def test_stages_run_once_after_what_they_need(tmp_path, capsys):
     assert of.run(of.stage("a"))[1] == ["a"]
     noted = json.loads((tmp_path / "study/stages/d.json").read_text())
     assert noted["command"] == list(other.command) and noted["commit"] == "c0ffee"
+    assert not list((tmp_path / "study/stages").glob("*.attempts"))
 
 
 def test_a_part_is_chosen_if_what_it_needs_is_chosen_too_or_complete(tmp_path):
@@ -142,25 +143,31 @@ from tests import recorded_stages
 
 of = recorded_stages.Recorded(Path(sys.argv[1]))
 each = [of.stage("a"), of.stage("b", ("a",), sys.argv[2]), of.stage("c", ("b",))]
-sys.exit(stages.run(each, of.folder / "study", 1, str))
+sys.exit(stages.run(each, of.folder / "study", 1, lambda: sys.argv[3]))
 """
 
 
-def start(folder: Path, code: str) -> subprocess.CompletedProcess:
+def start(folder: Path, code: str, commit: str = "") -> subprocess.CompletedProcess:
     """A study of three stages in a process of its own, the second of which runs some code."""
-    command = [sys.executable, "-c", SCRIPT, str(folder), code]
+    command = [sys.executable, "-c", SCRIPT, str(folder), code, commit]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 def test_a_study_that_is_asked_to_end_goes_on_later(tmp_path):
     """The stage itself asks, so that no clock decides; then it waits to be ended."""
-    asking = "import os, signal, time; os.kill(os.getppid(), signal.SIGTERM); time.sleep(600)"
-    for code, given, ran in ((75, asking, "a b "), (0, "", "a b b c ")):
-        done = start(tmp_path, given)
+    asking = (
+        f"import os, pathlib, signal, time; asked = pathlib.Path({str(tmp_path / 'asked')!r})\n"
+    )
+    asking += "if not asked.exists(): asked.touch(); os.kill(os.getppid(), signal.SIGTERM); "
+    asking += "time.sleep(600)"
+    for code, commit, ran in ((75, "first", "a b "), (0, "second", "a b b c ")):
+        done = start(tmp_path, asking, commit)
         assert done.returncode == code, done.stderr
         assert (tmp_path / "ran").read_text() == ran
         assert ("asked to end: run the same command" in done.stderr) == (code == 75)
         assert "left out" not in done.stderr
+    noted = stage_records.read(tmp_path / "study", "b")
+    assert noted["commit"] == "second" and noted["earlier_commits"] == ["first"]
 
 
 def test_a_stage_that_outlives_a_killed_study_is_not_run_beside_itself(tmp_path):
@@ -288,8 +295,10 @@ def test_what_is_not_there_is_said(tmp_path, monkeypatch):
     made = fabricated_study.fabricate(tmp_path, ",".join([*PAPER[:8], "logmel"]), "base")
     for record in ("pretrain-music2vec-prob80", "data-gtzan"):  # run by hand or on a cluster
         (tmp_path / f"stages/{record}.json").unlink()
-    record = stages.record_path(tmp_path, "pretrain/music2vec-span5")
-    record.write_text(record.read_text().replace("89abcdef", "89abcdef-dirty"))
+    record = stage_records.path_of(tmp_path, "pretrain/music2vec-span5")
+    noted = json.loads(record.read_text())
+    noted |= {"commit": "0123456789abcdef-dirty", "earlier_commits": ["aaaabbbbccccdddd"]}
+    record.write_text(json.dumps(noted))
     place = made.place(made.pretrained()[1])
     (place / "checkpoints/800000").rename(place / "checkpoints/90000")
     (made.results(made.encoders[2], "gtzan") / "results.json").unlink()
@@ -298,9 +307,10 @@ def test_what_is_not_there_is_said(tmp_path, monkeypatch):
     page, told = written(tmp_path, monkeypatch)
     assert "7 of 8 pre-trained encoders" in page and "at update 90000" in page
     assert "not run</td>" in page
-    assert "pretrain/music2vec-prob80: commit fedcba987654, not run by launch/study.py" in page
+    assert "pretrain/music2vec-prob80: commit fedcba987654 by its result, not noted" in page
     assert "data/gtzan: not run<" in page
-    assert "pretrain/music2vec-span5: commit 0123456789ab-dirty, " in page
+    told_of = "commit 0123456789ab-dirty, begun at aaaabbbbcccc, 2026"
+    assert f"pretrain/music2vec-span5: {told_of}" in page
     assert re.search(r"1 of \d+ stages were run while files differed", page)
     assert "Not run: mtg_instrument, mtg_moodtheme, mtg_genre, mtg_top50" in page
     assert "machinery runs" not in page
