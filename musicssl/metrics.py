@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import mir_eval
 import numpy as np
 import sklearn.metrics
+from tqdm import tqdm
 
 Score = Callable[[np.ndarray, np.ndarray], float]
 
@@ -172,7 +173,7 @@ def bootstrap(
     values = np.full(draws, np.nan)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # scikit-learn tells of classes lacking in a draw
-        for i in range(draws):
+        for i in tqdm(range(draws), desc="bootstrap", delay=2):  # minutes, of 87 tags
             chosen = random.integers(0, len(labels), len(labels))
             with contextlib.suppress(ValueError):
                 values[i] = score(labels[chosen], outputs[chosen])
