@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import ml_collections
 import numpy as np
+from tqdm import tqdm
 
 from musicssl import (
     beats,
@@ -25,6 +26,9 @@ from musicssl.tasks import KINDS, SPLITS, Task
 
 CROP_SECONDS = 10  # that a beat probe trains on
 DRAWS = 1000  # of the beat task's bootstrap
+SETTINGS = (  # without which results do not compare
+    "probe", "standardise", "layers", "learning_rates", "seeds", "epochs", "batch_size", "limit",
+)  # fmt: skip
 
 
 class Prepared(NamedTuple):
@@ -78,7 +82,7 @@ def evaluate(
     best = probe_search.best(found)
     test = splits["test"]
     tests = {o.source: [scores(task, o.outputs[s], test, fps) for s in range(len(seeds))]
-             for o in found}  # fmt: skip
+             for o in tqdm(found, desc=f"scores of {task.name}", delay=2)}  # fmt: skip
     layers = [
         {
             "source": o.source,
@@ -112,12 +116,17 @@ def evaluate(
         "chance": labels.chance(task, splits["train"].found, test.found),
         "items": {name: items(task, splits[name].found) for name in SPLITS},
         "published_items": task.sizes,
+        "settings": {name: _plain(config[name]) for name in SETTINGS},
         "classes": list(classes),
         "confusion": _confusion(task, best, picked, test, outputs),
         "unscored_classes": _unscored(task, test, classes),
         "untrained_classes": _untrained(task, splits, classes),
         "seconds": round(time.monotonic() - begin, 1),
     }
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value  # as it comes back from JSON
 
 
 def sources(layers: int, wanted: str) -> list[str]:

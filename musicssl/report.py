@@ -66,8 +66,10 @@ def write(out: Path) -> str:
 
 def markdown(held: dict) -> str:
     """The table of an encoder's results, x 100, with chance and published rows."""
+    first = next(iter(held["tasks"].values()))
+    probe = first.get("settings", held["config"])["probe"]
     lines = [
-        f"Encoder: {held['features']}. Probe: {held['config']['probe']}. Scores x 100; the layer "
+        f"Encoder: {held['features']}. Probe: {probe}. Scores x 100; the layer "
         "and learning rate are chosen on validation; mean over seeds ± their standard deviation, "
         "and the 95 % bootstrap interval over test items.",
         "",
@@ -112,9 +114,12 @@ def by_factor(tasks: dict) -> list[str]:
 
 
 def notes(tasks: dict) -> list[str]:
-    """Lines on tasks whose figures do not compare with published ones, and why."""
+    """Lines on tasks whose figures do not compare with published ones or the first's, and why."""
     lines = []
+    first = next(iter(tasks.values()))
     for name, task in tasks.items():
+        if found := unlike(task, first):
+            lines.append(f"- {name}: probed with {found}")
         if task["unscored_classes"]:
             lines.append(f"- {name}: not in the averages, for want of test items with and "
                          f"without: {', '.join(task['unscored_classes'])}")  # fmt: skip
@@ -125,6 +130,13 @@ def notes(tasks: dict) -> list[str]:
             lines.append(f"- {name}: {built} items in train, validation and test; published "
                          f"are {list(task['published_items'])}")  # fmt: skip
     return lines
+
+
+def unlike(task: dict, other: dict) -> str:
+    """The settings of a result's probes that are not another's, in words, where both tell them."""
+    ours, theirs = task.get("settings", {}), other.get("settings", {})
+    changed = [name for name in ours.keys() & theirs.keys() if ours[name] != theirs[name]]
+    return ", ".join(f"{name} {ours[name]} instead of {theirs[name]}" for name in sorted(changed))
 
 
 def compare(folders: Sequence[Path], out: Path) -> str:
@@ -149,6 +161,10 @@ def compare(folders: Sequence[Path], out: Path) -> str:
         chance = 100 * each[0]["chance"][score]
         lines.append(f"| {each[0]['title']} | {score} | {' | '.join(cells)} | {chance:.1f} |")
     lines += ["", f"p: paired bootstrap test against {names[0]} on the same test items."]
+    for name in shared:
+        for one, encoder in zip(held[1:], names[1:], strict=True):
+            if found := unlike(one["tasks"][name], held[0]["tasks"][name]):
+                lines.append(f"- {name}: {encoder} was probed with {found}")
     table = "\n".join(lines) + "\n"
     out.mkdir(parents=True, exist_ok=True)
     (out / "compare.md").write_text(table)
