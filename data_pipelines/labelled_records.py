@@ -1,5 +1,6 @@
 """Built data sets for the evaluator: whole records by number, and the labels of all of them."""
 
+import functools
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
@@ -8,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import soxr
 import tensorflow_datasets as tfds
+from tqdm import tqdm
 
 from data_pipelines.records import Dataset, is_built, open_dataset, require
 
@@ -69,12 +71,7 @@ def open_labelled(
     if lost := np.flatnonzero(dataset.samples == 0).tolist():
         raise ValueError(str(dataset.damage(lost[0], f"one of {len(lost)} unreadable records")))
     builder = tfds.builder_from_directory(dataset.directory)
-    features = [key for key in builder.info.features if key not in _AUDIO]
-    decoders = tfds.decode.PartialDecoding(dict.fromkeys(features, True))
-    # One shard after another, which is the order of Dataset's records.
-    reading = tfds.ReadConfig(interleave_cycle_length=1)
-    examples = builder.as_dataset(split, decoders=decoders, read_config=reading)
-    labels = list(tfds.as_numpy(examples))
+    labels = _labels(dataset.directory, split)
     if len(labels) != len(dataset):
         raise ValueError(f"{dataset.directory} is incomplete: build the data set again")
     metadata = builder.info.metadata or {}
@@ -90,6 +87,18 @@ def open_labelled(
         sample_rate,
         "/".join(dataset.directory.split("/")[-3:]),
     )
+
+
+@functools.lru_cache(3)  # a data set's splits: its next task need not read hours of audio past
+def _labels(directory: str, split: str) -> list[Mapping[str, Any]]:
+    """All records of a split without their audio, in the order of Dataset's."""
+    builder = tfds.builder_from_directory(directory)
+    features = [key for key in builder.info.features if key not in _AUDIO]
+    decoders = tfds.decode.PartialDecoding(dict.fromkeys(features, True))
+    reading = tfds.ReadConfig(interleave_cycle_length=1)  # one shard after another
+    examples = tfds.as_numpy(builder.as_dataset(split, decoders=decoders, read_config=reading))
+    total = builder.info.splits[split].num_examples
+    return list(tqdm(examples, total=total, desc="labels", unit=" records", delay=2))
 
 
 def build_for(name: str, data_dir: str | os.PathLike, sample_rate: int) -> str:
