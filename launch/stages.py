@@ -238,9 +238,9 @@ class Work:
 
 
 def kind(name: str) -> str:
-    """What a stage's time is guessed from: probes of one data set are alike."""
-    first, _, rest = name.partition("/")
-    return f"{first}/{rest.rpartition('/')[2]}" if "/" in rest else first
+    """What a stage's time is guessed from: probes of one data set, trainings of one family."""
+    first, *_, last = name.split("/")
+    return f"{first}/{last}" if first == "probe" else name.partition("-")[0]
 
 
 def last_line(log: Path) -> str:

@@ -73,7 +73,7 @@ class Scale(NamedTuple):
     probe: dict[str, tuple[str, ...]]
 
 
-MOST_JOBS = 4  # at a time, unless --jobs asks for more
+MOST_JOBS = 4  # at a time, unless --jobs asks for more: 2 GB of memory each
 DEMO_PROBES = {
     "synth_music": ("--config=configs/probe.py:quick", "--config.epochs=6", "--config.limit=24"),
     "synth_polyphony": ("--config=configs/probe.py:polyphony", "--config.epochs=20"),
@@ -139,9 +139,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--topology", default="v5e:4x4", help="for --cost, as musicssl.plan takes it")
     add("flags", nargs="*", metavar="FLAG", help="after --, for every pre-training")
     options = parser.parse_args(arguments)
-    if options.jobs is None:  # small models are done best two cores each; 3 GB of memory a job
+    if options.jobs is None:  # small models take as much processor time on one core as on two
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
-        options.jobs = min(max(cores // 2, 1), MOST_JOBS) if options.scale == "demo" else 1
+        options.jobs = min(cores, MOST_JOBS) if options.scale == "demo" else 1
     options.encoders = [placed(x) for x in options.encoders.split(",") if x]
     if other := [x for x in options.flags if not x.startswith("--config.")]:
         parser.error(f"{other[0]}: what comes after -- are --config. flags for pre-training")

@@ -12,7 +12,7 @@ import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,13 +76,30 @@ def main(models: Sequence[Costed], topologies: str, workdir: Path, dry_run: bool
             )
             if done.returncode:
                 return done.returncode
+            planned_at(plan).write_text(checkpoint.git_commit())
         if not dry_run:
             rows = [
                 estimate(x, plans[x.name], json.loads(told(plans[x.name]).read_text())[0])
                 for x in models
             ]
             print(table(rows))
+            print(commits(distinct.values()))
     return 0
+
+
+def planned_at(plan: Plan) -> Path:
+    return Path(f"{plan.path}.commit")
+
+
+def commits(plans: Iterable[Plan]) -> str:
+    """A line that says which code the plans are of: kept ones do not notice that it changes."""
+    each = [planned_at(plan) for plan in plans]
+    kept = dict.fromkeys(x.read_text() if x.exists() else "unknown" for x in each)
+    now = checkpoint.git_commit()
+    told = f"Planned at commit {', '.join(kept)}"
+    if list(kept) == [now]:
+        return f"{told}."
+    return f"{told}; today's is {now}: delete {each[0].parent} to plan again."
 
 
 def told(plan: Plan) -> Path:

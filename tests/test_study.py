@@ -124,6 +124,13 @@ def test_stages_run_once_after_what_they_need(tmp_path, capsys):
     assert not list((tmp_path / "study/stages").glob("*.attempts"))
 
 
+def test_times_are_guessed_from_stages_that_are_alike():
+    alike = (("probe/a-1/gtzan", "probe/b/gtzan"), ("pretrain/a-1", "pretrain/a-2"))
+    apart = (("probe/a/gtzan", "probe/a/nsynth"), ("pretrain/a-1", "pretrain/b-1"))
+    assert all(stages.kind(one) == stages.kind(other) for one, other in alike)
+    assert all(stages.kind(one) != stages.kind(other) for one, other in apart)
+
+
 def test_a_part_is_chosen_if_what_it_needs_is_chosen_too_or_complete(tmp_path):
     of = Recorded(tmp_path)
     first, *rest = every = [of.stage("a"), of.stage("b", ("a",)), of.stage("c", ("b",))]
@@ -389,11 +396,11 @@ def test_costs_are_the_planners(tmp_path, capsys):
     outputs = [Path(x[-1].partition("=")[2] + ".json") for x in commands]
     for path in outputs:
         path.write_text(json.dumps(plan_told({"roofline": 0.5, "compiler": 2.0})))
+        path.with_suffix(".commit").write_text("c0ffee")
     assert study.main(arguments) == 0
-    rows = {
-        x.split(" | ")[0].strip("| "): [y.strip(" |") for y in x.split(" | ")]
-        for x in capsys.readouterr().out.splitlines()
-    }
+    printed = capsys.readouterr().out.splitlines()
+    rows = {x.split(" | ")[0].strip("| "): [y.strip(" |") for y in x.split(" | ")] for x in printed}
+    assert printed[-1].startswith("Planned at commit c0ffee; today's is ")
     # 400,000 updates of 112 clips, 4 a chip: 11.2 million chip steps
     low, high = (11.2e6 * x / 3600 for x in (0.5, 2.0))
     assert rows["music2vec-vanilla"][5] == f"{low:,.0f} to {high:,.0f}"
