@@ -239,8 +239,8 @@ class Work:
 
 def kind(name: str) -> str:
     """What a stage's time is guessed from: probes of one data set, trainings of one family."""
-    first, *_, last = name.split("/")
-    return f"{first}/{last}" if first == "probe" else name.partition("-")[0]
+    parts = name.split("/")
+    return f"{parts[0]}/{parts[-1]}" if parts[0] == "probe" else name.partition("-")[0]
 
 
 def last_line(log: Path) -> str:
