@@ -13,6 +13,7 @@ after an error that is not final. SIGTERM, which Ctrl-C is too, goes on to every
 import argparse
 import contextlib
 import functools
+import io
 import math
 import os
 import queue
@@ -26,6 +27,7 @@ import time
 from typing import IO
 
 FINAL = (0, 2, 3)  # complete, refused, stopped: starting again would change nothing
+BAR = 10.0
 
 
 def main() -> int:
@@ -121,11 +123,16 @@ def start(options: argparse.Namespace) -> tuple[list[subprocess.Popen], list[thr
 
 
 def copy(number: int, source: IO[bytes], sink: IO[str]) -> None:
-    """Print lines with the process's number before them."""
-    for line in source:
-        if line.startswith(b"[Gloo] Rank"):  # says for every collective that it has peers
+    """Print lines with the process's number before them; a bar that moves, every BAR seconds."""
+    moved = -math.inf
+    for line in io.TextIOWrapper(source, errors="replace", newline=""):  # "\r" ends one too
+        if line.startswith("[Gloo] Rank") or not line.strip():  # that for every collective
             continue
-        sink.write(f"[{number}] {line.decode(errors='replace').rstrip()}\n")
+        if line.endswith("\r"):
+            if time.monotonic() < moved + BAR:
+                continue
+            moved = time.monotonic()
+        sink.write(f"[{number}] {line.rstrip()}\n")
         sink.flush()
 
 

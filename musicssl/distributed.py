@@ -133,10 +133,20 @@ def as_flags() -> list[str]:
     return [f"--{name}={flags.FLAGS[name].value}" for name in given]
 
 
+def meet(what: str) -> None:
+    """Wait until all processes are here.
+
+    To be called before a program's exchanges begin, where one process may have had to compile it
+    and another has found it compiled: on CPU devices Gloo gives peers 30 s for the first.
+    """
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
+
+
 def check_shared(path: Path) -> None:
     """Raises ValueError where process 0 has written a file that this process does not see."""
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"{path} written")
+        meet(f"{path} written")
         if not path.exists():
             raise ValueError(
                 f"process {jax.process_index()} does not see {path}, which process 0 wrote: use a "

@@ -157,6 +157,9 @@ def train(
                     batch = next(batches)
                 compiling = goodput.lost("compile") if step == first else contextlib.nullcontext()
                 with jax.set_mesh(mesh), compiling:
+                    if step == first:
+                        run = run.lower(state, frozen, batch).compile()
+                        distributed.meet("all have compiled")
                     state, measured = run(state, frozen, batch)
                     if step == first:
                         clock.compiled(measured["loss"])

@@ -49,6 +49,12 @@ def test_every_process_is_told_who_it_is_and_its_lines_bear_its_number():
     assert sorted(errors.splitlines()) == [f"[{i}] err" for i in range(3)]
 
 
+def test_a_bar_is_shown_while_it_moves_but_not_at_every_move():
+    bar = "".join(f"\\r{n} %" for n in range(100)) + "\\rall\\nend\\n"
+    code, output, _ = job(["--processes=1"], f"sys.stdout.write('{bar}')")
+    assert code == 0 and output.splitlines() == ["[0] 0 %", "[0] all", "[0] end"]
+
+
 def test_the_exit_code_is_that_of_the_first_to_fail_and_none_outlives_it_for_long():
     began = time.monotonic()
     code, _, errors = job(
