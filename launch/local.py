@@ -90,7 +90,7 @@ def run(options: argparse.Namespace) -> int:
             reader.join()
         if not code:
             return 0
-        say(f"process {first} ended first, with {named(code)}")
+        say(f"process {first} ended first, with {named(code)}" + (", as asked" if asked else ""))
         if code in FINAL or asked or not left:
             return code
         say(f"starting again ({left} restarts left)")

@@ -133,9 +133,11 @@ setup() {
 }
 
 run() {
-  local line
+  local line cache
   printf -v line '%q ' "$@"
-  on_workers all "cd ~/musicssl || exit 2; PATH=\$PWD/.venv/bin:\$PATH nohup launch/again.sh -- \
+  printf -v cache '%q' "$mount/xla" # only worker 0 keeps what it compiles: here for all of them
+  on_workers all "cd ~/musicssl || exit 2; PATH=\$PWD/.venv/bin:\$PATH \
+JAX_COMPILATION_CACHE_DIR=$cache nohup launch/again.sh -- \
 ${line% } > ~/musicssl.log 2>&1 < /dev/null & echo \$! > ~/musicssl.pid"
 }
 
