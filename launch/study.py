@@ -310,6 +310,7 @@ class Study:
                 {
                     "name": x.name,
                     "kind": x.kind,
+                    "spec": x.spec,
                     "family": x.model.family if x.model else "",
                     "config": self.config_name(x.model) if x.model else "",
                     "workdir": str(self.place(x.model)) if x.model else "",

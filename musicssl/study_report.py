@@ -88,9 +88,15 @@ def lead(found: dict) -> str:
     trained = [x for x in found["encoders"] if x["run"]]
     complete = sum(x["run"]["complete"] for x in trained)
     seconds = [x["made"]["cpu_seconds"] for x in found["stages"].values() if x["made"]]
+    given = sum(x["kind"] == "given" for x in found["encoders"])
+    baselines = len(found["encoders"]) - len(trained) - given
+    counts = [
+        f"{complete} of {len(trained)} encoders pre-trained here",
+        *([f"{given} from elsewhere"] if given else []),
+        f"{baselines} baseline{'s' * (baselines != 1)}",
+    ]
     lines = [
-        f"<p>{complete} of {len(trained)} pre-trained encoders and "
-        f"{len(found['encoders']) - len(trained)} baselines on {len(found['tasks'])} tasks. "
+        f"<p>{', '.join(counts)}; {len(found['tasks'])} tasks. "
         "Every encoder is frozen; a small classifier is trained on the features of each of its "
         "layers, the layer is chosen on validation items, and the score is that of test items "
         "which neither has seen.</p>",
@@ -115,9 +121,9 @@ def lead(found: dict) -> str:
     if tests:
         likely = sum(x["likely"] for x in tests)
         lines.append(
-            f"<p>Of {len(tests)} comparisons with {reference(found)}, {likely} have p below "
-            f"{LIKELY}; were there no differences at all, about {LIKELY * len(tests):.0f} would. "
-            "They are not corrected for their number.</p>"
+            f"<p>Of {len(tests)} comparisons with {reference(found)}, p is below {LIKELY} in "
+            f"{likely}; were there no differences at all, it would be in about "
+            f"{LIKELY * len(tests):.0f}. They are not corrected for their number.</p>"
         )
     spent = f"{sum(seconds) / 3600:.1f} hours of processor time" if seconds else "not recorded"
     lines.append(

@@ -58,6 +58,7 @@ def collect(folder: Path) -> dict[str, Any]:
                 "name": x["name"],
                 "kind": x["kind"],
                 "family": x["family"],
+                "spec": x["spec"],
                 "title": title(x),
                 "run": runs.get(x["name"]),
                 "varies": varied.get(x["name"]),

@@ -63,7 +63,7 @@ def what(encoder: dict, found: dict) -> str:
     if encoder["kind"] == "features":
         return "a fixed transform, no training"
     if encoder["kind"] == "given":
-        return "a published encoder"
+        return f"read from {escape(encoder['spec'])}"
     leaves = encoder["varies"]["leaves"]
     if not leaves:
         return "the recipe that its family varies"

@@ -313,7 +313,7 @@ def test_what_is_not_there_is_said(tmp_path, monkeypatch):
     for encoder in made.encoders:
         (made.results(encoder, "mtg_jamendo") / "results.json").unlink()
     page, told = written(tmp_path, monkeypatch)
-    assert "7 of 8 pre-trained encoders" in page and "at update 90000" in page
+    assert "7 of 8 encoders pre-trained here, 1 baseline; " in page and "at update 90000" in page
     assert "not run</td>" in page
     assert "pretrain/music2vec-prob80: commit fedcba987654 by its result, not noted" in page
     assert "data/gtzan: not run<" in page
