@@ -51,7 +51,11 @@ call() {
 
 [[ ${given[NAME]:-} ]] || fail "--name is needed"
 case $action in
-  logs) call kubectl logs --follow "job/${given[NAME]}-worker-0" ;;
+  logs) # of the process that writes; job/NAME-worker-0 would be any of the slice's hosts
+    labels=jobset.sigs.k8s.io/jobset-name=${given[NAME]},jobset.sigs.k8s.io/job-index=0
+    labels+=,batch.kubernetes.io/job-completion-index=0
+    call kubectl logs --follow --tail=100 "--selector=$labels"
+    ;;
   delete) call kubectl delete jobset "${given[NAME]}" ;;
   run)
     (($#)) || fail "run needs musicssl.main's flags after --"
