@@ -31,7 +31,7 @@ def stage_line(name: str, stage: dict) -> str:
         about += f"{noted['began']}, "
         about += f"{noted['seconds']:.0f} s, {noted['cpu_seconds']:.0f} s of processor time"
     elif not stage["commit"]:
-        about = "not run"
+        about = "not run, or its result was there before"
     command = escape(shlex.join(stage["command"]))
     return f"<li><code>{command}</code><br><span class='small'>{name}: {about}</span></li>"
 

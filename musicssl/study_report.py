@@ -29,7 +29,8 @@ METHODS = (
 GLOSSARY = (
     "Accuracy: share of items answered rightly. ROC-AUC: how often an item that has a label is put "
     "above one that has not, 50 by guessing. Weighted score: 100 for the right key, part of it for "
-    "a related one. F: how well beats agree, within 70 ms. R2: share of the variance explained."
+    "a related one. F: harmonic mean of precision and recall of beats, within 70 ms. R2: share of "
+    "the variance explained."
 )
 SUITES = {
     "synth_music": "Synthesised music",
