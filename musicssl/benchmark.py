@@ -197,7 +197,7 @@ def fixed(config: ml_collections.ConfigDict) -> dict:
 
 def optimizer_bytes(config: ml_collections.ConfigDict) -> int:
     """Read: parameters, gradients, two moments, teacher; written: all of them but gradients."""
-    state = jax.eval_shape(lambda: step.init_state(config))
+    state = step.state_shapes(config)
     size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))  # noqa: E731
     return 7 * size(state.params) + 2 * size(state.teacher)
 

@@ -151,7 +151,7 @@ def lower(config: ml_collections.ConfigDict, mesh: Mesh) -> jax.stages.Lowered:
     """The step of `musicssl.step` on shapes alone."""
     samples = audio.crop_samples(config.data.crop_frames)
     with jax.set_mesh(mesh):
-        state = jax.eval_shape(lambda: step.init_state(config))
+        state = step.state_shapes(config)
         clips = jax.ShapeDtypeStruct((config.batch_size, samples), jnp.int16)
         return step.make_step(config, mesh).lower(state, frozen(config), clips)
 
@@ -164,7 +164,7 @@ def frozen(config: ml_collections.ConfigDict) -> dict:
     if t.feature in audio.SPECTRAL:
         width = audio.spectral_width(t.feature, t.ceps)
         return {"codebook": jax.ShapeDtypeStruct((t.clusters, width), jnp.float32)}
-    params = jax.eval_shape(lambda: step.init_state(config)).params["encoder"]
+    params = step.state_shapes(config).params["encoder"]
     encoder = step.make_encoder(config)
     return {
         "encoder": hubert.FrozenEncoder(params, encoder, t.layer, config.data.normalize),
@@ -174,7 +174,7 @@ def frozen(config: ml_collections.ConfigDict) -> dict:
 
 def fixed_bytes(config: ml_collections.ConfigDict, mesh: Mesh) -> int:
     """About the bytes of one device that do not grow with the clips: the state, and gradients."""
-    shapes = jax.eval_shape(lambda: step.init_state(config))
+    shapes = step.state_shapes(config)
     held = plan_report.memory(shapes, mesh, None, None)
     return 2 * held["parameters"] + held["teacher"] + held["optimizer"]
 

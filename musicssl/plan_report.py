@@ -65,7 +65,7 @@ def facts(
       limit: bytes of HBM that a program may take on one device, None where nothing tells.
       program: the compiled step, None where the compiler refused it.
     """
-    shapes = jax.eval_shape(lambda: step.init_state(config))
+    shapes = step.state_shapes(config)
     device = mesh.devices.flat[0]
     peak = flops.peak(device)
     analytic = {name: n / mesh.size for name, n in parts(config).items()}

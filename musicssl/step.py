@@ -5,6 +5,8 @@ key is stored, and masks are drawn for the global batch, so neither the number o
 restart changes them.
 """
 
+import functools
+import json
 from collections.abc import Callable
 from types import ModuleType
 from typing import NamedTuple
@@ -62,11 +64,21 @@ def init_state(config: ml_collections.ConfigDict) -> TrainState:
     return TrainState(zero, zero, params, teacher, optim.adam(config).init(params))
 
 
+def state_shapes(config: ml_collections.ConfigDict) -> TrainState:
+    """What `init_state` gives, as jax.ShapeDtypeStructs; traced once for each configuration."""
+    return _state_shapes(config.to_json())
+
+
+@functools.cache
+def _state_shapes(config: str) -> TrainState:
+    made = ml_collections.ConfigDict(json.loads(config))
+    return jax.eval_shape(lambda: init_state(made))
+
+
 def sharded_init(config: ml_collections.ConfigDict, mesh: Mesh) -> TrainState:
     """The initial state, made in its shards."""
     with jax.set_mesh(mesh):
-        shapes = jax.eval_shape(lambda: init_state(config))
-        shardings = sharding.state_shardings(shapes, mesh)
+        shardings = sharding.state_shardings(state_shapes(config), mesh)
         return jax.jit(lambda: init_state(config), out_shardings=shardings)()
 
 
@@ -97,8 +109,7 @@ def make_step(config: ml_collections.ConfigDict, mesh: Mesh) -> Callable:
     `frozen` is the part of the teacher that training does not change ({} for data2vec). The state
     is donated. Metrics are float32 scalars on the device.
     """
-    shapes = jax.eval_shape(lambda: init_state(config))
-    states = sharding.state_shardings(shapes, mesh)
+    states = sharding.state_shardings(state_shapes(config), mesh)
     clips = NamedSharding(mesh, sharding.CLIPS)
     everywhere = NamedSharding(mesh, P())
 

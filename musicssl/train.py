@@ -99,7 +99,7 @@ def check(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
     clips = jax.ShapeDtypeStruct((config.batch_size, samples), np.int16)
     key = training.streams(config.seed, 0)["mask"]
     jax.eval_shape(lambda x: training.prepare(config, key, x), clips)  # masks that do not fit raise
-    jax.eval_shape(lambda: training.init_state(config))
+    training.state_shapes(config)
 
 
 def train(
@@ -222,7 +222,7 @@ def initial_state(
         given = starting_weights(config) if config.start_from else None
         state = training.sharded_init(config, mesh)
         return state if given is None else training.with_encoder(config, mesh, state, given)
-    shapes = jax.eval_shape(lambda: training.init_state(config))
+    shapes = training.state_shapes(config)
     shardings = sharding.state_shardings(shapes, mesh)
     abstract = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings

@@ -17,13 +17,18 @@ if HAS_LIBTPU:  # else jax would look for a TPU in every process of the suite
 os.environ["XLA_FLAGS"] = compiling.xla_flags()  # here and in the processes that tests start
 
 # Begun first, so that workers end together.
-LONGEST = ("test_main", "test_configs", "test_topologies", "test_musichubert")
+LONGEST = (
+    *("test_main", "test_configs", "test_topologies", "test_musichubert", "test_probe"),
+    *("test_train", "test_step", "test_encoder", "test_export", "test_benchmark", "test_polyphony"),
+    *("test_architecture", "test_plan", "test_counts", "test_batches", "test_local"),
+)
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """One more than there are cores: tests wait for processes of their own part of the time."""
     del config
-    return len(os.sched_getaffinity(0)) + 1
+    mine = getattr(os, "sched_getaffinity", None)  # macOS does not say which cores it gives
+    return (len(mine(0)) if mine else os.cpu_count()) + 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

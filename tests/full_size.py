@@ -44,7 +44,7 @@ def some_state(config: ml_collections.ConfigDict, updates: int) -> step.TrainSta
             return jnp.zeros(x.shape)
         return jnp.asarray(np.resize(noise, x.shape) + ("scale" in name))
 
-    shapes = jax.eval_shape(lambda: step.init_state(config))
+    shapes = step.state_shapes(config)
     return jax.tree_util.tree_map_with_path(leaf, shapes)
 
 

@@ -107,14 +107,13 @@ def test_the_import_reader_sees_all_spellings(tmp_path):
     assert imported(tmp_path / "x.py") == {"audio", "step", "encoder"}
 
 
-def test_the_device_wing_runs_without_tensorflow_and_pytorch():
+def test_the_device_wing_loads_neither_tensorflow_nor_pytorch():
     names = [f"musicssl.{name}" for name in sorted(FLOOR, key=FLOOR.get) if name != "main"]
     loaded = loaded_after_each(names)
     for name, packages in loaded.items():
         heavy = packages & {*HEAVY, "data_pipelines"}
         assert not heavy, f"{name} loads {heavy}"
     assert {"jax", "flax", "optax", "orbax"} <= loaded[names[-1]]
-    loaded_after_each(names, missing=HEAVY)
 
 
 def test_the_host_wing_runs_where_jax_is_not_installed():

@@ -142,7 +142,7 @@ def test_the_demo_of_a_variant_differs_from_vanillas_in_the_same_leaves(family, 
 
 @pytest.mark.parametrize("family, size", [(music2vec, 313_276_416), (musichubert, 315_438_720)])
 def test_large_has_the_size_of_the_families_large_models(family, size):
-    shapes = jax.eval_shape(lambda: step.init_state(family.get_config("large")))
+    shapes = step.state_shapes(family.get_config("large"))
     assert sum(x.size for x in jax.tree.leaves(shapes.params["encoder"])) == size
 
 

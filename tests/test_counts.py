@@ -79,7 +79,7 @@ def test_work_of_a_device_does_not_grow_with_their_number(counted):
 def test_devices_exchange_gradients_and_metrics_alone(counted):
     method, found = counted
     assert found["1"]["kinds"] == []
-    shapes = jax.eval_shape(lambda: training.init_state(config(method, 8)))
+    shapes = training.state_shapes(config(method, 8))
     known = {longer(x.shape) for x in jax.tree.leaves(shapes.params)} | {()}
     if method == "hubert":
         known.add((config(method, 8).teacher.clusters,))  # how often each label was seen

@@ -76,36 +76,38 @@ import numpy, torch
 from transformers import AutoFeatureExtractor, AutoModel
 from transformers.utils import logging
 logging.disable_progress_bar()
-path, clip, features = sys.argv[1:]
-model, info = AutoModel.from_pretrained(path, output_loading_info=True)
-assert not any(info.values()), info
-extractor = AutoFeatureExtractor.from_pretrained(path)
-inputs = extractor(numpy.load(clip), sampling_rate=16000, return_tensors="pt")
-with torch.no_grad():
-    output = model.eval()(**inputs, output_hidden_states=True)
-numpy.save(features, torch.stack(output.hidden_states).numpy())
+clip, *paths = sys.argv[1:]
+for path in paths:
+    model, info = AutoModel.from_pretrained(path, output_loading_info=True)
+    assert not any(info.values()), info
+    extractor = AutoFeatureExtractor.from_pretrained(path)
+    inputs = extractor(numpy.load(clip), sampling_rate=16000, return_tensors="pt")
+    with torch.no_grad():
+        output = model.eval()(**inputs, output_hidden_states=True)
+    numpy.save(path + "/features.npy", torch.stack(output.hidden_states).numpy())
 """
 
 
-@pytest.mark.parametrize("method", ["data2vec", "hubert"])
-def test_the_command_and_transformers_alone(method, run, hubert_run, tmp_path):
-    workdir = run if method == "data2vec" else hubert_run
-    done = python(EXPORT, f"--workdir={workdir}", f"--output={tmp_path / 'out'}")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("\n") == 1 and "at step 300" in done.stdout
+def test_the_command_and_transformers_alone(run, hubert_run, tmp_path):
+    workdirs = {tmp_path / "data2vec": run, tmp_path / "hubert": hubert_run}
+    for folder, workdir in workdirs.items():
+        done = python(EXPORT, f"--workdir={workdir}", f"--output={folder}")
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("\n") == 1 and "at step 300" in done.stdout
 
     pcm = np.round(2000 * torch_models.noise(8000, clips=1) + 300).astype(np.int16)
     raw = np.asarray(audio.to_float(pcm))
     np.save(tmp_path / "clip.npy", raw[0])
-    read = python(READ, tmp_path / "out", tmp_path / "clip.npy", tmp_path / "features.npy")
+    read = python(READ, tmp_path / "clip.npy", *workdirs)
     assert (read.returncode, read.stderr, read.stdout) == (0, "", "")
 
-    loaded = pretrained.load_encoder(workdir)
-    given = audio.normalize(raw) if loaded.normalize else raw
-    ours = jax.jit(loaded.encoder.apply)({"params": loaded.params}, given).hidden
-    theirs = np.load(tmp_path / "features.npy")
-    assert theirs.shape == (3, 1, 24, 48) and theirs.std() > 0.1
-    np.testing.assert_allclose(np.stack(ours), theirs, atol=1e-4)
+    for folder, workdir in workdirs.items():
+        loaded = pretrained.load_encoder(workdir)
+        given = audio.normalize(raw) if loaded.normalize else raw
+        ours = jax.jit(loaded.encoder.apply)({"params": loaded.params}, given).hidden
+        theirs = np.load(folder / "features.npy")
+        assert theirs.shape == (3, 1, 24, 48) and theirs.std() > 0.1
+        np.testing.assert_allclose(np.stack(ours), theirs, atol=1e-4)
 
 
 def test_a_run_and_its_export_are_the_same_encoder(run, tmp_path):

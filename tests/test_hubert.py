@@ -397,7 +397,7 @@ def test_a_class_a_cluster_and_initial_values():
     assert head["embeddings"].min() >= 0 and 0.9 < head["embeddings"].max() < 1
     bound = 1 / np.sqrt(encoder.width)  # torch.nn.Linear
     assert 0.9 * bound < np.abs(head["projection"]["kernel"]).max() <= bound
-    shapes = jax.eval_shape(lambda: step.init_state(config))
+    shapes = step.state_shapes(config)
     assert shapes.teacher == {} and shapes.params["head"].keys() == head.keys()
 
 

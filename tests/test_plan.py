@@ -128,7 +128,7 @@ def test_eight_virtual_devices(tmp_path):
     assert (told["devices"], told["fsdp"], told["clips"]) == (8, 2, 2)
     assert sum(told["flops"].values()) == pytest.approx(flops.train_step(config) / 8)
 
-    state = jax.eval_shape(lambda: step.init_state(config))
+    state = step.state_shapes(config)
     whole = plan_report.stored(state.params)
     large = 4 * sum(x.size for x in jax.tree.leaves(state.params) if x.size >= 2**16)
     memory = told["memory"]

@@ -46,7 +46,7 @@ def test_one_rule_for_parameters_teacher_and_moments():
     """music2vec over four devices: only vectors and the like are replicated."""
     mesh = AbstractMesh((2, 4), ("data", "fsdp"), (AxisType.Auto,) * 2)
     config = tiny.config({"encoder.width": 768, "encoder.ffn_width": 3072})
-    shapes = jax.eval_shape(lambda: step.init_state(config))
+    shapes = step.state_shapes(config)
     specs = jax.tree.map(lambda x: x.spec, sharding.state_shardings(shapes, mesh))
     kernel = P(None, "fsdp")
     adam = specs.optimizer[0]
@@ -118,7 +118,7 @@ def moved_by_a_step(stem: str) -> dict:
     config = tiny.config(STEMS[stem])
     mesh = sharding.make_mesh(2)
     with jax.set_mesh(mesh):
-        shapes = jax.eval_shape(lambda: step.init_state(config))
+        shapes = step.state_shapes(config)
         lowered = step.make_step(config, mesh).lower(shapes, {}, tiny.clips(config))
     return {
         "parameters": [x.shape for x in jax.tree.leaves(shapes)],

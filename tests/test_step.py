@@ -88,7 +88,7 @@ def test_the_teacher_averages_in_the_parameters_that_the_step_made():
 
 def test_metrics_are_float32_scalars_on_the_device():
     config = tiny.config()
-    state = jax.eval_shape(lambda: step.init_state(config))
+    state = step.state_shapes(config)
     _, metrics = jax.eval_shape(
         functools.partial(step.update, config), state, {}, tiny.clips(config)
     )
