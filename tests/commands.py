@@ -109,8 +109,13 @@ def main(pause: float, *arguments: str) -> None:
 
     if pause:
         batches.iterate = slowly
-    sys.argv = ["musicssl.main", *arguments]
-    runpy.run_module("musicssl.main", run_name="__main__", alter_sys=True)
+    module("musicssl.main", *arguments)
+
+
+def module(name: str, *arguments: str) -> None:
+    """What `python -m name` with these arguments does."""
+    sys.argv = [name, *arguments]
+    runpy.run_module(name, run_name="__main__", alter_sys=True)
 
 
 def start(arguments: list[str], cache: Path, devices: int = 1, pause: float = 0) -> Process:

@@ -3,8 +3,6 @@
 import dataclasses
 import functools
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,7 +30,7 @@ from musicssl import (
     train,
 )
 from musicssl.encoder import Encoder
-from tests import mir_fixtures, test_extract, tiny
+from tests import commands, mir_fixtures, test_extract, tiny
 
 ROOT = Path(__file__).parent.parent
 
@@ -110,24 +108,28 @@ def test_the_command_writes_results_table_and_pictures(synth_dir: str, tmp_path:
         "--config.epochs=2",
         "--config.probe=linear",
     ]
-    done = command(arguments)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "| synth_music, key | weighted |" in done.stdout
-    assert done.stdout.strip() == (out / "results.md").read_text().strip()
+    code, output, errors = command(arguments)
+    assert code == 0, errors[-3000:]
+    assert "| synth_music, key | weighted |" in output
+    assert output.strip() == (out / "results.md").read_text().strip()
     held = json.loads((out / "results.json").read_text())
     assert list(held["tasks"]) == ["synth_key", "synth_polyphony"]
     for name in ("layers", "synth_key-layers", "synth_key-confusion", "synth_polyphony-confusion"):
         assert (out / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
-    both = command(["--compare", str(out), str(out), f"--config.results={tmp_path / 'both'}"])
-    assert both.returncode == 0, both.stderr[-3000:]
-    assert "| logmel | logmel | chance |" in both.stdout
-    assert "), p 1.000 |" in both.stdout and "paired bootstrap test against logmel" in both.stdout
+    code, output, errors = command(
+        ["--compare", str(out), str(out), f"--config.results={tmp_path / 'both'}"]
+    )
+    assert code == 0, errors[-3000:]
+    assert "| logmel | logmel | chance |" in output
+    assert "), p 1.000 |" in output and "paired bootstrap test against logmel" in output
     assert (tmp_path / "both" / "compare.png").exists()
 
 
-def command(arguments: list[str]) -> subprocess.CompletedProcess:
-    line = [sys.executable, "-m", "musicssl.probe", *arguments]
-    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
+def command(arguments: list[str]) -> tuple[int, str, str]:
+    """Exit code, output and errors of python -m musicssl.probe."""
+    process = commands.Process(commands.module, "musicssl.probe", *arguments)
+    said = process.communicate()
+    return process.returncode, *said
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,9 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding
 
-from configs import music2vec
 from musicssl import optim, sharding, step
 from tests import tiny
 
@@ -189,53 +186,3 @@ def test_streams_are_functions_of_seed_and_step():
 def test_an_unknown_method_is_refused():
     with pytest.raises(ValueError, match=r"method is 'byol': use one of \['data2vec'"):
         step.objective(tiny.config({"method": "byol"}))
-
-
-def on_three_meshes() -> dict:
-    """Initial values, masks and metrics of the same run on 1, (8, 1) and (4, 2) devices."""
-    sharding.SMALLEST_SHARDED = 512  # so that a tiny model's kernels are sharded too
-    config = tiny.config({"seed": 5})
-    batches = [tiny.clips(config, seed) for seed in range(STEPS)]
-    seen = {}
-    for fsdp, devices in ((1, 1), (1, 8), (2, 8)):
-        mesh = sharding.make_mesh(fsdp, jax.devices()[:devices])
-        state = step.sharded_init(config, mesh)
-        kernel = state.params["head"]["kernel"]
-        record = {
-            "shards": len({str(shard.index) for shard in kernel.addressable_shards}),
-            "start": [np.asarray(x).ravel()[:50].tolist() for x in jax.tree.leaves(state.params)],
-            "masks": masks(config, mesh, batches[0]),
-            "metrics": [],
-        }
-        with jax.set_mesh(mesh):
-            lowered = step.make_step(config, mesh).lower(state, {}, batches[0])
-            advance = lowered.compile()
-            record["moved"] = tiny.moved(advance.as_text())
-            for audio in batches:
-                audio = jax.device_put(audio, NamedSharding(mesh, sharding.CLIPS))
-                state, metrics = advance(state, {}, audio)
-                record["metrics"].append({name: float(x) for name, x in metrics.items()})
-        seen[f"{devices} / {fsdp}"] = record
-    return seen
-
-
-def masks(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, audio: np.ndarray) -> list:
-    """Those of the first steps, drawn where the clips are."""
-    clips = jax.device_put(audio, NamedSharding(mesh, sharding.CLIPS))
-    with jax.set_mesh(mesh):
-        prepare = jax.jit(lambda key, clips: step.prepare(config, key, clips).mask)
-        drawn = [prepare(step.streams(5, 1 + i)["mask"], clips) for i in range(STEPS)]
-    return [[np.asarray(x).astype(int).tolist() for x in mask] for mask in drawn]
-
-
-def test_the_number_of_devices_changes_neither_masks_nor_start_nor_losses():
-    one, eight, sharded = tiny.on_eight_devices(on_three_meshes).values()
-    assert [x["shards"] for x in (one, eight, sharded)] == [1, 1, 2]
-    assert [bool(x["moved"]) for x in (one, eight, sharded)] == [False, False, True]
-    for other in (eight, sharded):
-        assert other["masks"] == one["masks"]
-        assert other["start"] == one["start"]
-        for ours, theirs in zip(other["metrics"], one["metrics"], strict=True):
-            assert ours == pytest.approx(theirs, rel=1e-5)
-    assert len({str(mask) for mask in one["masks"]}) == STEPS  # each step draws its own
-    assert music2vec.get_config("demo").encoder.dropout > 0  # dropout took part
