@@ -96,23 +96,9 @@ class LabelledBuilder(shards.ShardedBuilder, skip_registration=True):
     def contents(self, dl_manager: tfds.download.DownloadManager) -> Contents:
         """Finds or downloads the files and reads the tables."""
 
-    @property
-    def sample_rate(self) -> int:
-        return self.builder_config.sample_rate
-
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(
-            features=tfds.features.FeaturesDict(
-                {
-                    "id": tfds.features.Text(),
-                    "path": tfds.features.Text(doc="relative to the source, with slashes"),
-                    "start": tfds.features.Scalar(np.float32, doc="second of the file: 0"),
-                    "audio": tfds.features.Tensor(
-                        shape=(None,), dtype=np.int16, encoding=tfds.features.Encoding.BYTES
-                    ),
-                    **self.label_features(),
-                }
-            ),
+            features=tfds.features.FeaturesDict({**shards.RECORDED, **self.label_features()}),
             homepage=self.HOMEPAGE,
             metadata=tfds.core.MetadataDict(),
         )

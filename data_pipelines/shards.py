@@ -19,6 +19,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from etils import epath
@@ -34,6 +35,15 @@ SKIPPED = "skipped.tsv"
 _TSV = str.maketrans({"\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
 Example = dict[str, Any]
+# The features that the records of every data set have.
+RECORDED = {
+    "id": tfds.features.Text(),
+    "path": tfds.features.Text(doc="relative to the source, with slashes"),
+    "start": tfds.features.Scalar(np.float32, doc="second of the file"),
+    "audio": tfds.features.Tensor(
+        shape=(None,), dtype=np.int16, encoding=tfds.features.Encoding.BYTES
+    ),
+}
 
 
 class BuildError(Exception):
@@ -139,17 +149,21 @@ def _grouped(records: Iterable[_Record]) -> Iterator[list[_Record]]:
 class ShardedBuilder(tfds.core.GeneratorBasedBuilder):
     """Base of the builders that turn audio files into records.
 
-    A subclass gives `sample_rate`, `_info`, and
+    A subclass gives builder configs with a `sample_rate` in Hz, `_info`, and
       _split_generators(dl_manager) -> {split: [Input]}
       _generate_examples(source: Input) -> iterator of (unique key, example), with an int16 array
         "audio" in every example; raises decode.Unusable, before its first example, for an input
         that goes to skipped.tsv.
     """
 
-    sample_rate: int  # Hz, of the records' audio; a property where configs differ in it
     workers = 1  # processes on this machine, if no Beam runner or options are given
     max_lost = 0.5  # a build that loses a larger share of its files fails
     summary: Summary | None = None  # of the build that this object did
+
+    @property
+    def sample_rate(self) -> int:
+        """Hz, of the records' audio."""
+        return self.builder_config.sample_rate
 
     def _generate_splits(
         self,

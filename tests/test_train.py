@@ -42,17 +42,7 @@ LEAVES = {
     "data2vec.ema_steps": 10,
 }
 
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory) -> Iterator[None]:
-    """Keep compiled steps between the runs of this file."""
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = [getattr(jax.config, name) for name in names]
-    jax.config.update(names[0], str(tmp_path_factory.mktemp("xla")))
-    jax.config.update(names[1], 0.0)
-    yield
-    for name, value in zip(names, before, strict=True):
-        jax.config.update(name, value)
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
 @pytest.fixture(scope="module", autouse=True)

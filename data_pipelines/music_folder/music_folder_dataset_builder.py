@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from data_pipelines import decode
 from data_pipelines.music_folder import tree
-from data_pipelines.shards import BuildError, Input, ShardedBuilder
+from data_pipelines.shards import RECORDED, BuildError, Input, ShardedBuilder
 
 SEGMENT = 30  # seconds of a record
 SHORTEST = 2  # seconds of the last record of a file, and of a file
@@ -39,22 +39,9 @@ class Builder(ShardedBuilder):
     ]
     MANUAL_DOWNLOAD_INSTRUCTIONS = "--manual_dir is the folder that holds your music."
 
-    @property
-    def sample_rate(self) -> int:
-        return self.builder_config.sample_rate
-
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(
-            features=tfds.features.FeaturesDict(
-                {
-                    "id": tfds.features.Text(doc="path#segment"),
-                    "path": tfds.features.Text(doc="relative to the folder, with slashes"),
-                    "start": tfds.features.Scalar(np.float32, doc="second of the file"),
-                    "audio": tfds.features.Tensor(
-                        shape=(None,), dtype=np.int16, encoding=tfds.features.Encoding.BYTES
-                    ),
-                }
-            ),
+            features=tfds.features.FeaturesDict(RECORDED),
         )
 
     def _split_generators(

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from data_pipelines import harmony, synth, timbres
-from data_pipelines.shards import Input, ShardedBuilder
+from data_pipelines.shards import RECORDED, Input, ShardedBuilder
 
 # Splits count their seeds from far apart, and from multiples of 24: see synth.clip on keys.
 FIRST_SEED = {"train": 0, "validation": 24_000_000, "test": 48_000_000}
@@ -35,20 +35,11 @@ class Builder(ShardedBuilder):
         SynthMusicConfig(name="24khz", sample_rate=24000, description="24 kHz, 2.8 hours."),
     ]
 
-    @property
-    def sample_rate(self) -> int:
-        return self.builder_config.sample_rate
-
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(
             features=tfds.features.FeaturesDict(
                 {
-                    "id": tfds.features.Text(),
-                    "path": tfds.features.Text(),
-                    "start": np.float32,
-                    "audio": tfds.features.Tensor(
-                        shape=(None,), dtype=np.int16, encoding=tfds.features.Encoding.BYTES
-                    ),
+                    **RECORDED,
                     "key": tfds.features.ClassLabel(names=harmony.KEYS),
                     "tempo": np.float32,
                     "beats": tfds.features.Sequence({"time": np.float32, "position": np.int32}),

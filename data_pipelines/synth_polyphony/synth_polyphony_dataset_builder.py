@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 
 from data_pipelines import harmony, polyphony, timbres
 from data_pipelines.polyphony import Stimulus
-from data_pipelines.shards import Input, ShardedBuilder
+from data_pipelines.shards import RECORDED, Input, ShardedBuilder
 
 ANSWERS = {
     "target": harmony.PITCH_CLASSES,
@@ -43,20 +43,11 @@ class Builder(ShardedBuilder):
         SynthPolyphonyConfig(name="24khz", sample_rate=24000, description="24 kHz, 2.2 hours."),
     ]
 
-    @property
-    def sample_rate(self) -> int:
-        return self.builder_config.sample_rate
-
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(
             features=tfds.features.FeaturesDict(
                 {
-                    "id": tfds.features.Text(),
-                    "path": tfds.features.Text(),
-                    "start": np.float32,
-                    "audio": tfds.features.Tensor(
-                        shape=(None,), dtype=np.int16, encoding=tfds.features.Encoding.BYTES
-                    ),
+                    **RECORDED,
                     "voices": np.int32,
                     "octave": np.int32,
                     "timbre": tfds.features.Text(),
