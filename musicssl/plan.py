@@ -7,11 +7,13 @@ planned, also where a step does not fit; 2 a request that cannot be met.
 
     --batch=16      clips on each device, in place of the configuration's global batch
     --batch=auto    the most clips that a TPU's compiler accepts; compiles several times
+    --batch=auto:40 the same, beginning at a guess
     --output=PATH   PATH.json and PATH.md; by default runs/plans/<config>-<variant>
 """
 
 import json
 import math
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -30,7 +32,8 @@ from musicssl import audio, hubert, plan_report, sharding, step, topology
 from musicssl.topology import Topology
 
 EXIT_REFUSED = 2
-FIRST = 8  # clips that --batch=auto asks for at first, times config.accumulate
+AUTO = re.compile(r"auto(:(?P<first>[1-9]\d*))?")
+FIRST = 8  # clips that --batch=auto asks for at first
 FULL = "RESOURCE_EXHAUSTED"  # how every compiler begins its refusal for want of memory
 
 
@@ -78,15 +81,15 @@ def main(argv: list[str]) -> None:
 
 def check_batch(batch: str, specs: list[str]) -> None:
     """Raises ValueError for a --batch that is no number of clips, or cannot be searched for."""
-    if batch == "auto":
+    if AUTO.fullmatch(batch):
         others = [spec for spec in specs if spec.startswith(("cpu", "here"))]
         if others:
             raise ValueError(
-                f"--batch=auto with --topology={others[0]}: only a TPU's compiler refuses a batch "
-                "that does not fit, give --batch=N"
+                f"--batch={batch} with --topology={others[0]}: only a TPU's compiler refuses a "
+                "batch that does not fit, give --batch=N"
             )
     elif batch and (not batch.isdigit() or not int(batch)):
-        raise ValueError(f"--batch={batch}: give a number of clips on each device, or auto")
+        raise ValueError(f"--batch={batch}: give a number of clips on each device, auto or auto:N")
 
 
 def plan(config: ml_collections.ConfigDict, place: Topology, batch: str) -> dict:
@@ -107,10 +110,16 @@ def plan(config: ml_collections.ConfigDict, place: Topology, batch: str) -> dict
 
     def attempt(clips: int) -> Attempt:
         tqdm.write(f"{place.spec}: compiling {clips} clips a device", file=sys.stderr)
-        return compile_step(with_batch(config, clips * mesh.size), mesh)
+        found = compile_step(with_batch(config, clips * mesh.size), mesh)
+        verdict = "accepted" if found.compiled else "refused"
+        taken = f"{plan_report.size(found.wanted)} of {plan_report.size(limit)}"
+        tqdm.write(f"{place.spec}: {clips} clips {verdict}, {taken}", file=sys.stderr)
+        return found
 
-    if batch == "auto":
-        attempts = largest_batch(attempt, config.accumulate, limit, fixed_bytes(config, mesh))
+    if searched := AUTO.fullmatch(batch):
+        unit = config.accumulate
+        first = max(1, int(searched["first"] or FIRST) // unit)
+        attempts = largest_batch(attempt, unit, limit, fixed_bytes(config, mesh), first)
     else:
         attempts = [attempt(int(batch) if batch else config.batch_size // mesh.size)]
     fitting = [x for x in attempts if x.compiled is not None]
@@ -180,7 +189,7 @@ def fixed_bytes(config: ml_collections.ConfigDict, mesh: Mesh) -> int:
 
 
 def largest_batch(
-    attempt: Callable[[int], Attempt], unit: int, limit: int, fixed: int
+    attempt: Callable[[int], Attempt], unit: int, limit: int, fixed: int, first: int = FIRST
 ) -> list[Attempt]:
     """Attempts, of which the largest accepted and the smallest refused are `unit` clips apart.
 
@@ -189,7 +198,7 @@ def largest_batch(
     nothing fits, the smallest refused is `unit`.
     """
     tried: list[Attempt] = []
-    accepted, refused, guess = 0, None, FIRST
+    accepted, refused, guess = 0, None, first
     while refused is None or refused - accepted > 1:
         result = attempt(unit * guess)
         tried.append(result)

@@ -57,6 +57,8 @@ def test_the_largest_batch_is_accepted_and_the_next_refused(bytes_of, tells, uni
     assert refused - accepted == unit and accepted % unit == 0
     assert bytes_of(accepted) <= limit < bytes_of(refused)
     assert len(asked) == len(set(asked)) <= (9 if tells else 16)
+    again = plan.largest_batch(attempt, unit, limit, 2 * GIB, accepted // unit)
+    assert again[0].clips == accepted and {accepted + unit} <= {x.clips for x in again}
 
 
 def test_nothing_fits():
@@ -153,7 +155,7 @@ def test_eight_virtual_devices(tmp_path):
             ["--config=configs/music2vec.py", "--topology=v9:4x4"],
             "v9:4x4 is not known: use v4:4x4x4",
         ),
-        (["--config=configs/music2vec.py", "--topology=cpu:8", "--batch=auto"], "give --batch=N"),
+        (["--config=configs/music2vec.py", "--topology=cpu:8", "--batch=auto:9"], "give --batch=N"),
     ],
 )
 def test_refusals_are_one_line(arguments, reason):
