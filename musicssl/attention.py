@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from musicssl import sharding
 from musicssl.dropout import keep, salts
 
+KERNEL = 256  # frames from which on a TPU has a kernel of its own
 LONG = 512  # frames from which on `attend_long` takes fewer cycles than `attend`
 
 
@@ -26,15 +27,15 @@ def attention(
     """[b, t, h, d] each -> [b, t, h, d], with dropout of the weights where there is a key."""
     if key is None:
         return jax.nn.dot_product_attention(q, k, v)
-    if q.shape[1] < LONG:
-        return attend(q, k, v, key, dropout)
-    if sharding.platform() == "tpu":
+    if sharding.platform() == "tpu" and q.shape[1] >= KERNEL:
         from musicssl import attention_kernel  # Pallas takes half a second to import
 
         if attention_kernel.fits(*q.shape[1:]):
             words = jnp.stack(salts(key, (q.shape[0], q.shape[2])), axis=-1)  # [b, h, 2]
             attend_rows = functools.partial(attention_kernel.attend, rate=dropout, interpret=False)
             return sharding.by_clip(lambda x: attend_rows(*x), (q, k, v, words))
+    if q.shape[1] < LONG:
+        return attend(q, k, v, key, dropout)
     return attend_long(q, k, v, key, dropout)
 
 

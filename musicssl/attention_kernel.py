@@ -3,8 +3,9 @@
 A block of rows of the weights, over all frames, is small enough to hold for clips of a minute, so
 the softmax is taken as it is written, and the gradient takes it again from queries and keys in
 place of reading it, as in FlashAttention (arXiv:2205.14135). Dropout's bits are those of
-`dropout.bits`. A kernel sees 128 channels at once, which are two heads of 64: a head's products are
-over all of them, with the other's set to zero, since a TPU takes as long for 64.
+`dropout.bits`. A kernel sees 128 channels at once, which are two heads of 64: a head's products
+are over all of them, with the other's set to zero, since a TPU takes as long for 64. What a row of
+weights is divided by, and what dropout multiplies it by, goes to the row's 128 channels.
 
 Not run on a TPU: tests hold it to `attention.attend` in Pallas's interpreter, and compile it for
 v5e.
@@ -55,13 +56,13 @@ def forward(
 ) -> tuple[jax.Array, tuple]:
     body = functools.partial(forward_body, d=q.shape[3], rate=rate)
     (y,) = call("forward", body, (q, k, v), salts, q.shape[2:], interpret)
-    return y, (q, k, v, salts)
+    return y, (q, k, v, salts, y)
 
 
 def backward(rate: float, interpret: bool, saved: tuple, dy: jax.Array) -> tuple:
-    q, k, v, salts = saved
+    q, k, v, salts, y = saved
     body = functools.partial(backward_body, d=q.shape[3], rate=rate)
-    return *call("backward", body, (q, k, v, dy), salts, q.shape[2:], interpret), None
+    return *call("backward", body, (q, k, v, y, dy), salts, q.shape[2:], interpret), None
 
 
 attend.defvjp(forward, backward)
@@ -96,7 +97,7 @@ def call(
         grid=(b, h * d // LANES, t // rows),
         in_specs=[
             pl.BlockSpec(memory_space=pltpu.SMEM),
-            *(by_rows, whole, whole, by_rows)[: len(arrays)],
+            *(by_rows, whole, whole, by_rows, by_rows)[: len(arrays)],
         ],
         out_specs=[by_rows, whole, whole] if back else [by_rows],
         out_shape=[like] * (3 if back else 1),
@@ -116,13 +117,16 @@ def forward_body(salts, q, k, v, y, *, d: int, rate: float) -> None:
     """One block of rows of the output."""
     total = jnp.zeros(q.shape[1:], jnp.float32)
     for head in range(LANES // d):
-        weights = softmax(of_head(q[0], head, d), k[0], d)  # [r, t]
-        dropped = drop(weights, kept(salts, head, d, weights.shape, rate), rate)
-        total += of_head(product(dropped, v[0]), head, d)
+        powers, sums = exponentials(of_head(q[0], head, d), k[0], d)  # [r, t], [r, 1]
+        dropped = jnp.where(kept(salts, head, d, powers.shape, rate), powers, 0)
+        part = product(dropped.astype(v.dtype), v[0])
+        total += of_head(part, head, d) / (sums * (1 - rate))
     y[0] = total.astype(y.dtype)
 
 
-def backward_body(salts, q, k, v, dy, dq, dk, dv, dk_sum, dv_sum, *, d: int, rate: float) -> None:
+def backward_body(
+    salts, q, k, v, y, dy, dq, dk, dv, dk_sum, dv_sum, *, d: int, rate: float
+) -> None:
     """One block of rows of the gradient of queries, and its part of those of keys and values."""
 
     @pl.when(pl.program_id(2) == 0)
@@ -130,19 +134,25 @@ def backward_body(salts, q, k, v, dy, dq, dk, dv, dk_sum, dv_sum, *, d: int, rat
         dk_sum[...] = jnp.zeros_like(dk_sum)
         dv_sum[...] = jnp.zeros_like(dv_sum)
 
-    total = jnp.zeros(q.shape[1:], jnp.float32)
+    total, rows = jnp.zeros(q.shape[1:], jnp.float32), []
     for head in range(LANES // d):
         queries, dys = of_head(q[0], head, d), of_head(dy[0], head, d)
-        weights = softmax(queries, k[0], d)  # [r, t]
-        keep = kept(salts, head, d, weights.shape, rate)
-        dv_sum[...] += product(drop(weights, keep, rate), dys, (0, 0))
-        dw = drop(product(dys, v[0], (1, 1)), keep, rate)  # [r, t]
-        weights = weights.astype(jnp.float32)
-        ds = weights * (dw - (weights * dw).sum(axis=1, keepdims=True)) / math.sqrt(d)
-        ds = ds.astype(q.dtype)
-        total += of_head(product(ds, k[0]), head, d)
-        dk_sum[...] += product(ds, queries, (0, 0))
+        powers, sums = exponentials(queries, k[0], d)  # [r, t], [r, 1]
+        factor = 1 / (sums * (1 - rate))
+        keep = kept(salts, head, d, powers.shape, rate)
+        dropped = jnp.where(keep, powers, 0).astype(q.dtype)
+        dw = jnp.where(keep, product(dys, v[0], (1, 1)), 0)  # [r, t]
+        # sum over t of weights * dw, which is the output's product with its gradient
+        mean = (dys.astype(jnp.float32) * y[0].astype(jnp.float32)).sum(axis=1, keepdims=True)
+        ds = (powers * (dw - mean * (1 - rate))).astype(q.dtype)
+        by_root = factor / math.sqrt(d)
+        total += of_head(product(ds, k[0]), head, d) * by_root
+        rows.append((dropped, scaled(dys, factor), ds, scaled(queries, by_root)))
     dq[0] = total.astype(dq.dtype)
+    # the rows of all heads at once, which fill the 128 that a TPU sums over better
+    dropped, dys, ds, queries = (jnp.concatenate(x) for x in zip(*rows, strict=True))
+    dv_sum[...] += product(dropped, dys, (0, 0))
+    dk_sum[...] += product(ds, queries, (0, 0))
 
     @pl.when(pl.program_id(2) == pl.num_programs(2) - 1)
     def _() -> None:
@@ -162,25 +172,28 @@ def product(x: jax.Array, y: jax.Array, over: tuple[int, int] = (1, 0)) -> jax.A
     return jax.lax.dot_general(x, y, dimensions, preferred_element_type=jnp.float32)
 
 
-def softmax(q: jax.Array, k: jax.Array, d: int) -> jax.Array:
-    """Weights [r, t] in the compute type, the softmax in float32."""
-    scores = product(q, k, (1, 1)) / math.sqrt(d)
-    weights = jnp.exp(scores - scores.max(axis=1, keepdims=True))
-    return (weights / weights.sum(axis=1, keepdims=True)).astype(q.dtype)
+def exponentials(q: jax.Array, k: jax.Array, d: int) -> tuple[jax.Array, jax.Array]:
+    """A row's softmax [r, t] before it is divided by its sum [r, 1], in float32."""
+    scores = product(q, k, (1, 1))
+    unit = math.log2(math.e) / math.sqrt(d)
+    powers = jnp.exp2(scores * unit - scores.max(axis=1, keepdims=True) * unit)
+    return powers, powers.sum(axis=1, keepdims=True)
 
 
-def drop(weights: jax.Array, keep: jax.Array, rate: float) -> jax.Array:
-    return jnp.where(keep, weights / (1 - rate), jnp.zeros_like(weights))
+def scaled(x: jax.Array, factor: jax.Array) -> jax.Array:
+    """Rows [r, c] times factors [r, 1] in float32."""
+    return (x.astype(jnp.float32) * factor).astype(x.dtype)
 
 
 def kept(salts, head: int, d: int, shape: tuple[int, int], rate: float) -> jax.Array:
     """`dropout.keep` for this block of rows; a TPU compares and multiplies signed words."""
     rows, t = shape
     clip, number = pl.program_id(0), pl.program_id(1) * (LANES // d) + head
-    row = jax.lax.broadcasted_iota(jnp.int32, shape, 0) + pl.program_id(2) * rows
-    place = row * t + jax.lax.broadcasted_iota(jnp.int32, shape, 1)
     salt, second = salts[clip, number, 0], salts[clip, number, 1]
-    bits = dropout.mixed(place * signed(dropout.GOLDEN) ^ salt, second)
+    row = jax.lax.broadcasted_iota(jnp.int32, (rows, 1), 0) + pl.program_id(2) * rows
+    column = jax.lax.broadcasted_iota(jnp.int32, (1, t), 1) * signed(dropout.GOLDEN)
+    place = row * signed(t * dropout.GOLDEN % 2**32) + column
+    bits = dropout.mixed(place ^ salt, second)
     least = signed(int(rate * 2**32) ^ 2**31)  # the order of unsigned words, among signed ones
     return (bits ^ signed(2**31)) >= least
 

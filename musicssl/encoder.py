@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from musicssl import sharding
 from musicssl.attention import attention
+from musicssl.dense import Dense
 from musicssl.dropout import Dropout
 from musicssl.gelu import gelu
 from musicssl.grouped_conv import grouped_conv
@@ -116,11 +117,11 @@ class Attention(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         b, t, d = x.shape
 
-        def project(name: str, y: jax.Array) -> jax.Array:
-            return nn.Dense(d, dtype=self.dtype, kernel_init=bert_init, name=name)(y)
+        def project(name: str, y: jax.Array, alone: bool = False) -> jax.Array:
+            return Dense(d, self.dtype, bert_init, alone=alone, name=name)(y)
 
         q, k, v = (
-            project(f"{name}_proj", x).reshape(b, t, self.heads, d // self.heads)  # [b, t, h, d/h]
+            project(f"{name}_proj", x, alone=True).reshape(b, t, self.heads, -1)  # [b, t, h, d/h]
             for name in "qkv"
         )
         key = self.make_rng("dropout") if train and self.dropout else None
@@ -137,7 +138,7 @@ class FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        dense = lambda n, name: nn.Dense(n, dtype=self.dtype, kernel_init=bert_init, name=name)  # noqa: E731
+        dense = lambda n, name: Dense(n, self.dtype, bert_init, name=name)  # noqa: E731
         y = gelu(dense(self.width, "intermediate_dense")(x))
         y = Dropout(self.dropout)(y, deterministic=not train)
         return dense(x.shape[-1], "output_dense")(y)
@@ -217,9 +218,7 @@ class Encoder(nn.Module):
         self.norms = [NormValues(self.stem_width, name=f"stem_norm_{i}") for i in range(norms)]
         self.projection_norm = layer_norm("projection_norm", self.dtype)
         init = torch_init(self.stem_width)
-        self.projection = nn.Dense(
-            self.width, dtype=self.dtype, kernel_init=init, bias_init=init, name="projection"
-        )
+        self.projection = Dense(self.width, self.dtype, init, init, name="projection")
         self.pos_convs = [
             PositionalConv(
                 self.pos_conv_kernel,

@@ -14,7 +14,7 @@ FLOORS = (
     "goodput "
     "audio masking seeding sharding feature_rows grouped_conv dropout optim digests torch_file "
     "distributed programs compiled topology gelu first_norm",
-    "attention_kernel kmeans checkpoint stem baselines",
+    "attention_kernel dense kmeans checkpoint stem baselines",
     "attention",
     "encoder",
     "data2vec hubert flops state_dict model_config",

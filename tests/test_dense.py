@@ -1,0 +1,26 @@
+"""The dense layer's bias, whose gradient a TPU takes otherwise than a sum."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from musicssl import sharding
+from musicssl.dense import Dense
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_values_and_gradients_are_those_of_flax(platform, monkeypatch):
+    monkeypatch.setattr(sharding, "platform", lambda: platform)
+    rng = np.random.default_rng(0)
+    x, dy = (jnp.asarray(rng.normal(size=(3, 5, n)), jnp.float32) for n in (4, 6))
+    init = nn.initializers.normal(1.0)
+    ours, theirs = Dense(6, jnp.float32, init, init), nn.Dense(6, kernel_init=init, bias_init=init)
+    params = ours.init(jax.random.key(0), x)
+    assert jax.tree.structure(params) == jax.tree.structure(theirs.init(jax.random.key(0), x))
+    results = []
+    for layer in (ours, theirs):
+        y, back = jax.vjp(layer.apply, params, x)
+        results.append((y, *back(dy)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *results)
