@@ -126,7 +126,8 @@ def copy(number: int, source: IO[bytes], sink: IO[str]) -> None:
     """Print lines with the process's number before them; a bar that moves, every BAR seconds."""
     moved = -math.inf
     for line in io.TextIOWrapper(source, errors="replace", newline=""):  # "\r" ends one too
-        if line.startswith("[Gloo] Rank") or not line.strip():  # that for every collective
+        # For every collective; its threads may cut into each other's lines.
+        if "[Gloo] Rank" in line or "peer ranks" in line or not line.strip():
             continue
         if line.endswith("\r"):
             if time.monotonic() < moved + BAR:

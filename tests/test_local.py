@@ -156,8 +156,9 @@ def test_a_job_that_loses_a_process_goes_on(tmp_path, end, limit, said):
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert re.search(said, errors) and errors.count("starting again") == 1
-    lives = {life: [x.split()[2:] for x in output.splitlines() if x[4] == life] for life in "05"}
-    for first, steps in lives.items():
+    said = re.findall(r"^\[\d\] (\d+) (\d+) ([\d.]+)$", output, re.MULTILINE)
+    for first in "05":
+        steps = [[step, value] for life, step, value in said if life == first]
         ends = 6 if first == "0" else 10
         expected = [[str(step), f"{10 * step + 1.5}"] for step in range(int(first), ends)]
         assert sorted(steps) == sorted(2 * expected)

@@ -21,7 +21,7 @@ STEPS = 12
 LEAVES = {
     "steps": STEPS,
     "log_every": 1,
-    "checkpoint.every": 4,
+    "checkpoint.every": STEPS,
     "encoder.ffn_width": 2048,  # times the width of 32: large enough to be sharded
 }
 
