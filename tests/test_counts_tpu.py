@@ -22,7 +22,7 @@ METHODS = {
 # Millions of cycles by the compiler's estimate; of one chip temporaries in MiB, MB exchanged.
 RECORDED = {
     "data2vec": {"cycles": 28.45, "stem": 19.11, "temporaries": 1472, "exchanged": 77},
-    "hubert": {"cycles": 22.89, "stem": 15.67, "temporaries": 1164, "exchanged": 77},
+    "hubert": {"cycles": 22.89, "stem": 15.67, "temporaries": 1199, "exchanged": 77},
 }
 SLACK = 1.03
 
