@@ -222,7 +222,7 @@ def input_row(config: ml_collections.ConfigDict, here: Machine) -> Row | None:
 
 def extraction_row(config: ml_collections.ConfigDict, here: Machine) -> Row:
     """Pooled features of every layer, through the cache on disk, beside the forward pass alone."""
-    from musicssl import extract  # needs packages that the step does not
+    from musicssl import extract, windows  # needs packages that the step does not
 
     encoder, b = step.make_encoder(config), config.batch_size
     n = audio.crop_samples(config.data.crop_frames)
@@ -242,13 +242,13 @@ def extraction_row(config: ml_collections.ConfigDict, here: Machine) -> Row:
         "", "", encoder.layers + 1, encoder.width, config.data.sample_rate, False, params, apply
     )
     count = b * max(4, int(here.budget * limit / b))
-    cut = extract.windows(np.full(count, n), n / config.data.sample_rate, config.data.sample_rate)
+    cut = windows.cut(np.full(count, n), n / config.data.sample_rate, config.data.sample_rate)
     with tempfile.TemporaryDirectory() as folder:
         times = []
         for part, rows in (("first", b), ("all", count)):  # the first one compiles
-            few = extract.Windows(cut.record[:rows], cut.start[:rows], cut.samples[:rows], cut.size)
+            few = windows.Windows(cut.record[:rows], cut.start[:rows], cut.samples[:rows], cut.size)
             begin = time.perf_counter()
-            pools = [extract.WHOLE]
+            pools = [windows.WHOLE]
             extract.extract(source, few, lambda _: sound, pools, Path(folder), part, here.mesh, b)
             times.append(time.perf_counter() - begin)
     return Row("extraction", times[-1], count / times[-1], limit, "clips/s", "the forward pass")

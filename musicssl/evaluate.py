@@ -13,13 +13,13 @@ from tqdm import tqdm
 
 from musicssl import (
     beats,
-    extract,
     factors,
     feature_rows,
     labels,
     metrics,
     probe_grid,
     probe_search,
+    windows,
 )
 from musicssl.probe_search import Outcome
 from musicssl.tasks import KINDS, SPLITS, Task
@@ -35,7 +35,7 @@ class Prepared(NamedTuple):
     """A split of a task: features [layers, n, d], its rows' places and labels."""
 
     features: np.ndarray
-    rows: extract.Rows
+    rows: windows.Rows
     found: labels.Labels
 
 

@@ -9,9 +9,6 @@ in memory. A pass that is interrupted goes on where it stopped.
 import collections
 import functools
 import hashlib
-import json
-import math
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,13 +21,12 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from musicssl import audio, pretrained, sharding
+from musicssl import audio, pretrained, sharding, windows
 from musicssl.baselines import BASELINES
+from musicssl.feature_files import FeatureFiles
 
 FORMAT = 1  # of the files; part of their name
 AHEAD = 4  # batches read before they are needed
-SAVE_EVERY = 32  # batches between notes of progress
-WHOLE = 0  # frames of a pool: the window's all
 
 
 class Source(NamedTuple):
@@ -104,63 +100,9 @@ def _baseline(name: str) -> Source:
     return Source(title, f"{name}-{width}", 1, width, audio.SAMPLE_RATE, False, {}, apply)
 
 
-class Windows(NamedTuple):
-    """Windows in the order of their records: record [w], start [w], samples [w] of real audio."""
-
-    record: np.ndarray
-    start: np.ndarray
-    samples: np.ndarray
-    size: int  # samples of a whole window
-
-
-def windows(lengths: np.ndarray, seconds: float, sample_rate: int) -> Windows:
-    """Cuts records of `lengths` samples into windows without overlap.
-
-    The last window of a record is kept if it has a second or more, and then filled with zeros; a
-    record shorter than that is one window. None is longer than the longest record.
-    """
-    size = min(round(seconds * sample_rate), int(lengths.max()))
-    whole, rest = np.divmod(lengths, size)
-    count = np.maximum(whole + (rest >= sample_rate), 1)
-    record = np.repeat(np.arange(len(lengths)), count)
-    start = (np.arange(len(record)) - np.repeat(np.cumsum(count) - count, count)) * size
-    return Windows(record, start, np.minimum(lengths[record] - start, size), size)
-
-
-class Rows(NamedTuple):
-    """Which part of which record each feature row is: record [n], first and last second [n]."""
-
-    record: np.ndarray
-    begin: np.ndarray
-    end: np.ndarray
-
-
-def rows_in(cut: Windows, pool: int) -> np.ndarray:
-    """Feature rows of each window [w]; the last of a window may have half a pool of frames."""
-    frames = _frames(cut.samples)
-    return np.ones_like(frames) if pool == WHOLE else np.maximum((frames + pool // 2) // pool, 1)
-
-
-def rows(cut: Windows, pool: int, sample_rate: int) -> Rows:
-    """The rows that `extract` writes, in its order."""
-    count = rows_in(cut, pool)
-    window = np.repeat(np.arange(len(count)), count)
-    place = np.arange(len(window)) - np.repeat(np.cumsum(count) - count, count)
-    hop = audio.STEM_HOP / sample_rate
-    offset = cut.start[window] / sample_rate
-    frames = _frames(cut.samples)[window]
-    first = place * pool if pool else np.zeros_like(place)
-    last = np.minimum(first + pool, frames) if pool else frames
-    return Rows(cut.record[window], offset + first * hop, offset + last * hop)
-
-
-def _frames(samples: np.ndarray) -> np.ndarray:
-    return np.maximum((samples - audio.STEM_WINDOW) // audio.STEM_HOP + 1, 1)
-
-
 def extract(
     source: Source,
-    cut: Windows,
+    cut: windows.Windows,
     read: Callable[[int], np.ndarray],
     pools: Sequence[int],
     folder: Path,
@@ -172,7 +114,7 @@ def extract(
 
     Args:
       read: a record's number to its int16 audio, at the source's rate.
-      pools: frames averaged to one row; WHOLE for the window's all, 1 for every frame.
+      pools: frames averaged to one row; windows.WHOLE for the window's all, 1 for every frame.
       folder: the cache. data: digest of the audio.
       batch: windows in a global batch; rounded up to a multiple of the mesh's devices.
 
@@ -201,14 +143,14 @@ def _of_first(value: np.ndarray) -> np.ndarray:
     return multihost_utils.broadcast_one_to_all(value)
 
 
-def _key(source: Source, cut: Windows, pool: int, data: str) -> str:
+def _key(source: Source, cut: windows.Windows, pool: int, data: str) -> str:
     parts = (FORMAT, source.digest, cut.size, len(cut.record), pool, data)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
 
 
 def _fill(
     source: Source,
-    cut: Windows,
+    cut: windows.Windows,
     read: Callable[[int], np.ndarray],
     paths: dict[int, Path],
     mesh: Mesh,
@@ -216,7 +158,9 @@ def _fill(
 ) -> None:
     """Writes each pool's file under another name, and renames it when it is complete."""
     batch = -(-batch // mesh.size) * mesh.size
-    writer = Writer(source, cut, paths) if jax.process_index() == 0 else None
+    writer = None
+    if jax.process_index() == 0:
+        writer = FeatureFiles(source.layers, source.width, cut, paths)
     done = int(_of_first(np.array(writer.done if writer else 0)))
     step = _step(source, tuple(paths), mesh)
     total = len(cut.record)
@@ -233,88 +177,6 @@ def _fill(
         writer.finish()
 
 
-class Writer:
-    """Each pool's file, under another name until it is complete; `done` windows are written."""
-
-    def __init__(self, source: Source, cut: Windows, paths: dict[int, Path]):
-        self.paths = paths
-        self.counts = {pool: rows_in(cut, pool) for pool in paths}
-        self.first = {pool: np.cumsum(n) - n for pool, n in self.counts.items()}
-        self.parts = {pool: path.with_suffix(".part") for pool, path in paths.items()}
-        folder = min(paths.values())
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        self.progress = folder.with_suffix(".progress.json")
-        self.done = _resume_point(self.progress, self.parts)
-        self.batches = 0
-        shapes = {p: (source.layers, int(n.sum()), source.width) for p, n in self.counts.items()}
-        left = 1 - self.done / len(cut.record)
-        _check_space(folder.parent, int(left * sum(2 * math.prod(x) for x in shapes.values())))
-        self.files = {p: _open(self.parts[p], shape, self.done > 0) for p, shape in shapes.items()}
-
-    def write(self, begin: int, end: int, outputs: dict[int, np.ndarray]) -> None:
-        """Rows of windows begin to end; every SAVE_EVERY calls a note of how far it is."""
-        for pool, values in outputs.items():
-            _write(self.files[pool], values, self.first[pool], self.counts[pool], begin, end)
-        self.batches += 1
-        if self.batches % SAVE_EVERY == 0:
-            for file in self.files.values():
-                file.flush()
-            self.progress.write_text(json.dumps({"windows": end, "pools": sorted(self.paths)}))
-
-    def finish(self) -> None:
-        for pool, file in self.files.items():
-            file.flush()
-            self.parts[pool].rename(self.paths[pool])
-        self.progress.unlink(missing_ok=True)
-
-
-def _check_space(folder: Path, needed: int) -> None:
-    """Raises OSError before files are laid out that the disk cannot hold: writing would crash."""
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise OSError(
-            f"{folder} has {free / 1e9:.2f} GB free and these features take {needed / 1e9:.2f} GB: "
-            "free some space, or set config.cache to another disk"
-        )
-
-
-def _open(path: Path, shape: tuple[int, ...], again: bool) -> np.ndarray:
-    if again:
-        return np.lib.format.open_memmap(path, "r+")
-    return np.lib.format.open_memmap(path, "w+", np.float16, shape)
-
-
-def _resume_point(progress: Path, parts: dict[int, Path]) -> int:
-    """Windows that an interrupted pass has written of these very files, else 0."""
-    if not progress.exists() or not all(part.exists() for part in parts.values()):
-        return 0
-    try:
-        noted = json.loads(progress.read_text())
-    except json.JSONDecodeError:
-        return 0
-    return noted["windows"] if noted["pools"] == sorted(parts) else 0
-
-
-def _write(
-    file: np.ndarray,
-    values: np.ndarray,
-    first: np.ndarray,
-    counts: np.ndarray,
-    begin: int,
-    end: int,
-) -> None:
-    """Puts a batch [layers, b, r, d] into rows; a window has its first counts[w] of the r."""
-    values = values[:, : end - begin]
-    real = np.arange(values.shape[2]) < counts[begin:end, None]  # [b, r]
-    values = values[:, real]  # [layers, rows, d]
-    if not np.isfinite(values).all():
-        raise ValueError(
-            f"features of windows {begin} to {end} are not finite in float16: the encoder is "
-            "damaged, or its activations are beyond 65504"
-        )
-    file[:, first[begin] : first[begin] + values.shape[1]] = values
-
-
 class Batch(NamedTuple):
     """int16 [b, n] of windows begin to end, with each one's offset, scale and real frames [b]."""
 
@@ -324,7 +186,7 @@ class Batch(NamedTuple):
 
 
 def _batches(
-    source: Source, cut: Windows, read: Callable[[int], np.ndarray], done: int, batch: int
+    source: Source, cut: windows.Windows, read: Callable[[int], np.ndarray], done: int, batch: int
 ) -> Iterator[Batch]:
     """Reads batches in a thread, AHEAD of their use; a record is read once for its windows."""
 
@@ -346,7 +208,7 @@ def _batches(
             whole, mean[i], scale[i] = record(int(cut.record[window]))
             start, samples[i] = cut.start[window], cut.samples[window]
             sound[i, : samples[i]] = whole[start : start + samples[i]]
-        return Batch(begin, end, (sound, mean, scale, samples, _frames(samples)))
+        return Batch(begin, end, (sound, mean, scale, samples, windows.frames(samples)))
 
     waiting = collections.deque()
     with ThreadPoolExecutor(1) as pool:  # one thread: the records of a batch stay in its cache

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from musicssl import beats, extract, metrics
+from musicssl import beats, metrics, windows
 from musicssl.tasks import KINDS, Task
 
 Record = Mapping[str, Any]
@@ -36,11 +36,11 @@ class Labels(NamedTuple):
     levels: Mapping[str, np.ndarray] = MappingProxyType({})
 
 
-def labels(task: Task, records: Sequence[Record], rows: extract.Rows, fps: float) -> Labels:
+def labels(task: Task, records: Sequence[Record], rows: windows.Rows, fps: float) -> Labels:
     """The labels of feature rows, from the records' own and the rows' times.
 
     Args:
-      records: of a split, in order. rows: of `extract.rows`. fps: encoder frames a second.
+      records: of a split, in order. rows: of `windows.rows`. fps: encoder frames a second.
 
     Raises:
       ValueError: no record belongs to the task.
@@ -82,7 +82,7 @@ def _checked(task: Task, found: Labels) -> Labels:
     return found
 
 
-def _part_labels(of_part: Part, records: Sequence[Record], rows: extract.Rows) -> np.ndarray:
+def _part_labels(of_part: Part, records: Sequence[Record], rows: windows.Rows) -> np.ndarray:
     """Labels of the parts of records that rows are, by a function of (record, begin, end)."""
     each = (
         of_part(records[r], begin, end)
@@ -137,7 +137,7 @@ PART_LABELS = {
 }
 
 
-def _beat_labels(task: Task, records: Sequence[Record], rows: extract.Rows, fps: float) -> Labels:
+def _beat_labels(task: Task, records: Sequence[Record], rows: windows.Rows, fps: float) -> Labels:
     times = [
         np.sort(np.asarray(r["beats"]["time"] if task.label == "beats" else r[task.label], float))
         for r in records
@@ -160,7 +160,7 @@ def _beat_labels(task: Task, records: Sequence[Record], rows: extract.Rows, fps:
 
 
 def beat_estimates(
-    outputs: np.ndarray, found: Labels, rows: extract.Rows, fps: float
+    outputs: np.ndarray, found: Labels, rows: windows.Rows, fps: float
 ) -> list[np.ndarray]:
     """Beat times of each record from frame outputs [n, 1], before the sigmoid.
 

@@ -33,6 +33,7 @@ from musicssl import (
     report,
     sharding,
     tasks,
+    windows,
 )
 from musicssl import step as training
 from musicssl.baselines import BASELINES
@@ -223,7 +224,7 @@ def prepare(
     if data.dataset.sample_rate != rate:
         say(f"{data.version} is resampled from {data.dataset.sample_rate} to {rate} Hz")
     warn_of_sizes(task, split, data.sizes, config.limit)
-    cut = extract.windows(data.lengths, task.window, rate)
+    cut = windows.cut(data.lengths, task.window, rate)
 
     def read(record: int) -> np.ndarray:
         session.poll()
@@ -234,7 +235,7 @@ def prepare(
         source, cut, read, sorted(pools | {own}), Path(config.cache), data.digest, session.mesh,
         config.windows,
     )  # fmt: skip
-    rows = extract.rows(cut, own, rate)
+    rows = windows.rows(cut, own, rate)
     found = labels.labels(task, data.labels, rows, source.frame_rate)
     return evaluate.Prepared(features.get(own), rows, found), class_names(task, data.classes)
 

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from musicssl import extract, metrics, probe_grid, published
+from musicssl import metrics, probe_grid, published, windows
 
 SPLITS = ("train", "validation", "test")
-WHOLE, FRAMES, HALF_SECOND = extract.WHOLE, 1, 25
+WHOLE, FRAMES, HALF_SECOND = windows.WHOLE, 1, 25
 MTG_SIZES = {
     "instrument": (14395, 5466, 5115),
     "moodtheme": (9949, 3802, 4231),

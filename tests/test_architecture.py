@@ -14,8 +14,8 @@ FLOORS = (
     "goodput "
     "audio masking seeding sharding feature_rows grouped_conv dropout optim digests torch_file "
     "distributed programs compiled topology gelu first_norm",
-    "attention_kernel dense kmeans checkpoint stem baselines",
-    "attention",
+    "attention_kernel dense kmeans checkpoint stem baselines windows",
+    "attention feature_files",
     "encoder",
     "data2vec hubert flops state_dict model_config",
     "step huggingface",

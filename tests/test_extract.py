@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from musicssl import audio, extract, sharding
+from musicssl import audio, extract, feature_files, sharding, windows
 from musicssl.encoder import Encoder
 from tests import runs, tiny
 
@@ -40,8 +40,8 @@ def read(record: int) -> np.ndarray:
     return random.integers(-9000, 9000, LENGTHS[record], dtype=np.int16)
 
 
-def get(folder: Path, pools=(extract.WHOLE, 25, 1), read=read, of=None) -> dict[int, np.ndarray]:
-    cut = extract.windows(LENGTHS, 1.0, RATE)
+def get(folder: Path, pools=(windows.WHOLE, 25, 1), read=read, of=None) -> dict[int, np.ndarray]:
+    cut = windows.cut(LENGTHS, 1.0, RATE)
     of = of or source()
     mesh = sharding.make_mesh()
     return extract.extract(of, cut, read, pools, folder, "data", mesh, batch=3)
@@ -65,12 +65,12 @@ def direct(of: extract.Source) -> list[np.ndarray]:
 
 
 def test_windows_drop_short_remainders_and_keep_short_records() -> None:
-    cut = extract.windows(np.array([75, 20, 5]), 3, 10)
+    cut = windows.cut(np.array([75, 20, 5]), 3, 10)
     assert cut.record.tolist() == [0, 0, 0, 1, 2]
     assert cut.start.tolist() == [0, 30, 60, 0, 0]
     assert cut.samples.tolist() == [30, 30, 15, 20, 5]
-    assert extract.windows(np.array([20, 20]), 3, 10).size == 20
-    assert extract.windows(np.array([69, 30]), 3, 10).record.tolist() == [0, 0, 1]
+    assert windows.cut(np.array([20, 20]), 3, 10).size == 20
+    assert windows.cut(np.array([69, 30]), 3, 10).record.tolist() == [0, 0, 1]
 
 
 @pytest.mark.parametrize("normalize", [True, False])
@@ -80,7 +80,7 @@ def test_rows_are_means_of_the_encoders_frames(normalize: bool, tmp_path: Path) 
     frames = direct(of)
     assert [f.shape[1] for f in frames] == [49, 49, 49, 49, 49, 49, 27]
     wanted = {
-        extract.WHOLE: [f.mean(1, keepdims=True) for f in frames],
+        windows.WHOLE: [f.mean(1, keepdims=True) for f in frames],
         25: [
             np.stack([part.mean(1) for part in np.split(f, [25], 1)], 1)
             if f.shape[1] > 37
@@ -98,17 +98,17 @@ def test_rows_are_means_of_the_encoders_frames(normalize: bool, tmp_path: Path) 
 
 
 def test_rows_know_their_times() -> None:
-    cut = extract.windows(LENGTHS, 1.0, RATE)
-    rows = extract.rows(cut, 25, RATE)
+    cut = windows.cut(LENGTHS, 1.0, RATE)
+    rows = windows.rows(cut, 25, RATE)
     assert rows.record.tolist() == [0] * 4 + [1] * 2 + [2] * 6 + [3]
     np.testing.assert_allclose(rows.begin[:4], [0, 0.5, 1, 1.5])
     np.testing.assert_allclose(rows.end[:4], [0.5, 0.98, 1.5, 1.98])
-    assert len(extract.rows(cut, 1, RATE).record) == 6 * 49 + 27
+    assert len(windows.rows(cut, 1, RATE).record) == 6 * 49 + 27
 
 
 def test_an_interrupted_pass_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = get(tmp_path / "whole")
-    monkeypatch.setattr(extract, "SAVE_EVERY", 1)
+    monkeypatch.setattr(feature_files, "SAVE_EVERY", 1)
     monkeypatch.setattr(extract, "AHEAD", 0)
     asked = []
 
@@ -165,11 +165,11 @@ def test_features_that_are_not_finite_are_refused(tmp_path: Path) -> None:
 
 def eight_devices(folder: str) -> list[float]:
     assert jax.device_count() == 8
-    return np.asarray(get(Path(folder))[extract.WHOLE], "f4").ravel().tolist()
+    return np.asarray(get(Path(folder))[windows.WHOLE], "f4").ravel().tolist()
 
 
 def test_eight_devices_give_the_same_features(tmp_path: Path) -> None:
-    alone = np.asarray(get(tmp_path / "one")[extract.WHOLE], "f4").ravel()
+    alone = np.asarray(get(tmp_path / "one")[windows.WHOLE], "f4").ravel()
     eight = tiny.on_eight_devices(eight_devices, str(tmp_path / "eight"))
     np.testing.assert_allclose(eight, alone, atol=2e-3)
 

@@ -28,6 +28,7 @@ from musicssl import (
     sharding,
     tasks,
     train,
+    windows,
 )
 from musicssl.encoder import Encoder
 from tests import commands, mir_fixtures, test_extract, tiny
@@ -238,7 +239,7 @@ def separable(seed: int, items: int) -> evaluate.Prepared:
     number = np.arange(items)
     found = labels.Labels(number, y, number, y, number[:0], ())
     zeros = np.zeros(items)
-    return evaluate.Prepared(features, extract.Rows(number, zeros, zeros), found)
+    return evaluate.Prepared(features, windows.Rows(number, zeros, zeros), found)
 
 
 def test_the_layer_with_the_answer_is_chosen_on_validation(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import pytest
 
 from data_pipelines import harmony, timbres
 from data_pipelines.build import load_builder
-from musicssl import extract, labels, metrics, probe, published, tasks
+from musicssl import labels, metrics, probe, published, tasks, windows
 from musicssl.tasks import TASKS
 
 RATE, FPS = 16_000, 50.0
@@ -46,9 +46,9 @@ def test_published_rows_are_of_tasks_and_scores_that_exist() -> None:
     assert published.scores("synth_key") == []
 
 
-def rows_of(lengths: list[float], window: float, pool: int = 0) -> extract.Rows:
-    cut = extract.windows((np.array(lengths) * RATE).astype(int), window, RATE)
-    return extract.rows(cut, pool, RATE)
+def rows_of(lengths: list[float], window: float, pool: int = 0) -> windows.Rows:
+    cut = windows.cut((np.array(lengths) * RATE).astype(int), window, RATE)
+    return windows.rows(cut, pool, RATE)
 
 
 def test_a_clips_windows_share_its_label() -> None:
@@ -108,7 +108,7 @@ def test_labels_of_half_seconds() -> None:
     assert embedded("synth_polyphony").tolist() == [2, 1, 1, 1]
     classes = embedded("synth_pitch")
     assert [np.flatnonzero(row).tolist() for row in classes] == [[0, 7], [7], [7], [7]]
-    playing = embedded("synth_instrument", extract.WHOLE)
+    playing = embedded("synth_instrument", windows.WHOLE)
     drum = timbres.INSTRUMENTS.index("drums")
     assert np.flatnonzero(playing[0]).tolist() == [1, 2, 3, drum]
 

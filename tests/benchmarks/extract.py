@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import musichubert
-from musicssl import extract, sharding, step
+from musicssl import extract, sharding, step, windows
 
 LIMIT, SECONDS, ROUNDS = 0.9, 5, 3
 
@@ -48,7 +48,7 @@ def main() -> None:
     samples = SECONDS * rate
     count = options.batches * options.windows
     sounds = np.random.default_rng(0).integers(-9000, 9000, (count, samples), np.int16)
-    cut = extract.windows(np.full(count, samples), SECONDS, rate)
+    cut = windows.cut(np.full(count, samples), SECONDS, rate)
     mesh = sharding.make_mesh()
     forward = jax.jit(lambda params, x: apply(params, x)[-1])
     batch = jnp.asarray(sounds[: options.windows] / 32768, jnp.float32)
@@ -60,7 +60,7 @@ def main() -> None:
     def extraction() -> None:
         with tempfile.TemporaryDirectory() as folder:
             where = Path(folder), "benchmark", mesh, options.windows
-            extract.extract(source, cut, sounds.__getitem__, (extract.WHOLE,), *where)
+            extract.extract(source, cut, sounds.__getitem__, (windows.WHOLE,), *where)
 
     plain(), extraction()  # compile
     rounds = [(timed(plain), timed(extraction)) for _ in range(ROUNDS)]

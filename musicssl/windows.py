@@ -1,0 +1,66 @@
+"""Windows that clips are cut into, and the rows of features that a window gives."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from musicssl import audio
+
+WHOLE = 0  # frames of a pool: the window's all
+
+
+class Windows(NamedTuple):
+    """Windows in the order of their records: record [w], start [w], samples [w] of real audio."""
+
+    record: np.ndarray
+    start: np.ndarray
+    samples: np.ndarray
+    size: int  # samples of a whole window
+
+
+def cut(lengths: np.ndarray, seconds: float, sample_rate: int) -> Windows:
+    """Cuts records of `lengths` samples into windows without overlap.
+
+    The last window of a record is kept if it has a second or more, and then filled with zeros; a
+    record shorter than that is one window. None is longer than the longest record.
+    """
+    size = min(round(seconds * sample_rate), int(lengths.max()))
+    whole, rest = np.divmod(lengths, size)
+    count = np.maximum(whole + (rest >= sample_rate), 1)
+    record = np.repeat(np.arange(len(lengths)), count)
+    start = (np.arange(len(record)) - np.repeat(np.cumsum(count) - count, count)) * size
+    return Windows(record, start, np.minimum(lengths[record] - start, size), size)
+
+
+class Rows(NamedTuple):
+    """Which part of which record each feature row is: record [n], first and last second [n]."""
+
+    record: np.ndarray
+    begin: np.ndarray
+    end: np.ndarray
+
+
+def rows_in(cut: Windows, pool: int) -> np.ndarray:
+    """Feature rows of each window [w]; the last of a window may have half a pool of frames."""
+    of_window = frames(cut.samples)
+    if pool == WHOLE:
+        return np.ones_like(of_window)
+    return np.maximum((of_window + pool // 2) // pool, 1)
+
+
+def rows(cut: Windows, pool: int, sample_rate: int) -> Rows:
+    """The rows that `extract.extract` writes, in its order."""
+    count = rows_in(cut, pool)
+    window = np.repeat(np.arange(len(count)), count)
+    place = np.arange(len(window)) - np.repeat(np.cumsum(count) - count, count)
+    hop = audio.STEM_HOP / sample_rate
+    offset = cut.start[window] / sample_rate
+    length = frames(cut.samples)[window]
+    first = place * pool if pool else np.zeros_like(place)
+    last = np.minimum(first + pool, length) if pool else length
+    return Rows(cut.record[window], offset + first * hop, offset + last * hop)
+
+
+def frames(samples: np.ndarray) -> np.ndarray:
+    """Encoder frames that so many samples give; at least one."""
+    return np.maximum((samples - audio.STEM_WINDOW) // audio.STEM_HOP + 1, 1)
