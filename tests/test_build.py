@@ -4,7 +4,6 @@ import contextlib
 import io
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,10 +12,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from data_pipelines import batches, build, workers
+from data_pipelines import batches, build, decode, workers
 from data_pipelines.shards import ShardedBuilder
-
-ROOT = Path(build.__file__).parents[1]
+from tests import commands
 
 
 @pytest.fixture(scope="module")
@@ -143,30 +141,31 @@ def test_every_builder_is_found_and_sharded(tmp_path):
         assert isinstance(build.load_builder(name, None, str(tmp_path)), ShardedBuilder)
 
 
+def stalled(*arguments: str) -> None:
+    """The command, which comes to no file's end."""
+    decode.load = lambda *_: time.sleep(60)
+    commands.module("data_pipelines.build", *arguments)
+
+
 def test_stopped_build_leaves_nothing_and_the_next_one_succeeds(music, tmp_path):
     """SIGTERM as soon as the data set's folder is there, in a process of its own."""
-    flags = [f"--data_dir={tmp_path}", f"--manual_dir={music}", "--workers=1"]
-    slow = (
-        "import sys, time; from data_pipelines import build, decode; "
-        "decode.load = lambda *a: time.sleep(60); "
-        "import signal; signal.signal(signal.SIGTERM, build._leave); "
-        f"sys.exit(build.main(['music_folder', *{flags}]))"
-    )
-    process = subprocess.Popen([sys.executable, "-c", slow], cwd=ROOT, stderr=subprocess.PIPE)
+    command = ["music_folder", f"--data_dir={tmp_path}", f"--manual_dir={music}", "--workers=1"]
+    process = commands.Process(stalled, *command)
     folder, deadline = tmp_path / "music_folder/16khz", time.monotonic() + 300
     while not list(folder.glob("incomplete.*")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=300)
+    process.communicate()
     assert process.returncode == 128 + signal.SIGTERM
     assert list(folder.iterdir()) == []
     (folder / "incomplete.ABCDEF_1.0.0").mkdir()  # as SIGKILL would leave it
-    command = [sys.executable, "-m", "data_pipelines.build", "music_folder", *flags]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "incomplete.ABCDEF_1.0.0 is of a build that was killed" in done.stderr
-    assert "3 (train 2, validation 1)" in done.stdout
-    assert "files/s" in done.stderr and "Traceback" not in done.stderr
+    process = commands.Process(commands.module, "data_pipelines.build", *command)
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert "incomplete.ABCDEF_1.0.0 is of a build that was killed" in errors
+    assert "3 (train 2, validation 1)" in output
+    assert "files/s" in errors and "Traceback" not in errors
 
 
 def test_noise_of_decoders_is_discarded_and_python_is_heard(capfd):

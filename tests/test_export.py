@@ -1,7 +1,6 @@
 """Runs exported, read back by transformers in its own process, and `load_encoder` of everything."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -15,7 +14,7 @@ import torch
 from configs import music2vec
 from musicssl import audio, checkpoint, data2vec, export, huggingface, pretrained, report
 from musicssl.step import TrainState
-from tests import test_fairseq, torch_models
+from tests import commands, test_fairseq, torch_models
 
 STEPS = (100, 300)
 
@@ -57,57 +56,71 @@ def hubert_run(tmp_path_factory) -> Path:
     return save_run(tmp_path_factory.mktemp("runs") / "musichubert-demo", "hubert")
 
 
-def python(code: str, *arguments: object) -> subprocess.CompletedProcess:
-    """Run code in a process of its own, where any warning is an error."""
-    command = [sys.executable, "-W", "error", "-c", code, *map(str, arguments)]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-
-
 EXPORT = """
-import runpy, sys
+import runpy, sys, warnings
+warnings.simplefilter("error")
 sys.modules.update(dict.fromkeys(("torch", "transformers", "tensorflow")))
+sys.argv = ["export", *arguments]
 runpy.run_module("musicssl.export", run_name="__main__", alter_sys=True)
 """
 READ = """
-import sys
+import os, sys
 sys.modules.update(dict.fromkeys(("jax", "flax", "tensorflow", "musicssl")))
 import numpy, torch
 from transformers import AutoFeatureExtractor, AutoModel
 from transformers.utils import logging
 logging.disable_progress_bar()
-clip, *paths = sys.argv[1:]
+folder, *paths = sys.argv[1:]
+os.chdir(folder)
 for path in paths:
     model, info = AutoModel.from_pretrained(path, output_loading_info=True)
     assert not any(info.values()), info
     extractor = AutoFeatureExtractor.from_pretrained(path)
-    inputs = extractor(numpy.load(clip), sampling_rate=16000, return_tensors="pt")
+    inputs = extractor(numpy.load("clip.npy"), sampling_rate=16000, return_tensors="pt")
     with torch.no_grad():
         output = model.eval()(**inputs, output_hidden_states=True)
     numpy.save(path + "/features.npy", torch.stack(output.hidden_states).numpy())
 """
 
 
-def test_the_command_and_transformers_alone(run, hubert_run, tmp_path):
-    workdirs = {tmp_path / "data2vec": run, tmp_path / "hubert": hubert_run}
-    for folder, workdir in workdirs.items():
-        done = python(EXPORT, f"--workdir={workdir}", f"--output={folder}")
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("\n") == 1 and "at step 300" in done.stdout
-
+@pytest.fixture(scope="module")
+def exported(run, hubert_run, tmp_path_factory) -> Path:
+    """A folder of both runs' exports and of a clip."""
+    folder = tmp_path_factory.mktemp("exported")
+    arguments = [f"--workdir={run}", f"--output={folder / 'data2vec'}"]
+    process = commands.Process(exec, EXPORT, {"arguments": arguments})
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert output.count("\n") == 1 and "at step 300" in output
+    assert "at step 300" in export.export(hubert_run, folder / "hubert")
     pcm = np.round(2000 * torch_models.noise(8000, clips=1) + 300).astype(np.int16)
-    raw = np.asarray(audio.to_float(pcm))
-    np.save(tmp_path / "clip.npy", raw[0])
-    read = python(READ, tmp_path / "clip.npy", *workdirs)
-    assert (read.returncode, read.stderr, read.stdout) == (0, "", "")
+    np.save(folder / "clip.npy", np.asarray(audio.to_float(pcm))[0])
+    return folder
 
-    for folder, workdir in workdirs.items():
-        loaded = pretrained.load_encoder(workdir)
+
+@pytest.fixture(scope="module")
+def read(exported) -> subprocess.CompletedProcess:
+    """Transformers alone: it reads both exports, and runs the example of one's card."""
+    example = (exported / "hubert/README.md").read_text().split("```")[1].removeprefix("python\n")
+    code = f"{READ}\n{example}\nprint(len(hidden), hidden[0].shape)"
+    command = [sys.executable, "-W", "error", "-c", code, exported, "data2vec", "hubert"]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_command_and_transformers_alone(exported, read):
+    assert (read.returncode, read.stderr) == (0, "")
+    raw = np.load(exported / "clip.npy")[None]
+    for folder in (exported / "data2vec", exported / "hubert"):
+        loaded = pretrained.load_encoder(folder)
         given = audio.normalize(raw) if loaded.normalize else raw
         ours = jax.jit(loaded.encoder.apply)({"params": loaded.params}, given).hidden
         theirs = np.load(folder / "features.npy")
         assert theirs.shape == (3, 1, 24, 48) and theirs.std() > 0.1
         np.testing.assert_allclose(np.stack(ours), theirs, atol=1e-4)
+
+
+def test_the_cards_example_runs(read):
+    assert read.stdout == "3 torch.Size([1, 49, 48])\n"
 
 
 def test_a_run_and_its_export_are_the_same_encoder(run, tmp_path):
@@ -231,12 +244,3 @@ def test_the_card(run, tmp_path):
     export.export(run, tmp_path / "teacher", ema=True)
     card = (tmp_path / "teacher" / "README.md").read_text()
     assert "probed at another step or with other weights" in card and "50.6" not in card
-
-
-def test_the_cards_example_runs(hubert_run, tmp_path):
-    export.export(hubert_run, tmp_path / "out")
-    example = (tmp_path / "out" / "README.md").read_text().split("```")[1].removeprefix("python\n")
-    code = f"import os\nos.chdir({str(tmp_path)!r})\n{example}\nprint(len(hidden), hidden[0].shape)"
-    done = python(code)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "3 torch.Size([1, 49, 48])"

@@ -2,20 +2,19 @@
 
 import functools
 import json
-import os
 import shutil
-import subprocess
-import sys
+import socket
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import flags
 
-from musicssl import audio, extract, feature_files, sharding, windows
+from musicssl import audio, distributed, extract, feature_files, sharding, windows
 from musicssl.encoder import Encoder
-from tests import runs, tiny
+from tests import commands, tiny
 
 RATE = 16_000
 LENGTHS = np.array([40_000, 16_000, 51_000, 9_000])  # at 1 s: 2.5, 1, 3.19 and 0.56 windows
@@ -174,31 +173,25 @@ def test_eight_devices_give_the_same_features(tmp_path: Path) -> None:
     np.testing.assert_allclose(eight, alone, atol=2e-3)
 
 
-IN_A_JOB = """
-import sys
-from pathlib import Path
-from absl import flags
-from musicssl import distributed
-flags.FLAGS(sys.argv[:1])
-distributed.start()
-import jax
-from tests import test_extract
-with distributed.together():
-    found = test_extract.get(Path(sys.argv[1]))
-print(jax.process_count(), jax.device_count(), len(found))
-jax.distributed.shutdown()
-"""
+def in_a_job(folder: str, port: int, number: int) -> None:
+    """One process of two."""
+    job = [f"--coordinator=localhost:{port}", "--processes=2", f"--process={number}"]
+    flags.FLAGS(["", *job])
+    distributed.start()
+    with distributed.together():
+        found = get(Path(folder))
+    print(jax.process_count(), jax.device_count(), len(found))
+    jax.distributed.shutdown()
 
 
 def test_one_process_finds_what_two_have_extracted(tmp_path: Path) -> None:
-    job = subprocess.run(
-        [sys.executable, "launch/local.py", "--", sys.executable, "-c", IN_A_JOB, str(tmp_path)],
-        cwd=runs.ROOT, env=os.environ | {"PYTHONPATH": str(runs.ROOT)},
-        capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert job.returncode == 0, job.stderr[-4000:]
+    with socket.create_server(("localhost", 0)) as server:
+        port = server.getsockname()[1]
+    job = [commands.Process(in_a_job, str(tmp_path), port, number) for number in (0, 1)]
+    said = [process.communicate() for process in job]
+    assert [process.returncode for process in job] == [0, 0], said
     # the first process alone has the features
-    assert sorted(job.stdout.splitlines()) == ["[0] 2 2 3", "[1] 2 2 0"]
+    assert "2 2 3" in said[0][0].splitlines() and "2 2 0" in said[1][0].splitlines()
 
     def refuse(record: int) -> np.ndarray:
         raise AssertionError(f"record {record} was read again")

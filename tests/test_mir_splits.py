@@ -6,7 +6,6 @@ import random
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,9 +25,7 @@ from data_pipelines.mtg_jamendo import mtg_jamendo_dataset_builder as mtg_jamend
 from data_pipelines.nsynth import nsynth_dataset_builder as nsynth
 from data_pipelines.shards import BuildError
 from data_pipelines.vocalset import vocalset_dataset_builder as vocalset
-from tests import mir_fixtures
-
-ROOT = Path(__file__).parents[1]
+from tests import commands, mir_fixtures
 
 
 def sha1(text: str) -> int:
@@ -348,10 +345,12 @@ def test_jamendo_archives_by_hand(whole: Callable[[str], Path], tmp_path: Path) 
     for table in root.glob("autotagging_moodtheme-*.tsv"):
         shutil.copy(table, manual)
     flags = [f"--manual_dir={manual}", f"--data_dir={tmp_path / 'data'}", "--workers=2"]
-    command = [sys.executable, "-m", "data_pipelines.build", "mtg_jamendo/moodtheme_16khz", *flags]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
-    assert "13 (train 4, validation 4, test 5)" in done.stdout
-    assert "moodtheme/test has 5 items, published are 4,231" in done.stderr
+    command = ["data_pipelines.build", "mtg_jamendo/moodtheme_16khz", *flags]
+    process = commands.Process(commands.module, *command)
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert "13 (train 4, validation 4, test 5)" in output
+    assert "moodtheme/test has 5 items, published are 4,231" in errors
     (version,) = (tmp_path / "data/mtg_jamendo/moodtheme_16khz").glob("[0-9]*")
     stored = tfds.builder_from_directory(version)
     assert set(stored.info.features) == {"id", "path", "start", "audio", "moodtheme"}
