@@ -1,6 +1,5 @@
 """Full-size models that take optimizer steps on a CPU, where compiling a step takes longest."""
 
-import functools
 import json
 from collections.abc import Callable
 
@@ -10,12 +9,15 @@ import ml_collections
 import numpy as np
 import pytest
 
-from musicssl import audio, checkpoint, hubert, kmeans, masking, optim, step
+from musicssl import audio, checkpoint, data2vec, hubert, kmeans, masking, optim, step
 
 # Fused, full-size arrays take half the time, which pays for it here; tests at large do without.
 FUSED = {"xla_backend_optimization_level": 1, "xla_cpu_use_fusion_emitters": True}
-# What enters a step by its masks, its learning rate and its labels alone.
-GIVEN = ("variant", "steps", "mask.", "teacher.feature", "teacher.ceps", "teacher.encoder")
+# What enters a step by its masks, its learning rate and its targets alone.
+GIVEN = (
+    *("variant", "steps", "mask.", "data2vec.top_layers"),
+    *("teacher.feature", "teacher.ceps", "teacher.encoder"),
+)
 
 
 def leaves(config: ml_collections.ConfigDict) -> dict[str, object]:
@@ -23,25 +25,34 @@ def leaves(config: ml_collections.ConfigDict) -> dict[str, object]:
 
 
 def short(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """The same on one clip of 32 frames."""
-    config.batch_size, config.data.crop_frames, config.mask.equal_counts = 1, 32, 0
+    """The same on one clip of 16 frames: the longest span is 15."""
+    config.batch_size, config.data.crop_frames, config.mask.equal_counts = 1, 16, 0
     return config
 
 
-def some_state(config: ml_collections.ConfigDict, updates: int) -> step.TrainState:
-    """A state after so many updates; the true initial values take longer to draw."""
-    noise = 0.03 * np.random.default_rng(0).standard_normal(2**20, np.float32)
+def some_state(
+    config: ml_collections.ConfigDict, updates: int, other: step.TrainState | None = None
+) -> step.TrainState:
+    """A state after so many updates; the true initial values take longer to draw.
 
-    def leaf(path: tuple, x: jax.ShapeDtypeStruct) -> jax.Array:
+    other: of a model that differs in some shapes: what fits is taken over.
+    """
+    shapes = step.state_shapes(config)
+    most = max(x.size for x in jax.tree.leaves(shapes))
+    noise = 0.03 * np.random.default_rng(0).standard_normal(most, np.float32)
+
+    def leaf(path: tuple, x: jax.ShapeDtypeStruct, known: jax.Array | None = None) -> jax.Array:
+        if known is not None and known.shape == x.shape:
+            return known
         name = jax.tree_util.keystr(path)
         if x.dtype != jnp.float32:
             return jnp.full(x.shape, updates, x.dtype)
         if "optimizer" in name:
             return jnp.zeros(x.shape)
-        return jnp.asarray(np.resize(noise, x.shape) + ("scale" in name))
+        values = noise[: x.size].reshape(x.shape)
+        return jnp.array(1 + values if "scale" in name else values)
 
-    shapes = step.state_shapes(config)
-    return jax.tree_util.tree_map_with_path(leaf, shapes)
+    return jax.tree_util.tree_map_with_path(leaf, shapes, *([other] if other else []))
 
 
 def masked_clip(config: ml_collections.ConfigDict, seed: int) -> masking.Batch:
@@ -49,12 +60,15 @@ def masked_clip(config: ml_collections.ConfigDict, seed: int) -> masking.Batch:
     rng = np.random.default_rng(seed)
     shape = config.batch_size, audio.crop_samples(config.data.crop_frames)
     clip = rng.integers(-9_000, 9_000, shape, dtype=np.int16)
-    key = step.streams(config.seed, seed)["mask"]
-    return jax.jit(functools.partial(step.prepare, config))(key, clip)
+    sections = ml_collections.FrozenConfigDict({"mask": config.mask, "data": config.data})
+    return prepared(sections, step.streams(config.seed, seed)["mask"], clip)
+
+
+prepared = jax.jit(step.prepare, static_argnums=0)
 
 
 class Programs:
-    """The compiled step of a configuration: masks, learning rate and labels are arguments.
+    """The compiled step of a configuration: masks, learning rate and targets are arguments.
 
     Variants which differ in nothing else share a program.
     """
@@ -69,23 +83,24 @@ class Programs:
         state: step.TrainState,
         batch: masking.Batch,
         rate: jax.Array,
-        labels: jax.Array | None = None,
+        targets: jax.Array,
     ) -> tuple[step.TrainState, dict[str, float]]:
-        """One step; the state is consumed."""
+        """One step towards data2vec's targets or HuBERT's labels; the state is consumed."""
         own = {name: x for name, x in leaves(config).items() if not name.startswith(GIVEN)}
         key = json.dumps(own)
 
         def update(
-            state: step.TrainState, batch: masking.Batch, rate: jax.Array, labels: jax.Array | None
+            state: step.TrainState, batch: masking.Batch, rate: jax.Array, targets: jax.Array
         ) -> tuple:
             with self.monkeypatch.context() as patch:
                 patch.setattr(step, "prepare", lambda *_: batch)
                 patch.setattr(optim, "learning_rate", lambda _: lambda _: rate)
+                patch.setattr(data2vec, "targets", lambda *_: targets)
                 patch.setattr(hubert, "features", lambda *_: None)
-                patch.setattr(kmeans, "assign", lambda *_: labels)
+                patch.setattr(kmeans, "assign", lambda *_: targets)
                 return step.update(config, state, {"codebook": None}, None)
 
-        given = state, batch, rate, labels
+        given = state, batch, rate, targets
         if key not in self.compiled:
             lowered = jax.jit(update, donate_argnums=0).lower(*given)
             self.compiled[key] = lowered.compile(FUSED)

@@ -118,17 +118,16 @@ def frozen_of(config: ml_collections.ConfigDict, tmp_path: Path) -> dict:
 
 def test_one_optimizer_step_of_every_full_size_variant(monkeypatch, tmp_path):
     """One after another, to bound memory; those of as many clusters share state and program."""
-    programs, clusters = full_size.Programs(monkeypatch), None
+    programs, state, clusters = full_size.Programs(monkeypatch), None, None
     for number, variant in enumerate(FULL_SIZE):
         config = full_size.short(musichubert.get_config(variant))
         frozen = frozen_of(config, tmp_path)
         batch = full_size.masked_clip(config, number)
         features = jax.jit(functools.partial(hubert.features, config))(frozen, batch.raw)
         labels = kmeans.assign(frozen["codebook"], features)
-        assert labels.shape == (1, 32) and len(np.unique(labels)) > 1
+        assert labels.shape == (1, 16) and len(np.unique(labels)) > 1
         if config.teacher.clusters != clusters:
-            state = None  # before the next one takes its memory
-            state, clusters = full_size.some_state(config, updates=1000), config.teacher.clusters
+            state, clusters = full_size.some_state(config, 1000, state), config.teacher.clusters
         before = np.array(kernel(state))
         rate = optim.learning_rate(config)(state.updates)
         seen = int(state.updates)
