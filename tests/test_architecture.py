@@ -6,7 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from tests import record_files
 
 ROOT = Path(__file__).parent.parent
 # A module imports only from floors below its own.
@@ -36,7 +39,7 @@ DEVICE = ("jax", "jaxlib", "flax", "optax", "orbax", "musicssl")
 # Imports modules one after another where some packages are missing, and tells what is then loaded.
 IMPORT_EACH = """
 import importlib, json, sys
-missing, names = (argument.split() for argument in sys.argv[1:])
+missing, names = (argument.split() for argument in sys.argv[1:3])
 
 class Missing:
     def find_spec(self, name, *_):
@@ -48,7 +51,13 @@ seen = {}
 for name in names:
     importlib.import_module(name)
     seen[name] = [loaded for loaded in sys.modules if "." not in loaded]
-print("RESULT", json.dumps(seen))
+print("RESULT", json.dumps(seen), flush=True)
+"""
+READ = """
+from data_pipelines import batches
+dataset = batches.open_dataset("clips", sys.argv[3], "train")
+stream = batches.iterate(dataset, seed=1, batch_size=64, samples=30000, threads=4)
+assert next(stream)["audio"].any()
 """
 
 
@@ -74,10 +83,18 @@ def imported(path: Path, package: str = "musicssl") -> set[str]:
     return found
 
 
-def loaded_after_each(names: list[str], missing: tuple[str, ...] = ()) -> dict[str, set[str]]:
-    """Top-level packages in sys.modules after each import, all in one process, in that order."""
+def loaded_after_each(
+    names: list[str], missing: tuple[str, ...] = (), then: str = "", *arguments: str
+) -> dict[str, set[str]]:
+    """Top-level packages in sys.modules after each import, all in one process, in that order.
+
+    Args:
+      then: what the process does next.
+      arguments: for that, sys.argv[3:].
+    """
+    given = " ".join(missing), " ".join(names), *arguments
     done = subprocess.run(
-        [sys.executable, "-c", IMPORT_EACH, " ".join(missing), " ".join(names)],
+        [sys.executable, "-c", IMPORT_EACH + then, *given],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -116,10 +133,15 @@ def test_the_device_wing_loads_neither_tensorflow_nor_pytorch():
     assert {"jax", "flax", "optax", "orbax"} <= loaded[names[-1]]
 
 
-def test_the_host_wing_runs_where_jax_is_not_installed():
-    """TensorFlow imports jax of its own accord where it finds it, so it must not find it."""
+def test_the_host_wing_runs_where_jax_is_not_installed(tmp_path):
+    """TensorFlow imports jax of its own accord where it finds it, so it must not find it.
+
+    The process ends while its threads read, and ends well.
+    """
+    clip = record_files.noise(np.random.default_rng(0), 60_000)
+    record_files.write(tmp_path / "clips/16khz/1.0.0", {"train": [[clip] * 12, [clip] * 11]})
     names = modules("data_pipelines")
-    loaded = loaded_after_each(names, missing=DEVICE)
+    loaded = loaded_after_each(names, DEVICE, READ, str(tmp_path))
     assert len(names) > 15 and "tensorflow_datasets" in loaded[names[-1]]
     with pytest.raises(AssertionError, match="No module named 'jax'"):
         loaded_after_each(["musicssl.audio"], missing=("jax",))
