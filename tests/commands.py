@@ -4,6 +4,7 @@ They are processes like others: with devices of their own, for a signal to end a
 """
 
 import atexit
+import gc
 import multiprocessing
 import os
 import runpy
@@ -21,7 +22,10 @@ from tests import compiling
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
-    ["clu.metric_writers", "data_pipelines.batches", "musicssl.codebook", "musicssl.train"]
+    [
+        *("clu.metric_writers", "data_pipelines.batches", "ml_collections.config_flags"),
+        *("musicssl.codebook", "musicssl.evaluate", "musicssl.report", "musicssl.train"),
+    ]
 )
 
 LONGEST = 900  # seconds that a process may live: one that hangs fails its test, not the whole run
@@ -81,6 +85,7 @@ def live(
     arguments: tuple,
 ) -> None:
     """What a new process does."""
+    gc.freeze()  # what was imported stays, and is not looked through again
     for descriptor, pipe in ((1, output), (2, errors)):
         os.dup2(pipe.fileno(), descriptor)
         pipe.close()
