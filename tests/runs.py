@@ -24,7 +24,7 @@ LEAVES = {
     "log_every": 5,
     "checkpoint.every": 5,
     "data.name": "clips",
-    "data.crop_frames": 32,
+    "data.crop_frames": 16,
     "encoder.layers": 1,
     "encoder.width": 32,
     "encoder.heads": 2,
@@ -32,6 +32,7 @@ LEAVES = {
     "encoder.stem_width": 16,
     "encoder.pos_conv_groups": 4,
     "encoder.pos_conv_kernel": 5,
+    "mask.span": 4,
     "mask.equal_counts": 4,
     "probe.at_end": False,
 }

@@ -7,7 +7,6 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.util.tensor_util import make_ndarray
 
 from data_pipelines import batches
-from musicssl import checkpoint, digests
+from musicssl import audio, checkpoint, digests
 from tests import commands, runs
 from tests.faults import kill
 
@@ -88,27 +87,6 @@ def test_tensorboard_and_metrics_jsonl_hold_the_same_values(finished):
         found = [(e.step, make_ndarray(e.tensor_proto).item()) for e in events.Tensors(tag)]
         expected = [(line["step"], np.float32(line[tag])) for line in lines]
         assert found == expected
-
-
-def test_lines_past_the_restored_step_are_written_again(root, command, workdir):
-    """From step 4: lines of steps 5 and later, and half a line, are of a run that died."""
-    before = runs.scalars(workdir)
-    shutil.rmtree(workdir / "checkpoints/6")
-    with (workdir / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 7, "loss": 1.0}\n{"step": 8, "lo')
-    code, output, errors = command(flags(root, workdir))
-    assert code == 0, errors
-    assert "going on from step 4 of 6" in output
-    after = runs.scalars(workdir)
-    assert [line["step"] for line in after] == [2, 4, 6]
-    for line, again in zip(before, after, strict=True):
-        assert measured(line) == measured(again)
-
-
-def measured(line: dict[str, float]) -> dict[str, float]:
-    """What does not depend on the clock."""
-    clock = ("time/", "audio_seconds_per_second")
-    return {name: value for name, value in line.items() if not name.startswith(clock)}
 
 
 def test_a_complete_run_says_so(root, command, finished):
@@ -199,15 +177,6 @@ def test_a_damaged_checkpoint_is_named_and_nothing_changed(root, refused, workdi
     assert contents(workdir) == before
 
 
-def test_a_damaged_checkpoint_is_passed_over_when_asked(root, command, workdir, finished):
-    HARM["data cut off"](workdir / "checkpoints/6")
-    code, output, errors = command(flags(root, workdir, {"checkpoint.on_damage": "older"}))
-    assert code == 0, errors
-    assert f"moved to {workdir}/damaged" in output
-    assert "going on from step 4 of 6" in output
-    assert runs.differences(runs.state(workdir), runs.state(finished)) == []
-
-
 def test_collapse_and_losses_that_are_not_finite_stop_with_a_code_of_their_own(
     root, command, tmp_path
 ):
@@ -223,12 +192,15 @@ def test_collapse_and_losses_that_are_not_finite_stop_with_a_code_of_their_own(
 
 
 @pytest.fixture(scope="module")
-def hubert(root, command) -> Path:
+def study(root) -> kill.Study:
+    """musicHuBERT's run that was never stopped, to compare others with."""
+    return kill.Study(runs.MUSICHUBERT, root, AT_WORK, SHORT)
+
+
+@pytest.fixture(scope="module")
+def hubert(study) -> Path:
     """The workdir of a complete run of musicHuBERT."""
-    code, output, errors = command(flags(root, root / "hubert", config=runs.MUSICHUBERT))
-    assert code == 0, errors
-    assert "codebook pass 6/6" in output
-    return root / "hubert"
+    return study.root / "reference"
 
 
 def test_a_teacher_that_does_not_fit(root, refused, hubert, tmp_path):
@@ -236,60 +208,41 @@ def test_a_teacher_that_does_not_fit(root, refused, hubert, tmp_path):
     for about in other.glob("checkpoints/*/about/metadata"):
         about.write_text(about.read_text().replace('"sample_rate": 16000', '"sample_rate": 24000'))
         digests.write(about.parent)
-    cases = [
-        ({}, "give --config.teacher.encoder=DIR"),
-        ({"teacher.encoder": tmp_path / "none"}, f"{tmp_path}/none holds no encoder"),
-        ({"teacher.encoder": hubert, "teacher.layer": 4}, f"{hubert} has layers 0 to 1"),
-        ({"teacher.encoder": other}, "hears 24000 Hz and data.sample_rate is 16000"),
-        ({"teacher.feature": "chroma"}, "teacher.feature is 'chroma'"),
-    ]
-    for number, (leaves, message) in enumerate(cases):
-        workdir = tmp_path / f"run-{number}"
-        arguments = flags(root, workdir, ITERATION_2 | leaves, runs.MUSICHUBERT)
-        assert message in refused(arguments)
+    cases = {"none": "none holds no encoder", "24khz": "hears 24000 Hz and data.sample_rate is"}
+    for name, message in cases.items():
+        leaves = ITERATION_2 | {"teacher.encoder": tmp_path / name}
+        workdir = tmp_path / f"run-{name}"
+        assert message in refused(flags(root, workdir, leaves, runs.MUSICHUBERT))
         assert not checkpoint.steps_on_disk(workdir)
 
 
-def test_iteration_2_trains_on_a_layer_of_iteration_1(root, command, refused, hubert, tmp_path):
+def test_iteration_2_trains_on_a_layer_of_iteration_1(root, command, hubert, tmp_path):
     leaves = ITERATION_2 | {"teacher.encoder": hubert}
     code, output, errors = command(flags(root, tmp_path / "run", leaves, runs.MUSICHUBERT))
     assert code == 0, errors
-    assert "codebook pass" in output and "step 6/6" in output
+    assert "codebook pass 6/6" in output and "step 6/6" in output
 
 
 def test_a_codebook_that_does_not_fit(root, refused, hubert, tmp_path):
     """Without checkpoints, where the configuration is not looked at."""
-    cases = [
-        ({"teacher.clusters": 9}, None, "has 8 clusters and the config asks for 9"),
-        ({"teacher.ceps": 20}, None, "is a codebook of"),
-        ({}, truncate, "codebook.npz is damaged"),
-    ]
-    for number, (leaves, harm, message) in enumerate(cases):
-        workdir = tmp_path / f"run-{number}"
-        workdir.mkdir()
-        book = Path(shutil.copy(hubert / "codebook.npz", workdir))
-        if harm:
-            harm(book)
-        before = book.read_bytes()
-        assert message in refused(flags(root, workdir, leaves, runs.MUSICHUBERT))
-        assert book.read_bytes() == before
+    book = Path(shutil.copy(hubert / "codebook.npz", tmp_path))
+    truncate(book)
+    before = book.read_bytes()
+    message = refused(flags(root, tmp_path, config=runs.MUSICHUBERT))
+    assert "codebook.npz is damaged" in message
+    assert book.read_bytes() == before
 
 
-def test_fewer_frames_than_clusters(root, refused, tmp_path):
-    leaves = {"teacher.clusters": 480, "teacher.batches": 1}
-    message = refused(flags(root, tmp_path / "run", leaves, runs.MUSICHUBERT))
-    assert "256 frames, fewer than teacher.clusters = 480" in message
-
-
-@pytest.fixture
-def damaged_data(root, tmp_path) -> tuple[Path, str]:
-    """A copy of the data with one record damaged, which the run reads at step 2; its shard."""
-    data = shutil.copytree(root / "data", tmp_path / "harmed/data")
+@pytest.fixture(scope="module")
+def damaged_data(root) -> tuple[Path, str]:
+    """A copy of the data with one record damaged, which the run reads at step 4; its shard."""
+    data = shutil.copytree(root / "data", root / "harmed/data")
     dataset = batches.open_dataset("clips", data, "train")
-    stream = batches.iterate(dataset, seed=1, batch_size=8, samples=10_320)
-    records = [next(stream)["record"] for _ in range(6)]
+    samples = audio.crop_samples(runs.LEAVES["data.crop_frames"])
+    stream = batches.iterate(dataset, seed=1, batch_size=8, samples=samples)
+    records = [next(stream)["record"] for _ in range(5)]
     stream.close()
-    record = next(r for r in records[2] if r not in np.concatenate(records[:2]))
+    record = next(r for r in records[4] if r not in np.concatenate(records[:4]))
     shard = Path(dataset.layout.shards[record * 2 // len(dataset)])
     content = bytearray(shard.read_bytes())
     begin, size = int(dataset.index.offset[record]), 2 * int(dataset.samples[record])
@@ -298,29 +251,70 @@ def damaged_data(root, tmp_path) -> tuple[Path, str]:
     return data, shard.name
 
 
-def test_a_damaged_record_stops_the_run_and_is_named(
-    root, command, damaged_data, finished, tmp_path
-):
-    data, shard = damaged_data
-    leaves = {"data.data_dir": data}
-    code, _, errors = command(flags(root, tmp_path / "run", leaves))
+@pytest.fixture(scope="module")
+def stopped(root, command, damaged_data) -> tuple[Path, str]:
+    """The workdir of a run that has met the damaged record, and what it said."""
+    workdir, leaves = root / "stopped", {"data.data_dir": damaged_data[0]}
+    code, _, errors = command(flags(root, workdir, leaves))
     assert code == 2, errors
+    return workdir, errors
+
+
+def test_a_damaged_record_stops_the_run_and_is_named(damaged_data, stopped):
+    workdir, errors = stopped
     assert errors.startswith("musicssl: ") and errors.count("\n") == 1
-    assert f"{shard}, record " in errors and "checksum" in errors
-    assert checkpoint.steps_on_disk(tmp_path / "run")[-1] == 2
-    code, _, errors = command(flags(root, tmp_path / "run"))  # the data set mended
-    assert code == 0, errors
-    assert runs.differences(runs.state(tmp_path / "run"), runs.state(finished)) == []
+    assert f"{damaged_data[1]}, record " in errors and "checksum" in errors
+    assert checkpoint.steps_on_disk(workdir)[-1] == 4
 
 
-def test_a_damaged_record_is_skipped_and_counted(root, command, damaged_data, tmp_path):
+def test_a_damaged_record_is_skipped_and_counted(root, command, damaged_data, stopped, tmp_path):
     data, shard = damaged_data
+    workdir = shutil.copytree(stopped[0], tmp_path / "run")
     leaves = {"data.data_dir": data, "data.on_damage": "skip"}
-    code, _, errors = command(flags(root, tmp_path / "run", leaves))
+    code, _, errors = command(flags(root, workdir, leaves))
     assert code == 0, errors
     assert "skipped: " in errors and f"{shard}, record " in errors
     assert errors.count("\n") == 1
-    assert runs.scalars(tmp_path / "run")[-1]["damaged_records"] == 1
+    assert runs.scalars(workdir)[-1]["damaged_records"] == 1
+
+
+@pytest.fixture(scope="module")
+def gone_on(root, command, stopped) -> tuple[Path, str]:
+    """The workdir of a run that went on to its end after all this, and what it said.
+
+    A damaged record stopped it at step 4, where its data were mended. Its newest checkpoint was
+    damaged, and in its metrics lines follow of steps that it has not kept.
+    """
+    workdir = shutil.copytree(stopped[0], root / "gone-on")
+    HARM["data cut off"](workdir / "checkpoints/4")
+    with (workdir / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 7, "loss": 1.0}\n{"step": 8, "lo')
+    code, output, errors = command(flags(root, workdir, {"checkpoint.on_damage": "older"}))
+    assert code == 0, errors
+    return workdir, output
+
+
+def test_a_damaged_checkpoint_is_passed_over_when_asked(gone_on):
+    workdir, output = gone_on
+    assert f"moved to {workdir}/damaged" in output
+    assert "going on from step 2 of 6" in output
+
+
+def test_a_run_that_goes_on_ends_as_one_never_stopped(gone_on, finished):
+    assert runs.differences(runs.state(gone_on[0]), runs.state(finished)) == []
+
+
+def test_lines_past_the_restored_step_are_written_again(gone_on, finished):
+    lines, expected = runs.scalars(gone_on[0]), runs.scalars(finished)
+    assert [line["step"] for line in lines] == [2, 4, 6]
+    for line, other in zip(lines, expected, strict=True):
+        assert measured(line) == measured(other)
+
+
+def measured(line: dict[str, float]) -> dict[str, float]:
+    """What does not depend on the clock."""
+    clock = ("time/", "audio_seconds_per_second")
+    return {name: value for name, value in line.items() if not name.startswith(clock)}
 
 
 def test_the_second_iteration_is_told_what_the_first_was(root, tmp_path, monkeypatch):
@@ -358,32 +352,21 @@ def ended(study: kill.Study, name: str, phase: str) -> str:
     return life.lines[-1]
 
 
-def music2vec_stopped(root: Path) -> None:
-    """One run killed while saving, one ended by SIGTERM and then killed."""
-    study = kill.Study(runs.MUSIC2VEC, root, AT_WORK)
-    kills, wrong = study.run(1, "cache", ["saving"])
-    assert not wrong and kills.total() == 1 > kills["ended before"]
-    said = ended(study, "run-2", "training")
+def test_music2vec_stopped_at_any_moment_ends_as_if_never_stopped(tmp_path):
+    """One run, ended by SIGTERM, then killed in training, then killed while saving."""
+    runs.write_clips(tmp_path / "data")
+    often = {"steps": 30, "checkpoint.every": 5, "log_every": 1}
+    study = kill.Study(runs.MUSIC2VEC, tmp_path, AT_WORK, often)
+    said = ended(study, "run-4", "training")
     assert said.startswith("asked to end at step ")
     step = int(said.split()[5].rstrip(":"))
-    assert checkpoint.steps_on_disk(root / "run-2")[-1] == step < kill.LEAVES["steps"]
-    _, wrong = study.run(2, "cache", ["training"])
-    assert set(wrong) <= {"metrics.jsonl"}  # the mean of the steps that were left to log
+    assert checkpoint.steps_on_disk(tmp_path / "run-4")[-1] == step < often["steps"]
+    kills, wrong = study.run(4, "cache", ["training", "saving"])
+    assert not wrong and kills.total() == 2 and not kills["ended before"]
 
 
-def musichubert_stopped(root: Path) -> None:
+def test_musichubert_stopped_at_any_moment_ends_as_if_never_stopped(study):
     """One run ended by SIGTERM and then killed, both while its codebook is fitted."""
-    study = kill.Study(runs.MUSICHUBERT, root, AT_WORK)
     assert ended(study, "run-3", "fitting").startswith("codebook pass ")
     kills, wrong = study.run(3, "cache", ["fitting"])
     assert not wrong and kills["fitting"] == 1
-
-
-def test_runs_stopped_at_any_moment_end_as_those_never_stopped(tmp_path):
-    with ThreadPoolExecutor(2) as pool:
-        tests = [
-            pool.submit(music2vec_stopped, tmp_path / "music2vec"),
-            pool.submit(musichubert_stopped, tmp_path / "musichubert"),
-        ]
-        for test in tests:
-            test.result()

@@ -115,6 +115,7 @@ def main() -> None:
     options = parser.parse_args()
     root, counts = Path(tempfile.mkdtemp(prefix="damaged-")), Counter()
     try:
+        runs.write_clips(root / "data")
         study = kill.Study(options.config, root, runs.start)
         for seed in range(options.runs):
             for kind in KINDS:

@@ -149,6 +149,7 @@ class Study:
     """A reference run, and killed ones to compare with it.
 
     Args:
+      root: of all workdirs; root/data holds the clips.
       start: takes the main command's arguments and the folder of compiled programs.
       leaves: of the configuration, beside LEAVES.
     """
@@ -163,7 +164,6 @@ class Study:
         self.config, self.root, self.start = config, root, start
         self.leaves = LEAVES | (leaves or {})
         self.data_dir = root / "data"
-        runs.write_clips(self.data_dir)
         self.phases = [x for x in PHASES if x != "fitting" or "hubert" in config]
         self.probes = "probe.every" in self.leaves
         self.phases += ["probing"] if self.probes else []
@@ -295,6 +295,7 @@ def main() -> None:
         leaves |= PROBES | {"probe.data_dir": options.probe_data}
     root = Path(tempfile.mkdtemp(prefix="killed-"))
     try:
+        runs.write_clips(root / "data")
         study = Study(options.config, root, start, leaves)
         print(f"reference: first step after {study.startup:.1f} s", flush=True)
 
