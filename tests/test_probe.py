@@ -63,6 +63,13 @@ def synth_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(root)
 
 
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Intervals of 20 draws; test_metrics.py has many."""
+    drawn = metrics.bootstrap
+    monkeypatch.setattr(metrics, "bootstrap", lambda *given, draws: drawn(*given, draws=20))
+
+
 def config(tmp_path: Path, **leaves):
     made = probe_config.get_config()
     made.update({"epochs": 3, "encoder": "logmel", "cache": str(tmp_path / "features")} | leaves)
@@ -76,12 +83,10 @@ def nothing() -> None:
 
 @pytest.mark.parametrize("name", tasks.SUITES["mir"])
 def test_each_of_the_13_tasks_runs_to_a_score(
-    name: str, data_dir: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, data_dir: Callable[[str], str], tmp_path: Path
 ) -> None:
-    drawn = metrics.bootstrap
-    monkeypatch.setattr(metrics, "bootstrap", lambda *given, draws: drawn(*given, draws=20))
     task = tasks.TASKS[name]
-    settings = config(tmp_path, data_dir=data_dir(task.dataset), tasks=name)
+    settings = config(tmp_path, data_dir=data_dir(task.dataset), tasks=name, batch_size=4)
     source = extract.open_source("logmel")
     session = probe.Session(source, settings, sharding.make_mesh(), nothing)
     result = probe.run_task(task, [task], session)
@@ -188,7 +193,8 @@ def test_results_of_another_encoder_are_not_overwritten(tmp_path: Path) -> None:
 
 
 def test_an_encoder_in_training_is_scored(synth_dir: str) -> None:
-    run = tiny.config({"probe.tasks": "synth_key,synth_instrument", "probe.epochs": 2})
+    leaves = {"probe.tasks": "synth_key,synth_instrument", "probe.epochs": 2, "probe.limit": 3}
+    run = tiny.config(leaves)
     run.data.data_dir = synth_dir
     run.probe.learning_rates, run.probe.seeds = (1e-3,), (1,)
     encoder = Encoder(**run.encoder)
@@ -199,7 +205,7 @@ def test_an_encoder_in_training_is_scored(synth_dir: str) -> None:
     assert set(scores) == {"probe/synth_key", "probe/synth_instrument"}
     assert all(0 <= value <= 1 for value in scores.values())
     # each record of three splits, and each source of the two tasks
-    assert len(polls) == 12 + 6 + 6 + 2 * (encoder.layers + 1)
+    assert len(polls) == 3 * 3 + 2 * (encoder.layers + 1)
 
     def asked() -> None:
         raise train.Asked
