@@ -42,6 +42,7 @@ EXIT_REFUSED = 2
 STEP = ("step", "stem", "positional", "transformer", "teacher", "labels", "head", "optimizer")
 AROUND = ("input", "extraction", "probes", "kmeans")
 TASK = (443, 197, 10)  # windows of train and validation, classes: GTZAN's genres
+FRAMES = 100_000  # that k-means assigns
 
 
 class Row(NamedTuple):
@@ -163,7 +164,7 @@ def parts(config: ml_collections.ConfigDict, mesh: Mesh) -> dict[str, Callable[[
         return params, optimizer, method.after_update(config, params, averaged, jnp.int32(1))
 
     changed = jax.jit(change, donate_argnums=(0, 1, 2))
-    own = step.sharded_init(config, mesh)
+    own = copied(state)
     held = [(own.params, own.optimizer, own.teacher)]
 
     def optimizer() -> tuple:
@@ -171,20 +172,18 @@ def parts(config: ml_collections.ConfigDict, mesh: Mesh) -> dict[str, Callable[[
         return held[0]
 
     programs["optimizer"] = optimizer
-    return {"step": whole(config, mesh, frozen, sound), **programs}
+    run, states = step.make_step(config, mesh), [copied(state)]
 
-
-def whole(
-    config: ml_collections.ConfigDict, mesh: Mesh, frozen: dict, sound: jax.Array
-) -> Callable[[], jax.Array]:
-    """The step as training runs it: each call takes the state that the one before left."""
-    run, held = step.make_step(config, mesh), [step.sharded_init(config, mesh)]
-
-    def call() -> jax.Array:
-        held[0], measured = run(held[0], frozen, sound)
+    def whole() -> jax.Array:
+        states[0], measured = run(states[0], frozen, sound)
         return measured["loss"]
 
-    return call
+    return {"step": whole, **programs}
+
+
+def copied(state: step.TrainState) -> step.TrainState:
+    """For a program that its state is donated to, as training does."""
+    return jax.tree.map(jnp.copy, state)
 
 
 def fixed(config: ml_collections.ConfigDict) -> dict:
@@ -280,10 +279,10 @@ def probes_row(config: ml_collections.ConfigDict, here: Machine) -> Row:
 
 
 def kmeans_row(config: ml_collections.ConfigDict, here: Machine) -> Row:
-    """The nearest of the codes for 100,000 frames, what every pass of a fit does."""
+    """The nearest of the codes for each frame, what every pass of a fit does."""
     width = 39 if config.method == "data2vec" else plan.frozen(config)["codebook"].shape[1]
     clusters = 500 if config.method == "data2vec" else config.teacher.clusters
-    frames = jax.random.normal(jax.random.key(0), (100_000, width))
+    frames = jax.random.normal(jax.random.key(0), (FRAMES, width))
     codes = jax.random.normal(jax.random.key(1), (clusters, width))
     nearest = jax.jit(kmeans.assign)
     seconds = median_seconds(lambda: nearest(codes, frames), here.budget)
