@@ -12,7 +12,8 @@ import pytest
 from musicssl import optim, sharding, step
 from tests import tiny
 
-STEPS = 3
+STEPS = 2
+SMALL = tiny.NO_DROPOUT | {"batch_size": 8, "data.crop_frames": 24}
 QUICK = {"xla_backend_optimization_level": 0}  # compilation is most of these tests
 
 
@@ -24,13 +25,13 @@ def one_device() -> jax.sharding.Mesh:
 @functools.cache
 def start() -> step.TrainState:
     """NumPy arrays, for no step to consume."""
-    return jax.tree.map(np.asarray, step.sharded_init(tiny.config(tiny.NO_DROPOUT), one_device()))
+    return jax.tree.map(np.asarray, step.sharded_init(tiny.config(SMALL), one_device()))
 
 
 @functools.cache
-def compiled(accumulate: int = 1) -> Callable:
+def compiled(accumulate: int) -> Callable:
     """A step without dropout on one device."""
-    config = tiny.config(tiny.NO_DROPOUT | {"accumulate": accumulate})
+    config = tiny.config(SMALL | {"accumulate": accumulate})
     with jax.set_mesh(one_device()):
         lowered = step.make_step(config, one_device()).lower(start(), {}, tiny.clips(config))
     return lowered.compile(QUICK)
@@ -41,7 +42,7 @@ def run(accumulate: int = 1) -> tuple[step.TrainState, list[dict[str, float]]]:
     """The state after a few steps without dropout, and the metrics of each."""
     state, measured = start(), []
     for seed in range(STEPS):
-        state, metrics = compiled(accumulate)(state, {}, tiny.clips(tiny.config(), seed))
+        state, metrics = compiled(accumulate)(state, {}, tiny.clips(tiny.config(SMALL), seed))
         measured.append({name: float(x) for name, x in metrics.items()})
     return jax.tree.map(np.asarray, state), measured
 
@@ -62,7 +63,7 @@ def test_a_step_trains():
     assert all(jax.tree.leaves(moved)), moved
     rate = optim.learning_rate(tiny.config())
     assert [m["learning_rate"] for m in metrics] == pytest.approx(
-        [float(rate(i)) for i in range(3)]
+        [float(rate(i)) for i in range(STEPS)]
     )
     for m in metrics:
         assert m["nonfinite"] == 0 and m["loss"] > 0 and m["grad_norm"] > 0
@@ -71,7 +72,7 @@ def test_a_step_trains():
 
 def test_the_teacher_averages_in_the_parameters_that_the_step_made():
     """fairseq's teacher, at the next forward pass, has seen the update before it."""
-    after, _ = compiled()(start(), {}, tiny.clips(tiny.config()))
+    after, _ = compiled(1)(start(), {}, tiny.clips(tiny.config(SMALL)))
     decay = 0.5 + (0.9 - 0.5) * 1 / 4  # one update into the ramp
     for name, tree in start().teacher["encoder"].items():
         student = after.params["encoder"][name]
@@ -141,7 +142,7 @@ def test_parts_take_every_nth_clip_and_have_dropout_of_their_own(monkeypatch):
 def test_a_non_finite_step_changes_nothing_but_the_step(module, leaf, value):
     state = jax.tree.map(np.array, start())
     state.params[module][leaf][0] = value
-    after, metrics = compiled()(state, {}, tiny.clips(tiny.config()))
+    after, metrics = compiled(1)(state, {}, tiny.clips(tiny.config(SMALL)))
     assert float(metrics["nonfinite"]) == 1
     assert int(after.step) == 1 and int(after.updates) == 0
     assert_same_but_for_the_step(after, state)
@@ -156,8 +157,8 @@ def test_an_infinite_gradient_alone_is_enough(monkeypatch):
 
     monkeypatch.setattr(step, "accumulate", overflowed)
     update = functools.partial(step.update, tiny.config())
-    advance = jax.jit(update).lower(start(), {}, tiny.clips(tiny.config())).compile(QUICK)
-    after, metrics = advance(start(), {}, tiny.clips(tiny.config()))
+    advance = jax.jit(update).lower(start(), {}, tiny.clips(tiny.config(SMALL))).compile(QUICK)
+    after, metrics = advance(start(), {}, tiny.clips(tiny.config(SMALL)))
     assert float(metrics["loss"]) == 1 and float(metrics["nonfinite"]) == 1
     assert_same_but_for_the_step(after, start())
 
@@ -168,7 +169,7 @@ def assert_same_but_for_the_step(after: step.TrainState, before: step.TrainState
 
 def test_the_state_is_donated():
     state = jax.tree.map(jnp.array, start())
-    after, _ = compiled()(state, {}, tiny.clips(tiny.config()))
+    after, _ = compiled(1)(state, {}, tiny.clips(tiny.config(SMALL)))
     assert all(x.is_deleted() for x in jax.tree.leaves(state))
     assert not any(x.is_deleted() for x in jax.tree.leaves(after))
 
