@@ -1,5 +1,6 @@
 """Span masks against an independent NumPy sampler of fairseq's rule and the figures it measured."""
 
+import functools
 import itertools
 
 import jax
@@ -8,8 +9,10 @@ import pytest
 
 from musicssl import masking
 
-RULE = ("probability", "span", "min_spans", "equal_counts")
-span_mask = jax.jit(masking.span_mask, static_argnums=(1, 2), static_argnames=RULE)
+DEFAULTS = {"probability": 0.65, "span": 10, "min_spans": 1, "equal_counts": 0}
+jit = functools.partial(jax.jit, static_argnums=(1, 2), static_argnames=DEFAULTS)
+span_mask = jit(masking.span_mask)
+mask_alone = jit(lambda *sizes, **rule: masking.span_mask(*sizes, **rule).mask)
 
 
 def reference_masks(
@@ -33,8 +36,13 @@ def reference_masks(
 
 
 def draw(clips: int, frames: int, seed: int = 0, **rule) -> masking.SpanMask:
-    rule = {"probability": 0.65, "span": 10, "min_spans": 1, "equal_counts": 0} | rule
-    return jax.tree.map(np.asarray, span_mask(jax.random.key(seed), clips, frames, **rule))
+    drawn = span_mask(jax.random.key(seed), clips, frames, **DEFAULTS | rule)
+    return jax.tree.map(np.asarray, drawn)
+
+
+def masks(clips: int, frames: int, seed: int = 0, **rule) -> np.ndarray:
+    """bool [b, t]; the places of masked frames take a sort more."""
+    return np.asarray(mask_alone(jax.random.key(seed), clips, frames, **DEFAULTS | rule))
 
 
 def mean_run(mask: np.ndarray) -> float:
@@ -58,9 +66,9 @@ MEASURED = [
 @pytest.mark.parametrize("frames, probability, span, least, equal, whole", MEASURED)
 def test_fraction_and_runs_are_those_of_fairseq(frames, probability, span, least, equal, whole):
     for group, (fraction, run) in ((8, equal), (0, whole)):
-        mask = draw(
+        mask = masks(
             640, frames, probability=probability, span=span, min_spans=least, equal_counts=group
-        ).mask
+        )
         assert mask.mean() == pytest.approx(fraction, abs=0.003)
         assert mean_run(mask) == pytest.approx(run, rel=0.03)
 
@@ -68,7 +76,7 @@ def test_fraction_and_runs_are_those_of_fairseq(frames, probability, span, least
 @pytest.mark.parametrize("group", [0, 8])
 def test_each_frame_and_each_count_is_as_likely_as_in_the_reference(group):
     clips, frames = 8000, 60
-    ours = draw(clips, frames, probability=0.6, span=7, equal_counts=group).mask
+    ours = masks(clips, frames, probability=0.6, span=7, equal_counts=group)
     theirs = reference_masks(1, clips, frames, 0.6, 7, 1, group)
     assert ours[:, 0].mean() < ours[:, 30].mean() - 0.2  # fewer spans reach the first frames
     np.testing.assert_allclose(ours.mean(0), theirs.mean(0), atol=0.035)
@@ -80,7 +88,7 @@ def test_each_frame_and_each_count_is_as_likely_as_in_the_reference(group):
 def test_neighbouring_frames_hang_together_as_in_the_reference():
     clips, frames = 8000, 60
     rule = {"probability": 0.6, "span": 7, "equal_counts": 0}
-    ours = draw(clips, frames, **rule).mask
+    ours = masks(clips, frames, **rule)
     theirs = reference_masks(1, clips, frames, 0.6, 7, 1, 0)
     for lag in (1, 3, 6, 7, 20):
         together = [(mask[:, lag:] & mask[:, :-lag]).mean() for mask in (ours, theirs)]
@@ -88,33 +96,33 @@ def test_neighbouring_frames_hang_together_as_in_the_reference():
 
 
 def test_last_frame_is_never_masked():
-    mask = draw(4000, 60).mask
+    mask = masks(4000, 60)
     assert not mask[:, -1].any()
     assert mask[:, -2].any()
 
 
 def test_range_of_starts_widens_for_a_clip_full_of_spans():
     """12 frames, spans of 10: 2 starts are too few for 2 spans, so 3 starts are drawn from."""
-    mask = draw(4000, 12, probability=1.6, min_spans=2).mask
+    mask = masks(4000, 12, probability=1.6, min_spans=2)
     theirs = reference_masks(1, 4000, 12, 1.6, 10, 2, 0)
     np.testing.assert_allclose(mask.mean(0), theirs.mean(0), atol=0.04)
     assert mask[:, -1].any()
 
 
 def test_min_spans():
-    mask = draw(500, 100, probability=0.01, span=5, min_spans=2).mask
+    mask = masks(500, 100, probability=0.01, span=5, min_spans=2)
     counts = mask.sum(1)
     assert counts.min() == 6 and counts.max() == 10  # two distinct starts overlap in 4 at most
-    assert draw(500, 100, probability=0.01, span=5, min_spans=1).mask.sum(1).tolist() == [5] * 500
+    assert masks(500, 100, probability=0.01, span=5, min_spans=1).sum(1).tolist() == [5] * 500
 
 
 @pytest.mark.parametrize("group", [2, 12])
 def test_counts_are_equal_within_each_group_and_not_between_groups(group):
-    mask = draw(24, 200, equal_counts=group).mask
+    mask = masks(24, 200, equal_counts=group)
     counts = mask.sum(1).reshape(-1, group)
     assert (counts == counts[:, :1]).all()
     assert len(np.unique(counts)) > 1
-    whole = draw(24, 200).mask
+    whole = masks(24, 200)
     assert (mask <= whole).all()  # made equal by unmasking alone
     fewest = whole.sum(1).reshape(-1, group).min(1)
     room = masking.mask_capacity(200, probability=0.65, span=10, min_spans=1, equal_counts=group)
@@ -124,9 +132,7 @@ def test_counts_are_equal_within_each_group_and_not_between_groups(group):
 @pytest.mark.parametrize("rule", [{}, {"equal_counts": 1}, {"equal_counts": 8}, {"min_spans": 9}])
 def test_frames_and_valid_list_the_mask(rule):
     drawn = draw(64, 130, **rule)
-    capacity = masking.mask_capacity(
-        130, **{"probability": 0.65, "span": 10, "min_spans": 1, "equal_counts": 0} | rule
-    )
+    capacity = masking.mask_capacity(130, **DEFAULTS | rule)
     assert drawn.frames.shape == drawn.valid.shape == (64, capacity)
     for mask, frames, valid in zip(*drawn, strict=True):
         assert len(set(frames)) == capacity
@@ -148,7 +154,7 @@ def test_covered_frames_is_the_mean_over_all_choices_of_starts(frames, span, spa
 )
 def test_expected_count_is_the_mean_of_many_draws(frames, probability, span, least):
     rule = {"probability": probability, "span": span, "min_spans": least}
-    counts = draw(1000, frames, **rule).mask.sum(1)
+    counts = masks(400, frames, **rule).sum(1)
     exact = masking.expected_count(frames, **rule)
     assert abs(counts.mean() - exact) < 4 * counts.std() / np.sqrt(len(counts))
 
@@ -156,15 +162,15 @@ def test_expected_count_is_the_mean_of_many_draws(frames, probability, span, lea
 @pytest.mark.parametrize("frames, group", [(1496, 7), (256, 47), (128, 8)])
 def test_room_for_equal_counts_practically_never_binds(frames, group):
     """All clips of a group must exceed it at once: bound that by one clip's chance."""
-    counts = draw(600, frames).mask.sum(1)
+    counts = masks(300, frames).sum(1)
     room = masking.mask_capacity(frames, probability=0.65, span=10, min_spans=1, equal_counts=group)
     assert room < counts.max()  # smaller than what whole spans need
     assert np.mean(counts > room) ** group < 1e-4
 
 
 def test_masks_depend_on_the_key_alone():
-    np.testing.assert_array_equal(draw(8, 100).mask, draw(8, 100).mask)
-    assert (draw(8, 100).mask != draw(8, 100, seed=1).mask).any()
+    np.testing.assert_array_equal(masks(8, 100), masks(8, 100))
+    assert (masks(8, 100) != masks(8, 100, seed=1)).any()
 
 
 def test_the_traced_program_does_not_grow_with_the_batch_or_the_clip():
