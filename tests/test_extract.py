@@ -19,6 +19,7 @@ from tests import commands, tiny
 RATE = 16_000
 LENGTHS = np.array([40_000, 16_000, 51_000, 9_000])  # at 1 s: 2.5, 1, 3.19 and 0.56 windows
 SEED = 4
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
 @functools.cache
