@@ -1,8 +1,6 @@
 """The benchmark command: every row on a tiny model, with the counts it is judged by."""
 
 import json
-import subprocess
-import sys
 
 import jax
 import pytest
@@ -10,7 +8,7 @@ import pytest
 from configs import musichubert
 from musicssl import audio, benchmark, flops, sharding
 from musicssl import step as training
-from tests import tiny
+from tests import commands, tiny
 
 PARTS = ["step", "stem", "positional", "transformer", "head", "optimizer"]
 
@@ -78,12 +76,8 @@ def test_the_table_and_its_document(tmp_path, capsys):
 
 
 def test_a_row_that_does_not_exist_is_refused():
-    code, output, errors = run("--only=step,stemm")
-    assert (code, output) == (2, "")
+    arguments = "--config=configs/music2vec.py:demo", "--only=step,stemm"
+    process = commands.Process(commands.module, "musicssl.benchmark", *arguments)
+    output, errors = process.communicate()
+    assert (process.returncode, output) == (2, "")
     assert errors.startswith("musicssl: --only=stemm: use some of step, stem, positional")
-
-
-def run(*arguments: str) -> tuple[int, str, str]:
-    command = [sys.executable, "-m", "musicssl.benchmark", "--config=configs/music2vec.py:demo"]
-    result = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
-    return result.returncode, result.stdout, result.stderr
