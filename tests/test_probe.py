@@ -63,6 +63,11 @@ def synth_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(root)
 
 
+@pytest.fixture(scope="module")
+def logmel() -> extract.Source:
+    return extract.open_source("logmel")
+
+
 @pytest.fixture(autouse=True)
 def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     """Intervals of 20 draws; test_metrics.py has many."""
@@ -83,12 +88,11 @@ def nothing() -> None:
 
 @pytest.mark.parametrize("name", tasks.SUITES["mir"])
 def test_each_of_the_13_tasks_runs_to_a_score(
-    name: str, data_dir: Callable[[str], str], tmp_path: Path
+    name: str, data_dir: Callable[[str], str], logmel: extract.Source, tmp_path: Path
 ) -> None:
     task = tasks.TASKS[name]
     settings = config(tmp_path, data_dir=data_dir(task.dataset), tasks=name, batch_size=4)
-    source = extract.open_source("logmel")
-    session = probe.Session(source, settings, sharding.make_mesh(), nothing)
+    session = probe.Session(logmel, settings, sharding.make_mesh(), nothing)
     result = probe.run_task(task, [task], session)
     json.dumps(result)
     for score, value in result["chosen"]["test"].items():
