@@ -3,9 +3,10 @@
 Tests of TPU plans run where the TPU's compiler is installed: pip install 'jax[tpu]'.
 """
 
+import gc
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 
@@ -30,6 +31,16 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     del config
     mine = getattr(os, "sched_getaffinity", None)  # macOS does not say which cores it gives
     return len(mine(0)) if mine else os.cpu_count()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Imports make objects by the million, and none is garbage: a sixth of their time."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
