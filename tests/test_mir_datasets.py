@@ -60,20 +60,16 @@ def shards(builder: Any) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in Path(builder.data_dir).glob("*.tfrecord*")}
 
 
-@pytest.fixture(scope="module")
-def miniature(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, dict]]:
-    @functools.cache
-    def make(name: str) -> tuple[Path, dict[str, int]]:
-        root = tmp_path_factory.mktemp(f"{name}_manual")
-        return root, getattr(mir_fixtures, name)(root)
-
-    return make
+@functools.cache
+def miniature(name: str) -> tuple[Path, dict[str, int]]:
+    """A miniature's folder and the sizes of its splits."""
+    root = Path(tfds.testing.make_tmp_dir()) / name
+    root.mkdir()
+    return root, getattr(mir_fixtures, name)(root)
 
 
 @pytest.fixture(scope="module")
-def built(
-    miniature: Callable[[str], tuple[Path, dict]], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], Any]:
+def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
     @functools.cache
     def make(name: str) -> Any:
         return prepare(name, tmp_path_factory.mktemp(f"{name}_data"), miniature(name)[0])
@@ -100,9 +96,7 @@ def _test_case(name: str) -> type:
 
         @classmethod
         def setUpClass(cls) -> None:
-            root = Path(tfds.testing.make_tmp_dir()) / name
-            root.mkdir()
-            cls.SPLITS = getattr(mir_fixtures, name)(root)
+            root, cls.SPLITS = miniature(name)
             cls.EXAMPLE_DIR = str(root)
             super().setUpClass()
 
@@ -131,7 +125,7 @@ VocalSetTest = _test_case("vocalset")
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_records_have_the_common_form(name: str, built: Callable, miniature: Callable) -> None:
+def test_records_have_the_common_form(name: str, built: Callable) -> None:
     """One whole file each: int16 at the config's rate, id, path, start 0, readable by directory."""
     root, sizes = miniature(name)
     found = records(built(name))
@@ -155,7 +149,7 @@ def test_records_have_the_common_form(name: str, built: Callable, miniature: Cal
 
 @pytest.mark.parametrize("name", NAMES)
 def test_built_and_published_sizes_are_told_apart(
-    name: str, built: Callable, miniature: Callable, capsys: pytest.CaptureFixture
+    name: str, built: Callable, capsys: pytest.CaptureFixture
 ) -> None:
     """A miniature has other sizes than the data set: metadata hold both, the build says so."""
     stored = tfds.builder_from_directory(built(name).data_dir).info.metadata["sizes"]
@@ -175,7 +169,7 @@ def test_built_and_published_sizes_are_told_apart(
     assert labelled.differences({"train": {"built": 7, "published": 7}}) == []
 
 
-def test_magnatagatune_labels_and_the_empty_file(built: Callable, miniature: Callable) -> None:
+def test_magnatagatune_labels_and_the_empty_file(built: Callable) -> None:
     builder, (root, _) = built("magnatagatune"), miniature("magnatagatune")
     with (root / "annotations_final.csv").open(newline="") as file:
         rows = {row["clip_id"]: row for row in csv.DictReader(file, delimiter="\t")}
@@ -217,7 +211,7 @@ def test_giantsteps_keys_splits_and_faults(built: Callable) -> None:
     assert names[12] == "C minor"
 
 
-def test_gtzan_beats_are_those_of_the_files(built: Callable, miniature: Callable) -> None:
+def test_gtzan_beats_are_those_of_the_files(built: Callable) -> None:
     builder, (root, _) = built("gtzan"), miniature("gtzan")
     genres = builder.info.features["genre"].names
     for members in records(builder).values():
@@ -233,9 +227,7 @@ def test_gtzan_beats_are_those_of_the_files(built: Callable, miniature: Callable
     assert list(skipped(builder)) == ["jazz/jazz.00054.wav"]
 
 
-def test_emomusic_is_standardised_with_development_songs(
-    built: Callable, miniature: Callable
-) -> None:
+def test_emomusic_is_standardised_with_development_songs(built: Callable) -> None:
     found, (root, _) = records(built("emomusic")), miniature("emomusic")
     with (root / "annotations/static_annotations.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -268,7 +260,7 @@ def test_vocalset_labels_renames_and_faults(built: Callable) -> None:
         assert reason is None or reasons[path].startswith(reason)
 
 
-def test_mtg_jamendo_tags_and_membership(built: Callable, miniature: Callable) -> None:
+def test_mtg_jamendo_tags_and_membership(built: Callable) -> None:
     builder, (root, _) = built("mtg_jamendo"), miniature("mtg_jamendo")
     classes, found = builder.info.metadata["classes"], records(builder)
     assert {name: len(tags) for name, tags in classes.items()} == {
@@ -379,7 +371,6 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_downloads_give_the_same_records(
     name: str,
     built: Callable,
-    miniature: Callable,
     server: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -395,7 +386,6 @@ def test_downloads_give_the_same_records(
 def test_archives_by_hand_give_the_same_records(
     name: str,
     built: Callable,
-    miniature: Callable,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
