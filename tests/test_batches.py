@@ -1,6 +1,7 @@
 import gc
 import itertools
 import threading
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -326,12 +327,15 @@ def test_no_more_is_read_ahead_than_waits(dataset, monkeypatch):
     stream.close()
 
 
-def test_closing_frees_the_reader_and_ends_the_iteration(dataset):
-    def readers() -> int:
-        gc.collect()
-        return sum(type(found) is batches._Reader for found in gc.get_objects())
+def test_closing_frees_the_reader_and_ends_the_iteration(dataset, monkeypatch):
+    readers, make = [], batches._Reader
 
-    before = readers()
+    def watched(*arguments: object) -> batches._Reader:
+        reader = make(*arguments)
+        readers.append(weakref.ref(reader))
+        return reader
+
+    monkeypatch.setattr(batches, "_Reader", watched)
     stream = batches.iterate(dataset, seed=5, batch_size=4, samples=500)
     next(stream)
     stream.close()
@@ -340,5 +344,7 @@ def test_closing_frees_the_reader_and_ends_the_iteration(dataset):
     del stream
     dropped = batches.iterate(dataset, seed=5, batch_size=4, samples=500)
     next(dropped)
+    assert len(readers) == 2 and readers[1]()
     del dropped
-    assert readers() == before
+    gc.collect()
+    assert not any(reader() for reader in readers)
