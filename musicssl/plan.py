@@ -194,22 +194,30 @@ def largest_batch(
     """Attempts, of which the largest accepted and the smallest refused are `unit` clips apart.
 
     Bytes grow with the clips nearly in proportion, from `fixed` ones, so the next guess is where
-    the last two reach the limit; where that has not halved what is open, it is the middle. Where
-    nothing fits, the smallest refused is `unit`.
+    the last two reach the limit; where that has not halved what is open, it is the middle. A
+    compiler may stay below the limit for long, as it recomputes more and more: once two guesses of
+    where the limit is were accepted, each step up is twice the one before. Where nothing fits, the
+    smallest refused is `unit`.
     """
     tried: list[Attempt] = []
-    accepted, refused, guess = 0, None, first
+    accepted, refused, guess, surpassed = 0, None, first, 0
     while refused is None or refused - accepted > 1:
         result = attempt(unit * guess)
         tried.append(result)
-        open_before = math.inf if refused is None else refused - accepted
+        before = accepted, refused
         accepted, refused = (guess, refused) if result.compiled else (accepted, guess)
-        open_now = math.inf if refused is None else refused - accepted
         guess = predicted(tried, unit, limit, fixed)
-        if open_now < math.inf and (guess is None or open_now > open_before / 2):
-            guess = (accepted + refused) // 2
-        guess = max(accepted + 1, guess or 2 * accepted)
-        guess = min(guess, 4 * accepted if refused is None else refused - 1)
+        if refused is None:
+            near = guess is not None and guess <= 4 * accepted
+            guess = max(accepted + 1, min(guess or 2 * accepted, 4 * accepted))
+            if surpassed > 1:
+                guess = max(guess, accepted + 2 * (accepted - before[0]))
+            surpassed += near
+        else:
+            open_before = math.inf if before[1] is None else before[1] - before[0]
+            if guess is None or refused - accepted > open_before / 2:
+                guess = (accepted + refused) // 2
+            guess = min(max(accepted + 1, guess), refused - 1)
     return tried
 
 
