@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -138,23 +139,34 @@ jax.distributed.shutdown()
 """
 
 
+@pytest.fixture(scope="module")
+def losing(tmp_path_factory) -> Iterator[dict[str, subprocess.Popen]]:
+    """Jobs of two processes of two devices that sum, where one is killed or hangs.
+
+    Both jobs at once, since they wait for most of their time.
+    """
+    folder, jobs = tmp_path_factory.mktemp("steps"), {}
+    for end, limit, grace in (("SIGKILL", "--heartbeat=8", 20), ("SIGSTOP", "--stall=6", 3)):
+        options = ["--devices=2", "--restarts=1", f"--grace={grace}"]
+        command = [sys.executable, "-c", SUMS, limit, str(folder / end), end]
+        jobs[end] = start(options, command, os.environ | {"PYTHONPATH": str(runs.ROOT)})
+    yield jobs
+    for process in jobs.values():
+        process.terminate()
+        process.wait()
+
+
 @pytest.mark.parametrize(
-    ("end", "limit", "said"),
+    ("end", "said"),
     [
         # which of the two comes first depends on what gloo was doing
-        ("SIGKILL", "--heartbeat=8", "process 0 of 2 lost another one|that another task died"),
-        ("SIGSTOP", "--stall=6", "musicssl: process 0 of 2 took no step for 6 s"),
+        ("SIGKILL", "process 0 of 2 lost another one|that another task died"),
+        ("SIGSTOP", "musicssl: process 0 of 2 took no step for 6 s"),
     ],
 )
-def test_a_job_that_loses_a_process_goes_on(tmp_path, end, limit, said):
-    """Sums over two processes of two devices, where one is killed, or hangs, and is replaced."""
-    process = start(
-        ["--devices=2", "--restarts=1", "--grace=20" if end == "SIGKILL" else "--grace=3"],
-        [sys.executable, "-c", SUMS, limit, str(tmp_path / "step"), end],
-        os.environ | {"PYTHONPATH": str(runs.ROOT)},
-    )
-    output, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
+def test_a_job_that_loses_a_process_goes_on(losing, end, said):
+    output, errors = losing[end].communicate(timeout=180)
+    assert losing[end].returncode == 0, errors
     assert re.search(said, errors) and errors.count("starting again") == 1
     said = re.findall(r"^\[\d\] (\d+) (\d+) ([\d.]+)$", output, re.MULTILINE)
     for first in "05":
