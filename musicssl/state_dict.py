@@ -6,8 +6,10 @@ hold the axes of dense and convolution weights in opposite order, so the layout 
 transposition.
 """
 
+import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
@@ -103,11 +105,16 @@ def _module(
     return [Row(f"{ours}/{a}", f"{name}.{b}", f"{fairseq}.{b}") for a, b in leaves]
 
 
-def shapes(encoder: Encoder) -> dict[str, tuple[int, ...]]:
-    """The shape of every parameter by its path in our tree; nothing is computed."""
+@functools.cache
+def shapes(encoder: Encoder) -> Mapping[str, tuple[int, ...]]:
+    """The shape of every parameter by its path in our tree; nothing is computed.
+
+    Traced once for each encoder, which takes a third of a second for twelve blocks.
+    """
     audio = jax.ShapeDtypeStruct((1, 400), np.float32)
     tree = jax.eval_shape(encoder.init, jax.random.key(0), audio)["params"]
-    return {path: x.shape for path, x in traverse_util.flatten_dict(tree, sep="/").items()}
+    flat = traverse_util.flatten_dict(tree, sep="/")
+    return MappingProxyType({path: x.shape for path, x in flat.items()})
 
 
 def parameter_count(encoder: Encoder) -> int:
