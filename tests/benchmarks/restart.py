@@ -31,10 +31,13 @@ def main() -> None:
         os.environ["JAX_COMPILATION_CACHE_DIR"] = str(root / "cache")
         command = [sys.executable, "-m", "musicssl.main", f"--config={options.config}"]
         command += [f"--config.data.data_dir={options.data_dir}", f"--workdir={root / 'run'}"]
-        command += ["--config.log_every=5"]
+        command += ["--config.log_every=5", "--config.probe.at_end=False"]
         command += [f"--config.steps={STEPS}"]  # other steps are another program
+        say(f"first life, ended at step {STEPS // 3} of {STEPS}")
         first = seconds(command, "first step", f"step {STEPS // 3}/")
+        say("second life, to its end")
         second = seconds(command, "first step")
+        say("imports")
         imports = seconds([sys.executable, "-c", IMPORTS])
         shares = runs.scalars(root / "run")[-1]
     beyond, waited = second - imports, shares["time/input"] / shares["time/goodput"]
@@ -45,6 +48,10 @@ def main() -> None:
     print(f"beyond imports                 {beyond:6.1f} s  limit {LIMIT:.0f} s")
     print(f"waiting for input, of steps    {waited:6.1%}  limit {INPUT_LIMIT:.0%}")
     sys.exit(beyond > LIMIT or waited > INPUT_LIMIT)
+
+
+def say(what: str) -> None:
+    print(what, file=sys.stderr, flush=True)
 
 
 def seconds(command: list[str], until: str = "", end: str = "") -> float:
