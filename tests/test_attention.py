@@ -1,5 +1,7 @@
 """The forms of attention with dropout against each other and against jax.nn's without."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,13 +16,23 @@ def arrays(frames: int) -> list[jax.Array]:
     return [jnp.asarray(rng.normal(size=(2, frames, 3, 8)), jnp.float32) for _ in range(4)]
 
 
+def with_gradients(form: Callable, qkv: list[jax.Array], dy: jax.Array) -> list[jax.Array]:
+    """The output, and what dy gives backwards for q, k and v."""
+
+    @jax.jit
+    def both(qkv: list[jax.Array], dy: jax.Array) -> list[jax.Array]:
+        y, back = jax.vjp(form, *qkv)
+        return [y, *back(dy)]
+
+    return both(qkv, dy)
+
+
 def test_the_forms_drop_the_same_weights_and_have_the_same_gradients():
     *qkv, dy = arrays(37)
     key = jax.random.key(5)
     results = []
     for form in (attention.attend, attention.attend_long):
-        y, back = jax.vjp(lambda *x, form=form: form(*x, key, 0.3), *qkv)
-        results.append((y, *back(dy)))
+        results.append(with_gradients(lambda *x, form=form: form(*x, key, 0.3), qkv, dy))
     for ours, theirs in zip(*results, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=2e-5)
 
@@ -34,9 +46,9 @@ def test_the_kernel_drops_the_same_weights_and_has_the_same_gradients(frames, he
     key = jax.random.key(3)
     words = jnp.stack(dropout.salts(key, (2, heads)), axis=-1)
     assert attention_kernel.fits(frames, heads, d)
-    y, back = jax.vjp(lambda *x: attention_kernel.attend(*x, words, 0.3, True), *qkv)
-    expected, by_hand = jax.vjp(lambda *x: attention.attend(*x, key, 0.3), *qkv)
-    for ours, theirs in zip((y, *back(dy)), (expected, *by_hand(dy)), strict=True):
+    kernels = with_gradients(lambda *x: attention_kernel.attend(*x, words, 0.3, True), qkv, dy)
+    plain = with_gradients(lambda *x: attention.attend(*x, key, 0.3), qkv, dy)
+    for ours, theirs in zip(kernels, plain, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=2e-5)
 
 

@@ -144,7 +144,7 @@ def test_each_dropout_drops_in_training_alone():
     z = torch_models.noise(10 * 48).reshape(2, 10, 48)
 
     def last(rates: dict[str, float], train: bool) -> jax.Array:
-        encoder, params = small_encoder(**rates)
+        encoder, params = small_encoder(layers=1, **rates)
 
         def body(module: subject.Encoder) -> jax.Array:
             masked = module.mask(z, np.zeros((2, 10), bool), train=train)
@@ -213,13 +213,13 @@ def test_bfloat16_keeps_float32_parameters():
 def test_initial_values():
     """fairseq: kaiming stem, N(0, 0.02) matrices, PyTorch's projection, N(0, sqrt(4/kd)) taps."""
     encoder, _ = torch_models.ours(torch_models.small("hubert"))
-    encoder = encoder.clone(width=256, ffn_width=512, stem_width=256, layers=1)
+    encoder = encoder.clone(width=128, ffn_width=256, stem_width=128, layers=1)
     tree = jit(encoder.init)(jax.random.key(0), torch_models.noise(400))["params"]
     flat = traverse_util.flatten_dict(tree, sep="/")
     deviations = {
-        "stem_conv_1/kernel": (2 / (3 * 256)) ** 0.5,
-        "projection/kernel": (1 / 256) ** 0.5 / 3**0.5,
-        "pos_conv_0/direction": (4 / (128 * 256)) ** 0.5,
+        "stem_conv_1/kernel": (2 / (3 * 128)) ** 0.5,
+        "projection/kernel": (1 / 128) ** 0.5 / 3**0.5,
+        "pos_conv_0/direction": (4 / (128 * 128)) ** 0.5,
         "layer_0/attention/q_proj/kernel": 0.02,
         "layer_0/feed_forward/output_dense/kernel": 0.02,
     }
