@@ -345,7 +345,7 @@ def ended(study: kill.Study, name: str, phase: str) -> str:
     life = study.live(name, "cache")
     while not life.count(phase):
         assert life.process.poll() is None
-        time.sleep(0.001)
+        time.sleep(0.002)
     life.process.send_signal(signal.SIGTERM)
     errors = life.end()
     assert life.process.returncode == 75, errors

@@ -110,7 +110,7 @@ class Life:
             elif self.count(phase) >= wanted:
                 time.sleep(pause)
                 break
-            time.sleep(0.0005)
+            time.sleep(0.002)
 
     def members(self) -> list[psutil.Process]:
         """The processes of a job of several."""
