@@ -20,7 +20,7 @@ from tests import commands, runs
 from tests.faults import kill
 
 SHORT = {"steps": 6, "checkpoint.every": 2, "log_every": 2}
-AT_WORK = functools.partial(commands.start, pause=0.01)
+AT_WORK = functools.partial(commands.start, pause=0.02)
 ITERATION_2 = {"teacher.feature": "layer", "teacher.layer": 1}
 
 
@@ -355,7 +355,7 @@ def ended(study: kill.Study, name: str, phase: str) -> str:
 def test_music2vec_stopped_at_any_moment_ends_as_if_never_stopped(tmp_path):
     """One run, ended by SIGTERM, then killed in training, then killed while saving."""
     runs.write_clips(tmp_path / "data")
-    often = {"steps": 30, "checkpoint.every": 5, "log_every": 1}
+    often = {"steps": 24, "checkpoint.every": 4, "log_every": 1}
     study = kill.Study(runs.MUSIC2VEC, tmp_path, AT_WORK, often)
     said = ended(study, "run-4", "training")
     assert said.startswith("asked to end at step ")

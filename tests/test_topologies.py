@@ -17,7 +17,7 @@ from musicssl import checkpoint, sharding
 from musicssl import step as training
 from tests import commands, runs
 
-STEPS = 8
+STEPS = 12
 LEAVES = {
     "steps": STEPS,
     "log_every": 1,
@@ -92,7 +92,7 @@ def test_there_is_something_to_shard():
 
 def test_a_run_goes_on_where_there_are_other_devices(root, lines):
     """Two processes of two devices, one of eight, and two of two again, ended by SIGTERM."""
-    stages = [(several(root, "moved", SHARDED), 2, 1), (one(root, "moved"), 8, 3)]
+    stages = [(several(root, "moved", SHARDED), 2, 1), (one(root, "moved"), 8, 2)]
     before = 0
     for flags, devices, steps in stages:
         processes = launch(root, flags, devices, pause=0.4)
