@@ -51,7 +51,7 @@ def average_precision(labels: np.ndarray, outputs: np.ndarray) -> float:
 
 def accuracy(labels: np.ndarray, outputs: np.ndarray) -> float:
     """Share of items [i] whose label is the highest of the outputs [i, c]."""
-    return float(np.mean(outputs.argmax(-1) == labels))
+    return float(sklearn.metrics.accuracy_score(labels, outputs.argmax(-1)))
 
 
 def r2(labels: np.ndarray, outputs: np.ndarray) -> float:

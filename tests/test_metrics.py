@@ -40,11 +40,7 @@ def test_accuracy_r2_and_key_monitors() -> None:
     outputs = random.standard_normal((300, 24)).astype(np.float32)
     labels = np.where(random.random(300) < 0.4, outputs.argmax(1), random.integers(0, 24, 300))
     values = [
-        (
-            metrics.accuracy,
-            metrics.monitor_accuracy,
-            sklearn.metrics.accuracy_score(labels, outputs.argmax(1)),
-        ),
+        (metrics.accuracy, metrics.monitor_accuracy, np.mean(outputs.argmax(1) == labels)),
         (metrics.key_score, metrics.monitor_key, None),
     ]
     for score, monitor, wanted in values:

@@ -38,7 +38,7 @@ def root(tmp_path_factory) -> Path:
 def lines(root) -> dict[str, list[dict[str, float]]]:
     """What complete runs log, by topology."""
     found = {}
-    for name, leaves, devices in (("one", {}, 1), ("sharded", SHARDED, 8)):
+    for name, leaves, devices in (("one", {}, 1), ("eight", {}, 8), ("sharded", SHARDED, 8)):
         flags = one(root, name, leaves)[0]
         code, _, errors = commands.complete(flags, root / "cache", devices)
         assert code == 0, errors
@@ -81,6 +81,7 @@ def same(found: list[dict[str, float]], expected: list[dict[str, float]]) -> Non
 
 
 def test_losses_do_not_depend_on_the_devices(lines):
+    same(lines["eight"], lines["one"])
     same(lines["sharded"], lines["one"])
     losses = [line["loss"] for line in lines["one"]]
     assert min(abs(np.diff(losses))) > 1e-3  # the tolerance tells the steps apart
@@ -91,8 +92,8 @@ def test_there_is_something_to_shard():
 
 
 def test_a_run_goes_on_where_there_are_other_devices(root, lines):
-    """Two processes of two devices, one of eight, and two of two again, ended by SIGTERM."""
-    stages = [(several(root, "moved", SHARDED), 2, 1), (one(root, "moved"), 8, 2)]
+    """Two processes of four devices, one of two, and two of four again, ended by SIGTERM."""
+    stages = [(several(root, "moved", SHARDED), 4, 1), (one(root, "moved"), 2, 2)]
     before = 0
     for flags, devices, steps in stages:
         processes = launch(root, flags, devices, pause=0.4)
@@ -104,7 +105,7 @@ def test_a_run_goes_on_where_there_are_other_devices(root, lines):
         step = checkpoint.steps_on_disk(root / "moved")[-1]
         assert before + steps <= step < STEPS
         before = step
-    end(launch(root, several(root, "moved", SHARDED), 2))
+    end(launch(root, several(root, "moved", SHARDED), 4))
     same(runs.scalars(root / "moved"), lines["one"])
 
 
