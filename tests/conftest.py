@@ -20,9 +20,9 @@ os.environ["XLA_FLAGS"] = compiling.xla_flags()  # here and in the processes tha
 
 # Begun first, so that workers end together.
 LONGEST = (
-    *("test_main", "test_configs", "test_topologies", "test_musichubert", "test_probe"),
-    *("test_train", "test_step", "test_encoder", "test_export", "test_benchmark", "test_polyphony"),
-    *("test_architecture", "test_plan", "test_counts", "test_batches", "test_local"),
+    *("test_main", "test_topologies", "test_musichubert", "test_configs", "test_train"),
+    *("test_probe", "test_encoder", "test_polyphony", "test_counts", "test_baselines"),
+    *("test_local", "test_benchmark", "test_probe_grid", "test_step", "test_masking"),
 )
 
 
