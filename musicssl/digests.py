@@ -14,7 +14,6 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 NAME = "digests.json"
-SMALLEST_PART = 2**15  # bytes; a 64th of the base model's smallest matrix is more
 
 
 def of_file(path: Path) -> str:
@@ -67,13 +66,7 @@ class DocumentHandler(Digested, ocp.JsonCheckpointHandler):
 
 
 def handlers() -> ocp.handlers.CheckpointHandlerRegistry:
-    """Orbax's handlers of a checkpoint's two parts, `state` and `about`, with digests.
-
-    Of an array that several devices hold each writes a part, but not of a small one: to cut it
-    takes longer than to write it, and every shape is a program of its own.
-    """
-    arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=SMALLEST_PART)
-    ocp.type_handlers.register_type_handler(jax.Array, arrays, override=True)
+    """Orbax's handlers of a checkpoint's two parts, `state` and `about`, with digests."""
     registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
     state, about = StateHandler(), DocumentHandler()
     registry.add("state", ocp.args.StandardSave, state)

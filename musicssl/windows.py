@@ -40,25 +40,25 @@ class Rows(NamedTuple):
     end: np.ndarray
 
 
-def rows_in(cut: Windows, pool: int) -> np.ndarray:
+def rows_in(windows: Windows, pool: int) -> np.ndarray:
     """Feature rows of each window [w]; the last of a window may have half a pool of frames."""
-    of_window = frames(cut.samples)
+    of_window = frames(windows.samples)
     if pool == WHOLE:
         return np.ones_like(of_window)
     return np.maximum((of_window + pool // 2) // pool, 1)
 
 
-def rows(cut: Windows, pool: int, sample_rate: int) -> Rows:
+def rows(windows: Windows, pool: int, sample_rate: int) -> Rows:
     """The rows that `extract.extract` writes, in its order."""
-    count = rows_in(cut, pool)
+    count = rows_in(windows, pool)
     window = np.repeat(np.arange(len(count)), count)
     place = np.arange(len(window)) - np.repeat(np.cumsum(count) - count, count)
     hop = audio.STEM_HOP / sample_rate
-    offset = cut.start[window] / sample_rate
-    length = frames(cut.samples)[window]
+    offset = windows.start[window] / sample_rate
+    length = frames(windows.samples)[window]
     first = place * pool if pool else np.zeros_like(place)
     last = np.minimum(first + pool, length) if pool else length
-    return Rows(cut.record[window], offset + first * hop, offset + last * hop)
+    return Rows(windows.record[window], offset + first * hop, offset + last * hop)
 
 
 def frames(samples: np.ndarray) -> np.ndarray:

@@ -9,15 +9,12 @@ import ml_collections
 import numpy as np
 import pytest
 
-from musicssl import audio, checkpoint, data2vec, hubert, kmeans, masking, optim, step
+from musicssl import audio, checkpoint, hubert, kmeans, masking, optim, step
 
 # Fused, full-size arrays take half the time, which pays for it here; tests at large do without.
 FUSED = {"xla_backend_optimization_level": 1, "xla_cpu_use_fusion_emitters": True}
-# What enters a step by its masks, its learning rate and its targets alone.
-GIVEN = (
-    *("variant", "steps", "mask.", "data2vec.top_layers"),
-    *("teacher.feature", "teacher.ceps", "teacher.encoder"),
-)
+# What enters a step by its masks, its learning rate and its labels alone.
+GIVEN = ("variant", "steps", "mask.", "teacher.feature", "teacher.ceps", "teacher.encoder")
 
 
 def leaves(config: ml_collections.ConfigDict) -> dict[str, object]:
@@ -35,7 +32,7 @@ def some_state(
 ) -> step.TrainState:
     """A state after so many updates; the true initial values take longer to draw.
 
-    other: of a model that differs in some shapes: what fits is taken over.
+    other: of a model that differs in some shapes: what fits is taken over, its updates too.
     """
     shapes = step.state_shapes(config)
     most = max(x.size for x in jax.tree.leaves(shapes))
@@ -68,7 +65,7 @@ prepared = jax.jit(step.prepare, static_argnums=0)
 
 
 class Programs:
-    """The compiled step of a configuration: masks, learning rate and targets are arguments.
+    """The compiled step of a configuration: masks, learning rate and labels are arguments.
 
     Variants which differ in nothing else share a program.
     """
@@ -83,24 +80,23 @@ class Programs:
         state: step.TrainState,
         batch: masking.Batch,
         rate: jax.Array,
-        targets: jax.Array,
+        labels: jax.Array | None = None,
     ) -> tuple[step.TrainState, dict[str, float]]:
-        """One step towards data2vec's targets or HuBERT's labels; the state is consumed."""
+        """One step; the state is consumed."""
         own = {name: x for name, x in leaves(config).items() if not name.startswith(GIVEN)}
         key = json.dumps(own)
 
         def update(
-            state: step.TrainState, batch: masking.Batch, rate: jax.Array, targets: jax.Array
+            state: step.TrainState, batch: masking.Batch, rate: jax.Array, labels: jax.Array | None
         ) -> tuple:
             with self.monkeypatch.context() as patch:
                 patch.setattr(step, "prepare", lambda *_: batch)
                 patch.setattr(optim, "learning_rate", lambda _: lambda _: rate)
-                patch.setattr(data2vec, "targets", lambda *_: targets)
                 patch.setattr(hubert, "features", lambda *_: None)
-                patch.setattr(kmeans, "assign", lambda *_: targets)
+                patch.setattr(kmeans, "assign", lambda *_: labels)
                 return step.update(config, state, {"codebook": None}, None)
 
-        given = state, batch, rate, targets
+        given = state, batch, rate, labels
         if key not in self.compiled:
             lowered = jax.jit(update, donate_argnums=0).lower(*given)
             self.compiled[key] = lowered.compile(FUSED)

@@ -107,11 +107,11 @@ def read(exported) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_the_command_and_transformers_alone(exported, read):
+def test_the_command_and_transformers_alone(exported, read, run, hubert_run):
     assert (read.returncode, read.stderr) == (0, "")
     raw = np.load(exported / "clip.npy")[None]
-    for folder in (exported / "data2vec", exported / "hubert"):
-        loaded = pretrained.load_encoder(folder)
+    for folder, workdir in ((exported / "data2vec", run), (exported / "hubert", hubert_run)):
+        loaded = pretrained.load_encoder(workdir)
         given = audio.normalize(raw) if loaded.normalize else raw
         ours = jax.jit(loaded.encoder.apply)({"params": loaded.params}, given).hidden
         theirs = np.load(folder / "features.npy")

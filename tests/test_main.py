@@ -223,8 +223,7 @@ def test_iteration_2_trains_on_a_layer_of_iteration_1(root, command, hubert, tmp
     assert "codebook pass 6/6" in output and "step 6/6" in output
 
 
-def test_a_codebook_that_does_not_fit(root, refused, hubert, tmp_path):
-    """Without checkpoints, where the configuration is not looked at."""
+def test_a_damaged_codebook_is_told_and_left(root, refused, hubert, tmp_path):
     book = Path(shutil.copy(hubert / "codebook.npz", tmp_path))
     truncate(book)
     before = book.read_bytes()
@@ -355,7 +354,7 @@ def ended(study: kill.Study, name: str, phase: str) -> str:
 def test_music2vec_stopped_at_any_moment_ends_as_if_never_stopped(tmp_path):
     """One run, ended by SIGTERM, then killed in training, then killed while saving."""
     runs.write_clips(tmp_path / "data")
-    often = {"steps": 24, "checkpoint.every": 4, "log_every": 1}
+    often = {"steps": 32, "checkpoint.every": 4, "log_every": 1}
     study = kill.Study(runs.MUSIC2VEC, tmp_path, AT_WORK, often)
     said = ended(study, "run-4", "training")
     assert said.startswith("asked to end at step ")

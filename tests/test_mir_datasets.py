@@ -56,7 +56,7 @@ def records(builder: Any) -> dict[str, dict[str, Record]]:
 
 
 def shards(builder: Any) -> dict[str, bytes]:
-    """The records of all splits, in the order of a hash; the same records are the same bytes."""
+    """The bytes of each shard: the same for the same records, which are ordered by a hash."""
     return {path.name: path.read_bytes() for path in Path(builder.data_dir).glob("*.tfrecord*")}
 
 

@@ -156,7 +156,7 @@ def test_an_infinite_gradient_alone_is_enough(monkeypatch):
         return jnp.float32(1.0), sums, gradients
 
     monkeypatch.setattr(step, "accumulate", overflowed)
-    update = functools.partial(step.update, tiny.config())
+    update = functools.partial(step.update, tiny.config(SMALL))
     advance = jax.jit(update).lower(start(), {}, tiny.clips(tiny.config(SMALL))).compile(QUICK)
     after, metrics = advance(start(), {}, tiny.clips(tiny.config(SMALL)))
     assert float(metrics["loss"]) == 1 and float(metrics["nonfinite"]) == 1

@@ -66,17 +66,18 @@ def traced_once() -> Iterator[None]:
     steps: dict[str, Callable] = {}
     states: dict[str, training.TrainState] = {}
 
-    def same(tiny_config: ml_collections.ConfigDict) -> str:
+    def same(tiny_config: ml_collections.ConfigDict, mesh: Mesh) -> str:
         leaves = checkpoint.flat(tiny_config.to_dict()).items()
-        return str([leaf for leaf in leaves if not leaf[0].startswith(checkpoint.MAY_CHANGE)])
+        kept = [leaf for leaf in leaves if not leaf[0].startswith(checkpoint.MAY_CHANGE)]
+        return f"{kept} {mesh}"
 
     def step(tiny_config: ml_collections.ConfigDict, mesh: Mesh) -> Callable:
-        if (key := same(tiny_config)) not in steps:
+        if (key := same(tiny_config, mesh)) not in steps:
             steps[key] = make_step(tiny_config, mesh)
         return steps[key]
 
     def init(tiny_config: ml_collections.ConfigDict, mesh: Mesh) -> training.TrainState:
-        if (key := same(tiny_config)) not in states:
+        if (key := same(tiny_config, mesh)) not in states:
             states[key] = sharded_init(tiny_config, mesh)
         return jax.tree.map(jnp.copy, states[key])  # a run consumes it
 
