@@ -29,6 +29,7 @@ from data_pipelines import batches
 from data_pipelines.shards import SKIPPED, BuildError, ShardedBuilder
 from data_pipelines.workers import LOCAL_RUNNER
 
+SOURCE = "manual_dir.txt"  # beside the shards: the folder that they were built from
 _FULL = ("No space left on device", "Disk quota exceeded")
 
 
@@ -98,7 +99,15 @@ def _build(args: argparse.Namespace, beam_flags: Sequence[str]) -> None:
     beam_options = _beam_options(beam_flags) if beam_flags else {}
     builder = load_builder(name, args.config or config or None, args.data_dir)
     folder = builder.data_path
+    source = folder / SOURCE
+    given = str(Path(args.manual_dir).expanduser().resolve()) if args.manual_dir else ""
     if builder.is_prepared():
+        before = source.read_text() if source.exists() else given
+        if given and before != given:
+            raise BuildError(
+                f"{folder} was built from {before}: choose another --data_dir for {given}, or "
+                "remove it to build it again"
+            )
         records = builder.info.splits.total_num_examples
         print(f"{folder} is already built ({records} records); remove it to build it again")
         return
@@ -112,6 +121,7 @@ def _build(args: argparse.Namespace, beam_flags: Sequence[str]) -> None:
     download = tfds.download.DownloadConfig(manual_dir=args.manual_dir, **beam_options)
     with _full_disk_named(args.data_dir), contextlib.redirect_stdout(io.StringIO()):
         builder.download_and_prepare(download_config=download)
+    source.write_text(given)
     _write_index(folder)
     print(_summary(builder, time.monotonic() - start, "Beam" if beam_options else "processes"))
 

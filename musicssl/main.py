@@ -96,8 +96,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> NoReturn:
             distributed.check_shared(workdir / "config.json")
             batches = Batches(config, mesh)
             if config.probe.every or config.probe.at_end:
-                layers, rate = config.encoder.layers + 1, config.data.sample_rate
-                probe.check_settings(probe.of_training(config), layers, rate)
+                check_probes(config)
             checkpoints = checkpoint.Checkpoints(workdir, config, batches.counts())
             with goodput.lost("restore"):
                 state = train.initial_state(config, mesh, checkpoints)
@@ -130,6 +129,18 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> NoReturn:
     if complete and config.probe.at_end and jax.process_index() == 0:
         compare(config, workdir)
     sys.exit(0 if complete else train.EXIT_PREEMPTED)
+
+
+def check_probes(config: ml_collections.ConfigDict) -> None:
+    """Raises ValueError for probes of the run that could not be taken."""
+    try:
+        layers, rate = config.encoder.layers + 1, config.data.sample_rate
+        probe.check_settings(probe.of_training(config), layers, rate)
+    except (ValueError, OSError) as error:
+        raise ValueError(
+            f"{error} (for the run's own probes: --config.probe.every=0 "
+            "--config.probe.at_end=False goes without them)"
+        ) from error
 
 
 def label_source(

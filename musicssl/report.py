@@ -71,7 +71,7 @@ def markdown(held: dict) -> str:
     lines = [
         f"Encoder: {held['features']}. Probe: {probe}. Scores x 100; the layer "
         "and learning rate are chosen on validation; mean over seeds ± their standard deviation, "
-        "and the 95 % bootstrap interval over test items.",
+        "and the 95 % bootstrap interval over test items of the seed that did best on validation.",
         "",
         "| task | score | test | interval | layer | chance | published |",
         "|---|---|---|---|---|---|---|",
@@ -142,8 +142,8 @@ def unlike(task: dict, other: dict) -> str:
 def compare(folders: Sequence[Path], out: Path) -> str:
     """A table and a picture (bars) of several encoders' main scores; returns the table.
 
-    Scores are means over seeds, with the 95 % interval over test items and, from the second encoder
-    on, p of the paired test against the first.
+    Scores are means over seeds; the 95 % interval over test items and, from the second encoder on,
+    p of the paired test against the first are of the seed that did best on validation.
     """
     held = [load(folder) for folder in folders]
     names = [_short(one) for one in held]

@@ -23,6 +23,7 @@ CHOICES = {
     "checkpoint.on_damage": ("stop", "older"),
     "precision": ("float32", "bfloat16"),
 }
+DROPOUTS = ("dropout", "attention_dropout", "activation_dropout", "input_dropout", "layerdrop")
 AHEAD = 2  # steps dispatched before the host waits; it never reads a value of theirs
 
 Write = Callable[[int, dict[str, float]], None]
@@ -73,23 +74,14 @@ def check(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
     Raises:
       ValueError: naming the field and the remedy.
     """
+    leaves = flat(config.to_dict())
+    check_values(config, leaves)
     parts = config.accumulate
     if parts < 1 or config.batch_size % (parts * mesh.size):
         raise ValueError(
             f"batch_size is {config.batch_size}, which {mesh.size} devices times accumulate="
             f"{parts} do not divide: choose a multiple of {max(parts, 1) * mesh.size}"
         )
-    leaves = flat(config.to_dict())
-    for name, choices in CHOICES.items():
-        if leaves[name] not in choices:
-            raise ValueError(f"{name} is {leaves[name]!r}: use '{choices[0]}' or '{choices[1]}'")
-    positive = ("steps", "log_every", *(f"checkpoint.{x}" for x in ("every", "keep", "keep_every")))
-    counts = {name: leaves[name] for name in positive}
-    if config.probe.every < 0:
-        raise ValueError(f"probe.every is {config.probe.every}: use a number of steps, or 0")
-    for name, value in counts.items():
-        if value < 1:
-            raise ValueError(f"{name} is {value}: use 1 or more")
     width = config.encoder.width
     for name in ("heads", "pos_conv_groups"):
         value = config.encoder[name]
@@ -100,6 +92,31 @@ def check(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
     key = training.streams(config.seed, 0)["mask"]
     jax.eval_shape(lambda x: training.prepare(config, key, x), clips)  # masks that do not fit raise
     training.state_shapes(config)
+
+
+def check_values(config: ml_collections.ConfigDict, leaves: dict[str, object]) -> None:
+    """Raises ValueError for a leaf whose own value cannot be.
+
+    Args:
+      leaves: of the configuration, spelt as on the command line.
+    """
+    for name, choices in CHOICES.items():
+        if leaves[name] not in choices:
+            raise ValueError(f"{name} is {leaves[name]!r}: use '{choices[0]}' or '{choices[1]}'")
+    saves = (f"checkpoint.{x}" for x in ("every", "keep", "keep_every"))
+    for name in ("steps", "batch_size", "log_every", *saves):
+        if leaves[name] < 1:
+            raise ValueError(f"{name} is {leaves[name]}: use 1 or more")
+    if config.probe.every < 0:
+        raise ValueError(f"probe.every is {config.probe.every}: use a number of steps, or 0")
+    for name in DROPOUTS:
+        if not 0 <= config.encoder[name] < 1:
+            raise ValueError(f"encoder.{name} is {config.encoder[name]}: use 0 to below 1")
+    if not 0 < config.mask.probability <= 1:
+        raise ValueError(f"mask.probability is {config.mask.probability}: use above 0, up to 1")
+    if not 0 < config.optim.learning_rate < np.inf:
+        rate = config.optim.learning_rate
+        raise ValueError(f"optim.learning_rate is {rate}: use a number above 0")
 
 
 def train(

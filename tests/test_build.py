@@ -74,6 +74,8 @@ def test_built_is_left_alone(built, music, capsys):
     before = {path: path.stat().st_mtime_ns for path in data.rglob("*")}
     assert build.main(["music_folder", f"--data_dir={data}", f"--manual_dir={music}"]) == 0
     assert "is already built (3 records); remove it to build it again" in capsys.readouterr().out
+    other = refused(capsys, "music_folder", f"--data_dir={data}", f"--manual_dir={data}")
+    assert f"was built from {music}" in other and f"another --data_dir for {data}" in other
     assert {path: path.stat().st_mtime_ns for path in data.rglob("*")} == before
 
 
@@ -142,19 +144,23 @@ def test_every_builder_is_found_and_sharded(tmp_path):
 
 
 def stalled(*arguments: str) -> None:
-    """The command, which comes to no file's end."""
-    decode.load = lambda *_: time.sleep(60)
+    """The command, which says when it decodes, and comes to no file's end."""
+
+    def load(*_: object) -> None:
+        os.write(1, b"decoding\n")
+        time.sleep(60)
+
+    decode.load = load
     commands.module("data_pipelines.build", *arguments)
 
 
 def test_stopped_build_leaves_nothing_and_the_next_one_succeeds(music, tmp_path):
-    """SIGTERM as soon as the data set's folder is there, in a process of its own."""
+    """SIGTERM while a file is decoded, in a process of its own."""
     command = ["music_folder", f"--data_dir={tmp_path}", f"--manual_dir={music}", "--workers=1"]
     process = commands.Process(stalled, *command)
-    folder, deadline = tmp_path / "music_folder/16khz", time.monotonic() + 300
-    while not list(folder.glob("incomplete.*")):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
+    folder = tmp_path / "music_folder/16khz"
+    assert process.stdout.readline() == "decoding\n"
+    assert len(list(folder.glob("incomplete.*"))) == 1
     process.send_signal(signal.SIGTERM)
     process.communicate()
     assert process.returncode == 128 + signal.SIGTERM

@@ -132,7 +132,7 @@ def test_wrong_flags(refused, arguments, message):
         ({"data.crop_frames": 400}, "lower data.crop_frames to "),
         ({"data.sample_rate": 24_000}, "data.sample_rate is 24000 Hz and"),
         ({"precision": "float99"}, "precision is 'float99'"),
-        ({"probe.every": 5, "probe.tasks": "gtzan_beat"}, "data_pipelines.build gtzan "),
+        ({"probe.every": 5, "probe.tasks": "gtzan_beat"}, "(for the run's own probes: --config"),
     ],
 )
 def test_what_does_not_fit(root, refused, tmp_path, leaves, message):

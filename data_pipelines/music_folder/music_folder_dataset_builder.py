@@ -50,7 +50,9 @@ class Builder(ShardedBuilder):
         try:
             folder = epath.Path(dl_manager.manual_dir)
         except AssertionError as error:  # how TFDS says that the folder is not there or empty
-            raise BuildError("music_folder needs --manual_dir=DIR, a folder of music") from error
+            raise BuildError(
+                "music_folder needs --manual_dir=DIR, a folder with music in it"
+            ) from error
         try:
             found = tree.walk(folder)
         except OSError as error:
