@@ -1,5 +1,6 @@
 """Full-size models that take optimizer steps on a CPU, where compiling a step takes longest."""
 
+import functools
 import json
 from collections.abc import Callable
 
@@ -9,12 +10,17 @@ import ml_collections
 import numpy as np
 import pytest
 
-from musicssl import audio, checkpoint, hubert, kmeans, masking, optim, step
+from musicssl import audio, checkpoint, data2vec, hubert, kmeans, masking, optim, step
+from musicssl.encoder import Encoder
 
 # Fused, full-size arrays take half the time, which pays for it here; tests at large do without.
 FUSED = {"xla_backend_optimization_level": 1, "xla_cpu_use_fusion_emitters": True}
-# What enters a step by its masks, its learning rate and its labels alone.
-GIVEN = ("variant", "steps", "mask.", "teacher.feature", "teacher.ceps", "teacher.encoder")
+# What enters a step by its masks, its learning rate and what its teacher says alone.
+GIVEN = (
+    *("variant", "steps", "mask.", "data2vec.top_layers"),
+    *("teacher.feature", "teacher.ceps", "teacher.encoder"),
+)
+TOPS = (8, 12)  # blocks whose outputs are data2vec's targets
 
 
 def leaves(config: ml_collections.ConfigDict) -> dict[str, object]:
@@ -64,8 +70,23 @@ def masked_clip(config: ml_collections.ConfigDict, seed: int) -> masking.Batch:
 prepared = jax.jit(step.prepare, static_argnums=0)
 
 
+def targets_of(
+    top: jax.Array, encoder: Encoder, config: ml_collections.ConfigDict, *given: object
+) -> jax.Array:
+    """data2vec's targets of as many blocks as `top` says; the teacher runs once for both."""
+    found = []
+    for blocks in TOPS:
+        own = config.copy_and_resolve_references()
+        own.data2vec.top_layers = blocks
+        found.append(TARGETS(encoder, own, *given))
+    return jnp.where(top == TOPS[0], *found)
+
+
+TARGETS = data2vec.targets
+
+
 class Programs:
-    """The compiled step of a configuration: masks, learning rate and labels are arguments.
+    """The compiled step of a configuration, with arguments for all that is GIVEN.
 
     Variants which differ in nothing else share a program.
     """
@@ -80,23 +101,27 @@ class Programs:
         state: step.TrainState,
         batch: masking.Batch,
         rate: jax.Array,
-        labels: jax.Array | None = None,
+        said: jax.Array,
     ) -> tuple[step.TrainState, dict[str, float]]:
-        """One step; the state is consumed."""
+        """One step; the state is consumed.
+
+        said: by the teacher: HuBERT's labels, or how many blocks data2vec averages.
+        """
         own = {name: x for name, x in leaves(config).items() if not name.startswith(GIVEN)}
         key = json.dumps(own)
 
         def update(
-            state: step.TrainState, batch: masking.Batch, rate: jax.Array, labels: jax.Array | None
+            state: step.TrainState, batch: masking.Batch, rate: jax.Array, said: jax.Array
         ) -> tuple:
             with self.monkeypatch.context() as patch:
                 patch.setattr(step, "prepare", lambda *_: batch)
                 patch.setattr(optim, "learning_rate", lambda _: lambda _: rate)
+                patch.setattr(data2vec, "targets", functools.partial(targets_of, said))
                 patch.setattr(hubert, "features", lambda *_: None)
-                patch.setattr(kmeans, "assign", lambda *_: labels)
+                patch.setattr(kmeans, "assign", lambda *_: said)
                 return step.update(config, state, {"codebook": None}, None)
 
-        given = state, batch, rate, labels
+        given = state, batch, rate, said
         if key not in self.compiled:
             lowered = jax.jit(update, donate_argnums=0).lower(*given)
             self.compiled[key] = lowered.compile(FUSED)
