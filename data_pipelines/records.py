@@ -139,10 +139,9 @@ def require(name: str, data_dir: str | os.PathLike) -> epath.Path:
     """
     directory = find(name, data_dir)
     if directory is None:
-        folder = " --manual_dir=FOLDER" if name.split("/")[0] == "music_folder" else ""
         raise FileNotFoundError(
             f"{epath.Path(data_dir) / name} holds no built data set: run "
-            f"python -m data_pipelines.build {name} --data_dir={data_dir}{folder}"
+            f"python -m data_pipelines.build {name} --data_dir={data_dir} [--manual_dir=FOLDER]"
         )
     return directory
 

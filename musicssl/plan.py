@@ -196,8 +196,8 @@ def largest_batch(
     Bytes grow with the clips nearly in proportion, from `fixed` ones, so the next guess is where
     the last two reach the limit; where that has not halved what is open, it is the middle. A
     compiler may stay below the limit for long, as it recomputes more and more: once two guesses of
-    where the limit is were accepted, each step up is twice the one before. Where nothing fits, the
-    smallest refused is `unit`.
+    where the limit is were accepted, and a step of one, each step up is twice the one before. Where
+    nothing fits, the smallest refused is `unit`.
     """
     tried: list[Attempt] = []
     accepted, refused, guess, surpassed = 0, None, first, 0
@@ -210,7 +210,7 @@ def largest_batch(
         if refused is None:
             near = guess is not None and guess <= 4 * accepted
             guess = max(accepted + 1, min(guess or 2 * accepted, 4 * accepted))
-            if surpassed > 1:
+            if surpassed > 2 or (surpassed > 1 and accepted - before[0] > 1):
                 guess = max(guess, accepted + 2 * (accepted - before[0]))
             surpassed += near
         else:

@@ -23,7 +23,10 @@ CHOICES = {
     "checkpoint.on_damage": ("stop", "older"),
     "precision": ("float32", "bfloat16"),
 }
-DROPOUTS = ("dropout", "attention_dropout", "activation_dropout", "input_dropout", "layerdrop")
+DROPOUTS = (
+    *("encoder.dropout", "encoder.attention_dropout", "encoder.activation_dropout"),
+    *("encoder.input_dropout", "encoder.layerdrop"),
+)
 AHEAD = 2  # steps dispatched before the host waits; it never reads a value of theirs
 
 Write = Callable[[int, dict[str, float]], None]
@@ -74,8 +77,7 @@ def check(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
     Raises:
       ValueError: naming the field and the remedy.
     """
-    leaves = flat(config.to_dict())
-    check_values(config, leaves)
+    check_values(flat(config.to_dict()))
     parts = config.accumulate
     if parts < 1 or config.batch_size % (parts * mesh.size):
         raise ValueError(
@@ -94,12 +96,8 @@ def check(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
     training.state_shapes(config)
 
 
-def check_values(config: ml_collections.ConfigDict, leaves: dict[str, object]) -> None:
-    """Raises ValueError for a leaf whose own value cannot be.
-
-    Args:
-      leaves: of the configuration, spelt as on the command line.
-    """
+def check_values(leaves: dict[str, object]) -> None:
+    """Raises ValueError for a leaf, spelt as on the command line, whose own value cannot be."""
     for name, choices in CHOICES.items():
         if leaves[name] not in choices:
             raise ValueError(f"{name} is {leaves[name]!r}: use '{choices[0]}' or '{choices[1]}'")
@@ -107,15 +105,15 @@ def check_values(config: ml_collections.ConfigDict, leaves: dict[str, object]) -
     for name in ("steps", "batch_size", "log_every", *saves):
         if leaves[name] < 1:
             raise ValueError(f"{name} is {leaves[name]}: use 1 or more")
-    if config.probe.every < 0:
-        raise ValueError(f"probe.every is {config.probe.every}: use a number of steps, or 0")
+    if leaves["probe.every"] < 0:
+        raise ValueError(f"probe.every is {leaves['probe.every']}: use a number of steps, or 0")
     for name in DROPOUTS:
-        if not 0 <= config.encoder[name] < 1:
-            raise ValueError(f"encoder.{name} is {config.encoder[name]}: use 0 to below 1")
-    if not 0 < config.mask.probability <= 1:
-        raise ValueError(f"mask.probability is {config.mask.probability}: use above 0, up to 1")
-    if not 0 < config.optim.learning_rate < np.inf:
-        rate = config.optim.learning_rate
+        if not 0 <= leaves[name] < 1:
+            raise ValueError(f"{name} is {leaves[name]}: use 0 to below 1")
+    if not 0 < leaves["mask.probability"] <= 1:
+        raise ValueError(f"mask.probability is {leaves['mask.probability']}: use above 0, up to 1")
+    if not 0 < leaves["optim.learning_rate"] < np.inf:
+        rate = leaves["optim.learning_rate"]
         raise ValueError(f"optim.learning_rate is {rate}: use a number above 0")
 
 

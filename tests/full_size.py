@@ -21,6 +21,7 @@ GIVEN = (
     *("teacher.feature", "teacher.ceps", "teacher.encoder"),
 )
 TOPS = (8, 12)  # blocks whose outputs are data2vec's targets
+TARGETS = data2vec.targets
 
 
 def leaves(config: ml_collections.ConfigDict) -> dict[str, object]:
@@ -80,9 +81,6 @@ def targets_of(
         own.data2vec.top_layers = blocks
         found.append(TARGETS(encoder, own, *given))
     return jnp.where(top == TOPS[0], *found)
-
-
-TARGETS = data2vec.targets
 
 
 class Programs:

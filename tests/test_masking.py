@@ -154,7 +154,7 @@ def test_covered_frames_is_the_mean_over_all_choices_of_starts(frames, span, spa
 )
 def test_expected_count_is_the_mean_of_many_draws(frames, probability, span, least):
     rule = {"probability": probability, "span": span, "min_spans": least}
-    counts = masks(400, frames, **rule).sum(1)
+    counts = masks(1000, frames, **rule).sum(1)
     exact = masking.expected_count(frames, **rule)
     assert abs(counts.mean() - exact) < 4 * counts.std() / np.sqrt(len(counts))
 
@@ -162,7 +162,7 @@ def test_expected_count_is_the_mean_of_many_draws(frames, probability, span, lea
 @pytest.mark.parametrize("frames, group", [(1496, 7), (256, 47), (128, 8)])
 def test_room_for_equal_counts_practically_never_binds(frames, group):
     """All clips of a group must exceed it at once: bound that by one clip's chance."""
-    counts = masks(300, frames).sum(1)
+    counts = masks(600, frames).sum(1)
     room = masking.mask_capacity(frames, probability=0.65, span=10, min_spans=1, equal_counts=group)
     assert room < counts.max()  # smaller than what whole spans need
     assert np.mean(counts > room) ** group < 1e-4

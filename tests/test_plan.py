@@ -36,13 +36,13 @@ def compiler(limit: int, bytes_of, tells: bool = True):
     "bytes_of, attempts",
     [
         (lambda n: 2 * GIB + n * GIB // 9, 4),
-        (lambda n: 2 * GIB + n * GIB // 2000, 10),
+        (lambda n: 2 * GIB + n * GIB // 2000, 9),
         (lambda n: 15 * GIB + n * GIB // 9, 5),
         (lambda n: 2 * GIB + n // 8 * 8 * GIB // 4, 8),  # in steps
         # a compiler that recomputes more, the nearer the limit
         (lambda n: int(2 * GIB + min(n, 50) * GIB / 4 + max(0, n - 50) * GIB / 90), 8),
         # as v5e's does with a base step, as far as was seen
-        (lambda n: int(GIB * (min(2 + n / 4, 14.7 + n % 5 / 20) if n < 90 else n)), 12),
+        (lambda n: int(GIB * (min(2 + n / 4, 14.7 + n % 5 / 20) if n < 90 else n)), 15),
     ],
 )
 def test_the_largest_batch_is_accepted_and_the_next_refused(bytes_of, attempts, tells, unit):

@@ -271,7 +271,7 @@ def test_what_is_not_built_is_named_with_the_command(tmp_path):
             records.open_dataset(name, tmp_path, "train")
         assert str(caught.value) == (
             f"{tmp_path}/{name} holds no built data set: run "
-            f"python -m data_pipelines.build {name} --data_dir={tmp_path}"
+            f"python -m data_pipelines.build {name} --data_dir={tmp_path} [--manual_dir=FOLDER]"
         )
 
 
