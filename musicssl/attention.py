@@ -25,6 +25,11 @@ def attention(
     q: jax.Array, k: jax.Array, v: jax.Array, key: jax.Array | None, dropout: float
 ) -> jax.Array:
     """[b, t, h, d] each -> [b, t, h, d], with dropout of the weights where there is a key."""
+    if sharding.platform() == "gpu":
+        from musicssl import attention_gpu
+
+        if attention_gpu.fits(q):
+            return on_gpu(q, k, v, key, dropout)
     if key is None:
         return jax.nn.dot_product_attention(q, k, v)
     if sharding.platform() == "tpu" and q.shape[1] >= KERNEL:
@@ -37,6 +42,20 @@ def attention(
     if q.shape[1] < LONG:
         return attend(q, k, v, key, dropout)
     return attend_long(q, k, v, key, dropout)
+
+
+def on_gpu(
+    q: jax.Array, k: jax.Array, v: jax.Array, key: jax.Array | None, dropout: float
+) -> jax.Array:
+    """cuDNN's fused attention; with dropout our own, whose masks are a function of the key."""
+    from musicssl import attention_gpu
+
+    if key is None:
+        fused = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
+        return sharding.by_clip(lambda x: fused(*x), (q, k, v))
+    words = jnp.stack(salts(key, (q.shape[0], q.shape[2])), axis=-1)  # [b, h, 2]
+    attend_rows = functools.partial(attention_gpu.attend, rate=dropout, interpret=False)
+    return sharding.by_clip(lambda x: attend_rows(*x), (q, k, v, words))
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, key: jax.Array, dropout: float) -> jax.Array:

@@ -26,7 +26,8 @@ def grouped_conv(x: jax.Array, weight: jax.Array, groups: int) -> jax.Array:
     """
     plain = functools.partial(convolve, groups=groups)
     dense = functools.partial(convolve_packed, groups=groups)
-    return jax.lax.platform_dependent(x, weight, tpu=dense, default=plain)
+    apart = functools.partial(convolve_apart, groups=groups)
+    return jax.lax.platform_dependent(x, weight, tpu=dense, cuda=apart, default=plain)
 
 
 def convolve(x: jax.Array, weight: jax.Array, groups: int) -> jax.Array:
@@ -55,7 +56,8 @@ def forward(x: jax.Array, weight: jax.Array, groups: int) -> tuple[jax.Array, tu
 def backward(groups: int, saved: tuple, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
     plain = functools.partial(gradients, groups=groups)
     dense = functools.partial(gradients_packed, groups=groups)
-    return jax.lax.platform_dependent(*saved, dy, tpu=dense, default=plain)
+    apart = functools.partial(gradients_apart, groups=groups)
+    return jax.lax.platform_dependent(*saved, dy, tpu=dense, cuda=apart, default=plain)
 
 
 grouped_conv.defvjp(forward, backward)
@@ -64,11 +66,13 @@ grouped_conv.defvjp(forward, backward)
 def gradients(
     x: jax.Array, weight: jax.Array, dy: jax.Array, groups: int
 ) -> tuple[jax.Array, jax.Array]:
-    """XLA's for the input; for the weights each group's as one dense convolution.
-
-    There x's channels are its batch, and clips its features.
-    """
+    """XLA's for the input, `weight_gradient` for the weights."""
     dx = jax.vjp(lambda x: convolve(x, weight, groups), x)[1](dy)[0]
+    return dx, weight_gradient(x, weight, dy, groups)
+
+
+def weight_gradient(x: jax.Array, weight: jax.Array, dy: jax.Array, groups: int) -> jax.Array:
+    """Each group's as one dense convolution; there x's channels are its batch, clips its features."""
     by_group = [
         jax.lax.conv_general_dilated(
             xg,
@@ -79,7 +83,47 @@ def gradients(
         ).swapaxes(0, 1)  # [d / groups, k, d / groups] -> [k, d / groups, d / groups]
         for xg, dg in zip(jnp.split(x, groups, -1), jnp.split(dy, groups, -1), strict=True)
     ]
-    return dx, jnp.concatenate(by_group, axis=-1)  # [k, d / groups, d]
+    return jnp.concatenate(by_group, axis=-1)  # [k, d / groups, d]
+
+
+FOLD = 4  # frames that a GPU has side by side
+
+
+def convolve_apart(x: jax.Array, weight: jax.Array, groups: int) -> jax.Array:
+    """`convolve` as one dense convolution for each group, over frames folded into channels."""
+    return apart(x, weight, groups, padding(weight.shape[0]))
+
+
+def gradients_apart(
+    x: jax.Array, weight: jax.Array, dy: jax.Array, groups: int
+) -> tuple[jax.Array, jax.Array]:
+    """`gradients` with a dense convolution for each group."""
+    before, after = (weight.shape[0] - 1 - n for n in padding(weight.shape[0]))
+    dx = apart(dy, turned(weight, groups), groups, (before, after))
+    return dx, weight_gradient(x, weight, dy, groups)
+
+
+def apart(x: jax.Array, weight: jax.Array, groups: int, pad: tuple[int, int]) -> jax.Array:
+    """[b, t, d] -> [b, t, d]; FOLD frames of a group are the channels of one."""
+    b, t, d = x.shape
+    k, c, _ = weight.shape
+    steps = -(-t // FOLD)
+    taps = -(-(k + FOLD - 1) // FOLD)
+    x = jnp.pad(x, ((0, 0), (pad[0], (steps + taps - 1) * FOLD - t - pad[0]), (0, 0)))
+    results = []
+    for xg, wg in zip(jnp.split(x, groups, -1), jnp.split(weight, groups, -1), strict=True):
+        # tap i of output frame r sees input frame r + i
+        shifted = [jnp.pad(wg, ((r, taps * FOLD - k - r), (0, 0), (0, 0))) for r in range(FOLD)]
+        wide = jnp.stack(shifted, axis=2).reshape(taps, FOLD * c, FOLD * c)
+        y = jax.lax.conv_general_dilated(
+            xg.reshape(b, -1, FOLD * c),
+            wide,
+            window_strides=(1,),
+            padding="VALID",
+            dimension_numbers=("NWC", "WIO", "NWC"),
+        )  # [b, steps, FOLD * c]
+        results.append(y.reshape(b, steps * FOLD, c)[:, :t])
+    return jnp.concatenate(results, axis=-1)
 
 
 def convolve_packed(x: jax.Array, weight: jax.Array, groups: int) -> jax.Array:

@@ -8,6 +8,7 @@ strided convolution of 8 clips of 30 s takes 38 million cycles forward and backw
 (libtpu 0.0.42's estimates, v5e).
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -22,6 +23,7 @@ KERNELS = (10, 3, 3, 3, 3, 2, 2)  # receptive field 400 samples
 STRIDES = (5, 2, 2, 2, 2, 2, 2)  # hop 320 samples
 TIME, CHANNELS = 1, 2  # axes that a norm standardises over
 ROWS = 32  # pieces that a device should have
+INTERPRET = False
 SHORTEST = 16  # frames of a piece: neighbours share 80 samples
 
 
@@ -39,6 +41,11 @@ def stem(audio: jax.Array, layers: list[Layer], axis: int) -> jax.Array:
     """Audio [b, n] in the compute type -> features [b, t, c]; norms standardise over `axis`."""
     if sharding.platform() == "tpu":
         return in_pieces(audio, layers, axis)
+    if sharding.platform() == "gpu":
+        from musicssl import first_layer
+
+        if first_layer.fits(layers[0].kernel, audio.dtype):
+            return onward(first_on_gpu(audio, layers[0], axis), layers, axis, 1)
     return onward(audio[..., None], layers, axis, 0)
 
 
@@ -81,6 +88,42 @@ def in_pieces(audio: jax.Array, layers: list[Layer], axis: int) -> jax.Array:
         x = gelu(x)
     x = onward(x, layers, axis, 1)  # [b * pieces, t / pieces, c]
     return x.reshape(clips, frames, x.shape[-1])
+
+
+def first_on_gpu(audio: jax.Array, layer: Layer, axis: int) -> jax.Array:
+    """The first layer with its norm and GELU: [b, n] -> [b, t, c]."""
+    from musicssl import first_layer
+
+    clips, taps = audio.shape[0], layer.kernel.shape[0]
+    windows = first_norm.windows(audio, taps).swapaxes(1, 2).astype(audio.dtype)  # [b, t, k]
+    frames = windows.shape[1]
+    with jax.named_scope("stem_0"):
+        if axis == TIME:  # where a bias makes no difference
+            kernel = layer.kernel.astype(audio.dtype)
+            mean, inverse = first_norm.over_time(audio, kernel)  # [b, 1, c]
+            scale = (inverse * layer.scale)[:, 0]  # [b, c]
+            offset = layer.offset - mean[:, 0] * scale
+            rows = [kernel[:, 0].astype(jnp.float32)]
+            by_frame = jnp.ones((clips, frames))
+        else:
+            kernel = (layer.kernel - layer.kernel.mean(axis=-1, keepdims=True)).astype(audio.dtype)
+            rows = [kernel[:, 0].astype(jnp.float32)]
+            shift = None
+            if layer.bias is not None:
+                shift = layer.bias - layer.bias.mean()
+                windows = jnp.concatenate([windows, jnp.ones_like(windows[..., :1])], axis=-1)
+                rows.append(shift[None])
+            by_frame = first_norm.over_channels(audio, kernel, shift)[..., 0]  # [b, t]
+            scale, offset = (
+                jnp.broadcast_to(x, (clips, len(x))) for x in (layer.scale, layer.offset)
+            )
+        kernel = jnp.concatenate(rows)  # [k, c]
+        kernel = jnp.pad(kernel, ((0, first_layer.TAPS - len(kernel)), (0, 0)))
+        windows = jnp.pad(windows, ((0, 0), (0, 0), (0, first_layer.TAPS - windows.shape[-1])))
+        kernels = jnp.broadcast_to(kernel, (clips, *kernel.shape))
+        function = functools.partial(first_layer.layer, varies=axis != TIME, interpret=INTERPRET)
+        arrays = windows, kernels, by_frame, scale, offset
+        return sharding.by_clip(lambda x: function(*x), arrays)
 
 
 def pieces_of(frames: int, clips: int) -> int:
