@@ -36,9 +36,8 @@ class Blocks(NamedTuple):
 
 
 FORWARD = Blocks(128, 64, 4, 3)
-QUERIES = Blocks(64, 64, 4, 3)
+QUERIES = Blocks(128, 32, 4, 3)
 KEYS = Blocks(64, 64, 4, 3)
-MODE = "cheap"
 
 
 def fits(q: jax.Array) -> bool:
@@ -309,27 +308,11 @@ def _kept(
 
     turned: the block's rows are keys, its columns queries.
     """
-    if MODE == "none":
-        return jnp.full(shape, True)
     salt, second = salts[0], salts[1]
-    golden = jnp.uint32(dropout.GOLDEN)
     rows, columns = (jnp.arange(n).astype(jnp.uint32) for n in shape)
     if turned:
         rows, columns = columns, rows
-    query, key = query.astype(jnp.uint32), key.astype(jnp.uint32)
-    if MODE == "cheap":
-        by_query = dropout.mixed((rows + query) * golden ^ salt, second)
-        by_key = dropout.mixed((columns + key) * golden ^ second, salt)
-    else:
-        by_query = (rows + query) * jnp.uint32(frames * dropout.GOLDEN % 2**32)
-        by_key = (columns + key) * golden
-    by_query, by_key = (
-        (by_query[None], by_key[:, None]) if turned else (by_query[:, None], by_key[None])
-    )
-    by_query, by_key = jnp.broadcast_to(by_query, shape), jnp.broadcast_to(by_key, shape)
-    if MODE == "cheap":
-        x = (by_query ^ by_key) * jnp.uint32(dropout.FIRST)
-        x = (x ^ dropout.shifted(x, 15)) * jnp.uint32(dropout.SECOND)
-        return x >= jnp.uint32(rate * 2**32)
-    place = by_query + by_key
+    by_query = (rows + query.astype(jnp.uint32)) * jnp.uint32(frames * dropout.GOLDEN % 2**32)
+    by_key = (columns + key.astype(jnp.uint32)) * jnp.uint32(dropout.GOLDEN)
+    place = by_key[:, None] + by_query[None] if turned else by_query[:, None] + by_key[None]
     return dropout.mixed(place ^ salt, second) >= jnp.uint32(rate * 2**32)

@@ -86,7 +86,7 @@ def weight_gradient(x: jax.Array, weight: jax.Array, dy: jax.Array, groups: int)
     return jnp.concatenate(by_group, axis=-1)  # [k, d / groups, d]
 
 
-FOLD = 4  # frames that a GPU has side by side
+FOLD = 8  # frames that a GPU has side by side
 
 
 def convolve_apart(x: jax.Array, weight: jax.Array, groups: int) -> jax.Array:
