@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
-from musicssl import checkpoint, flops
+from musicssl.runtime import checkpoint
+from musicssl.training import flops
 
 CHIP_SECONDS = 120  # of audio on a chip at a time: 4 clips of 30 s or 16 of 5 s fit 16 GB
 # Leaves that do not change what is compiled, or too little to compile it again.

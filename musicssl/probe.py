@@ -23,20 +23,11 @@ from absl import app, flags, logging
 from jax.sharding import Mesh
 from ml_collections import config_flags
 
-from musicssl import (
-    checkpoint,
-    distributed,
-    evaluate,
-    extract,
-    labels,
-    programs,
-    report,
-    sharding,
-    tasks,
-    windows,
-)
-from musicssl import step as training
-from musicssl.baselines import BASELINES
+from musicssl.features import extract, windows
+from musicssl.features.baselines import BASELINES
+from musicssl.probing import evaluate, labels, report, tasks
+from musicssl.runtime import checkpoint, compile_cache, distributed, sharding
+from musicssl.training import step as training
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow only reads data here
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
@@ -60,7 +51,7 @@ def main(argv: list[str]) -> None:
         if len(argv) > 1:
             refuse(f"unexpected arguments {argv[1:]}: options are spelt --name=value")
         distributed.start()
-        programs.keep()
+        compile_cache.keep()
         with distributed.together():
             print(run(config), flush=True)
     except (ValueError, OSError) as error:

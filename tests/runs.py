@@ -13,7 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from musicssl import checkpoint
+from musicssl.runtime import checkpoint
 from tests import record_files
 
 ROOT = Path(__file__).parent.parent

@@ -12,9 +12,10 @@ import ml_collections
 import numpy as np
 import pytest
 
-from musicssl import checkpoint, optim, sharding
-from musicssl.checkpoint import Checkpoints
-from musicssl.step import TrainState
+from musicssl.runtime import checkpoint, sharding
+from musicssl.runtime.checkpoint import Checkpoints
+from musicssl.training import optim
+from musicssl.training.step import TrainState
 from tests import tiny
 
 EVERY = {"steps": 11, "checkpoint.every": 2, "checkpoint.keep": 2, "checkpoint.keep_every": 4}

@@ -12,8 +12,12 @@ import pytest
 import torch
 
 from configs import music2vec
-from musicssl import audio, checkpoint, data2vec, export, huggingface, pretrained, report
-from musicssl.step import TrainState
+from musicssl import audio, export
+from musicssl.exchange import huggingface, pretrained
+from musicssl.objectives import data2vec
+from musicssl.probing import report
+from musicssl.runtime import checkpoint
+from musicssl.training.step import TrainState
 from tests import commands, test_fairseq, torch_models
 
 STEPS = (100, 300)

@@ -13,9 +13,12 @@ import torch
 from flax import traverse_util
 
 from configs import musichubert
-from musicssl import codebook, hubert, kmeans, pretrained, sharding, state_dict, step
-from musicssl.encoder import Encoder
-from musicssl.masking import Batch, SpanMask
+from musicssl.exchange import pretrained, state_dict
+from musicssl.model.encoder import Encoder
+from musicssl.objectives import codebook, hubert, kmeans
+from musicssl.objectives.masking import Batch, SpanMask
+from musicssl.runtime import sharding
+from musicssl.training import step
 from tests import torch_models
 
 CLUSTERS, FINAL, PENALTY, STEM_SHARE = 11, 16, 10.0, 0.1

@@ -24,7 +24,8 @@ from transformers import (
     Wav2Vec2ForSequenceClassification,
 )
 
-from musicssl import audio, huggingface, model_config, state_dict
+from musicssl import audio
+from musicssl.exchange import huggingface, model_config, state_dict
 from tests import torch_models
 
 MASKING = model_config.Masking(0.65, 10, 1)

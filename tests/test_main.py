@@ -15,7 +15,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.util.tensor_util import make_ndarray
 
 from data_pipelines import batches
-from musicssl import audio, checkpoint, digests
+from musicssl import audio
+from musicssl.runtime import checkpoint, digests
 from tests import commands, runs
 from tests.faults import kill
 
@@ -319,7 +320,8 @@ def measured(line: dict[str, float]) -> dict[str, float]:
 def test_the_second_iteration_is_told_what_the_first_was(root, tmp_path, monkeypatch):
     """`go_on`, with what it would become written down instead."""
     from configs import musichubert
-    from musicssl import distributed, main
+    from musicssl import main
+    from musicssl.runtime import distributed
 
     config = musichubert.get_config("demo")
     leaves = {"data.data_dir": "my data", "data.normalize": True, "mesh.fsdp": 1}

@@ -10,7 +10,11 @@ import numpy as np
 import pytest
 
 from configs import musichubert
-from musicssl import audio, codebook, hubert, kmeans, optim, sharding, state_dict, step
+from musicssl import audio
+from musicssl.exchange import state_dict
+from musicssl.objectives import codebook, hubert, kmeans
+from musicssl.runtime import sharding
+from musicssl.training import optim, step
 from tests import full_size, torch_models
 
 FULL_SIZE = ("k500", "k500_mfcc60", "k2000_iter1", "k2000_iter2")

@@ -14,8 +14,8 @@ import pytest
 from jax.experimental import multihost_utils
 from jax.sharding import PartitionSpec as P
 
-from musicssl import checkpoint, sharding
-from musicssl import step as training
+from musicssl.runtime import checkpoint, sharding
+from musicssl.training import step as training
 from tests import commands, runs
 
 STEPS = 12

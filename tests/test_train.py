@@ -17,8 +17,11 @@ import pytest
 from jax.sharding import Mesh
 
 from configs import musichubert
-from musicssl import audio, checkpoint, data2vec, sharding, train
-from musicssl import step as training
+from musicssl import audio
+from musicssl.objectives import data2vec
+from musicssl.runtime import checkpoint, sharding
+from musicssl.training import loop
+from musicssl.training import step as training
 from tests import runs, tiny
 
 STEPS = 14
@@ -112,7 +115,7 @@ class Session:
         self.mesh = sharding.make_mesh(devices=jax.devices()[:1])
         self.rows: list[tuple[int, dict[str, float]]] = []
         self.frozen: dict = {}
-        self.preemption: train.Preemption | None = None
+        self.preemption: loop.Preemption | None = None
 
     def batch(self, step: int) -> np.ndarray:
         return clips(self.config, step)
@@ -134,12 +137,12 @@ class Session:
         return {"probe/norm": float(np.sqrt(sum(np.vdot(x, x) for x in leaves)))}
 
     def run(self) -> bool:
-        train.check(self.config, self.mesh)
+        loop.check(self.config, self.mesh)
         checkpoint.claim(self.workdir, self.config)
         saved = checkpoint.Checkpoints(self.workdir, self.config)
-        state = train.initial_state(self.config, self.mesh, saved)
-        ask = self.preemption or train.Preemption()
-        return train.train(
+        state = loop.initial_state(self.config, self.mesh, saved)
+        ask = self.preemption or loop.Preemption()
+        return loop.train(
             self.config, self.mesh, saved, state, self.frozen, self.open, self.write, self.look, ask
         )
 
@@ -200,7 +203,7 @@ def test_a_complete_run_says_so_and_changes_nothing(unbroken, capsys):
 def test_a_run_starts_from_the_weights_that_it_is_given(unbroken, tmp_path, capsys):
     session = Session(config({"start_from": str(unbroken.workdir)}), tmp_path)
     saved = checkpoint.Checkpoints(tmp_path, session.config)
-    state = train.initial_state(session.config, session.mesh, saved)
+    state = loop.initial_state(session.config, session.mesh, saved)
     saved.close()
     assert f"starting from the weights of encoder of {unbroken.workdir}" in capsys.readouterr().out
     weights, teacher, _, _ = checkpoint.load_params(unbroken.workdir)
@@ -233,7 +236,7 @@ def test_weights_that_do_not_fit_are_refused(unbroken, tmp_path, leaves, message
     session = Session(config({"start_from": str(unbroken.workdir)} | leaves), tmp_path)
     saved = checkpoint.Checkpoints(tmp_path, session.config)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        train.initial_state(session.config, session.mesh, saved)
+        loop.initial_state(session.config, session.mesh, saved)
     saved.close()
 
 
@@ -246,12 +249,12 @@ def test_probes_come_after_the_log_and_change_nothing(unbroken, tmp_path):
     assert norms[6]["probe/norm"] != norms[12]["probe/norm"] > 0
     assert runs.differences(runs.state(unbroken.workdir), runs.state(tmp_path)) == []
     with pytest.raises(ValueError, match=r"probe.every is -1"):
-        train.check(config({"probe.every": -1}), session.mesh)
+        loop.check(config({"probe.every": -1}), session.mesh)
 
 
 def test_sigterm_in_a_probe_leaves_it_out_and_saves(tmp_path, capsys):
     session = Session(config({"probe.every": 5}), tmp_path)
-    asked = train.Preemption()
+    asked = loop.Preemption()
 
     def look(step: int, params: dict, poll: Callable[[], None]) -> dict[str, float]:
         poll()  # of nothing
@@ -346,7 +349,7 @@ def silent_at(session: Session, *steps: int) -> None:
 def test_a_loss_that_is_not_finite_stops_and_was_not_applied(tmp_path):
     session = Session(config({"checkpoint.every": 1, "checkpoint.keep": 9}), tmp_path)
     silent_at(session, 5)
-    with pytest.raises(train.TrainingStopped) as stopped:
+    with pytest.raises(loop.TrainingStopped) as stopped:
         session.run()
     message = str(stopped.value)
     assert "1 losses or gradients between steps 4 and 8 were not finite" in message
@@ -375,7 +378,7 @@ def test_a_collapsed_representation_stops_with_what_was_measured(tmp_path):
     session = Session(
         config({"data2vec.min_target_std": 50.0, "data2vec.guard_after": 4}), tmp_path
     )
-    with pytest.raises(train.TrainingStopped) as stopped:
+    with pytest.raises(loop.TrainingStopped) as stopped:
         session.run()
     measured = session.rows[-1][1]["target_std"]
     assert f"at step 8 target_std is {measured:.4f}, below data2vec.min_target_std = 50" in str(
@@ -407,7 +410,7 @@ def test_labels_that_are_all_alike_stop_the_run(tmp_path):
     far = np.full((6, 39), 1e4)
     far[0] = 0
     session = with_codebook(tmp_path, far)
-    with pytest.raises(train.TrainingStopped, match=r"the labels' perplexity is 1\.00"):
+    with pytest.raises(loop.TrainingStopped, match=r"the labels' perplexity is 1\.00"):
         session.run()
 
 
@@ -469,7 +472,7 @@ def test_the_host_reads_at_logs_and_otherwise_waits_for_old_steps_alone(tmp_path
     reads = {now for what, _, now in seen if what == "read"}
     assert reads == {4, 8, 12, 14}
     waits = [now - made for what, made, now in seen if what == "wait" and now > 1]
-    assert waits and min(waits) == train.AHEAD
+    assert waits and min(waits) == loop.AHEAD
 
 
 @pytest.mark.parametrize(
@@ -498,7 +501,7 @@ def test_the_host_reads_at_logs_and_otherwise_waits_for_old_steps_alone(tmp_path
 )
 def test_what_cannot_be_trained_is_refused_with_the_field(leaves, message):
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    train.check(config(), mesh)
+    loop.check(config(), mesh)
     with pytest.raises(ValueError, match=message.replace("(", "\\(")) as refused:
-        train.check(config(leaves), mesh)
+        loop.check(config(leaves), mesh)
     assert "\n" not in str(refused.value)

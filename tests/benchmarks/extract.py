@@ -19,7 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import musichubert
-from musicssl import extract, sharding, step, windows
+from musicssl.features import extract, windows
+from musicssl.runtime import sharding
+from musicssl.training import step
 
 LIMIT, SECONDS, ROUNDS = 0.9, 5, 3
 

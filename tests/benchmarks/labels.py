@@ -32,7 +32,9 @@ import numpy as np
 from tqdm import tqdm
 
 from configs import musichubert
-from musicssl import audio, flops, hubert, kmeans, step
+from musicssl import audio
+from musicssl.objectives import hubert, kmeans
+from musicssl.training import flops, step
 
 LIMITS = {"mfcc": 0.03, "layer": 0.30}
 KINDS = {  # what labels are of: a variant

@@ -20,7 +20,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from musicssl import checkpoint
+from musicssl.runtime import checkpoint
 from tests import runs
 from tests.faults import kill
 

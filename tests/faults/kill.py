@@ -31,7 +31,7 @@ from subprocess import PIPE, Popen
 import numpy as np
 import psutil
 
-from musicssl import checkpoint
+from musicssl.runtime import checkpoint
 from tests import runs
 
 PHASES = ("starting", "fitting", "training", "saving")
