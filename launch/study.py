@@ -34,7 +34,7 @@ from launch.stages import Stage  # noqa: E402
 from musicssl.exchange import huggingface, model_config  # noqa: E402
 from musicssl.features.baselines import BASELINES  # noqa: E402
 from musicssl.probing import tasks  # noqa: E402
-from musicssl.runtime import checkpoint  # noqa: E402
+from musicssl.runtime.workdir import git_commit  # noqa: E402
 
 
 class Model(NamedTuple):
@@ -114,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         chosen = stages.without_complete(chosen, every, options.workdir)
         study.save()
-        return stages.run(chosen, options.workdir, options.jobs, checkpoint.git_commit)
+        return stages.run(chosen, options.workdir, options.jobs, git_commit)
     except (FileNotFoundError, ValueError) as error:
         print(f"study: {error}", file=sys.stderr)
         return 2

@@ -27,6 +27,7 @@ from ml_collections import config_flags
 from musicssl import audio, probe
 from musicssl.objectives import codebook
 from musicssl.runtime import checkpoint, compile_cache, distributed, goodput, sharding
+from musicssl.runtime.workdir import claim, flat
 from musicssl.training import loop
 
 # before anything imports TensorFlow, which only reads data here: no chatter
@@ -85,7 +86,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> NoReturn:
             preemption = loop.Preemption()
             mesh = sharding.make_mesh(config.mesh.fsdp)
             loop.check(config, mesh)
-            checkpoint.claim(workdir, config)
+            claim(workdir, config)
             distributed.check_shared(workdir / "config.json")
             batches = Batches(config, mesh)
             if config.probe.every or config.probe.at_end:
@@ -169,7 +170,7 @@ def go_on(config: ml_collections.ConfigDict, workdir: Path) -> NoReturn:
     command = [sys.executable, "-m", "musicssl.main", f"--config=configs/{run}"]
     command += [f"--config.teacher.encoder={workdir}", f"--workdir={workdir}-{config.then}"]
     same = {"data": config.data.to_dict(), "mesh": config.mesh.to_dict()}
-    command += [f"--config.{name}={value}" for name, value in checkpoint.flat(same).items()]
+    command += [f"--config.{name}={value}" for name, value in flat(same).items()]
     command += distributed.as_flags()
     become(command)
 

@@ -26,7 +26,8 @@ from ml_collections import config_flags
 from musicssl.features import extract, windows
 from musicssl.features.baselines import BASELINES
 from musicssl.probing import evaluate, labels, report, tasks
-from musicssl.runtime import checkpoint, compile_cache, distributed, sharding
+from musicssl.runtime import compile_cache, distributed, sharding
+from musicssl.runtime.workdir import git_commit
 from musicssl.training import step as training
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow only reads data here
@@ -167,7 +168,7 @@ def about(spec: str, config: ml_collections.ConfigDict, source: extract.Source) 
         "digest": source.digest,
         "config": json.loads(config.to_json()),
         "command": shlex.join(["python", "-m", "musicssl.probe", *sys.argv[1:]]),
-        "commit": checkpoint.git_commit(),
+        "commit": git_commit(),
         "jax": jax.__version__,
         "device": jax.devices()[0].device_kind,
         "machine": platform.processor() or platform.machine(),

@@ -20,6 +20,7 @@ from configs import musichubert
 from musicssl import audio
 from musicssl.objectives import data2vec
 from musicssl.runtime import checkpoint, sharding
+from musicssl.runtime.workdir import MAY_CHANGE, claim, flat, steps_on_disk
 from musicssl.training import loop
 from musicssl.training import step as training
 from tests import runs, tiny
@@ -70,8 +71,8 @@ def traced_once() -> Iterator[None]:
     states: dict[str, training.TrainState] = {}
 
     def same(tiny_config: ml_collections.ConfigDict, mesh: Mesh) -> str:
-        leaves = checkpoint.flat(tiny_config.to_dict()).items()
-        kept = [leaf for leaf in leaves if not leaf[0].startswith(checkpoint.MAY_CHANGE)]
+        leaves = flat(tiny_config.to_dict()).items()
+        kept = [leaf for leaf in leaves if not leaf[0].startswith(MAY_CHANGE)]
         return f"{kept} {mesh}"
 
     def step(tiny_config: ml_collections.ConfigDict, mesh: Mesh) -> Callable:
@@ -138,7 +139,7 @@ class Session:
 
     def run(self) -> bool:
         loop.check(self.config, self.mesh)
-        checkpoint.claim(self.workdir, self.config)
+        claim(self.workdir, self.config)
         saved = checkpoint.Checkpoints(self.workdir, self.config)
         state = loop.initial_state(self.config, self.mesh, saved)
         ask = self.preemption or loop.Preemption()
@@ -161,7 +162,7 @@ def unbroken(tmp_path_factory) -> Session:
 def test_a_run_logs_and_saves_when_due_and_at_the_end(unbroken, capsys):
     assert [step for step, _ in unbroken.rows] == [4, 8, 12, 14]
     # every 3 and the last; of these the newest 2 and multiples of 6
-    assert checkpoint.steps_on_disk(unbroken.workdir) == [0, 6, 12, 14]
+    assert steps_on_disk(unbroken.workdir) == [0, 6, 12, 14]
     state = runs.state(unbroken.workdir)
     assert state["step"] == state["updates"] == STEPS
     assert all(np.isfinite(x).all() for x in state.values())
@@ -264,7 +265,7 @@ def test_sigterm_in_a_probe_leaves_it_out_and_saves(tmp_path, capsys):
 
     session.look, session.preemption = look, asked
     assert not session.run()
-    assert checkpoint.steps_on_disk(tmp_path)[-1] == 5
+    assert steps_on_disk(tmp_path)[-1] == 5
     assert [step for step, _ in session.rows] == [4]
     assert "asked to end in the probe of step 5, which is left out" in capsys.readouterr().out
 
@@ -285,7 +286,7 @@ def test_a_crash_costs_the_steps_since_the_last_save(unbroken, tmp_path, at, cap
     session.batch = crashing
     with pytest.raises(Crash):
         session.run()
-    assert checkpoint.steps_on_disk(tmp_path)[-1] == at // 3 * 3
+    assert steps_on_disk(tmp_path)[-1] == at // 3 * 3
     again = Session(config(), tmp_path)
     assert again.run()
     assert f"going on from step {at // 3 * 3} of {STEPS}" in capsys.readouterr().out
@@ -303,7 +304,7 @@ def test_sigterm_saves_where_it_is_and_the_run_goes_on(unbroken, tmp_path, capsy
 
     session.batch = ending
     assert not session.run()
-    assert checkpoint.steps_on_disk(tmp_path)[-1] == 8  # not due: the step under way ended
+    assert steps_on_disk(tmp_path)[-1] == 8  # not due: the step under way ended
     assert "asked to end at step 8: saved" in capsys.readouterr().out
     again = Session(config(), tmp_path)
     assert again.run()
@@ -313,7 +314,7 @@ def test_sigterm_saves_where_it_is_and_the_run_goes_on(unbroken, tmp_path, capsy
 def test_each_checkpoint_holds_config_and_commit(unbroken):
     git = ["git", "-C", str(runs.ROOT), "rev-parse", "--verify", "-q", "HEAD"]
     head = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-    for step in checkpoint.steps_on_disk(unbroken.workdir):
+    for step in steps_on_disk(unbroken.workdir):
         about = unbroken.workdir / f"checkpoints/{step}/about/metadata"
         found = json.loads(about.read_text())
         assert found["config"] == json.loads(unbroken.config.to_json())
@@ -354,7 +355,7 @@ def test_a_loss_that_is_not_finite_stops_and_was_not_applied(tmp_path):
     message = str(stopped.value)
     assert "1 losses or gradients between steps 4 and 8 were not finite" in message
     assert "optim.learning_rate" in message and "nonfinite=skip" in message
-    assert checkpoint.steps_on_disk(tmp_path)[-1] == 7
+    assert steps_on_disk(tmp_path)[-1] == 7
     newest = runs.state(tmp_path)
     assert all(np.isfinite(x).all() for x in newest.values())
     assert newest["step"] == 7 and newest["updates"] == 6
@@ -385,7 +386,7 @@ def test_a_collapsed_representation_stops_with_what_was_measured(tmp_path):
         stopped.value
     )
     assert "learning_rate" in str(stopped.value)
-    assert checkpoint.steps_on_disk(tmp_path)[-1] == 6
+    assert steps_on_disk(tmp_path)[-1] == 6
 
 
 def with_codebook(tmp_path: Path, codebook: np.ndarray | None = None) -> Session:

@@ -1,4 +1,4 @@
-"""States on disk: one Orbax checkpoint a step under <workdir>/checkpoints, and the run's config.
+"""States on disk: one Orbax checkpoint a step under <workdir>/checkpoints.
 
 Each checkpoint holds the state and a small JSON document: the configuration, the git commit, the
 step, the processes and devices. Saves are asynchronous and become visible by one rename, so a
@@ -10,7 +10,6 @@ import contextlib
 import functools
 import json
 import shutil
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,92 +23,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy, save_decision_policy
 
 from musicssl.runtime import digests
-
-# Leaves that may differ when a run goes on: they change where and how, not what is computed.
-MAY_CHANGE = (
-    "log_every",
-    "nonfinite",
-    "checkpoint.",
-    "probe.",
-    "mesh.",
-    "data.data_dir",
-    "data.on_damage",
-    "data2vec.guard_after",
-    "data2vec.min_",
-    "hubert.min_",
-    "hubert.unmasked_accuracy",
-    "teacher.encoder",  # the codebook's digest refuses another one
-    "then",
-)
-
-
-def flat(config: dict, prefix: str = "") -> dict:
-    """{"a": {"b": 1}} -> {"a.b": 1}, as command-line flags spell it."""
-    leaves = {}
-    for key, value in config.items():
-        name = f"{prefix}{key}"
-        leaves |= flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
-    return leaves
-
-
-def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
-    """Write <workdir>/config.json; where the run has checkpoints, check that it is the same run.
-
-    Raises:
-      ValueError: the directory holds another run, checkpoints of an unknown one, or something else.
-    """
-    path = workdir / "config.json"
-    mine = json.loads(config.to_json())
-    if steps_on_disk(workdir):
-        try:
-            theirs = flat(json.loads(path.read_text()))
-        except (OSError, json.JSONDecodeError) as error:
-            raise ValueError(
-                f"{workdir} holds checkpoints, but {path} cannot be read ({error}): put the "
-                "configuration back, or use another --workdir"
-            ) from error
-        ours = flat(mine)
-        changed = [
-            f"{name} ({spelt(theirs, name)} there, {spelt(ours, name)} here)"
-            for name in sorted(theirs.keys() | ours.keys())
-            if theirs.get(name) != ours.get(name) and not name.startswith(MAY_CHANGE)
-        ]
-        if changed:
-            raise ValueError(
-                f"{workdir} holds a run of another configuration: {', '.join(changed)}. Use "
-                "another --workdir, or the same values to go on with that run"
-            )
-    elif path.exists() and not wrote(path):
-        raise ValueError(f"{path} is not of a run: it would be lost, use another --workdir")
-    text = json.dumps(mine, indent=2) + "\n"
-    if jax.process_index() == 0 and not (path.exists() and path.read_text() == text):
-        workdir.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(text)
-        temporary.rename(path)
-
-
-def spelt(leaves: dict, name: str) -> str:
-    return repr(leaves[name]) if name in leaves else "not known"
-
-
-def wrote(path: Path) -> bool:
-    """Whether `claim` wrote this file: a Hugging Face directory has a config.json too."""
-    try:
-        return {"name", "variant", "method"} <= json.loads(path.read_text()).keys()
-    except (OSError, ValueError, AttributeError):
-        return False
-
-
-def git_commit() -> str:
-    """The commit that the code is at, "-dirty" added where files differ, "" outside git."""
-    command = ["git", "--no-optional-locks", "-C", str(Path(__file__).parent)]
-    command += ["describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError:  # no git on this machine
-        return ""
-    return result.stdout.strip()
+from musicssl.runtime.workdir import git_commit, steps_on_disk
 
 
 class Checkpoints:
@@ -301,14 +215,6 @@ def metadata(directory: Path) -> dict:
 def first_line(error: Exception) -> str:
     """An error's first line; Orbax and tensorstore append pages."""
     return next(iter(str(error).strip().splitlines()), repr(error))
-
-
-def steps_on_disk(workdir: Path) -> list[int]:
-    """The committed steps of a workdir, ascending."""
-    root = Path(workdir) / "checkpoints"
-    if not root.is_dir():
-        return []
-    return sorted(int(p.name) for p in root.iterdir() if p.is_dir() and p.name.isdigit())
 
 
 def load_params(

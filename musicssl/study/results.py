@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from musicssl.probing import published, report
-from musicssl.runtime import checkpoint
+from musicssl.runtime.workdir import flat, git_commit, steps_on_disk
 
 # Leaves that tell nothing of what a configuration varies.
 ASIDE = ("name", "variant", "then", "data.data_dir", "teacher.encoder", "checkpoint.", "probe.")
@@ -82,7 +82,7 @@ def about(plan: dict) -> dict[str, str]:
     return {
         "scale": plan["scale"],
         "command": plan["command"],
-        "commit": checkpoint.git_commit(),
+        "commit": git_commit(),
         "written": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "machine": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
     }
@@ -121,9 +121,9 @@ def run(encoder: dict) -> dict[str, Any]:
     workdir = Path(encoder["workdir"])
     told: dict[str, Any] = {"family": encoder["family"], "config": encoder["config"]}
     told |= {"leaves": {}, "curves": {}, "commit": ""}
-    told["step"] = max(checkpoint.steps_on_disk(workdir), default=0)
+    told["step"] = max(steps_on_disk(workdir), default=0)
     if (workdir / "config.json").exists():
-        told["leaves"] = checkpoint.flat(json.loads((workdir / "config.json").read_text()))
+        told["leaves"] = flat(json.loads((workdir / "config.json").read_text()))
     saved = workdir / "checkpoints" / str(told["step"]) / "about/metadata"
     if saved.exists():
         told["commit"] = json.loads(saved.read_text())["commit"]

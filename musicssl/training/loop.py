@@ -15,7 +15,8 @@ from jax.sharding import Mesh
 from musicssl import audio
 from musicssl.exchange import huggingface, pretrained
 from musicssl.runtime import distributed, goodput, sharding
-from musicssl.runtime.checkpoint import Checkpoints, flat
+from musicssl.runtime.checkpoint import Checkpoints
+from musicssl.runtime.workdir import flat
 from musicssl.training import flops
 from musicssl.training import step as training
 
