@@ -37,6 +37,7 @@ from jax.sharding import Mesh
 from ml_collections import config_flags
 
 from musicssl import audio, plan
+from musicssl.model.encoder import make_encoder
 from musicssl.objectives import data2vec, hubert, kmeans
 from musicssl.runtime import sharding
 from musicssl.training import flops, optim, step
@@ -119,7 +120,7 @@ def step_rows(config: ml_collections.ConfigDict, here: Machine, only: list[str])
 
 def parts(config: ml_collections.ConfigDict, mesh: Mesh) -> dict[str, Callable[[], object]]:
     """Programs by name, each on random audio and the initial state; call them to run once."""
-    encoder, method = step.make_encoder(config), step.objective(config)
+    encoder, method = make_encoder(config), step.objective(config)
     rng = np.random.default_rng(0)
     b, n = config.batch_size, audio.crop_samples(config.data.crop_frames)
     sound = rng.integers(-8000, 8000, (b, n), dtype=np.int16)
@@ -226,7 +227,7 @@ def extraction_row(config: ml_collections.ConfigDict, here: Machine) -> Row:
     """Pooled features of every layer, through the cache on disk, beside the forward pass alone."""
     from musicssl.features import extract, windows  # needs packages that the step does not
 
-    encoder, b = step.make_encoder(config), config.batch_size
+    encoder, b = make_encoder(config), config.batch_size
     n = audio.crop_samples(config.data.crop_frames)
     params = step.sharded_init(config, here.mesh).params["encoder"]
     run = jax.jit(

@@ -29,6 +29,7 @@ from ml_collections import config_flags
 from tqdm import tqdm
 
 from musicssl import audio
+from musicssl.model.encoder import make_encoder
 from musicssl.objectives import hubert
 from musicssl.planning import report, topology
 from musicssl.planning.topology import Topology
@@ -178,7 +179,7 @@ def frozen(config: ml_collections.ConfigDict) -> dict:
         width = audio.spectral_width(t.feature, t.ceps)
         return {"codebook": jax.ShapeDtypeStruct((t.clusters, width), jnp.float32)}
     params = step.state_shapes(config).params["encoder"]
-    encoder = step.make_encoder(config)
+    encoder = make_encoder(config)
     return {
         "encoder": hubert.FrozenEncoder(params, encoder, t.layer, config.data.normalize),
         "codebook": jax.ShapeDtypeStruct((t.clusters, config.encoder.width), jnp.float32),

@@ -25,10 +25,10 @@ from ml_collections import config_flags
 
 from musicssl.features import extract, windows
 from musicssl.features.baselines import BASELINES
+from musicssl.model.encoder import make_encoder
 from musicssl.probing import evaluate, labels, report, tasks
 from musicssl.runtime import compile_cache, distributed, sharding
 from musicssl.runtime.workdir import git_commit
-from musicssl.training import step as training
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow only reads data here
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
@@ -287,7 +287,7 @@ def quick(
       params: of the encoder, on the mesh.
       poll: called between pieces of work; what it raises ends the probe.
     """
-    encoder = training.make_encoder(config)
+    encoder = make_encoder(config)
     source = extract.Source(
         f"step {step}", f"step-{step}", encoder.layers + 1, encoder.width,
         config.data.sample_rate, config.data.normalize, params,

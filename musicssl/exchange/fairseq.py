@@ -11,7 +11,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from musicssl.exchange import huggingface, state_dict, torch_file
+from musicssl.exchange import state_dict, torch_file
+from musicssl.exchange.loaded import Loaded, with_digest
 from musicssl.exchange.model_config import read_value
 from musicssl.model.encoder import Encoder
 from musicssl.model.stem import KERNELS, STRIDES
@@ -37,7 +38,7 @@ STEM_NORMS = {"default": "group", "layer_norm": "layer"}
 FIXED = {"activation_fn": "gelu", "layer_type": "transformer", "conv_pos_batch_norm": False}
 
 
-def load(path: str | os.PathLike) -> huggingface.Loaded:
+def load(path: str | os.PathLike) -> Loaded:
     """Read a .pt file whose weights PyTorch can read without running code from the file.
 
     The student is read; fairseq's EMA teacher and pre-training heads are left out.
@@ -57,7 +58,7 @@ def load(path: str | os.PathLike) -> huggingface.Loaded:
         names.get(current, current): tensors[name]
         for name, current in state_dict.canonical(tensors).items()
     }
-    return huggingface.loaded(
+    return with_digest(
         encoder,
         state_dict.from_tensors(encoder, renamed, str(path)),
         read_value(task, "normalize", False, path),

@@ -6,41 +6,18 @@ for both directions. Reading takes model.safetensors, whole or sharded, without 
 pytorch_model.bin with it. Writing needs NumPy alone.
 """
 
-import dataclasses
-import hashlib
 import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import safetensors
 import safetensors.numpy
-from flax import traverse_util
 
 from musicssl.exchange import model_config, state_dict, torch_file
-from musicssl.model.encoder import Encoder
-
-TRAINING_ONLY = ("dropout", "layerdrop", "feature_grad_mult", "dtype")  # ends of field names
-
-
-class Loaded(NamedTuple):
-    """A pre-trained encoder.
-
-    params: NumPy float32 arrays in the tree of Encoder.init(...)["params"].
-    normalize: clips are to be given zero mean and unit variance first (`audio.normalize`).
-    sample_rate: in Hz.
-    source: what was read, for messages and reports.
-    digest: of all that its features depend on; a run and its export have the same.
-    """
-
-    encoder: Encoder
-    params: dict
-    normalize: bool
-    sample_rate: int
-    source: str
-    digest: str
+from musicssl.exchange.loaded import Loaded, with_digest
 
 
 def load(path: str | os.PathLike) -> Loaded:
@@ -65,34 +42,13 @@ def load(path: str | os.PathLike) -> Loaded:
     if not masks:
         tensors.setdefault("masked_spec_embed", np.zeros(encoder.width, np.float32))
     params = state_dict.from_tensors(encoder, tensors, str(source))
-    return loaded(
+    return with_digest(
         encoder,
         params,
         normalize,
         sample_rate,
         f"{config['model_type']} in {path}",
     )
-
-
-def loaded(
-    encoder: Encoder, params: dict, normalize: bool, sample_rate: int, source: str
-) -> Loaded:
-    """Loaded with its digest: the shape of the computation and every weight."""
-    what = architecture(encoder) | {"normalize": normalize, "sample_rate": sample_rate}
-    digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode())
-    for path, array in sorted(traverse_util.flatten_dict(params, sep="/").items()):
-        digest.update(path.encode())
-        digest.update(np.ascontiguousarray(array, np.float32))
-    return Loaded(encoder, params, normalize, sample_rate, source, digest.hexdigest())
-
-
-def architecture(encoder: Encoder) -> dict[str, Any]:
-    """The fields that decide what an encoder computes from its weights."""
-    return {
-        field.name: getattr(encoder, field.name)
-        for field in dataclasses.fields(encoder)
-        if field.name not in ("parent", "name") and not field.name.endswith(TRAINING_ONLY)
-    }
 
 
 def write(

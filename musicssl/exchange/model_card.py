@@ -8,7 +8,8 @@ import ml_collections
 
 from musicssl import audio
 from musicssl.exchange import model_config, state_dict
-from musicssl.exchange.huggingface import Loaded, read_json
+from musicssl.exchange.huggingface import read_json
+from musicssl.exchange.loaded import Loaded
 
 PAPER = (
     '"On the Effectiveness of Speech Self-supervised Learning for Music" '

@@ -6,7 +6,7 @@ from pathlib import Path
 import ml_collections
 
 from musicssl.exchange import fairseq, huggingface
-from musicssl.exchange.huggingface import Loaded
+from musicssl.exchange.loaded import Loaded, with_digest
 from musicssl.model.encoder import Encoder
 from musicssl.runtime import checkpoint
 
@@ -75,4 +75,4 @@ def load_run(
         raise ValueError(f"{workdir} was trained by another version: {error}") from None
     source = f"{'EMA teacher' if ema else 'encoder'} of {workdir} at step {step}"
     data = config.data
-    return huggingface.loaded(encoder, tree, data.normalize, data.sample_rate, source), config, step
+    return with_digest(encoder, tree, data.normalize, data.sample_rate, source), config, step

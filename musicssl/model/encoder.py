@@ -17,6 +17,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import ml_collections
 
 from musicssl.model.attention import attention
 from musicssl.model.dense import Dense
@@ -323,3 +324,8 @@ def scale_gradient(x: jax.Array, factor: float) -> jax.Array:
         return x
     fixed = jax.lax.stop_gradient(x)
     return fixed + factor * (x - fixed) if factor else fixed  # with 0 nothing goes backwards
+
+
+def make_encoder(config: ml_collections.ConfigDict) -> Encoder:
+    """Return the encoder of a run's configuration, in its precision."""
+    return Encoder(**config.encoder, dtype=jnp.dtype(config.precision))

@@ -13,7 +13,9 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from musicssl import audio
-from musicssl.exchange import huggingface, pretrained
+from musicssl.exchange import pretrained
+from musicssl.exchange.loaded import architecture
+from musicssl.model.encoder import make_encoder
 from musicssl.runtime import distributed, goodput, sharding
 from musicssl.runtime.checkpoint import Checkpoints
 from musicssl.runtime.workdir import flat
@@ -258,8 +260,8 @@ def starting_weights(config: ml_collections.ConfigDict) -> dict:
       ValueError: it is of another shape, or hears something else than this run gives it.
     """
     loaded = pretrained.load_encoder(config.start_from)
-    there = {f"encoder.{k}": v for k, v in huggingface.architecture(loaded.encoder).items()}
-    here = huggingface.architecture(training.make_encoder(config))
+    there = {f"encoder.{k}": v for k, v in architecture(loaded.encoder).items()}
+    here = architecture(make_encoder(config))
     here = {f"encoder.{name}": value for name, value in here.items()}
     there |= {"data.normalize": loaded.normalize, "data.sample_rate": loaded.sample_rate}
     here |= {"data.normalize": config.data.normalize, "data.sample_rate": config.data.sample_rate}

@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from musicssl import audio as sound
-from musicssl.model.encoder import Encoder
+from musicssl.model.encoder import make_encoder
 from musicssl.objectives import data2vec, hubert
 from musicssl.objectives.masking import Batch, span_mask
 from musicssl.runtime import sharding
@@ -45,10 +45,6 @@ def objective(config: ml_collections.ConfigDict) -> ModuleType:
     if config.method not in OBJECTIVES:
         raise ValueError(f"method is {config.method!r}: use one of {sorted(OBJECTIVES)}")
     return OBJECTIVES[config.method]
-
-
-def make_encoder(config: ml_collections.ConfigDict) -> Encoder:
-    return Encoder(**config.encoder, dtype=jnp.dtype(config.precision))
 
 
 def streams(seed: int, step: jax.Array | int) -> dict[str, jax.Array]:

@@ -33,6 +33,7 @@ from tqdm import tqdm
 
 from configs import musichubert
 from musicssl import audio
+from musicssl.model.encoder import make_encoder
 from musicssl.objectives import hubert, kmeans
 from musicssl.training import flops, step
 
@@ -63,7 +64,7 @@ def frozen_part(config: ml_collections.ConfigDict, params: dict) -> dict:
     if config.teacher.feature == "mfcc":
         return {"codebook": rng.standard_normal(shape, dtype=np.float32)}
     shape = (config.teacher.clusters, config.encoder.width)
-    teacher = hubert.FrozenEncoder(params, step.make_encoder(config), config.teacher.layer, False)
+    teacher = hubert.FrozenEncoder(params, make_encoder(config), config.teacher.layer, False)
     return {"encoder": teacher, "codebook": rng.standard_normal(shape, dtype=np.float32)}
 
 
