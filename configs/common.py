@@ -33,7 +33,7 @@ def get_config() -> ml_collections.ConfigDict:
     data.normalize = True  # zero mean, unit variance per clip
     data.on_damage = "stop"  # or "skip": what a damaged record does
 
-    config.encoder = encoder = ml_collections.ConfigDict()  # fields of musicssl.encoder.Encoder
+    config.encoder = encoder = ml_collections.ConfigDict()  # fields of model.encoder.Encoder
     encoder.layers = 12
     encoder.width = 768
     encoder.heads = 12
@@ -52,7 +52,7 @@ def get_config() -> ml_collections.ConfigDict:
     encoder.layerdrop = 0.05
     encoder.feature_grad_mult = 1.0
 
-    config.mask = mask = ml_collections.ConfigDict()  # arguments of musicssl.masking.span_mask
+    config.mask = mask = ml_collections.ConfigDict()  # arguments of objectives.masking.span_mask
     mask.probability = 0.65
     mask.span = 10
     mask.min_spans = 1

@@ -22,7 +22,7 @@ VARIANTS = {"full": {}, "quick": QUICK, "polyphony": POLYPHONY}
 def settings() -> ml_collections.ConfigDict:
     """What is probed and how; a training run has these leaves too, in its section `probe`."""
     config = ml_collections.ConfigDict()
-    config.tasks = "synth"  # names and suites (mir, synth, poly) of musicssl/tasks.py
+    config.tasks = "synth"  # names and suites (mir, synth, poly) of musicssl/probing/tasks.py
     config.data_dir = ""  # where they are built; by default data, or that of the training run
     config.limit = 0  # records of each split that are used, 0 for all
     config.probe = "mlp"  # or "linear"

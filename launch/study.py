@@ -31,8 +31,10 @@ sys.path.insert(0, str(ROOT))
 
 from launch import stages, study_cost  # noqa: E402
 from launch.stages import Stage  # noqa: E402
-from musicssl import checkpoint, huggingface, model_config, tasks  # noqa: E402
-from musicssl.baselines import BASELINES  # noqa: E402
+from musicssl.exchange import huggingface, model_config  # noqa: E402
+from musicssl.features.baselines import BASELINES  # noqa: E402
+from musicssl.probing import tasks  # noqa: E402
+from musicssl.runtime.workdir import git_commit  # noqa: E402
 
 
 class Model(NamedTuple):
@@ -112,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         chosen = stages.without_complete(chosen, every, options.workdir)
         study.save()
-        return stages.run(chosen, options.workdir, options.jobs, checkpoint.git_commit)
+        return stages.run(chosen, options.workdir, options.jobs, git_commit)
     except (FileNotFoundError, ValueError) as error:
         print(f"study: {error}", file=sys.stderr)
         return 2
@@ -125,9 +127,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--scale", choices=SCALES, required=True)
     add("--models", default="*", help="names or patterns, baselines too, comma-separated")
-    add(
-        "--tasks", default="", help="names or suites of musicssl/tasks.py (by default of the scale)"
-    )
+    add("--tasks", default="", help="names or suites of probing/tasks.py (by default the scale's)")
     add("--encoders", default="", help="Hugging Face directories to probe too, comma-separated")
     add("--workdir", type=placed, default=Path("runs/study"))
     add("--data_dir", type=placed, default=Path("data"), help="where data sets are built")

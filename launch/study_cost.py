@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
-from musicssl import checkpoint, flops
+from musicssl.runtime.workdir import flat, git_commit
+from musicssl.training import flops
 
 CHIP_SECONDS = 120  # of audio on a chip at a time: 4 clips of 30 s or 16 of 5 s fit 16 GB
 # Leaves that do not change what is compiled, or too little to compile it again.
@@ -76,7 +77,7 @@ def main(models: Sequence[Costed], topologies: str, workdir: Path, dry_run: bool
             )
             if done.returncode:
                 return done.returncode
-            planned_at(plan).write_text(checkpoint.git_commit())
+            planned_at(plan).write_text(git_commit())
         if not dry_run:
             rows = [
                 estimate(x, plans[x.name], json.loads(told(plans[x.name]).read_text())[0])
@@ -95,7 +96,7 @@ def commits(plans: Iterable[Plan]) -> str:
     """A line that says which code the plans are of: kept ones do not notice that it changes."""
     each = [planned_at(plan) for plan in plans]
     kept = dict.fromkeys(x.read_text() if x.exists() else "unknown" for x in each)
-    now = checkpoint.git_commit()
+    now = git_commit()
     told = f"Planned at commit {', '.join(kept)}"
     if list(kept) == [now]:
         return f"{told}."
@@ -120,7 +121,7 @@ def plan_of(model: Costed, models: Sequence[Costed], topology: str, workdir: Pat
 
 def shape(config: ml_collections.ConfigDict) -> tuple:
     """The leaves that decide what is compiled."""
-    leaves = checkpoint.flat(json.loads(config.to_json()))
+    leaves = flat(json.loads(config.to_json()))
     return tuple((k, str(v)) for k, v in sorted(leaves.items()) if not k.startswith(SHARED))
 
 

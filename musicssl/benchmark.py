@@ -36,7 +36,11 @@ from absl import app, flags
 from jax.sharding import Mesh
 from ml_collections import config_flags
 
-from musicssl import audio, data2vec, flops, hubert, kmeans, optim, plan, sharding, step
+from musicssl import audio, plan
+from musicssl.model.encoder import make_encoder
+from musicssl.objectives import data2vec, hubert, kmeans
+from musicssl.runtime import sharding
+from musicssl.training import flops, optim, step
 
 EXIT_REFUSED = 2
 STEP = ("step", "stem", "positional", "transformer", "teacher", "labels", "head", "optimizer")
@@ -116,7 +120,7 @@ def step_rows(config: ml_collections.ConfigDict, here: Machine, only: list[str])
 
 def parts(config: ml_collections.ConfigDict, mesh: Mesh) -> dict[str, Callable[[], object]]:
     """Programs by name, each on random audio and the initial state; call them to run once."""
-    encoder, method = step.make_encoder(config), step.objective(config)
+    encoder, method = make_encoder(config), step.objective(config)
     rng = np.random.default_rng(0)
     b, n = config.batch_size, audio.crop_samples(config.data.crop_frames)
     sound = rng.integers(-8000, 8000, (b, n), dtype=np.int16)
@@ -221,9 +225,9 @@ def input_row(config: ml_collections.ConfigDict, here: Machine) -> Row | None:
 
 def extraction_row(config: ml_collections.ConfigDict, here: Machine) -> Row:
     """Pooled features of every layer, through the cache on disk, beside the forward pass alone."""
-    from musicssl import extract, windows  # needs packages that the step does not
+    from musicssl.features import extract, windows  # needs packages that the step does not
 
-    encoder, b = step.make_encoder(config), config.batch_size
+    encoder, b = make_encoder(config), config.batch_size
     n = audio.crop_samples(config.data.crop_frames)
     params = step.sharded_init(config, here.mesh).params["encoder"]
     run = jax.jit(
@@ -255,21 +259,21 @@ def extraction_row(config: ml_collections.ConfigDict, here: Machine) -> Row:
 
 def probes_row(config: ml_collections.ConfigDict, here: Machine) -> Row:
     """A layer's probes at six learning rates and three seeds, two epochs on features of a task."""
-    from musicssl import metrics, probe_grid
+    from musicssl.probing import grid, metrics
 
     train, validation, classes = TASK
     rng, d = np.random.default_rng(0), config.encoder.width
     splits = [
-        probe_grid.split_of(
+        grid.split_of(
             rng.standard_normal((1, 1, n, d)).astype(np.float16),
             rng.integers(0, classes, n).astype(np.int32),
         )
         for n in (train, validation)
     ]
-    protocol = probe_grid.Protocol("ce", classes, epochs=2)
+    protocol = grid.Protocol("ce", classes, epochs=2)
     rates, seeds = jnp.geomspace(5e-5, 1e-2, 6), jnp.arange(3)
     seconds = median_seconds(
-        lambda: probe_grid.fit(protocol, metrics.monitor_accuracy, *splits, rates, seeds).score,
+        lambda: grid.fit(protocol, metrics.monitor_accuracy, *splits, rates, seeds).score,
         here.budget,
     )
     h, rows = protocol.hidden, -(-train // protocol.batch) * protocol.batch

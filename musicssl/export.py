@@ -11,8 +11,8 @@ from pathlib import Path
 import safetensors
 from absl import app, flags, logging
 
-from musicssl import huggingface, model_config, pretrained
-from musicssl.model_card import model_card
+from musicssl.exchange import huggingface, model_config, pretrained
+from musicssl.exchange.model_card import model_card
 
 EXIT_REFUSED = 2
 

@@ -24,17 +24,11 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import config_flags
 
-from musicssl import (
-    audio,
-    checkpoint,
-    codebook,
-    distributed,
-    goodput,
-    probe,
-    programs,
-    sharding,
-    train,
-)
+from musicssl import audio, probe
+from musicssl.objectives import codebook
+from musicssl.runtime import checkpoint, compile_cache, distributed, goodput, sharding
+from musicssl.runtime.workdir import claim, flat
+from musicssl.training import loop
 
 # before anything imports TensorFlow, which only reads data here: no chatter
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -78,7 +72,7 @@ def main(argv: list[str]) -> None:
     try:
         with goodput.lost("start"):
             distributed.start()
-            programs.keep()
+            compile_cache.keep()
     except ValueError as error:
         refuse(error)
     with distributed.together():
@@ -89,17 +83,17 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> NoReturn:
     """Train, or go on, and exit."""
     try:
         with distributed.together(), goodput.lost("start"):
-            preemption = train.Preemption()
+            preemption = loop.Preemption()
             mesh = sharding.make_mesh(config.mesh.fsdp)
-            train.check(config, mesh)
-            checkpoint.claim(workdir, config)
+            loop.check(config, mesh)
+            claim(workdir, config)
             distributed.check_shared(workdir / "config.json")
             batches = Batches(config, mesh)
             if config.probe.every or config.probe.at_end:
                 check_probes(config)
             checkpoints = checkpoint.Checkpoints(workdir, config, batches.counts())
             with goodput.lost("restore"):
-                state = train.initial_state(config, mesh, checkpoints)
+                state = loop.initial_state(config, mesh, checkpoints)
             first = int(state.step)
             frozen = {}
             if config.method == "hubert":
@@ -116,10 +110,10 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> NoReturn:
         return probe.quick(config, params["encoder"], mesh, step, poll)
 
     try:
-        complete = train.train(
+        complete = loop.train(
             config, mesh, checkpoints, state, frozen, batches.open, write, look, preemption
         )
-    except train.TrainingStopped as error:
+    except loop.TrainingStopped as error:
         print(f"musicssl: stopped: {error}", file=sys.stderr, flush=True)
         sys.exit(EXIT_STOPPED)
     except OSError as error:
@@ -128,7 +122,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> NoReturn:
         go_on(config, workdir)
     if complete and config.probe.at_end and jax.process_index() == 0:
         compare(config, workdir)
-    sys.exit(0 if complete else train.EXIT_PREEMPTED)
+    sys.exit(0 if complete else loop.EXIT_PREEMPTED)
 
 
 def check_probes(config: ml_collections.ConfigDict) -> None:
@@ -148,7 +142,7 @@ def label_source(
     workdir: Path,
     mesh: Mesh,
     batches: "Batches",
-    preemption: train.Preemption,
+    preemption: loop.Preemption,
     first: int,
 ) -> dict:
     """The codebook, fitted if the workdir has none, and the encoder that it quantises.
@@ -162,21 +156,21 @@ def label_source(
     def open_batches() -> Iterator[jax.Array]:
         for batch in batches.open(0):
             if preemption.reached(next(numbers)):  # each pass is on disk already
-                sys.exit(train.EXIT_PREEMPTED)
+                sys.exit(loop.EXIT_PREEMPTED)
             yield batch
 
-    codes = codebook.get(config, workdir, mesh, frozen, digest, open_batches, train.say)
+    codes = codebook.get(config, workdir, mesh, frozen, digest, open_batches, loop.say)
     return frozen | {"codebook": codes}
 
 
 def go_on(config: ml_collections.ConfigDict, workdir: Path) -> NoReturn:
     """Become the run that takes this one as its teacher, beside this workdir."""
     run = f"{config.name}.py:{config.then}"
-    train.say(f"going on with {run}")
+    loop.say(f"going on with {run}")
     command = [sys.executable, "-m", "musicssl.main", f"--config=configs/{run}"]
     command += [f"--config.teacher.encoder={workdir}", f"--workdir={workdir}-{config.then}"]
     same = {"data": config.data.to_dict(), "mesh": config.mesh.to_dict()}
-    command += [f"--config.{name}={value}" for name, value in checkpoint.flat(same).items()]
+    command += [f"--config.{name}={value}" for name, value in flat(same).items()]
     command += distributed.as_flags()
     become(command)
 
@@ -185,7 +179,7 @@ def compare(config: ml_collections.ConfigDict, workdir: Path) -> None:
     """Become the probe of this run beside random initial values and log-mel, if it is not done."""
     table = workdir / "probe/compare.md"
     if table.exists():
-        train.say(f"its probes are in {table.parent}")
+        loop.say(f"its probes are in {table.parent}")
         return
     settings = config.probe.to_dict()
     del settings["every"], settings["at_end"]
@@ -193,7 +187,7 @@ def compare(config: ml_collections.ConfigDict, workdir: Path) -> None:
     settings |= {"encoder": workdir, "beside": "random,logmel", "cache": workdir / "features"}
     command = [sys.executable, "-m", "musicssl.probe", "--config=configs/probe.py"]
     command += [f"--config.{name}={value}" for name, value in settings.items()]
-    train.say(f"probing it beside random initial values and log-mel: {table.parent}")
+    loop.say(f"probing it beside random initial values and log-mel: {table.parent}")
     become(command)
 
 
@@ -268,7 +262,7 @@ class Batches:
 def compose(name: str, data_dir: str) -> None:
     """Build the synthetic data set, which needs no download, on its first use."""
     if jax.process_index() == 0:
-        train.say(f"{name} is not in {data_dir} yet: composing it")
+        loop.say(f"{name} is not in {data_dir} yet: composing it")
         command = [sys.executable, "-m", "data_pipelines.build", name, f"--data_dir={data_dir}"]
         if subprocess.run(command, check=False).returncode:
             raise ValueError(f"{name} was not built: see above, or build it with {command[1:]}")

@@ -1,9 +1,9 @@
 """Plan a run before it costs money: python -m musicssl.plan --config=... --topology=v5e:4x4,cpu:8
 
 Compiles the training step of a configuration ahead of time for machines that need not be there (see
-`topology`), and tells whether it fits, how large a batch may be, what it sends and how long it may
-take. Times are the TPU compiler's estimates and rooflines, never measurements. Exit codes: 0
-planned, also where a step does not fit; 2 a request that cannot be met.
+`planning.topology`), and tells whether it fits, how large a batch may be, what it sends and how
+long it may take. Times are the TPU compiler's estimates and rooflines, never measurements. Exit
+codes: 0 planned, also where a step does not fit; 2 a request that cannot be met.
 
     --batch=16      clips on each device, in place of the configuration's global batch
     --batch=auto    the most clips that a TPU's compiler accepts; compiles several times
@@ -28,8 +28,13 @@ from jax.sharding import Mesh
 from ml_collections import config_flags
 from tqdm import tqdm
 
-from musicssl import audio, hubert, plan_report, sharding, step, topology
-from musicssl.topology import Topology
+from musicssl import audio
+from musicssl.model.encoder import make_encoder
+from musicssl.objectives import hubert
+from musicssl.planning import report, topology
+from musicssl.planning.topology import Topology
+from musicssl.runtime import sharding
+from musicssl.training import step
 
 EXIT_REFUSED = 2
 AUTO = re.compile(r"auto(:(?P<first>[1-9]\d*))?")
@@ -73,7 +78,7 @@ def main(argv: list[str]) -> None:
         refuse(error)
     output = Path(f.output or f"runs/plans/{f.config.name}-{f.config.variant}")
     output.parent.mkdir(parents=True, exist_ok=True)
-    text = plan_report.markdown(plans)
+    text = report.markdown(plans)
     Path(f"{output}.json").write_text(json.dumps(plans, indent=1) + "\n")
     Path(f"{output}.md").write_text(text)
     print(text)
@@ -112,7 +117,7 @@ def plan(config: ml_collections.ConfigDict, place: Topology, batch: str) -> dict
         tqdm.write(f"{place.spec}: compiling {clips} clips a device", file=sys.stderr)
         found = compile_step(with_batch(config, clips * mesh.size), mesh)
         verdict = "accepted" if found.compiled else "refused"
-        taken = f"{plan_report.size(found.wanted)} of {plan_report.size(limit)}"
+        taken = f"{report.size(found.wanted)} of {report.size(limit)}"
         tqdm.write(f"{place.spec}: {clips} clips {verdict}, {taken}", file=sys.stderr)
         return found
 
@@ -124,7 +129,7 @@ def plan(config: ml_collections.ConfigDict, place: Topology, batch: str) -> dict
         attempts = [attempt(int(batch) if batch else config.batch_size // mesh.size)]
     fitting = [x for x in attempts if x.compiled is not None]
     chosen = max(fitting, key=lambda x: x.clips) if fitting else attempts[-1]
-    facts = plan_report.facts(
+    facts = report.facts(
         with_batch(config, chosen.clips * mesh.size), place, mesh, limit, chosen.compiled
     )
     facts["memory"]["wanted"] = chosen.wanted
@@ -153,11 +158,11 @@ def compile_step(config: ml_collections.ConfigDict, mesh: Mesh) -> Attempt:
         if FULL not in str(error):
             raise
         return Attempt(clips, topology.refused_bytes(str(error))[0], None)
-    return Attempt(clips, plan_report.wanted_bytes(compiled.memory_analysis()), compiled)
+    return Attempt(clips, report.wanted_bytes(compiled.memory_analysis()), compiled)
 
 
 def lower(config: ml_collections.ConfigDict, mesh: Mesh) -> jax.stages.Lowered:
-    """The step of `musicssl.step` on shapes alone."""
+    """The step of `musicssl.training.step` on shapes alone."""
     samples = audio.crop_samples(config.data.crop_frames)
     with jax.set_mesh(mesh):
         state = step.state_shapes(config)
@@ -174,7 +179,7 @@ def frozen(config: ml_collections.ConfigDict) -> dict:
         width = audio.spectral_width(t.feature, t.ceps)
         return {"codebook": jax.ShapeDtypeStruct((t.clusters, width), jnp.float32)}
     params = step.state_shapes(config).params["encoder"]
-    encoder = step.make_encoder(config)
+    encoder = make_encoder(config)
     return {
         "encoder": hubert.FrozenEncoder(params, encoder, t.layer, config.data.normalize),
         "codebook": jax.ShapeDtypeStruct((t.clusters, config.encoder.width), jnp.float32),
@@ -184,7 +189,7 @@ def frozen(config: ml_collections.ConfigDict) -> dict:
 def fixed_bytes(config: ml_collections.ConfigDict, mesh: Mesh) -> int:
     """About the bytes of one device that do not grow with the clips: the state, and gradients."""
     shapes = step.state_shapes(config)
-    held = plan_report.memory(shapes, mesh, None, None)
+    held = report.memory(shapes, mesh, None, None)
     return 2 * held["parameters"] + held["teacher"] + held["optimizer"]
 
 

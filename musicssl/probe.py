@@ -23,20 +23,12 @@ from absl import app, flags, logging
 from jax.sharding import Mesh
 from ml_collections import config_flags
 
-from musicssl import (
-    checkpoint,
-    distributed,
-    evaluate,
-    extract,
-    labels,
-    programs,
-    report,
-    sharding,
-    tasks,
-    windows,
-)
-from musicssl import step as training
-from musicssl.baselines import BASELINES
+from musicssl.features import extract, windows
+from musicssl.features.baselines import BASELINES
+from musicssl.model.encoder import make_encoder
+from musicssl.probing import evaluate, labels, report, tasks
+from musicssl.runtime import compile_cache, distributed, sharding
+from musicssl.runtime.workdir import git_commit
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow only reads data here
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
@@ -60,7 +52,7 @@ def main(argv: list[str]) -> None:
         if len(argv) > 1:
             refuse(f"unexpected arguments {argv[1:]}: options are spelt --name=value")
         distributed.start()
-        programs.keep()
+        compile_cache.keep()
         with distributed.together():
             print(run(config), flush=True)
     except (ValueError, OSError) as error:
@@ -176,7 +168,7 @@ def about(spec: str, config: ml_collections.ConfigDict, source: extract.Source) 
         "digest": source.digest,
         "config": json.loads(config.to_json()),
         "command": shlex.join(["python", "-m", "musicssl.probe", *sys.argv[1:]]),
-        "commit": checkpoint.git_commit(),
+        "commit": git_commit(),
         "jax": jax.__version__,
         "device": jax.devices()[0].device_kind,
         "machine": platform.processor() or platform.machine(),
@@ -295,7 +287,7 @@ def quick(
       params: of the encoder, on the mesh.
       poll: called between pieces of work; what it raises ends the probe.
     """
-    encoder = training.make_encoder(config)
+    encoder = make_encoder(config)
     source = extract.Source(
         f"step {step}", f"step-{step}", encoder.layers + 1, encoder.width,
         config.data.sample_rate, config.data.normalize, params,

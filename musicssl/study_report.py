@@ -12,11 +12,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from musicssl import study_figures, study_page, study_results, svg
-from musicssl.curves import AXES
-from musicssl.study_commands import dirty, every_stage, makers, provenance
-from musicssl.study_results import LIKELY
-from musicssl.study_tables import difference_table, encoder_table, reference, score_table
+from musicssl.probing.curves import AXES
+from musicssl.study import figures, results, svg
+from musicssl.study import page as study_page
+from musicssl.study.commands import dirty, every_stage, makers, provenance
+from musicssl.study.results import LIKELY
+from musicssl.study.tables import difference_table, encoder_table, reference, score_table
 
 METHODS = (
     "<p>Both methods hide stretches of a recording from an encoder and ask for what was there. "
@@ -43,7 +44,7 @@ def main() -> int:
     parser.add_argument("--workdir", type=Path, required=True, help="of launch/study.py")
     folder = parser.parse_args().workdir
     try:
-        found = study_results.collect(folder)
+        found = results.collect(folder)
     except (FileNotFoundError, ValueError) as error:
         print(f"study: {error}", file=sys.stderr)
         return 2
@@ -172,14 +173,14 @@ def scores(found: dict) -> str:
 
 def ablations(found: dict) -> str:
     parts = []
-    for group in study_figures.ablations(found):
-        charts = study_figures.ablation(found, group)
+    for group in figures.ablations(found):
+        charts = figures.ablation(found, group)
         if not charts:
             continue
         names = [name for name, _ in group["models"]]
         used = [y for x in found["encoders"] if x["name"] in names for y in x["stages"]]
         base = next(x["title"] for x in found["encoders"] if x["name"] == group["base"])
-        told = "; ".join(filter(None, [f"beside {base}", study_figures.also(found, group)]))
+        told = "; ".join(filter(None, [f"beside {base}", figures.also(found, group)]))
         parts.append(
             f"<details open><summary>{escape(group['title'])} <span class='small'>{escape(told)}"
             f"</span></summary><div class='small-charts'>{''.join(charts)}</div>"
@@ -199,7 +200,7 @@ def ablations(found: dict) -> str:
 def layers(found: dict) -> str:
     tables = "".join(
         f"<figure><figcaption>{escape(task['title'])}, {task['score']}</figcaption>"
-        f"<div class='wide'>{study_figures.layers(found, task)}</div></figure>"
+        f"<div class='wide'>{figures.layers(found, task)}</div></figure>"
         for task in found["tasks"]
     )
     if not tables:
@@ -213,22 +214,22 @@ def layers(found: dict) -> str:
 
 
 def voices(found: dict) -> str:
-    asked = [(t, study_figures.factors(t["name"], found)) for t in found["tasks"]]
+    asked = [(t, figures.factors(t["name"], found)) for t in found["tasks"]]
     factors = dict.fromkeys(x for _, each in asked for x in each)
     parts = []
     for factor in factors:
-        charts = [study_figures.by_level(found, t, factor) for t, each in asked if factor in each]
+        charts = [figures.by_level(found, t, factor) for t, each in asked if factor in each]
         heading = escape(AXES.get(factor, factor))
-        wide = f"95 % intervals reach about {100 * study_figures.reach(found, factor):.0f} points"
+        wide = f"95 % intervals reach about {100 * figures.reach(found, factor):.0f} points"
         parts.append(
             f"<h3>By {heading}</h3><p class='small'>{wide} to either side.</p>"
             f"<div class='charts'>{''.join(charts)}</div>"
         )
-        if factor == study_figures.VOICES:
+        if factor == figures.VOICES:
             parts += [layer_details(found, t, factor) for t, each in asked if factor in each]
     if not parts:
         return ""
-    styled = study_figures.style(found)
+    styled = figures.style(found)
     drawn = [x for x in found["encoders"] if any(y["factors"] for y in scored(x, found))]
     lines = [(x["title"], *styled[x["name"]]) for x in drawn]
     return (
@@ -246,9 +247,9 @@ def scored(encoder: dict, found: dict) -> list[dict]:
 
 
 def layer_details(found: dict, task: dict, factor: str) -> str:
-    charts = study_figures.by_layer(found, task, factor)
+    charts = figures.by_layer(found, task, factor)
     titles = {x["name"]: x["title"] for x in found["encoders"]}
-    compared = study_figures.COMPARED.items()
+    compared = figures.COMPARED.items()
     lines = [
         (titles[name], "#111111", dash)
         for name, dash in compared
@@ -267,13 +268,13 @@ def training(found: dict) -> str:
         "same: not between crops, blocks, features or numbers of clusters.</p>"
     ]
     families = dict.fromkeys(x["family"] for x in found["encoders"] if x["run"])
-    styled = study_figures.style(found)
+    styled = figures.style(found)
     for family in families:
         runs = [x for x in found["encoders"] if x["run"] and x["family"] == family]
         lines = [(x["title"], *styled[x["name"]]) for x in runs]
-        charts = study_figures.training(found, family)
+        charts = figures.training(found, family)
         parts.append(
-            f"<h3>{escape(study_results.NAMES.get(family, family))}</h3>{svg.legend(lines)}"
+            f"<h3>{escape(results.NAMES.get(family, family))}</h3>{svg.legend(lines)}"
             f"<div class='charts'>{''.join(charts)}</div>"
         )
     stages = [x for x in found["stages"] if x.startswith("pretrain/")]

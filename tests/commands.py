@@ -24,7 +24,8 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     [
         *("clu.metric_writers", "data_pipelines.batches", "ml_collections.config_flags"),
-        *("musicssl.codebook", "musicssl.evaluate", "musicssl.report", "musicssl.train"),
+        *("musicssl.objectives.codebook", "musicssl.probing.evaluate", "musicssl.probing.report"),
+        "musicssl.training.loop",
     ]
 )
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from configs import music2vec, musichubert
 from launch import stage_records, stages, study
-from musicssl import tasks
+from musicssl.probing import tasks
 
 LAYERS = ("0", "1", "2", "3", "4", "sum")
 ITEMS = 300

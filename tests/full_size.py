@@ -10,8 +10,11 @@ import ml_collections
 import numpy as np
 import pytest
 
-from musicssl import audio, checkpoint, data2vec, hubert, kmeans, masking, optim, step
-from musicssl.encoder import Encoder
+from musicssl import audio
+from musicssl.model.encoder import Encoder
+from musicssl.objectives import data2vec, hubert, kmeans, masking
+from musicssl.runtime.workdir import flat
+from musicssl.training import optim, step
 
 # Fused, full-size arrays take half the time, which pays for it here; tests at large do without.
 FUSED = {"xla_backend_optimization_level": 1, "xla_cpu_use_fusion_emitters": True}
@@ -25,7 +28,7 @@ TARGETS = data2vec.targets
 
 
 def leaves(config: ml_collections.ConfigDict) -> dict[str, object]:
-    return checkpoint.flat(json.loads(config.to_json()))
+    return flat(json.loads(config.to_json()))
 
 
 def short(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:

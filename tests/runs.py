@@ -13,7 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from musicssl import checkpoint
+from musicssl.runtime.workdir import steps_on_disk
 from tests import record_files
 
 ROOT = Path(__file__).parent.parent
@@ -101,7 +101,7 @@ def scalars(workdir: Path) -> list[dict[str, float]]:
 
 def state(workdir: Path, step: int | None = None) -> dict[str, np.ndarray]:
     """Every array of a run's newest checkpoint, or of one step's, `named`."""
-    step = checkpoint.steps_on_disk(workdir)[-1] if step is None else step
+    step = steps_on_disk(workdir)[-1] if step is None else step
     directory = epath.Path(workdir.absolute() / f"checkpoints/{step}/state")
     handler = ocp.PyTreeCheckpointHandler()
     saved = handler.metadata(directory).tree

@@ -1,6 +1,8 @@
-"""The two wings and their floors: who may import whom."""
+"""The two wings and the rooms of the device wing: who may import whom, and what that loads."""
 
 import ast
+import functools
+import graphlib
 import json
 import subprocess
 import sys
@@ -12,28 +14,20 @@ import pytest
 from tests import record_files
 
 ROOT = Path(__file__).parent.parent
-# A module imports only from floors below its own.
+# The rooms of musicssl/, floor by floor from the ground up; `audio` is a room of one module. A room
+# imports only from floors below its own. The modules that are not named here are the doors, above
+# all floors.
 FLOORS = (
-    "goodput "
-    "audio masking seeding sharding feature_rows grouped_conv dropout optim digests torch_file "
-    "distributed programs compiled topology gelu first_norm",
-    "attention_kernel dense kmeans checkpoint stem baselines windows",
-    "attention feature_files",
-    "encoder",
-    "data2vec hubert flops state_dict model_config",
-    "step huggingface",
-    "fairseq model_card plan_report",
-    "pretrained plan beats metrics probe_grid published svg study_page curves",
-    "train codebook export extract probe_search report study_tables study_commands",
-    "tasks study_results study_figures",
-    "labels study_report",
-    "factors",
-    "evaluate",
-    "probe",
-    "main benchmark",
+    "runtime audio",
+    "model",
+    "exchange",
+    "objectives features",
+    "training probing",
+    "planning study",
 )
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
+BETWEEN_DOORS = {("main", "probe"), ("benchmark", "plan")}  # as long as these hold more than flags
 COMMANDS = {"main", "probe", "benchmark"}  # they meet the host wing
-FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names.split()}
 HEAVY = ("tensorflow", "tensorflow_datasets", "clu", "torch", "transformers")
 DEVICE = ("jax", "jaxlib", "flax", "optax", "orbax", "musicssl")
 # Imports modules one after another where some packages are missing, and tells what is then loaded.
@@ -68,19 +62,46 @@ def modules(folder: str) -> list[str]:
     return [name.removesuffix(".__init__") for name in names]
 
 
-def imported(path: Path, package: str = "musicssl") -> set[str]:
-    """Modules of the package that a file imports, anywhere in it."""
-    found = set()
+def imported(path: Path) -> set[str]:
+    """Dotted names of all that a file imports, anywhere in it, as it spells them."""
+    names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            module = node.module or ""
-            names = [f"{module}.{alias.name}" for alias in node.names]
-        else:
-            continue
-        found |= {name.split(".")[1] for name in names if name.startswith(f"{package}.")}
-    return found
+            names |= {f"{node.module or ''}.{alias.name}" for alias in node.names}
+    return names
+
+
+@functools.cache
+def graph(package: str) -> dict[str, set[str]]:
+    """The modules of a package, and which of them each imports."""
+    names = set(modules(package))
+    return {name: {module_of(x, names) for x in imported(file_of(name))} - {""} for name in names}
+
+
+def file_of(module: str) -> Path:
+    path = ROOT / module.replace(".", "/")
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def module_of(name: str, modules: set[str]) -> str:
+    """The module that a dotted name leads into: "musicssl.audio.mfcc" into "musicssl.audio"."""
+    while name and name not in modules:
+        name = name.rpartition(".")[0]
+    return "" if name == "musicssl" else name
+
+
+def room_of(module: str) -> str:
+    return module.split(".")[1]
+
+
+def floor_of(module: str) -> int:
+    return FLOOR.get(room_of(module), len(FLOORS))
+
+
+def is_door(module: str) -> bool:
+    return room_of(module) not in FLOOR
 
 
 def loaded_after_each(
@@ -105,27 +126,52 @@ def loaded_after_each(
     return {name: set(packages) for name, packages in seen.items()}
 
 
-def test_every_module_has_a_floor():
-    names = {name.partition(".")[2] for name in modules("musicssl")} - {""}
-    assert names - FLOOR.keys() == set(), "give them a floor in FLOORS"
-    assert FLOOR.keys() - names == set(), "take them out of FLOORS"
+MODULES = [name for name in modules("musicssl") if name != "musicssl"]
 
 
-@pytest.mark.parametrize("name", FLOOR)
-def test_modules_import_from_lower_floors_alone(name):
-    for other in imported(ROOT / "musicssl" / f"{name}.py"):
-        assert FLOOR[other] < FLOOR[name], f"{name} imports {other}"
+def test_every_folder_is_a_room_on_a_floor():
+    rooms = {path.parent.name for path in (ROOT / "musicssl").glob("*/__init__.py")}
+    assert rooms - FLOOR.keys() == set(), "give them a floor in FLOORS"
+    alone = {path.stem for path in (ROOT / "musicssl").glob("*.py")}
+    assert FLOOR.keys() - rooms - alone == set(), "take them out of FLOORS"
+
+
+def test_no_folder_holds_more_modules_than_a_reader_can_hold():
+    for room in FLOOR:
+        assert len(list((ROOT / "musicssl" / room).glob("*.py"))) <= 17, f"split {room}"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_room_imports_only_from_floors_below(name):
+    for other in graph("musicssl")[name]:
+        own = room_of(other) == room_of(name) or (is_door(name) and is_door(other))
+        assert own or floor_of(other) < floor_of(name), f"{name} imports {other}"
+
+
+@pytest.mark.parametrize("package", ["musicssl", "data_pipelines"])
+def test_no_imports_run_in_a_circle(package):
+    list(graphlib.TopologicalSorter(graph(package)).static_order())
+
+
+def test_no_door_imports_a_door():
+    doors = [name for name in MODULES if is_door(name)]
+    met = {(room_of(x), room_of(y)) for x in doors for y in graph("musicssl")[x] if is_door(y)}
+    assert met == BETWEEN_DOORS
 
 
 def test_the_import_reader_sees_all_spellings(tmp_path):
-    source = "import musicssl.audio\nfrom musicssl import step as s\n"
-    source += "def f():\n    from musicssl.encoder import Encoder\n    import numpy\n"
+    source = "import musicssl.audio\nfrom musicssl.training import step as s\n"
+    source += "def f():\n    from musicssl.model.encoder import Encoder\n    import numpy\n"
     (tmp_path / "x.py").write_text(source)
-    assert imported(tmp_path / "x.py") == {"audio", "step", "encoder"}
+    names = imported(tmp_path / "x.py")
+    assert {module_of(name, set(MODULES)) for name in names} == {
+        *("musicssl.audio", "musicssl.training.step", "musicssl.model.encoder", ""),
+    }
 
 
 def test_the_device_wing_loads_neither_tensorflow_nor_pytorch():
-    names = [f"musicssl.{name}" for name in sorted(FLOOR, key=FLOOR.get) if name != "main"]
+    order = graphlib.TopologicalSorter(graph("musicssl")).static_order()
+    names = [name for name in order if name != "musicssl.main"]
     loaded = loaded_after_each(names)
     for name, packages in loaded.items():
         heavy = packages & {*HEAVY, "data_pipelines"}
@@ -148,5 +194,15 @@ def test_the_host_wing_runs_where_jax_is_not_installed(tmp_path):
 
 
 def test_the_wings_meet_in_the_commands_alone():
-    paths = (ROOT / "musicssl").glob("*.py")
-    assert {path.stem for path in paths if imported(path, "data_pipelines")} == COMMANDS
+    meeting = {
+        room_of(name)
+        for name in MODULES
+        if any(x.startswith("data_pipelines") for x in imported(file_of(name)))
+    }
+    assert meeting == COMMANDS
+
+
+def test_the_composer_imports_nothing_from_outside():
+    for name, others in graph("data_pipelines").items():
+        if name.startswith("data_pipelines.composer"):
+            assert all(other.startswith("data_pipelines.composer") for other in others), name

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from musicssl import attention, attention_kernel, dropout
+from musicssl.model import attention, attention_kernel, dropout
 
 
 def arrays(frames: int) -> list[jax.Array]:

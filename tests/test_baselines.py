@@ -6,8 +6,9 @@ import librosa
 import numpy as np
 import pytest
 
-from musicssl import audio, baselines, extract
-from musicssl.baselines import BASELINES
+from musicssl import audio
+from musicssl.features import baselines, extract
+from musicssl.features.baselines import BASELINES
 
 RATE = 16_000
 LOWEST = librosa.note_to_hz("C1")

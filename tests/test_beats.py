@@ -4,7 +4,7 @@ import mir_eval
 import numpy as np
 import pytest
 
-from musicssl import beats
+from musicssl.probing import beats
 
 
 def dense_viterbi(activations: np.ndarray, fps: float) -> tuple[np.ndarray, np.ndarray]:

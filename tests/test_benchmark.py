@@ -6,8 +6,10 @@ import jax
 import pytest
 
 from configs import musichubert
-from musicssl import audio, benchmark, flops, sharding
-from musicssl import step as training
+from musicssl import audio, benchmark
+from musicssl.runtime import sharding
+from musicssl.training import flops
+from musicssl.training import step as training
 from tests import commands, tiny
 
 PARTS = ["step", "stem", "positional", "transformer", "head", "optimizer"]

@@ -12,9 +12,11 @@ import ml_collections
 import numpy as np
 import pytest
 
-from musicssl import checkpoint, optim, sharding
-from musicssl.checkpoint import Checkpoints
-from musicssl.step import TrainState
+from musicssl.runtime import checkpoint, sharding
+from musicssl.runtime.checkpoint import Checkpoints
+from musicssl.runtime.workdir import claim, flat, steps_on_disk
+from musicssl.training import optim
+from musicssl.training.step import TrainState
 from tests import tiny
 
 EVERY = {"steps": 11, "checkpoint.every": 2, "checkpoint.keep": 2, "checkpoint.keep_every": 4}
@@ -66,7 +68,7 @@ def same(ours: object, theirs: object) -> bool:
 def saved(tmp_path) -> Path:
     """A workdir with steps 2 and 4."""
     workdir = tmp_path / "run"
-    checkpoint.claim(workdir, config())
+    claim(workdir, config())
     checkpoints = Checkpoints(workdir, config())
     for step in (2, 4):
         assert checkpoints.save(step, made_state(step))
@@ -83,7 +85,7 @@ def restore(workdir: Path, step: int) -> TrainState:
 
 
 def test_a_state_comes_back_to_the_bit(saved):
-    assert checkpoint.steps_on_disk(saved) == [2, 4]
+    assert steps_on_disk(saved) == [2, 4]
     for step in (2, 4):
         back = restore(saved, step)
         assert isinstance(back, TrainState) and same(back, made_state(step))
@@ -135,7 +137,7 @@ def test_saves_are_due_at_the_interval_at_the_end_and_when_forced(tmp_path):
     assert not checkpoints.save(11, state, force=True)  # it is there
     checkpoints.close()
     # The newest two, and multiples of four for good.
-    assert checkpoint.steps_on_disk(tmp_path) == [0, 4, 8, 10, 11]
+    assert steps_on_disk(tmp_path) == [0, 4, 8, 10, 11]
 
 
 def test_a_forced_save_between_intervals(saved):
@@ -143,7 +145,7 @@ def test_a_forced_save_between_intervals(saved):
     assert not checkpoints.save(5, made_state(5))
     assert checkpoints.save(5, made_state(5), force=True)
     checkpoints.close()
-    assert checkpoint.steps_on_disk(saved)[-1] == 5
+    assert steps_on_disk(saved)[-1] == 5
     assert same(restore(saved, 5), made_state(5))
 
 
@@ -151,7 +153,7 @@ def test_what_a_killed_save_leaves_is_not_a_checkpoint(saved):
     folder = saved / "checkpoints"
     shutil.copytree(folder / "4", folder / "6.orbax-checkpoint-tmp-1")
     (folder / "8").write_text("a file")
-    assert checkpoint.steps_on_disk(saved) == [2, 4]
+    assert steps_on_disk(saved) == [2, 4]
     (folder / "8").unlink()
     checkpoints = Checkpoints(saved, config())
     assert checkpoints.latest() == 4
@@ -161,7 +163,7 @@ def test_what_a_killed_save_leaves_is_not_a_checkpoint(saved):
 
 
 def test_nothing_is_on_disk_before_the_first_save(tmp_path):
-    assert checkpoint.steps_on_disk(tmp_path / "absent") == []
+    assert steps_on_disk(tmp_path / "absent") == []
     checkpoints = Checkpoints(tmp_path, config())
     assert checkpoints.latest() is None
     checkpoints.close()
@@ -227,7 +229,7 @@ def test_a_damaged_checkpoint_is_named_and_the_others_stay(saved, harm):
     assert found in str(error.value)
     gc.collect()  # reads left behind by a failed restore would warn now
     assert same(restore(saved, 2), made_state(2))
-    assert checkpoint.steps_on_disk(saved) == [2, 4]
+    assert steps_on_disk(saved) == [2, 4]
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over_only_when_asked(saved, capsys):
@@ -239,7 +241,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_only_when_asked(saved, capsy
     with pytest.raises(ValueError, match=r"checkpoints/6 .*on_damage=older goes on from step 4"):
         checkpoints.latest()
     checkpoints.close()
-    assert checkpoint.steps_on_disk(saved) == [4, 6]
+    assert steps_on_disk(saved) == [4, 6]
     checkpoints = Checkpoints(saved, config({"checkpoint.on_damage": "older"}))
     assert checkpoints.latest() == 4
     assert "step 6 is damaged" in capsys.readouterr().out
@@ -257,7 +259,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_never_starts_from_scratch(saved
     with pytest.raises(ValueError, match=r"checkpoints/4 cannot be restored .*put it back"):
         checkpoints.latest()
     checkpoints.close()
-    assert checkpoint.steps_on_disk(saved) == [2, 4]
+    assert steps_on_disk(saved) == [2, 4]
 
 
 @pytest.mark.filterwarnings("error")
@@ -299,7 +301,7 @@ def test_a_full_disk_is_told_before_the_save(saved, monkeypatch):
     with pytest.raises(OSError, match=r"checkpoints has 0\.00 GB free .*free some space"):
         checkpoints.save(6, made_state(6))
     checkpoints.close()
-    assert checkpoint.steps_on_disk(saved) == [2, 4]
+    assert steps_on_disk(saved) == [2, 4]
 
 
 @pytest.mark.filterwarnings("error")
@@ -342,7 +344,7 @@ def test_claim_refuses_another_run_and_names_each_difference(saved):
     before = (saved / "config.json").read_text()
     other = config({"optim.learning_rate": 0.5, "mask.span": 5, "log_every": 3})
     with pytest.raises(ValueError) as error:
-        checkpoint.claim(saved, other)
+        claim(saved, other)
     message = str(error.value)
     assert "mask.span (10 there, 5 here)" in message and "\n" not in message
     assert "optim.learning_rate (0.001 there, 0.5 here)" in message
@@ -362,43 +364,43 @@ def test_claim_takes_what_may_change(saved):
         "data2vec.min_target_std": 0.05,
     }
     other = config(changes)
-    checkpoint.claim(saved, other)
+    claim(saved, other)
     assert json.loads((saved / "config.json").read_text()) == json.loads(other.to_json())
 
 
 @pytest.mark.parametrize("leaf", ["steps", "seed", "batch_size", "accumulate", "data.crop_frames"])
 def test_claim_refuses_a_change_of_what_is_computed(saved, leaf):
-    value = checkpoint.flat(config().to_dict())[leaf]
+    value = flat(config().to_dict())[leaf]
     with pytest.raises(ValueError, match=leaf.replace(".", r"\.")):
-        checkpoint.claim(saved, config({leaf: value * 2}))
+        claim(saved, config({leaf: value * 2}))
 
 
 def test_claim_refuses_checkpoints_without_a_readable_config(saved):
     (saved / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config\.json cannot be read"):
-        checkpoint.claim(saved, config())
+        claim(saved, config())
     (saved / "config.json").unlink()
     with pytest.raises(ValueError, match=r"config\.json cannot be read"):
-        checkpoint.claim(saved, config())
+        claim(saved, config())
 
 
 def test_claim_does_not_overwrite_a_foreign_config(tmp_path):
     foreign = tmp_path / "config.json"
     foreign.write_text('{"model_type": "hubert"}')
     with pytest.raises(ValueError, match=r"config\.json is not of a run"):
-        checkpoint.claim(tmp_path, config())
+        claim(tmp_path, config())
     assert foreign.read_text() == '{"model_type": "hubert"}'
 
 
 def test_claim_of_a_run_without_checkpoints_starts_anew(tmp_path):
-    checkpoint.claim(tmp_path / "a" / "b", config())
-    checkpoint.claim(tmp_path / "a" / "b", config({"seed": 9}))
+    claim(tmp_path / "a" / "b", config())
+    claim(tmp_path / "a" / "b", config({"seed": 9}))
     assert json.loads((tmp_path / "a" / "b" / "config.json").read_text())["seed"] == 9
     assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["config.json"]
 
 
 def test_flat_spells_leaves_as_flags_do():
-    assert checkpoint.flat({"a": 1, "b": {"c": [2], "d": {"e": 3}}}) == {
+    assert flat({"a": 1, "b": {"c": [2], "d": {"e": 3}}}) == {
         "a": 1,
         "b.c": [2],
         "b.d.e": 3,

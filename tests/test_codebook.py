@@ -11,7 +11,9 @@ import pytest
 from PIL import Image
 
 from configs import musichubert
-from musicssl import audio, codebook, kmeans, sharding
+from musicssl import audio
+from musicssl.objectives import codebook, kmeans
+from musicssl.runtime import sharding
 from tests import torch_models
 
 LEAVES = {

@@ -6,7 +6,8 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from musicssl import compiled, sharding
+from musicssl.planning import hlo
+from musicssl.runtime import sharding
 from tests import tiny
 
 # Lines as libtpu 0.0.42 prints them, shortened: a loop of four, a fusion that holds a gather, a
@@ -56,19 +57,19 @@ channel_id=9, metadata={op_name="jit(step)/grads"}
 
 
 def test_cycles_by_part_with_loops_as_often_as_they_run():
-    found = compiled.cycles(TPU, lambda scope: "ffn" if "feed_forward" in scope else "rest")
+    found = hlo.cycles(TPU, lambda scope: "ffn" if "feed_forward" in scope else "rest")
     assert found == {"rest": 430, "ffn": 50}
 
 
 def test_kernels_and_the_operations_that_they_name():
-    assert compiled.kernels(TPU) == [
+    assert hlo.kernels(TPU) == [
         ("jit(step)/layer_0/attention/kernel", 640),
         ("jit(step)/head/kernel", None),
     ]
 
 
 def test_collectives_once_each_also_inside_fusions():
-    gather, reduce = compiled.collectives(TPU)
+    gather, reduce = hlo.collectives(TPU)
     assert (gather.kind, gather.shapes, gather.bytes) == ("all-gather", [(256, 256)], 2 * 256**2)
     assert (reduce.kind, reduce.shapes, reduce.bytes) == ("all-reduce", [(), (512,)], 4 * 513)
     assert reduce.scope == "jit(step)/grads"
@@ -84,7 +85,7 @@ def test_collectives_once_each_also_inside_fusions():
     ],
 )
 def test_size_of_a_result(result, bytes):
-    assert compiled.size(result) == bytes
+    assert hlo.size(result) == bytes
 
 
 def exchanges_of_eight_devices() -> list:
@@ -101,7 +102,7 @@ def exchanges_of_eight_devices() -> list:
 
     x, w = jax.ShapeDtypeStruct((16, 64), jnp.float32), jax.ShapeDtypeStruct((64, 64), jnp.float32)
     program = jax.jit(work, in_shardings=(rows, columns)).lower(x, w).compile().as_text()
-    return [[c.kind, c.bytes, c.times] for c in compiled.collectives(program)]
+    return [[c.kind, c.bytes, c.times] for c in hlo.collectives(program)]
 
 
 def test_a_program_of_eight_devices():

@@ -12,14 +12,17 @@ import ml_collections
 import numpy as np
 import pytest
 
+import musicssl
 from configs import common, music2vec, musichubert, probe
-from musicssl import audio, masking, optim, step
-from musicssl.encoder import Encoder
+from musicssl import audio
+from musicssl.model.encoder import Encoder
+from musicssl.objectives import masking
+from musicssl.training import optim, step
 from tests import full_size
 
 FAMILIES = (music2vec, musichubert)
 PAPER = ["vanilla", "800k", "crop5s", "prob50", "prob80", "span5", "span15", "target12"]
-SOURCES = Path(step.__file__).parent
+SOURCES = Path(musicssl.__file__).parent
 
 # fairseq examples/data2vec/config/audio/pretraining/base_librispeech.yaml, with the defaults of
 # data2vec_audio.py; batch and crop as inferred for music2vec.
@@ -233,7 +236,7 @@ class Reads(ast.NodeVisitor):
 @functools.cache
 def reads() -> frozenset[str]:
     visitor = Reads()
-    for path in SOURCES.glob("*.py"):
+    for path in SOURCES.rglob("*.py"):
         visitor.aliases = {}
         visitor.visit(ast.parse(path.read_text()))
     return frozenset(visitor.found)

@@ -12,8 +12,10 @@ import ml_collections
 import pytest
 
 from configs import musichubert
-from musicssl import compiled, plan, sharding
-from musicssl import step as training
+from musicssl import plan
+from musicssl.planning import hlo
+from musicssl.runtime import sharding
+from musicssl.training import step as training
 from tests import tiny
 
 DEVICES = {"data2vec": (1, 2, 8), "hubert": (1, 8)}
@@ -46,7 +48,7 @@ def counts(method: str) -> dict[str, dict[str, object]]:
         mesh = sharding.make_mesh(1, jax.devices()[:devices])
         program = plan.lower(config(method, devices), mesh).compile()
         cost, memory = program.cost_analysis(), program.memory_analysis()
-        moved = compiled.collectives(program.as_text())
+        moved = hlo.collectives(program.as_text())
         found[devices] = {
             "flops": cost["flops"],
             "bytes": cost["bytes accessed"],

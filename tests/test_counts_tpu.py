@@ -13,7 +13,8 @@ import ml_collections
 import pytest
 
 from configs import music2vec, musichubert
-from musicssl import plan, topology
+from musicssl import plan
+from musicssl.planning import topology
 
 METHODS = {
     "data2vec": (music2vec, "crop5s", {"data2vec.top_layers": 1}),

@@ -12,9 +12,10 @@ import torch
 from flax import traverse_util
 
 from configs import music2vec
-from musicssl import data2vec, state_dict
-from musicssl.encoder import Encoder
-from musicssl.masking import Batch, SpanMask
+from musicssl.exchange import state_dict
+from musicssl.model.encoder import Encoder
+from musicssl.objectives import data2vec
+from musicssl.objectives.masking import Batch, SpanMask
 from tests import tiny, torch_models
 
 TOP = 2  # of three blocks

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from musicssl import sharding
-from musicssl.dense import Dense
+from musicssl.model.dense import Dense
+from musicssl.runtime import sharding
 
 
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])

@@ -12,7 +12,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from musicssl import distributed
+from musicssl.runtime import distributed
 from tests import runs
 
 OF_JOBS = ("SLURM", "TPU", "MEGASCALE", "JAX_COORDINATOR", "JAX_NUM", "JAX_PROCESS")

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from musicssl.dropout import Dropout, bits
+from musicssl.model.dropout import Dropout, bits
 
 
 def kept(seed: int, shape: tuple[int, ...], rate: float = 0.1) -> np.ndarray:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from flax import traverse_util
 
-from musicssl import encoder as subject
-from musicssl import state_dict
+from musicssl.exchange import state_dict
+from musicssl.model import encoder as subject
 from tests import torch_models
 
 TOLERANCE = 1e-4

@@ -12,8 +12,13 @@ import pytest
 import torch
 
 from configs import music2vec
-from musicssl import audio, checkpoint, data2vec, export, huggingface, pretrained, report
-from musicssl.step import TrainState
+from musicssl import audio, export
+from musicssl.exchange import huggingface, pretrained
+from musicssl.objectives import data2vec
+from musicssl.probing import report
+from musicssl.runtime import checkpoint
+from musicssl.runtime.workdir import claim
+from musicssl.training.step import TrainState
 from tests import commands, test_fairseq, torch_models
 
 STEPS = (100, 300)
@@ -27,7 +32,7 @@ def save_run(workdir: Path, kind: str) -> Path:
     config.method = "data2vec" if kind == "data2vec" else "hubert"
     config.data.normalize = encoder.stem_norm == "layer"
     config.encoder.update({name: getattr(encoder, name) for name in config.encoder})
-    checkpoint.claim(workdir, config.lock())
+    claim(workdir, config.lock())
     checkpoints = checkpoint.Checkpoints(workdir, config)
     for step in STEPS:
         draw = np.random.default_rng(step)

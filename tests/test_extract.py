@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from absl import flags
 
-from musicssl import audio, distributed, extract, feature_files, sharding, windows
-from musicssl.encoder import Encoder
+from musicssl import audio
+from musicssl.features import cache, extract, windows
+from musicssl.model.encoder import Encoder
+from musicssl.runtime import distributed, sharding
 from tests import commands, tiny
 
 RATE = 16_000
@@ -108,7 +110,7 @@ def test_rows_know_their_times() -> None:
 
 def test_an_interrupted_pass_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = get(tmp_path / "whole")
-    monkeypatch.setattr(feature_files, "SAVE_EVERY", 1)
+    monkeypatch.setattr(cache, "SAVE_EVERY", 1)
     monkeypatch.setattr(extract, "AHEAD", 0)
     asked = []
 

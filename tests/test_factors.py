@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from musicssl import curves, factors
-from musicssl.labels import Labels
+from musicssl.probing import curves, factors
+from musicssl.probing.labels import Labels
 
 
 def labelled(y: np.ndarray, **levels: np.ndarray) -> Labels:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from flax import traverse_util
 
-from musicssl import fairseq
+from musicssl.exchange import fairseq
 from tests import torch_models
 
 # transformers' names to those of fairseq's data2vec_audio.py, hubert.py and wav2vec2.py.

@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 
 from configs import common, music2vec, musichubert
-from musicssl import audio, flops, masking, plan, sharding
-from musicssl.encoder import Encoder
+from musicssl import audio, plan
+from musicssl.model.encoder import Encoder
+from musicssl.objectives import masking
+from musicssl.runtime import sharding
+from musicssl.training import flops
 
 SECOND = 50  # frames
 

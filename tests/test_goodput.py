@@ -2,7 +2,7 @@
 
 import pytest
 
-from musicssl import goodput
+from musicssl.runtime import goodput
 
 
 @pytest.fixture

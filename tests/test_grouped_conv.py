@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from musicssl import grouped_conv as module
+from musicssl.model import grouped_conv as module
 
 FORMS = {
     "plain": (module.convolve, module.gradients),

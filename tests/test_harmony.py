@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from data_pipelines import harmony
-from data_pipelines.harmony import Chord
+from data_pipelines.composer import harmony
+from data_pipelines.composer.harmony import Chord
 
 C_MAJOR, A_MINOR = harmony.KEYS.index("C major"), harmony.KEYS.index("A minor")
 

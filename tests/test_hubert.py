@@ -13,9 +13,12 @@ import torch
 from flax import traverse_util
 
 from configs import musichubert
-from musicssl import codebook, hubert, kmeans, pretrained, sharding, state_dict, step
-from musicssl.encoder import Encoder
-from musicssl.masking import Batch, SpanMask
+from musicssl.exchange import pretrained, state_dict
+from musicssl.model.encoder import Encoder, make_encoder
+from musicssl.objectives import codebook, hubert, kmeans
+from musicssl.objectives.masking import Batch, SpanMask
+from musicssl.runtime import sharding
+from musicssl.training import step
 from tests import torch_models
 
 CLUSTERS, FINAL, PENALTY, STEM_SHARE = 11, 16, 10.0, 0.1
@@ -390,7 +393,7 @@ def test_no_gradient_reaches_the_frozen_encoder(case):
 
 def test_a_class_a_cluster_and_initial_values():
     config = config_of()
-    encoder = step.make_encoder(config)
+    encoder = make_encoder(config)
     head = hubert.head(encoder, config).init(jax.random.key(0), jnp.zeros((1, encoder.width)))
     head = head["params"]
     assert head["embeddings"].shape == (CLUSTERS, FINAL)  # K, not fairseq's K + 4

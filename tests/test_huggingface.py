@@ -24,7 +24,9 @@ from transformers import (
     Wav2Vec2ForSequenceClassification,
 )
 
-from musicssl import audio, huggingface, model_config, state_dict
+from musicssl import audio
+from musicssl.exchange import huggingface, model_config, state_dict
+from musicssl.exchange.loaded import with_digest
 from tests import torch_models
 
 MASKING = model_config.Masking(0.65, 10, 1)
@@ -122,7 +124,7 @@ def test_our_features_in_transformers(kind, normalize, tmp_path):
     params = jax.tree.map(
         lambda x: (x + 0.1 * draw.standard_normal(x.shape)).astype(np.float32), template
     )
-    loaded = huggingface.loaded(encoder, params, normalize, 16_000, "test")
+    loaded = with_digest(encoder, params, normalize, 16_000, "test")
     huggingface.write(tmp_path / "out", loaded, model_type(kind), MASKING, "card")
     model, info = AutoModel.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(info.values())
@@ -146,7 +148,7 @@ def test_our_features_in_transformers(kind, normalize, tmp_path):
 def test_every_value_of_config_json_is_said(kind, tmp_path):
     encoder, params = torch_models.ours(torch_models.small(kind))
     encoder = encoder.clone(layerdrop=0.05, input_dropout=0.2, activation_dropout=0.0)
-    loaded = huggingface.loaded(encoder, params, True, 24_000, "test")
+    loaded = with_digest(encoder, params, True, 24_000, "test")
     huggingface.write(tmp_path / "out", loaded, model_type(kind), MASKING, "card")
     config = AutoModel.from_pretrained(tmp_path / "out").config
     assert (config.layerdrop, config.feat_proj_dropout, config.activation_dropout) == (0.05, 0.2, 0)
@@ -257,7 +259,7 @@ def test_the_digest_is_of_what_features_depend_on(saved):
     def digest(**options) -> str:
         fields = {"normalize": True, "sample_rate": 16_000} | options
         chosen = fields.pop("encoder", encoder), fields.pop("params", params)
-        return huggingface.loaded(*chosen, source="elsewhere", **fields).digest
+        return with_digest(*chosen, source="elsewhere", **fields).digest
 
     assert digest() == loaded.digest
     assert digest(encoder=encoder.clone(dropout=0.7, layerdrop=0.7)) == loaded.digest

@@ -9,8 +9,8 @@ import scipy.spatial.distance
 from sklearn.cluster import KMeans, MiniBatchKMeans, kmeans_plusplus
 from threadpoolctl import threadpool_limits
 
-from musicssl import kmeans, seeding
-from musicssl.kmeans import Settings, State
+from musicssl.objectives import kmeans, seeding
+from musicssl.objectives.kmeans import Settings, State
 from tests import commands
 
 FEATURE = {"name": "mfcc", "ceps": 13, "stride": 2}

@@ -15,7 +15,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.util.tensor_util import make_ndarray
 
 from data_pipelines import batches
-from musicssl import audio, checkpoint, digests
+from musicssl import audio
+from musicssl.runtime import digests
+from musicssl.runtime.workdir import steps_on_disk
 from tests import commands, runs
 from tests.faults import kill
 
@@ -213,7 +215,7 @@ def test_a_teacher_that_does_not_fit(root, refused, hubert, tmp_path):
         leaves = ITERATION_2 | {"teacher.encoder": tmp_path / name}
         workdir = tmp_path / f"run-{name}"
         assert message in refused(flags(root, workdir, leaves, runs.MUSICHUBERT))
-        assert not checkpoint.steps_on_disk(workdir)
+        assert not steps_on_disk(workdir)
 
 
 def test_iteration_2_trains_on_a_layer_of_iteration_1(root, command, hubert, tmp_path):
@@ -263,7 +265,7 @@ def test_a_damaged_record_stops_the_run_and_is_named(damaged_data, stopped):
     workdir, errors = stopped
     assert errors.startswith("musicssl: ") and errors.count("\n") == 1
     assert f"{damaged_data[1]}, record " in errors and "checksum" in errors
-    assert checkpoint.steps_on_disk(workdir)[-1] == 4
+    assert steps_on_disk(workdir)[-1] == 4
 
 
 def test_a_damaged_record_is_skipped_and_counted(root, command, damaged_data, stopped, tmp_path):
@@ -319,7 +321,8 @@ def measured(line: dict[str, float]) -> dict[str, float]:
 def test_the_second_iteration_is_told_what_the_first_was(root, tmp_path, monkeypatch):
     """`go_on`, with what it would become written down instead."""
     from configs import musichubert
-    from musicssl import distributed, main
+    from musicssl import main
+    from musicssl.runtime import distributed
 
     config = musichubert.get_config("demo")
     leaves = {"data.data_dir": "my data", "data.normalize": True, "mesh.fsdp": 1}
@@ -359,7 +362,7 @@ def test_music2vec_stopped_at_any_moment_ends_as_if_never_stopped(tmp_path):
     said = ended(study, "run-4", "training")
     assert said.startswith("asked to end at step ")
     step = int(said.split()[5].rstrip(":"))
-    assert checkpoint.steps_on_disk(tmp_path / "run-4")[-1] == step < often["steps"]
+    assert steps_on_disk(tmp_path / "run-4")[-1] == step < often["steps"]
     kills, wrong = study.run(4, "cache", ["training", "saving"])
     assert not wrong and kills.total() == 2 and not kills["ended before"]
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from musicssl import masking
+from musicssl.objectives import masking
 
 DEFAULTS = {"probability": 0.65, "span": 10, "min_spans": 1, "equal_counts": 0}
 jit = functools.partial(jax.jit, static_argnums=(1, 2), static_argnames=DEFAULTS)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import sklearn.metrics
 
-from musicssl import metrics
+from musicssl.probing import metrics
 
 
 def multi_label(seed: int, items: int = 200, classes: int = 7) -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,12 @@ import numpy as np
 import pytest
 
 from configs import musichubert
-from musicssl import audio, codebook, hubert, kmeans, optim, sharding, state_dict, step
+from musicssl import audio
+from musicssl.exchange import state_dict
+from musicssl.model.encoder import make_encoder
+from musicssl.objectives import codebook, hubert, kmeans
+from musicssl.runtime import sharding
+from musicssl.training import optim, step
 from tests import full_size, torch_models
 
 FULL_SIZE = ("k500", "k500_mfcc60", "k2000_iter1", "k2000_iter2")
@@ -71,7 +76,7 @@ def test_values_are_the_recipes(variant):
     minutes = config.batch_size * audio.crop_samples(config.data.crop_frames) / 16_000 / 60
     assert minutes == pytest.approx(16, rel=0.01)  # of audio an update: 32 clips of 30 s
     assert config.batch_size == 32 and config.mask.equal_counts == 4  # four on each of 8 GPUs
-    assert state_dict.parameter_count(step.make_encoder(config)) == 94_371_712
+    assert state_dict.parameter_count(make_encoder(config)) == 94_371_712
 
 
 def test_variants_differ_in_their_labels_and_length_alone():

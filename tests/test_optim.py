@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from configs import common, music2vec
-from musicssl import optim
+from musicssl.training import optim
 
 
 def fairseq_tri_stage(step: int, peak: float, stages: tuple[int, int, int], scale: float) -> float:

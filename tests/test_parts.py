@@ -3,10 +3,10 @@ import itertools
 import numpy as np
 import pytest
 
-from data_pipelines import harmony, parts
-from data_pipelines.harmony import NO_CHORD, Chord
-from data_pipelines.parts import Plan
-from data_pipelines.timbres import KIT
+from data_pipelines.composer import harmony, parts
+from data_pipelines.composer.harmony import NO_CHORD, Chord
+from data_pipelines.composer.parts import Plan
+from data_pipelines.composer.timbres import KIT
 
 LOW, HIGH = 48, 76
 WRITERS = [parts.melody, parts.chords, parts.inner]

@@ -10,8 +10,10 @@ import jax
 import pytest
 
 from configs import music2vec, musichubert
-from musicssl import compiled, flops, plan, plan_report, step, topology
+from musicssl import plan
 from musicssl.plan import Attempt
+from musicssl.planning import hlo, report, topology
+from musicssl.training import flops, step
 from tests import commands, tiny
 
 GIB = 2**30
@@ -104,7 +106,7 @@ def test_every_kind_of_step_lowers(family, leaves):
     ],
 )
 def test_parts_of_scopes(scope, part):
-    assert plan_report.part(scope) == part
+    assert report.part(scope) == part
 
 
 def run(*arguments: str) -> tuple[int, str, str]:
@@ -134,11 +136,11 @@ def test_eight_virtual_devices(tmp_path):
     assert sum(told["flops"].values()) == pytest.approx(flops.train_step(config) / 8)
 
     state = step.state_shapes(config)
-    whole = plan_report.stored(state.params)
+    whole = report.stored(state.params)
     large = 4 * sum(x.size for x in jax.tree.leaves(state.params) if x.size >= 2**16)
     memory = told["memory"]
     assert memory["parameters"] == whole - large / 2 < whole
-    assert told["checkpoint_bytes"] == plan_report.stored(state)
+    assert told["checkpoint_bytes"] == report.stored(state)
     held = memory["parameters"] + memory["teacher"] + memory["optimizer"]
     assert 0 < memory["argument"] - held < 2e5  # step counters and two clips
     assert memory["fits"] and memory["limit"] is None and memory["temp"] > 1e6
@@ -172,17 +174,16 @@ def test_gradients_cross_slices_by_the_network():
     chip = topology.CHIPS["v5e"]
     rows = [{"kind": "all-reduce", "bytes": 1e9}, {"kind": "all-gather", "bytes": 1e9}]
     one, two = (
-        plan_report.exchange(rows, topology.Topology("", devices, chip, slices))
-        for slices in (1, 2)
+        report.exchange(rows, topology.Topology("", devices, chip, slices)) for slices in (1, 2)
     )
     inside = 1e9 / (chip.links / 2)
     assert one == pytest.approx(3 * inside)
-    assert two == pytest.approx(inside + 2e9 / (plan_report.SLICE_LINKS / 4))
+    assert two == pytest.approx(inside + 2e9 / (report.SLICE_LINKS / 4))
 
 
 def test_kernels_are_entered_at_the_stated_share_of_peak():
     """460 operations at two a cycle, 23 % of that rate; one without a figure stays out."""
     cycles = {"attention": 100}
-    kernels = [compiled.Kernel("jit(step)/layer_0/attention/call", 460), compiled.Kernel("x", None)]
-    assert plan_report.entered(cycles, kernels, 2.0) == 1000
+    kernels = [hlo.Kernel("jit(step)/layer_0/attention/call", 460), hlo.Kernel("x", None)]
+    assert report.entered(cycles, kernels, 2.0) == 1000
     assert cycles == {"attention": 1100}

@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import SingleDeviceSharding
 
-from musicssl import plan, plan_report, sharding, topology
+from musicssl import plan
 from musicssl.plan import Attempt
+from musicssl.planning import report, topology
+from musicssl.runtime import sharding
 from tests import tiny
 
 GIB = 2**30
@@ -59,7 +61,7 @@ def test_the_verdict_is_right_on_both_sides_of_the_boundary():
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
             return Attempt(clips, topology.refused_bytes(str(error))[0], None)
-        return Attempt(clips, plan_report.wanted_bytes(compiled.memory_analysis()), compiled)
+        return Attempt(clips, report.wanted_bytes(compiled.memory_analysis()), compiled)
 
     limit = topology.memory_limit(device)
     tried = plan.largest_batch(attempt, 1, limit, 0)

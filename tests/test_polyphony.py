@@ -15,15 +15,17 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from configs import probe as probe_config
-from data_pipelines import polyphony
-from data_pipelines.polyphony import SETS, Stimulus
+from data_pipelines.composer import polyphony
+from data_pipelines.composer.polyphony import SETS, Stimulus
 from data_pipelines.synth_polyphony.synth_polyphony_dataset_builder import (
     ANSWERS,
     Builder,
     SynthPolyphonyConfig,
     record,
 )
-from musicssl import baselines, probe, report, tasks
+from musicssl import probe
+from musicssl.features import baselines
+from musicssl.probing import report, tasks
 
 SIZES = {"train": 576, "validation": 144, "test": 288}
 RATE = 16_000

@@ -17,20 +17,13 @@ from configs import probe as probe_config
 from data_pipelines import labelled_records
 from data_pipelines.build import load_builder
 from data_pipelines.synth_music.synth_music_dataset_builder import SynthMusicConfig
-from musicssl import (
-    evaluate,
-    extract,
-    feature_rows,
-    labels,
-    metrics,
-    probe,
-    report,
-    sharding,
-    tasks,
-    train,
-    windows,
-)
-from musicssl.encoder import Encoder
+from musicssl import probe
+from musicssl.features import extract, windows
+from musicssl.features import rows as feature_rows
+from musicssl.model.encoder import Encoder
+from musicssl.probing import evaluate, labels, metrics, report, tasks
+from musicssl.runtime import sharding
+from musicssl.training import loop
 from tests import commands, mir_fixtures, test_extract, tiny
 
 ROOT = Path(__file__).parent.parent
@@ -212,9 +205,9 @@ def test_an_encoder_in_training_is_scored(synth_dir: str) -> None:
     assert len(polls) == 3 * 3 + 2 * (encoder.layers + 1)
 
     def asked() -> None:
-        raise train.Asked
+        raise loop.Asked
 
-    with pytest.raises(train.Asked):
+    with pytest.raises(loop.Asked):
         probe.quick(run, params, mesh, 100, asked)
 
 
@@ -302,9 +295,9 @@ def test_standardised_features() -> None:
 
 def test_classes_without_training_items_are_named(tmp_path: Path) -> None:
     splits = {name: separable(i, 100) for i, name in enumerate(tasks.SPLITS)}
-    train = splits["train"]
-    y = np.where(train.found.y == 4, 5, train.found.y)
-    splits["train"] = train._replace(found=train.found._replace(y=y, labels=y))
+    loop = splits["train"]
+    y = np.where(loop.found.y == 4, 5, loop.found.y)
+    splits["train"] = loop._replace(found=loop.found._replace(y=y, labels=y))
     settings = config(tmp_path, epochs=1, layers="1")
     result = evaluate.evaluate(
         tasks.TASKS["gtzan_genre"], splits, "abcdefghij", 50, settings, nothing

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from musicssl import metrics, probe_grid
-from musicssl.probe_grid import Protocol, Split
+from musicssl.probing import grid, metrics
+from musicssl.probing.grid import Protocol, Split
 from tests.benchmarks import probe_memory
 
 WIDTH, CLASSES = 24, 5
@@ -21,7 +21,7 @@ def features(seed: int, windows: int, mixed: int = 1, spread: float = 0.5) -> Sp
     labels = random.integers(0, CLASSES, item.max() + 1).astype(np.int32)
     x = random.standard_normal((1, mixed, windows, WIDTH))
     x[0, -1] += centres[labels[item]]
-    return probe_grid.split_of(x.astype(np.float16), labels[item], item, labels)
+    return grid.split_of(x.astype(np.float16), labels[item], item, labels)
 
 
 def item_mean(outputs: np.ndarray, item: np.ndarray) -> np.ndarray:
@@ -76,7 +76,7 @@ def test_scores_match_pytorchs_within_the_spread_of_seeds() -> None:
     train, validation, test = (features(i, n) for i, n in ((0, 300), (1, 200), (2, 400)))
     rates = [5e-4, 5e-3]
     seeds = np.arange(4)
-    fitted = probe_grid.fit(
+    fitted = grid.fit(
         protocol,
         metrics.monitor_accuracy,
         train,
@@ -84,7 +84,7 @@ def test_scores_match_pytorchs_within_the_spread_of_seeds() -> None:
         np.array(rates, np.float32),
         seeds,
     )
-    outputs = np.asarray(probe_grid.predict(fitted.params, test))  # [1, s, r, i, c]
+    outputs = np.asarray(grid.predict(fitted.params, test))  # [1, s, r, i, c]
     for r, rate in enumerate(rates):
         mine = np.array([metrics.accuracy(test.labels, outputs[0, s, r]) for s in seeds])
         theirs = np.array(
@@ -106,7 +106,7 @@ def one_epoch_in_torch(
     }
     optimizer = torch.optim.Adam(tensors.values(), 1e-2)
     key = jax.random.fold_in(keys[0], 0)
-    rows, weights = (np.asarray(a) for a in probe_grid._order(key, train, protocol))
+    rows, weights = (np.asarray(a) for a in grid._order(key, train, protocol))
     for index, (chosen, weight) in enumerate(zip(rows, weights, strict=True)):
         bits = jax.random.bits(jax.random.fold_in(key, index), (len(chosen), 16), np.uint16)
         keep = torch.from_numpy((np.asarray(bits) < 52429) / np.float32(52429 / 65536))
@@ -126,11 +126,11 @@ def test_an_epoch_of_the_weighted_sum_is_pytorchs_to_rounding() -> None:
     protocol = Protocol("ce", CLASSES, hidden=16)
     train = features(0, 150, mixed=3)  # a batch of 22 comes last
     keys = jax.vmap(jax.random.key)(np.array([3]))
-    start = probe_grid.initial(keys[0], WIDTH, 3, protocol)
+    start = grid.initial(keys[0], WIDTH, 3, protocol)
     params = jax.tree.map(lambda p: p[None, None, None], start)
     zeros = jax.tree.map(np.zeros_like, params)
     rates = np.full((1, 1, 1), 1e-2, np.float32)
-    after, _ = probe_grid._epoch(protocol, train, keys, params, (zeros, zeros), rates, 0)
+    after, _ = grid._epoch(protocol, train, keys, params, (zeros, zeros), rates, 0)
     wanted = one_epoch_in_torch(protocol, params, train, keys)
     assert set(after) == set(wanted)
     for name, value in wanted.items():
@@ -140,10 +140,10 @@ def test_an_epoch_of_the_weighted_sum_is_pytorchs_to_rounding() -> None:
 
 def test_every_row_is_visited_once_an_epoch() -> None:
     train = features(0, 150)
-    rows, weights = probe_grid._order(jax.random.key(0), train, Protocol("ce", CLASSES))
+    rows, weights = grid._order(jax.random.key(0), train, Protocol("ce", CLASSES))
     rows, weights = np.asarray(rows), np.asarray(weights)
     assert sorted(rows[weights > 0].tolist()) == list(range(150))
-    again, _ = probe_grid._order(jax.random.key(1), train, Protocol("ce", CLASSES))
+    again, _ = grid._order(jax.random.key(1), train, Protocol("ce", CLASSES))
     assert (np.asarray(again) != rows).any()
 
 
@@ -151,12 +151,12 @@ def test_crops_stay_inside_their_clip() -> None:
     rows = 100
     start = np.array([0, 40, 45])  # clips of 40, 5 and 55 rows
     x = np.zeros((1, 1, rows, WIDTH), np.float16)
-    train = probe_grid.split_of(x, np.zeros((rows, 1), np.float32), start=start)
+    train = grid.split_of(x, np.zeros((rows, 1), np.float32), start=start)
     protocol = Protocol("bce", 1, batch=2, crop=20)
     clip = np.searchsorted(start, np.arange(rows), side="right") - 1
     first = set()
     for seed in range(20):
-        chosen, weight = probe_grid._order(jax.random.key(seed), train, protocol)
+        chosen, weight = grid._order(jax.random.key(seed), train, protocol)
         chosen, weight = (np.asarray(a).reshape(-1, 20) for a in (chosen, weight))
         real = weight.sum(1) > 0
         for crop, inside in zip(chosen[real], weight[real] > 0, strict=True):
@@ -178,7 +178,7 @@ def test_halving_follows_torchs_scheduler() -> None:
     for score in scores:
         scheduler.step(score)
         now = np.full((1, 1, 1), score, np.float32)
-        rates, plateau = probe_grid._halve(protocol, rates, plateau, now)
+        rates, plateau = grid._halve(protocol, rates, plateau, now)
         wanted = optimizer.param_groups[0]["lr"]
         assert float(rates[0, 0, 0]) == pytest.approx(wanted)
         seen.add(wanted)
@@ -189,7 +189,7 @@ def test_a_model_does_not_depend_on_what_is_trained_beside_it() -> None:
     protocol = Protocol("ce", CLASSES, hidden=16, epochs=12, patience=4)
     train, validation = features(0, 200), features(1, 100)
     rates, seeds = np.array([1e-3, 3e-2], np.float32), np.array([1, 2])
-    fit = probe_grid.fit
+    fit = grid.fit
     together = fit(protocol, metrics.monitor_accuracy, train, validation, rates, seeds)
     alone = fit(protocol, metrics.monitor_accuracy, train, validation, rates[1:], seeds[:1])
     assert int(alone.epochs) <= int(together.epochs)
@@ -202,22 +202,22 @@ def test_stopping_keeps_the_best_epoch() -> None:
     train, validation = features(0, 200), features(1, 100)
     rates = np.array([1e-2], np.float32)
     monitor = metrics.monitor_accuracy
-    fitted = probe_grid.fit(protocol, monitor, train, validation, rates, np.array([5]))
+    fitted = grid.fit(protocol, monitor, train, validation, rates, np.array([5]))
     assert int(fitted.epochs) < 30
     assert int(fitted.epoch[0, 0, 0]) == int(fitted.epochs) - 1 - 3
-    outputs = np.asarray(probe_grid.predict(fitted.params, validation))[0, 0, 0]
+    outputs = np.asarray(grid.predict(fitted.params, validation))[0, 0, 0]
     again = metrics.accuracy(validation.labels, outputs)
     assert again == pytest.approx(float(fitted.score[0, 0, 0]), abs=1e-6)
 
 
 def test_item_outputs_average_windows_across_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe_grid, "BLOCK", 16)
+    monkeypatch.setattr(grid, "BLOCK", 16)
     split = features(3, 101)
     protocol = Protocol("ce", CLASSES, hidden=8)
-    params = probe_grid.initial(jax.random.key(0), WIDTH, 1, protocol)
+    params = grid.initial(jax.random.key(0), WIDTH, 1, protocol)
     stacked = jax.tree.map(lambda p: p[None, None, None], params)
-    mine = np.asarray(probe_grid.item_outputs(stacked, split))[0, 0, 0]
-    plain = np.asarray(probe_grid.apply(params, split.x[0].astype("f4")))
+    mine = np.asarray(grid.item_outputs(stacked, split))[0, 0, 0]
+    plain = np.asarray(grid.apply(params, split.x[0].astype("f4")))
     np.testing.assert_allclose(mine, item_mean(plain, np.asarray(split.item)), atol=1e-5)
 
 
@@ -231,9 +231,9 @@ def test_a_linear_probe_and_both_other_losses_learn() -> None:
         ("bce", (target > 0).astype("f4"), metrics.monitor_roc_auc, 0.95),
     )
     for loss, y, monitor, least in cases:
-        split = probe_grid.split_of(x, y)
+        split = grid.split_of(x, y)
         protocol = Protocol(loss, 2, hidden=0, epochs=60, patience=60)
-        fitted = probe_grid.fit(protocol, monitor, split, split, rates, seeds)
+        fitted = grid.fit(protocol, monitor, split, split, rates, seeds)
         assert set(fitted.params) == {"mix", "w2", "b2"}
         assert float(fitted.score[0, 0, 0]) > least
 
@@ -241,9 +241,9 @@ def test_a_linear_probe_and_both_other_losses_learn() -> None:
 def test_sizes_that_differ_are_refused() -> None:
     x = np.zeros((1, 1, 5, WIDTH), np.float16)
     with pytest.raises(ValueError, match="5 feature rows, 4 labels"):
-        probe_grid.split_of(x, np.zeros(4, np.int32))
+        grid.split_of(x, np.zeros(4, np.int32))
     with pytest.raises(ValueError, match="windows of item 7"):
-        probe_grid.split_of(x, np.zeros(5, int), np.array([0, 1, 2, 3, 7]), np.zeros(3, int))
+        grid.split_of(x, np.zeros(5, int), np.array([0, 1, 2, 3, 7]), np.zeros(3, int))
 
 
 @pytest.mark.parametrize(("task", "source"), [("mtg_genre", "sum"), ("gtzan_beat", "6")])

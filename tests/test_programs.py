@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from musicssl import programs
+from musicssl.runtime import compile_cache
 
 DIRECTORY, LEAST = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
 
@@ -24,9 +24,9 @@ def settings(monkeypatch) -> Iterator[None]:
 
 def test_they_are_in_the_users_cache_by_kind_of_processor(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    programs.keep()
+    compile_cache.keep()
     folder = Path(getattr(jax.config, DIRECTORY))
-    assert folder == tmp_path / "musicssl/xla" / programs.machine()
+    assert folder == tmp_path / "musicssl/xla" / compile_cache.machine()
     assert getattr(jax.config, LEAST) == 0.1
 
 
@@ -34,7 +34,7 @@ def test_what_the_user_has_set_stays(monkeypatch, tmp_path):
     jax.config.update(DIRECTORY, str(tmp_path))
     jax.config.update(LEAST, 7)
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "7")
-    programs.keep()
+    compile_cache.keep()
     assert getattr(jax.config, DIRECTORY) == str(tmp_path)
     assert getattr(jax.config, LEAST) == 7
 
@@ -43,6 +43,6 @@ def test_processors_of_other_features_do_not_share(monkeypatch):
     def named(flags: str) -> str:
         info = f"processor\t: 0\nflags\t\t: {flags}\nprocessor\t: 1\nflags\t\t: {flags}\n"
         monkeypatch.setattr(Path, "read_text", lambda _: info)
-        return programs.machine()
+        return compile_cache.machine()
 
     assert named("sse avx2") == named("avx2 sse") != named("sse avx2 avx512f")

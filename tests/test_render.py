@@ -2,9 +2,9 @@ import librosa
 import numpy as np
 import pytest
 
-from data_pipelines import timbres
-from data_pipelines.render import render
-from data_pipelines.timbres import DRUMS, INSTRUMENTS, KIT, TIMBRES, Note, frequency
+from data_pipelines.composer import timbres
+from data_pipelines.composer.render import render
+from data_pipelines.composer.timbres import DRUMS, INSTRUMENTS, KIT, TIMBRES, Note, frequency
 
 RATE = 16000
 PITCHED = [pytest.param(i, id=timbre.name) for i, timbre in enumerate(TIMBRES)]

@@ -10,8 +10,9 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from musicssl import sharding, step
-from musicssl.grouped_conv import grouped_conv
+from musicssl.model.grouped_conv import grouped_conv
+from musicssl.runtime import sharding
+from musicssl.training import step
 from tests import tiny
 
 STEMS = {

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 
-from musicssl import audio, compiled, first_norm, sharding, stem
+from musicssl import audio
+from musicssl.model import first_norm, stem
+from musicssl.planning import hlo
+from musicssl.runtime import sharding
 from tests import tiny
 
 WIDTH = 24
@@ -96,7 +99,7 @@ def exchanges() -> list[str]:
 
     with jax.set_mesh(mesh):
         program = jax.jit(gradient).lower(x, layers(False, 1)).compile()
-    return sorted({x.kind for x in compiled.collectives(program.as_text())})
+    return sorted({x.kind for x in hlo.collectives(program.as_text())})
 
 
 def test_pieces_stay_on_their_device():

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from musicssl import optim, sharding, step
+from musicssl.runtime import sharding
+from musicssl.training import optim, step
 from tests import tiny
 
 STEPS = 2

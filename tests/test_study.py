@@ -13,7 +13,8 @@ import pytest
 
 from configs import music2vec
 from launch import stage_records, stages, study
-from musicssl import study_figures, study_report, study_results, svg
+from musicssl import study_report
+from musicssl.study import figures, results, svg
 from tests import fabricated_study
 from tests.recorded_stages import Recorded
 
@@ -95,8 +96,8 @@ def test_a_thirteenth_configuration_is_a_variant_and_a_line(tmp_path, capsys, mo
     assert sum("music2vec.py:span40_demo" in command for _, command in printed) == 1
     assert sum("probes/music2vec-span40/" in command for _, command in printed) == 2
     fabricated_study.fabricate(tmp_path)
-    found = study_results.collect(tmp_path)
-    spans = next(x for x in study_figures.ablations(found) if x["leaf"] == "mask.span")
+    found = results.collect(tmp_path)
+    spans = next(x for x in figures.ablations(found) if x["leaf"] == "mask.span")
     values = [value for _, value in spans["models"]]
     assert {5, 10, 15, 40} <= set(values) and values == sorted(values)
 
@@ -334,8 +335,8 @@ def test_no_study_is_refused_in_a_line(tmp_path, monkeypatch, capsys):
 
 
 def test_what_a_configuration_varies_is_found_from_the_runs(demo):
-    found = study_results.collect(demo)
-    groups = {(x["base"], x["leaf"]): dict(x["models"]) for x in study_figures.ablations(found)}
+    found = results.collect(demo)
+    groups = {(x["base"], x["leaf"]): dict(x["models"]) for x in figures.ablations(found)}
     vanilla, first = "music2vec-vanilla", "musichubert-k500"
     assert set(groups) == {
         *((vanilla, x) for x in ("steps", "data.crop_frames", "mask.probability", "mask.span")),

@@ -5,8 +5,8 @@ import mir_eval
 import numpy as np
 import pytest
 
-from data_pipelines import harmony, synth
-from data_pipelines.timbres import DRUMS, INSTRUMENTS
+from data_pipelines.composer import harmony, synth
+from data_pipelines.composer.timbres import DRUMS, INSTRUMENTS
 from tests import commands
 
 SEEDS = range(100, 124)

@@ -7,7 +7,8 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from data_pipelines import build, harmony, synth, timbres
+from data_pipelines import build
+from data_pipelines.composer import harmony, synth, timbres
 from data_pipelines.synth_music.synth_music_dataset_builder import (
     FIRST_SEED,
     Builder,

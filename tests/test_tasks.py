@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 
-from data_pipelines import harmony, timbres
 from data_pipelines.build import load_builder
-from musicssl import labels, metrics, probe, published, tasks, windows
-from musicssl.tasks import TASKS
+from data_pipelines.composer import harmony, timbres
+from musicssl import probe
+from musicssl.features import windows
+from musicssl.probing import labels, metrics, published, tasks
+from musicssl.probing.tasks import TASKS
 
 RATE, FPS = 16_000, 50.0
 

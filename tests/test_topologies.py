@@ -14,8 +14,9 @@ import pytest
 from jax.experimental import multihost_utils
 from jax.sharding import PartitionSpec as P
 
-from musicssl import checkpoint, sharding
-from musicssl import step as training
+from musicssl.runtime import sharding
+from musicssl.runtime.workdir import steps_on_disk
+from musicssl.training import step as training
 from tests import commands, runs
 
 STEPS = 12
@@ -102,7 +103,7 @@ def test_a_run_goes_on_where_there_are_other_devices(root, lines):
         list(itertools.islice(said, steps))  # fewer, where it dies: then `end` says why
         processes[-1].send_signal(signal.SIGTERM)
         end(processes, code=75)
-        step = checkpoint.steps_on_disk(root / "moved")[-1]
+        step = steps_on_disk(root / "moved")[-1]
         assert before + steps <= step < STEPS
         before = step
     end(launch(root, several(root, "moved", SHARDED), 4))

@@ -4,7 +4,7 @@ import importlib.util
 
 import pytest
 
-from musicssl import topology
+from musicssl.planning import topology
 
 GIB = 2**30
 

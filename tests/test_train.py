@@ -17,8 +17,12 @@ import pytest
 from jax.sharding import Mesh
 
 from configs import musichubert
-from musicssl import audio, checkpoint, data2vec, sharding, train
-from musicssl import step as training
+from musicssl import audio
+from musicssl.objectives import data2vec
+from musicssl.runtime import checkpoint, sharding
+from musicssl.runtime.workdir import MAY_CHANGE, claim, flat, steps_on_disk
+from musicssl.training import loop
+from musicssl.training import step as training
 from tests import runs, tiny
 
 STEPS = 14
@@ -67,8 +71,8 @@ def traced_once() -> Iterator[None]:
     states: dict[str, training.TrainState] = {}
 
     def same(tiny_config: ml_collections.ConfigDict, mesh: Mesh) -> str:
-        leaves = checkpoint.flat(tiny_config.to_dict()).items()
-        kept = [leaf for leaf in leaves if not leaf[0].startswith(checkpoint.MAY_CHANGE)]
+        leaves = flat(tiny_config.to_dict()).items()
+        kept = [leaf for leaf in leaves if not leaf[0].startswith(MAY_CHANGE)]
         return f"{kept} {mesh}"
 
     def step(tiny_config: ml_collections.ConfigDict, mesh: Mesh) -> Callable:
@@ -112,7 +116,7 @@ class Session:
         self.mesh = sharding.make_mesh(devices=jax.devices()[:1])
         self.rows: list[tuple[int, dict[str, float]]] = []
         self.frozen: dict = {}
-        self.preemption: train.Preemption | None = None
+        self.preemption: loop.Preemption | None = None
 
     def batch(self, step: int) -> np.ndarray:
         return clips(self.config, step)
@@ -134,12 +138,12 @@ class Session:
         return {"probe/norm": float(np.sqrt(sum(np.vdot(x, x) for x in leaves)))}
 
     def run(self) -> bool:
-        train.check(self.config, self.mesh)
-        checkpoint.claim(self.workdir, self.config)
+        loop.check(self.config, self.mesh)
+        claim(self.workdir, self.config)
         saved = checkpoint.Checkpoints(self.workdir, self.config)
-        state = train.initial_state(self.config, self.mesh, saved)
-        ask = self.preemption or train.Preemption()
-        return train.train(
+        state = loop.initial_state(self.config, self.mesh, saved)
+        ask = self.preemption or loop.Preemption()
+        return loop.train(
             self.config, self.mesh, saved, state, self.frozen, self.open, self.write, self.look, ask
         )
 
@@ -158,7 +162,7 @@ def unbroken(tmp_path_factory) -> Session:
 def test_a_run_logs_and_saves_when_due_and_at_the_end(unbroken, capsys):
     assert [step for step, _ in unbroken.rows] == [4, 8, 12, 14]
     # every 3 and the last; of these the newest 2 and multiples of 6
-    assert checkpoint.steps_on_disk(unbroken.workdir) == [0, 6, 12, 14]
+    assert steps_on_disk(unbroken.workdir) == [0, 6, 12, 14]
     state = runs.state(unbroken.workdir)
     assert state["step"] == state["updates"] == STEPS
     assert all(np.isfinite(x).all() for x in state.values())
@@ -200,7 +204,7 @@ def test_a_complete_run_says_so_and_changes_nothing(unbroken, capsys):
 def test_a_run_starts_from_the_weights_that_it_is_given(unbroken, tmp_path, capsys):
     session = Session(config({"start_from": str(unbroken.workdir)}), tmp_path)
     saved = checkpoint.Checkpoints(tmp_path, session.config)
-    state = train.initial_state(session.config, session.mesh, saved)
+    state = loop.initial_state(session.config, session.mesh, saved)
     saved.close()
     assert f"starting from the weights of encoder of {unbroken.workdir}" in capsys.readouterr().out
     weights, teacher, _, _ = checkpoint.load_params(unbroken.workdir)
@@ -233,7 +237,7 @@ def test_weights_that_do_not_fit_are_refused(unbroken, tmp_path, leaves, message
     session = Session(config({"start_from": str(unbroken.workdir)} | leaves), tmp_path)
     saved = checkpoint.Checkpoints(tmp_path, session.config)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        train.initial_state(session.config, session.mesh, saved)
+        loop.initial_state(session.config, session.mesh, saved)
     saved.close()
 
 
@@ -246,12 +250,12 @@ def test_probes_come_after_the_log_and_change_nothing(unbroken, tmp_path):
     assert norms[6]["probe/norm"] != norms[12]["probe/norm"] > 0
     assert runs.differences(runs.state(unbroken.workdir), runs.state(tmp_path)) == []
     with pytest.raises(ValueError, match=r"probe.every is -1"):
-        train.check(config({"probe.every": -1}), session.mesh)
+        loop.check(config({"probe.every": -1}), session.mesh)
 
 
 def test_sigterm_in_a_probe_leaves_it_out_and_saves(tmp_path, capsys):
     session = Session(config({"probe.every": 5}), tmp_path)
-    asked = train.Preemption()
+    asked = loop.Preemption()
 
     def look(step: int, params: dict, poll: Callable[[], None]) -> dict[str, float]:
         poll()  # of nothing
@@ -261,7 +265,7 @@ def test_sigterm_in_a_probe_leaves_it_out_and_saves(tmp_path, capsys):
 
     session.look, session.preemption = look, asked
     assert not session.run()
-    assert checkpoint.steps_on_disk(tmp_path)[-1] == 5
+    assert steps_on_disk(tmp_path)[-1] == 5
     assert [step for step, _ in session.rows] == [4]
     assert "asked to end in the probe of step 5, which is left out" in capsys.readouterr().out
 
@@ -282,7 +286,7 @@ def test_a_crash_costs_the_steps_since_the_last_save(unbroken, tmp_path, at, cap
     session.batch = crashing
     with pytest.raises(Crash):
         session.run()
-    assert checkpoint.steps_on_disk(tmp_path)[-1] == at // 3 * 3
+    assert steps_on_disk(tmp_path)[-1] == at // 3 * 3
     again = Session(config(), tmp_path)
     assert again.run()
     assert f"going on from step {at // 3 * 3} of {STEPS}" in capsys.readouterr().out
@@ -300,7 +304,7 @@ def test_sigterm_saves_where_it_is_and_the_run_goes_on(unbroken, tmp_path, capsy
 
     session.batch = ending
     assert not session.run()
-    assert checkpoint.steps_on_disk(tmp_path)[-1] == 8  # not due: the step under way ended
+    assert steps_on_disk(tmp_path)[-1] == 8  # not due: the step under way ended
     assert "asked to end at step 8: saved" in capsys.readouterr().out
     again = Session(config(), tmp_path)
     assert again.run()
@@ -310,7 +314,7 @@ def test_sigterm_saves_where_it_is_and_the_run_goes_on(unbroken, tmp_path, capsy
 def test_each_checkpoint_holds_config_and_commit(unbroken):
     git = ["git", "-C", str(runs.ROOT), "rev-parse", "--verify", "-q", "HEAD"]
     head = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-    for step in checkpoint.steps_on_disk(unbroken.workdir):
+    for step in steps_on_disk(unbroken.workdir):
         about = unbroken.workdir / f"checkpoints/{step}/about/metadata"
         found = json.loads(about.read_text())
         assert found["config"] == json.loads(unbroken.config.to_json())
@@ -346,12 +350,12 @@ def silent_at(session: Session, *steps: int) -> None:
 def test_a_loss_that_is_not_finite_stops_and_was_not_applied(tmp_path):
     session = Session(config({"checkpoint.every": 1, "checkpoint.keep": 9}), tmp_path)
     silent_at(session, 5)
-    with pytest.raises(train.TrainingStopped) as stopped:
+    with pytest.raises(loop.TrainingStopped) as stopped:
         session.run()
     message = str(stopped.value)
     assert "1 losses or gradients between steps 4 and 8 were not finite" in message
     assert "optim.learning_rate" in message and "nonfinite=skip" in message
-    assert checkpoint.steps_on_disk(tmp_path)[-1] == 7
+    assert steps_on_disk(tmp_path)[-1] == 7
     newest = runs.state(tmp_path)
     assert all(np.isfinite(x).all() for x in newest.values())
     assert newest["step"] == 7 and newest["updates"] == 6
@@ -375,14 +379,14 @@ def test_a_collapsed_representation_stops_with_what_was_measured(tmp_path):
     session = Session(
         config({"data2vec.min_target_std": 50.0, "data2vec.guard_after": 4}), tmp_path
     )
-    with pytest.raises(train.TrainingStopped) as stopped:
+    with pytest.raises(loop.TrainingStopped) as stopped:
         session.run()
     measured = session.rows[-1][1]["target_std"]
     assert f"at step 8 target_std is {measured:.4f}, below data2vec.min_target_std = 50" in str(
         stopped.value
     )
     assert "learning_rate" in str(stopped.value)
-    assert checkpoint.steps_on_disk(tmp_path)[-1] == 6
+    assert steps_on_disk(tmp_path)[-1] == 6
 
 
 def with_codebook(tmp_path: Path, codebook: np.ndarray | None = None) -> Session:
@@ -407,7 +411,7 @@ def test_labels_that_are_all_alike_stop_the_run(tmp_path):
     far = np.full((6, 39), 1e4)
     far[0] = 0
     session = with_codebook(tmp_path, far)
-    with pytest.raises(train.TrainingStopped, match=r"the labels' perplexity is 1\.00"):
+    with pytest.raises(loop.TrainingStopped, match=r"the labels' perplexity is 1\.00"):
         session.run()
 
 
@@ -469,7 +473,7 @@ def test_the_host_reads_at_logs_and_otherwise_waits_for_old_steps_alone(tmp_path
     reads = {now for what, _, now in seen if what == "read"}
     assert reads == {4, 8, 12, 14}
     waits = [now - made for what, made, now in seen if what == "wait" and now > 1]
-    assert waits and min(waits) == train.AHEAD
+    assert waits and min(waits) == loop.AHEAD
 
 
 @pytest.mark.parametrize(
@@ -498,7 +502,7 @@ def test_the_host_reads_at_logs_and_otherwise_waits_for_old_steps_alone(tmp_path
 )
 def test_what_cannot_be_trained_is_refused_with_the_field(leaves, message):
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    train.check(config(), mesh)
+    loop.check(config(), mesh)
     with pytest.raises(ValueError, match=message.replace("(", "\\(")) as refused:
-        train.check(config(leaves), mesh)
+        loop.check(config(leaves), mesh)
     assert "\n" not in str(refused.value)

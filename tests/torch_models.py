@@ -14,8 +14,8 @@ from transformers import (
     Wav2Vec2Model,
 )
 
-from musicssl import model_config, state_dict
-from musicssl.encoder import Encoder
+from musicssl.exchange import model_config, state_dict
+from musicssl.model.encoder import Encoder
 
 FAMILIES = {
     "data2vec": (Data2VecAudioModel, Data2VecAudioConfig),

@@ -1,4 +1,4 @@
-"""synth_music: clips of data_pipelines.synth with everything that is known about them."""
+"""synth_music: clips of data_pipelines.composer with everything that is known about them."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
-from data_pipelines import harmony, synth, timbres
+from data_pipelines.composer import harmony, synth, timbres
 from data_pipelines.shards import RECORDED, Input, ShardedBuilder
 
 # Splits count their seeds from far apart, and from multiples of 24: see synth.clip on keys.

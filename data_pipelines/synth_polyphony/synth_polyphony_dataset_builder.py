@@ -1,4 +1,4 @@
-"""synth_polyphony: the stimuli of data_pipelines.polyphony with their answers."""
+"""synth_polyphony: the stimuli of data_pipelines.composer.polyphony with their answers."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
-from data_pipelines import harmony, polyphony, timbres
-from data_pipelines.polyphony import Stimulus
+from data_pipelines.composer import harmony, polyphony, timbres
+from data_pipelines.composer.polyphony import Stimulus
 from data_pipelines.shards import RECORDED, Input, ShardedBuilder
 
 ANSWERS = {

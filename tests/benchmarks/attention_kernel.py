@@ -18,7 +18,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
-from musicssl import attention_kernel, flops, plan_report, topology
+from musicssl.model import attention_kernel
+from musicssl.planning import report as plan_report
+from musicssl.planning import topology
+from musicssl.training import flops
 
 HEADS, CHANNELS = 12, 64
 

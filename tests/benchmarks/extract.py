@@ -19,7 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import musichubert
-from musicssl import extract, sharding, step, windows
+from musicssl.features import extract, windows
+from musicssl.model.encoder import make_encoder
+from musicssl.runtime import sharding
 
 LIMIT, SECONDS, ROUNDS = 0.9, 5, 3
 
@@ -37,7 +39,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=4, help="in a batch")
     options = parser.parse_args()
     config = musichubert.get_config()
-    encoder = step.make_encoder(config).clone(dtype=jnp.float32)
+    encoder = make_encoder(config).clone(dtype=jnp.float32)
     params = jax.jit(encoder.init)(jax.random.key(0), jnp.zeros((1, 400)))["params"]
 
     def apply(params: dict, x: jax.Array) -> list[jax.Array]:

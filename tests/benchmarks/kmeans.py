@@ -19,8 +19,9 @@ import sklearn
 from sklearn.cluster import MiniBatchKMeans
 from tqdm import tqdm
 
-from data_pipelines import synth
-from musicssl import audio, kmeans
+from data_pipelines.composer import synth
+from musicssl import audio
+from musicssl.objectives import kmeans
 
 CLIP_SECONDS = 15.0
 BATCH = 10_000  # frames in a batch, for both

@@ -32,7 +32,10 @@ import numpy as np
 from tqdm import tqdm
 
 from configs import musichubert
-from musicssl import audio, flops, hubert, kmeans, step
+from musicssl import audio
+from musicssl.model.encoder import make_encoder
+from musicssl.objectives import hubert, kmeans
+from musicssl.training import flops, step
 
 LIMITS = {"mfcc": 0.03, "layer": 0.30}
 KINDS = {  # what labels are of: a variant
@@ -61,7 +64,7 @@ def frozen_part(config: ml_collections.ConfigDict, params: dict) -> dict:
     if config.teacher.feature == "mfcc":
         return {"codebook": rng.standard_normal(shape, dtype=np.float32)}
     shape = (config.teacher.clusters, config.encoder.width)
-    teacher = hubert.FrozenEncoder(params, step.make_encoder(config), config.teacher.layer, False)
+    teacher = hubert.FrozenEncoder(params, make_encoder(config), config.teacher.layer, False)
     return {"encoder": teacher, "codebook": rng.standard_normal(shape, dtype=np.float32)}
 
 

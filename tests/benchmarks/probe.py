@@ -19,7 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from musicssl import feature_rows, metrics, probe_grid, probe_search
+from musicssl.features import rows as feature_rows
+from musicssl.probing import grid as probe_grid
+from musicssl.probing import metrics, search
 
 SIZES, LAYERS, WIDTH, CLASSES = (443, 197, 290), 13, 768, 10
 RATES, SEEDS = (5e-5, 1e-4, 5e-4, 1e-3, 5e-3, 1e-2), (1, 2, 3)
@@ -107,7 +109,7 @@ def plain_loop(splits, sources: list[str], protocol) -> tuple[float, list[float]
 
 
 def grid(splits, sources: list[str], protocol) -> tuple[float, list[float], str, int]:
-    """The same of musicssl.probe_search, and the epochs that all models took."""
+    """The same of musicssl.probing.search, and the epochs that all models took."""
 
     def load(source: str) -> tuple[probe_grid.Split, ...]:
         rows = (np.arange(len(y)) for _, y in splits)
@@ -118,11 +120,11 @@ def grid(splits, sources: list[str], protocol) -> tuple[float, list[float], str,
         )
 
     begin = time.perf_counter()
-    found = probe_search.search(
+    found = search.search(
         protocol, metrics.monitor_accuracy, load, sources, RATES, SEEDS, "benchmark"
     )
     seconds = time.perf_counter() - begin
-    best = probe_search.best(found)
+    best = search.best(found)
     tests = [metrics.accuracy(splits[2][1], outputs) for outputs in best.outputs]
     name = f"{best.source} at {RATES[best.rate]:g}"
     return seconds, tests, name, sum(outcome.epochs for outcome in found)
@@ -160,7 +162,7 @@ def main() -> None:
     parser.add_argument("--layers", default="0,6,12,sum")
     parser.add_argument("--epochs", type=int, default=100)
     arguments = parser.parse_args()
-    every = probe_search.sources_of(LAYERS)
+    every = search.sources_of(LAYERS)
     sources = every if arguments.layers == "all" else arguments.layers.split(",")
     protocol = probe_grid.Protocol("ce", CLASSES, plateau=6, patience=20, epochs=arguments.epochs)
     splits = [features(i) for i in range(3)]

@@ -14,10 +14,10 @@ import jax
 import numpy as np
 
 from configs import probe as probe_config
-from musicssl import probe_grid, probe_search, tasks
-from musicssl.evaluate import CROP_SECONDS
-from musicssl.feature_rows import SUM, Stored
-from musicssl.probe_grid import Protocol, Split
+from musicssl.features.rows import SUM, Stored
+from musicssl.probing import grid, search, tasks
+from musicssl.probing.evaluate import CROP_SECONDS
+from musicssl.probing.grid import Protocol, Split
 
 LAYERS, WIDTH, FPS = 12, 768, 50
 LIMIT = 24.0
@@ -71,12 +71,12 @@ def needed(name: str, source: str, cores: int) -> tuple[float, float]:
         crop=CROP_SECONDS * FPS if task.kind == "beat" else 0,
     )
     rates = np.array(config.learning_rates, np.float32)
-    groups = probe_search.groups(train, rates, np.array(config.seeds))
-    program = probe_grid.fit.lower(
+    groups = search.groups(train, rates, np.array(config.seeds))
+    program = grid.fit.lower(
         protocol, tasks.KINDS[task.kind].monitor, train, validation, *groups[0]
     ).compile()
     memory = program.memory_analysis()
-    at_once = probe_search.at_once(groups, cores)
+    at_once = search.at_once(groups, cores)
     each = memory.temp_size_in_bytes + memory.output_size_in_bytes
     if not held:  # a batch as it is read, twice: gathered, and given to the program
         each += 2 * config.batch_size * max(1, protocol.crop) * mixed * WIDTH * 2

@@ -24,7 +24,9 @@ import torch
 import transformers
 
 from configs import music2vec
-from musicssl import audio, encoder, flops
+from musicssl import audio
+from musicssl.model import encoder
+from musicssl.training import flops
 
 CLIPS, SAMPLES, MASKED = 4, 80_000, 0.5
 

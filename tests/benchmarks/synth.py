@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import scipy
 
-from data_pipelines import synth
+from data_pipelines.composer import synth
 
 LIMIT = 20.0  # times real time
 SECONDS = 30.0

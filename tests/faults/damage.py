@@ -20,7 +20,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from musicssl import checkpoint
+from musicssl.runtime.workdir import steps_on_disk
 from tests import runs
 from tests.faults import kill
 
@@ -41,7 +41,7 @@ def full_disk(arguments: list[str], cache: Path) -> subprocess.Popen:
 
 def contents(folder: Path) -> dict[str, str]:
     """Digests of all files of the committed checkpoints."""
-    steps = (folder / "checkpoints" / str(x) for x in checkpoint.steps_on_disk(folder))
+    steps = (folder / "checkpoints" / str(x) for x in steps_on_disk(folder))
     files = [path for step in steps for path in sorted(step.rglob("*")) if path.is_file()]
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
@@ -55,7 +55,7 @@ def flip(path: Path, chance: random.Random) -> None:
 
 def harm_checkpoint(workdir: Path, kind: str, chance: random.Random) -> None:
     """Flip a bit of, or delete, a file of the newest checkpoint's state."""
-    step = workdir / "checkpoints" / str(checkpoint.steps_on_disk(workdir)[-1])
+    step = workdir / "checkpoints" / str(steps_on_disk(workdir)[-1])
     files = [x for x in sorted((step / "state").rglob("*")) if x.is_file() and x.stat().st_size]
     files = [x for x in files if x.name != "commit_success.txt"]  # a note; nothing reads its text
     victim = chance.choice(files)
@@ -68,7 +68,7 @@ def one_run(study: kill.Study, seed: int, kind: str) -> list[str]:
     workdir, shards = study.root / name, sorted(study.data_dir.rglob("*.tfrecord*"))
     study.live(name, cache).kill_in("saving", chance, study.startup)
     life = study.live(name, cache)
-    while life.process.poll() is None and len(checkpoint.steps_on_disk(workdir)) < 2:
+    while life.process.poll() is None and len(steps_on_disk(workdir)) < 2:
         time.sleep(0.01)
     time.sleep(chance.uniform(0, 0.3))
     life.process.kill()

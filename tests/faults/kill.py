@@ -31,7 +31,7 @@ from subprocess import PIPE, Popen
 import numpy as np
 import psutil
 
-from musicssl import checkpoint
+from musicssl.runtime.workdir import steps_on_disk
 from tests import runs
 
 PHASES = ("starting", "fitting", "training", "saving")
@@ -201,7 +201,7 @@ class Study:
         if time.monotonic() - began > 60:
             return [f"SIGTERM in {phase}: it took {time.monotonic() - began:.0f} s"]
         said = [x for x in life.lines if x.startswith("asked to end at step")]
-        saved = checkpoint.steps_on_disk(self.root / name)
+        saved = steps_on_disk(self.root / name)
         if said and int(said[-1].split()[5].rstrip(":")) not in saved:
             return [f"SIGTERM in {phase}: {said[-1]} but there are {saved}"]
         return []

@@ -1,0 +1,159 @@
+"""Hugging Face directories of the wav2vec 2.0 family, in and out.
+
+A directory holds config.json, preprocessor_config.json and the weights. `model_config` maps the
+first two onto the encoder's fields, `state_dict` the tensors onto its parameters, each by one table
+for both directions. Reading takes model.safetensors, whole or sharded, without PyTorch, or
+pytorch_model.bin with it. Writing needs NumPy alone.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from musicssl.exchange import model_config, state_dict, torch_file
+from musicssl.exchange.loaded import Loaded, with_digest
+
+
+def load(path: str | os.PathLike) -> Loaded:
+    """Read a local directory of a data2vec-audio, HuBERT, wav2vec 2.0 or MERT model.
+
+    Heads beside the encoder are left out (`state_dict.HEADS`). feature_grad_mult, which
+    config.json does not know, is 1. A model that was saved without its mask embedding, because
+    its configuration masks nothing, gets zeros for it.
+
+    Raises:
+      FileNotFoundError: a file of the directory is missing.
+      ValueError: an unsupported architecture, or files that are damaged or contradict each other.
+    """
+    path = Path(path)
+    config = read_json(path / "config.json")
+    encoder = model_config.read_encoder(config, path / "config.json")
+    normalize, sample_rate = model_config.read_preprocessor(
+        read_json(path / "preprocessor_config.json"), path / "preprocessor_config.json"
+    )
+    tensors, source = read_tensors(path)
+    masks = config.get("mask_time_prob", 0.05) or config.get("mask_feature_prob", 0)
+    if not masks:
+        tensors.setdefault("masked_spec_embed", np.zeros(encoder.width, np.float32))
+    params = state_dict.from_tensors(encoder, tensors, str(source))
+    return with_digest(
+        encoder,
+        params,
+        normalize,
+        sample_rate,
+        f"{config['model_type']} in {path}",
+    )
+
+
+def write(
+    output: str | os.PathLike,
+    pretrained: Loaded,
+    model: str,
+    masking: model_config.Masking,
+    card: str,
+) -> None:
+    """Write a directory that AutoModel.from_pretrained and AutoFeatureExtractor read.
+
+    Everything is written beside `output` and then renamed, so that it is whole or absent.
+
+    Args:
+      model: a key of model_config.MODELS (`model_config.model_type` for an encoder of this house).
+      card: README.md, the model card.
+
+    Raises:
+      FileExistsError: `output` is a file, or a directory that is not empty.
+      ValueError: the parameters do not fit the encoder, or the encoder no transformers model.
+    """
+    output = Path(output).absolute()
+    refuse_occupied(output)
+    encoder = pretrained.encoder
+    config = model_config.config_json(encoder, model, masking)
+    preprocessor = model_config.preprocessor_json(
+        encoder, pretrained.normalize, pretrained.sample_rate
+    )
+    tensors = state_dict.to_tensors(encoder, pretrained.params)
+    aside = output.parent / f".{output.name}.{os.getpid()}"
+    aside.mkdir(parents=True)
+    try:
+        safetensors.numpy.save_file(tensors, aside / "model.safetensors", {"format": "pt"})
+        (aside / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        (aside / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n")
+        (aside / "README.md").write_text(card, encoding="utf-8")
+        # safetensors writes for its owner alone; the other files follow the umask.
+        shutil.copymode(aside / "config.json", aside / "model.safetensors")
+        os.replace(aside, output)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def refuse_occupied(output: Path) -> None:
+    """Raise FileExistsError where `output` holds anything."""
+    if output.is_dir() and any(output.iterdir()):
+        raise FileExistsError(f"{output} is not empty: choose another directory")
+    if output.exists() and not output.is_dir():
+        raise FileExistsError(f"{output} is a file: choose another directory")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A file of the directory that holds one JSON object."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{path} is missing: a model's directory holds config.json, preprocessor_config.json "
+            "(do_normalize, sampling_rate) and model.safetensors or pytorch_model.bin"
+        ) from None
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} is damaged: a JSON object is expected")
+    return value
+
+
+def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], Path]:
+    """The encoder's tensors under their current names, and the file that lists them.
+
+    Raises:
+      FileNotFoundError: the directory has no weights, or a shard is missing.
+      ValueError: a file is damaged, or refused.
+    """
+    for name, read in (("model.safetensors", read_safetensors), ("pytorch_model.bin", read_pickle)):
+        if (path / name).is_file():
+            return read(path / name), path / name
+        index = path / f"{name}.index.json"
+        if index.is_file():
+            shards = read_json(index).get("weight_map", {}).values()
+            tensors = {}
+            for shard in sorted({Path(shard).name for shard in shards}):
+                tensors |= read(path / shard)
+            return tensors, index
+    raise FileNotFoundError(f"{path} holds neither model.safetensors nor pytorch_model.bin")
+
+
+def read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    """One safetensors file, without PyTorch."""
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            names = state_dict.canonical(file.keys())
+            return {current: file.get_tensor(name) for name, current in names.items()}
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} is missing") from None
+    except (safetensors.SafetensorError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+
+
+def read_pickle(path: Path) -> dict[str, np.ndarray]:
+    """One pytorch_model.bin."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing")
+    tensors = torch_file.read(path)
+    if not isinstance(tensors, dict):
+        raise ValueError(f"{path} holds no state dict")
+    tensors = torch_file.to_numpy(tensors)
+    return {current: tensors[name] for name, current in state_dict.canonical(tensors).items()}

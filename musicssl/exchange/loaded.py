@@ -1,0 +1,52 @@
+"""A pre-trained encoder in memory, wherever it was read from, and what it computes."""
+
+import dataclasses
+import hashlib
+import json
+from typing import Any, NamedTuple
+
+import numpy as np
+from flax import traverse_util
+
+from musicssl.model.encoder import Encoder
+
+TRAINING_ONLY = ("dropout", "layerdrop", "feature_grad_mult", "dtype")  # ends of field names
+
+
+class Loaded(NamedTuple):
+    """A pre-trained encoder.
+
+    params: NumPy float32 arrays in the tree of Encoder.init(...)["params"].
+    normalize: clips are to be given zero mean and unit variance first (`audio.normalize`).
+    sample_rate: in Hz.
+    source: what was read, for messages and reports.
+    digest: of all that its features depend on; a run and its export have the same.
+    """
+
+    encoder: Encoder
+    params: dict
+    normalize: bool
+    sample_rate: int
+    source: str
+    digest: str
+
+
+def with_digest(
+    encoder: Encoder, params: dict, normalize: bool, sample_rate: int, source: str
+) -> Loaded:
+    """Return a loaded encoder with its digest, of the shape of the computation and every weight."""
+    what = architecture(encoder) | {"normalize": normalize, "sample_rate": sample_rate}
+    digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode())
+    for path, array in sorted(traverse_util.flatten_dict(params, sep="/").items()):
+        digest.update(path.encode())
+        digest.update(np.ascontiguousarray(array, np.float32))
+    return Loaded(encoder, params, normalize, sample_rate, source, digest.hexdigest())
+
+
+def architecture(encoder: Encoder) -> dict[str, Any]:
+    """The fields that decide what an encoder computes from its weights."""
+    return {
+        field.name: getattr(encoder, field.name)
+        for field in dataclasses.fields(encoder)
+        if field.name not in ("parent", "name") and not field.name.endswith(TRAINING_ONLY)
+    }

@@ -1,0 +1,158 @@
+"""README.md of an exported model: what it is, how to load it, how it was trained, how it fares."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from musicssl import audio
+from musicssl.exchange import model_config, state_dict
+from musicssl.exchange.huggingface import read_json
+from musicssl.exchange.loaded import Loaded
+
+PAPER = (
+    '"On the Effectiveness of Speech Self-supervised Learning for Music" '
+    "([arXiv:2307.05161](https://arxiv.org/abs/2307.05161))"
+)
+METHODS = {
+    "data2vec": "music2vec, that is data2vec 1.0 "
+    "([arXiv:2202.03555](https://arxiv.org/abs/2202.03555)) on music",
+    "hubert": "musicHuBERT, that is HuBERT "
+    "([arXiv:2106.07447](https://arxiv.org/abs/2106.07447)) on music",
+}
+
+CARD = """\
+---
+library_name: transformers
+pipeline_tag: feature-extraction
+tags:
+- audio
+- music
+- {model}
+---
+
+# {title}
+
+An encoder of music audio with {parameters:,} parameters, pre-trained with musicssl: {method},
+after {paper}.
+
+## Use
+
+```python
+import torch
+from transformers import AutoFeatureExtractor, AutoModel
+
+model = AutoModel.from_pretrained("{directory}").eval()
+extractor = AutoFeatureExtractor.from_pretrained("{directory}")
+waveform = torch.zeros({sample_rate}).numpy()  # yours: mono, float, {sample_rate} Hz
+inputs = extractor(waveform, sampling_rate={sample_rate}, return_tensors="pt")
+with torch.no_grad():
+    hidden = model(**inputs, output_hidden_states=True).hidden_states
+```
+
+`hidden` holds {states} arrays [clips, frames, {width}]: the transformer's input and the output of
+each layer, {rate:g} frames a second.
+
+## Training
+
+{training}
+
+## Health at the end
+
+{health}
+
+## Probes
+
+{probes}
+"""
+
+
+def model_card(
+    pretrained: Loaded,
+    config: ml_collections.ConfigDict,
+    step: int,
+    ema: bool,
+    workdir: Path,
+    directory: str,
+) -> str:
+    """The card of a run's encoder as Markdown.
+
+    Args:
+      step: of the checkpoint.
+      ema: the weights are the EMA teacher's.
+      workdir: metrics.jsonl and probe/results.json are quoted from here where they exist.
+      directory: what the example loads.
+    """
+    encoder = pretrained.encoder
+    return CARD.format(
+        model=model_config.model_type(encoder),
+        title=f"{config.name} {config.variant}".strip() or workdir.name,
+        parameters=state_dict.parameter_count(encoder),
+        method=METHODS[config.method],
+        paper=PAPER,
+        directory=directory,
+        sample_rate=pretrained.sample_rate,
+        states=encoder.layers + 1,
+        width=encoder.width,
+        rate=pretrained.sample_rate / audio.STEM_HOP,
+        training=rows(training_figures(pretrained, config, step, ema)),
+        health=rows(final_metrics(workdir, step)) or "The run has no metrics.jsonl.",
+        probes=probe_scores(workdir, pretrained.digest),
+    )
+
+
+def training_figures(
+    pretrained: Loaded, config: ml_collections.ConfigDict, step: int, ema: bool
+) -> dict[str, Any]:
+    """The run in the terms of its configuration."""
+    data, mask = config.data, config.mask
+    seconds = audio.crop_samples(data.crop_frames) / data.sample_rate
+    return {
+        "transformer's weights": "EMA teacher" if ema else "trained encoder",
+        "sha256 of architecture and weights": pretrained.digest,
+        "data set": data.name,
+        "sample rate": f"{data.sample_rate} Hz",
+        "clips normalised to zero mean, unit variance": "yes" if data.normalize else "no",
+        "steps": f"{step:,} of {config.steps:,}",
+        "batch": f"{config.batch_size} clips of {seconds:.2f} s",
+        "audio-hours seen": f"{step * config.batch_size * seconds / 3600:,.1f}",
+        "masks": f"probability {mask.probability}, span {mask.span} frames",
+        "peak learning rate": config.optim.learning_rate,
+        "precision": config.precision,
+        "seed": config.seed,
+    }
+
+
+def final_metrics(workdir: Path, step: int) -> dict[str, Any]:
+    """The last line of metrics.jsonl that is not past `step`; empty without one."""
+    path = workdir / "metrics.jsonl"
+    if not path.is_file():
+        return {}
+    lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
+    logged = [line for line in map(json.loads, lines) if line["step"] <= step]
+    return logged[-1] if logged else {}
+
+
+def probe_scores(workdir: Path, digest: str) -> str:
+    """What probe/results.json (`report.save`) says of the encoder of this digest, as Markdown."""
+    path = workdir / "probe" / "results.json"
+    if not path.is_file():
+        return "The run has not been probed."
+    results = read_json(path)
+    if not results["digest"].startswith(digest):  # the precision of the features comes after it
+        return "The run has been probed at another step or with other weights than these."
+    lines = ["| task | score | test, x 100 | layer |", "|---|---|---|---|"]
+    for task in results["tasks"].values():
+        chosen, score = task["chosen"], task["score"]
+        value = 100 * chosen["test"][score]["mean"]
+        lines.append(f"| {task['title']} | {score} | {value:.1f} | {chosen['source']} |")
+    return "\n".join(lines)
+
+
+def rows(figures: dict[str, Any]) -> str:
+    """A Markdown table of two columns, "" of nothing."""
+    if not figures:
+        return ""
+    lines = [f"| {k} | {f'{v:.5g}' if isinstance(v, float) else v} |" for k, v in figures.items()]
+    return "\n".join(["| | |", "|---|---|", *lines])

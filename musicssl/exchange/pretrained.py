@@ -1,0 +1,78 @@
+"""Wherever an encoder is asked for: a run's workdir, a Hugging Face directory or a fairseq file."""
+
+import os
+from pathlib import Path
+
+import ml_collections
+
+from musicssl.exchange import fairseq, huggingface
+from musicssl.exchange.loaded import Loaded, with_digest
+from musicssl.model.encoder import Encoder
+from musicssl.runtime import checkpoint
+
+
+def load_encoder(path: str | os.PathLike, step: int | None = None) -> Loaded:
+    """Load a pre-trained encoder.
+
+    Args:
+      path: a workdir of `main` (its student), a local directory of transformers' data2vec-audio,
+        HuBERT, wav2vec 2.0 or MERT, or a fairseq .pt file.
+      step: a checkpoint of a workdir; None for the last. Only a workdir has steps.
+
+    Raises:
+      FileNotFoundError: there is nothing at `path`, or not what it should hold.
+      ValueError: what is there is damaged or not supported, saying what.
+    """
+    path = Path(path)
+    if (path / "checkpoints").is_dir():
+        return load_run(path, step)[0]
+    if step is not None:
+        raise ValueError(f"{path} is no workdir, so it has no step {step}: leave the step out")
+    if path.suffix == ".pt" and path.is_file():
+        return fairseq.load(path)
+    if (path / "config.json").is_file():
+        return huggingface.load(path)
+    raise FileNotFoundError(
+        f"{path} holds no encoder: give a workdir (with checkpoints/), a local Hugging Face "
+        "directory (with config.json) or a fairseq .pt file"
+    )
+
+
+def load_run(
+    workdir: Path, step: int | None = None, ema: bool = False
+) -> tuple[Loaded, ml_collections.ConfigDict, int]:
+    """Load the encoder of a run, with the run's configuration and the step of the checkpoint.
+
+    Args:
+      step: None for the last checkpoint.
+      ema: data2vec's teacher in place of the student's transformer. Stem, projection and
+        positional convolution are the student's, which the teacher shares in training.
+
+    Raises:
+      FileNotFoundError: no run there, or no checkpoint of that step.
+      ValueError: a damaged checkpoint, `ema` of a run that has no EMA teacher, or an encoder
+        field that is not known.
+    """
+    try:
+        params, teacher, config, step = checkpoint.load_params(workdir, step)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # Orbax and tensorstore raise many kinds
+        reason = next(iter(str(error).strip().splitlines()), repr(error))
+        raise ValueError(
+            f"the checkpoint of {workdir} cannot be read ({reason}): give the step of another"
+        ) from error
+    tree = params["encoder"]
+    if ema:
+        if config.method != "data2vec":
+            raise ValueError(
+                f"{workdir} is a {config.method} run, which has no EMA teacher: leave --ema out"
+            )
+        tree = tree | teacher["encoder"]
+    try:
+        encoder = Encoder(**config.encoder)
+    except TypeError as error:
+        raise ValueError(f"{workdir} was trained by another version: {error}") from None
+    source = f"{'EMA teacher' if ema else 'encoder'} of {workdir} at step {step}"
+    data = config.data
+    return with_digest(encoder, tree, data.normalize, data.sample_rate, source), config, step

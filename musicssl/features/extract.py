@@ -1,0 +1,291 @@
+"""Features of every layer of a frozen encoder, pooled over time, in one pass over the audio.
+
+Clips are cut into windows; each window goes through the encoder once and is averaged over all its
+frames, over groups of frames, or not at all (beat tracking). Rows are written to memory-mapped
+float16 files, one layer after another, so that a probe reads one layer alone and nothing has to fit
+in memory. A pass that is interrupted goes on where it stopped.
+"""
+
+import collections
+import functools
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from tqdm import tqdm
+
+from musicssl import audio
+from musicssl.exchange import pretrained
+from musicssl.features import windows
+from musicssl.features.baselines import BASELINES
+from musicssl.features.cache import FeatureFiles
+from musicssl.runtime import sharding
+
+FORMAT = 1  # of the files; part of their name
+AHEAD = 4  # batches read before they are needed
+
+
+class Source(NamedTuple):
+    """Where features come from.
+
+    name: for reports. digest: of all that features depend on. layers: rows of hidden states, with
+    layer 0, the transformer's input. width: d. apply: (params, float audio [b, n]) to `layers`
+    arrays [b, t, d], at 50 frames a second for 16 kHz audio.
+    """
+
+    name: str
+    digest: str
+    layers: int
+    width: int
+    sample_rate: int
+    normalize: bool
+    params: dict
+    apply: Callable[[dict, jax.Array], Sequence[jax.Array]]
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames a second."""
+        return self.sample_rate / audio.STEM_HOP
+
+
+def open_source(spec: str, precision: str = "float32") -> Source:
+    """Features of an encoder (a workdir, a Hugging Face directory, a fairseq file) or a baseline.
+
+    Args:
+      spec: a path; a name of BASELINES; "random:PATH" for that encoder's architecture with new
+        initial values.
+
+    Raises:
+      FileNotFoundError, ValueError: as `pretrained.load_encoder`.
+    """
+    if spec in BASELINES:
+        return _baseline(spec)
+    random, path = spec.startswith("random:"), spec.removeprefix("random:")
+    loaded = pretrained.load_encoder(path)
+    encoder = loaded.encoder.clone(dtype=jnp.dtype(precision))
+    params, digest, name = loaded.params, loaded.digest, loaded.source
+    if random:
+        start = jax.jit(lambda key: encoder.init(key, jnp.zeros((1, 400)))["params"])
+        params = jax.tree.map(np.asarray, start(jax.random.key(0)))
+        heard = encoder, loaded.sample_rate, loaded.normalize
+        digest = f"random-{hashlib.sha256(repr(heard).encode()).hexdigest()}"
+        name = f"random initial values of {name}"
+
+    def apply(params: dict, x: jax.Array) -> Sequence[jax.Array]:
+        return encoder.apply({"params": params}, x).hidden
+
+    digest = f"{digest}-{precision}"
+    return Source(
+        name,
+        digest,
+        encoder.layers + 1,
+        encoder.width,
+        loaded.sample_rate,
+        loaded.normalize,
+        params,
+        apply,
+    )
+
+
+def _baseline(name: str) -> Source:
+    title, width, function = BASELINES[name]
+
+    def apply(params: dict, x: jax.Array) -> Sequence[jax.Array]:
+        return [function(x)]
+
+    return Source(title, f"{name}-{width}", 1, width, audio.SAMPLE_RATE, False, {}, apply)
+
+
+def extract(
+    source: Source,
+    cut: windows.Windows,
+    read: Callable[[int], np.ndarray],
+    pools: Sequence[int],
+    folder: Path,
+    data: str,
+    mesh: Mesh,
+    batch: int,
+) -> dict[int, np.ndarray]:
+    """Features of all windows, from disk where they are there: {pool: [layers, n, d] float16}.
+
+    Args:
+      read: a record's number to its int16 audio, at the source's rate.
+      pools: frames averaged to one row; windows.WHOLE for the window's all, 1 for every frame.
+      folder: the cache. data: digest of the audio.
+      batch: windows in a global batch; rounded up to a multiple of the mesh's devices.
+
+    With several processes each computes its devices' windows, and process 0 alone has the files:
+    the others return nothing.
+
+    Raises:
+      ValueError: a feature is not finite, or too large for float16.
+    """
+    folder = folder / hashlib.sha256(f"{source.digest}".encode()).hexdigest()[:16]
+    named = {pool: folder / f"{_key(source, cut, pool, data)}.npy" for pool in sorted(set(pools))}
+    there = _of_first(np.array([path.exists() for path in named.values()]))
+    missing = {pool: path for (pool, path), is_there in zip(named.items(), there, strict=True)
+               if not is_there}  # fmt: skip
+    if missing:
+        _fill(source, cut, read, missing, mesh, batch)
+    if jax.process_index():
+        return {}
+    return {pool: np.load(path, mmap_mode="r") for pool, path in named.items()}
+
+
+def _of_first(value: np.ndarray) -> np.ndarray:
+    """What process 0 has found: the others' disks may be others."""
+    if jax.process_count() == 1:
+        return value
+    return multihost_utils.broadcast_one_to_all(value)
+
+
+def _key(source: Source, cut: windows.Windows, pool: int, data: str) -> str:
+    parts = (FORMAT, source.digest, cut.size, len(cut.record), pool, data)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
+
+
+def _fill(
+    source: Source,
+    cut: windows.Windows,
+    read: Callable[[int], np.ndarray],
+    paths: dict[int, Path],
+    mesh: Mesh,
+    batch: int,
+) -> None:
+    """Writes each pool's file under another name, and renames it when it is complete."""
+    batch = -(-batch // mesh.size) * mesh.size
+    writer = None
+    if jax.process_index() == 0:
+        writer = FeatureFiles(source.layers, source.width, cut, paths)
+    done = int(_of_first(np.array(writer.done if writer else 0)))
+    step = _step(source, tuple(paths), mesh)
+    total = len(cut.record)
+    quiet = writer is None
+    with tqdm(
+        total=total, initial=done, desc="features", unit=" windows", delay=2, disable=quiet
+    ) as bar:
+        batches = _pipelined(step, _batches(source, cut, read, done, batch), mesh)
+        for begin, end, outputs in batches:
+            if writer:
+                writer.write(begin, end, outputs)
+            bar.update(end - begin)
+    if writer:
+        writer.finish()
+
+
+class Batch(NamedTuple):
+    """int16 [b, n] of windows begin to end, with each one's offset, scale and real frames [b]."""
+
+    begin: int
+    end: int
+    arrays: tuple[np.ndarray, ...]
+
+
+def _batches(
+    source: Source, cut: windows.Windows, read: Callable[[int], np.ndarray], done: int, batch: int
+) -> Iterator[Batch]:
+    """Reads batches in a thread, AHEAD of their use; a record is read once for its windows."""
+
+    @functools.lru_cache(batch + 1)
+    def record(number: int) -> tuple[np.ndarray, float, float]:
+        sound = read(number)
+        mean, scale = 0.0, 1.0
+        if source.normalize:  # over the whole clip, as MARBLE: each window is a part of it
+            x = sound.astype(np.float32) / 32768
+            mean, scale = float(x.mean()), float(1 / np.sqrt(x.var() + 1e-7))
+        return sound, mean, scale
+
+    def load(begin: int) -> Batch:
+        end = min(begin + batch, len(cut.record))
+        sound = np.zeros((batch, cut.size), np.int16)
+        mean, scale = np.zeros(batch, np.float32), np.ones(batch, np.float32)
+        samples = np.full(batch, cut.size)
+        for i, window in enumerate(range(begin, end)):
+            whole, mean[i], scale[i] = record(int(cut.record[window]))
+            start, samples[i] = cut.start[window], cut.samples[window]
+            sound[i, : samples[i]] = whole[start : start + samples[i]]
+        return Batch(begin, end, (sound, mean, scale, samples, windows.frames(samples)))
+
+    waiting = collections.deque()
+    with ThreadPoolExecutor(1) as pool:  # one thread: the records of a batch stay in its cache
+        for begin in range(done, len(cut.record), batch):
+            waiting.append(pool.submit(load, begin))
+            if len(waiting) > AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _pipelined(
+    step: Callable, batches: Iterator[Batch], mesh: Mesh
+) -> Iterator[tuple[int, int, dict[int, np.ndarray]]]:
+    """Runs the step one batch ahead of the one whose values are fetched."""
+    clips = NamedSharding(mesh, sharding.CLIPS)
+    running = collections.deque()
+
+    def fetch() -> tuple[int, int, dict[int, np.ndarray]]:
+        begin, end, outputs = running.popleft()
+        return begin, end, {pool: np.asarray(values) for pool, values in outputs.items()}
+
+    for batch in batches:
+        arrays = (
+            jax.make_array_from_callback(array.shape, clips, array.__getitem__)
+            for array in batch.arrays
+        )
+        running.append((batch.begin, batch.end, step(*arrays)))
+        if len(running) > 1:
+            yield fetch()
+    while running:
+        yield fetch()
+
+
+def _step(source: Source, pools: tuple[int, ...], mesh: Mesh) -> Callable:
+    """The function of a batch's arrays to {pool: [layers, b, r, d] float16}."""
+    params = jax.device_put(source.params, NamedSharding(mesh, PartitionSpec()))
+    run = _program(source.apply, pools, mesh)
+
+    def call(*arrays: jax.Array) -> dict[int, jax.Array]:
+        with jax.set_mesh(mesh):
+            return run(params, *arrays)
+
+    return call
+
+
+@functools.lru_cache(8)  # splits and tasks of one encoder share their programs
+def _program(apply: Callable, pools: tuple[int, ...], mesh: Mesh) -> Callable:
+    several = jax.process_count() > 1  # then process 0 writes what all have computed
+    outputs = NamedSharding(mesh, PartitionSpec()) if several else None
+
+    @functools.partial(jax.jit, out_shardings=outputs)
+    def run(params, sound, mean, scale, samples, frames):
+        x = (audio.to_float(sound) - mean[:, None]) * scale[:, None]
+        x = jnp.where(jnp.arange(x.shape[1]) < samples[:, None], x, 0)
+        hidden = apply(params, x)
+        return {
+            pool: jnp.stack([_pooled(h, frames, pool) for h in hidden]).astype(jnp.float16)
+            for pool in pools
+        }
+
+    return run
+
+
+def _pooled(hidden: jax.Array, frames: jax.Array, pool: int) -> jax.Array:
+    """[b, t, d] to [b, r, d]: means over groups of `pool` frames among the real `frames` [b]."""
+    b, t, d = hidden.shape
+    hidden = hidden.astype(jnp.float32)
+    if pool == 1:
+        return hidden
+    pool = pool or t
+    groups = max((t + pool // 2) // pool, 1)
+    fill = max(groups * pool - t, 0)
+    hidden = jnp.pad(hidden, ((0, 0), (0, fill), (0, 0)))[:, : groups * pool]
+    real = (jnp.arange(groups * pool) < frames[:, None]).reshape(b, groups, pool, 1)
+    total = jnp.where(real, hidden.reshape(b, groups, pool, d), 0).sum(2)  # [b, r, d]
+    return total / jnp.maximum(real.sum(2), 1)

@@ -1,0 +1,63 @@
+"""A matrix and a bias, whose gradient a TPU takes from its matrix units.
+
+A sum over all frames goes down the rows of a TPU's registers: 0.243 million cycles for one bias of
+768 and 8 clips of 1496 frames, 0.082 for 16 of 256. As a product with a row of ones it takes 0.007
+and 0.004 (libtpu 0.0.42's estimates, v5e). Where XLA can fuse the sum with what makes its array it
+costs less than another look at that array, for long clips: 39.1 million cycles for the feed-forward
+layers of 8 clips of 1496 frames, 46.7 with the product.
+"""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from musicssl.runtime import sharding
+
+SHORT = 512  # frames below which the product pays for every bias
+ROWS = 8  # of ones: fewer would be a vector, which XLA turns back into a sum
+
+
+class Dense(nn.Module):
+    """x [b, t, d] times a kernel [d, width], plus a bias [width], as flax.linen.Dense has it.
+
+    `alone`: a kernel makes the output's gradient, so that XLA has nothing to fuse a sum with.
+    """
+
+    width: int
+    dtype: jnp.dtype
+    kernel_init: Callable
+    bias_init: Callable = nn.initializers.zeros
+    alone: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.width))
+        bias = self.param("bias", self.bias_init, (self.width,))
+        y = jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype))
+        if sharding.platform() == "tpu" and (self.alone or x.shape[1] < SHORT):
+            return plus(y, bias.astype(self.dtype))
+        return y + bias.astype(self.dtype)
+
+
+@jax.custom_vjp
+def plus(x: jax.Array, bias: jax.Array) -> jax.Array:
+    return x + bias
+
+
+def total(dy: jax.Array) -> jax.Array:
+    """[..., d] -> [d], summed in float32."""
+    ones = jax.lax.optimization_barrier(jnp.ones((ROWS, *dy.shape[:-1]), dy.dtype))
+    axes = tuple(range(dy.ndim - 1))
+    rows = jax.lax.dot_general(
+        ones,
+        dy,
+        ((tuple(i + 1 for i in axes), axes), ((), ())),
+        precision=jax.lax.Precision.HIGHEST,
+        preferred_element_type=jnp.float32,
+    )  # [ROWS, d]
+    return rows[0].astype(dy.dtype)
+
+
+plus.defvjp(lambda x, bias: (x + bias, None), lambda _, dy: (dy, total(dy)))

@@ -1,0 +1,351 @@
+"""The wav2vec 2.0 family of encoders: audio in, every hidden state out.
+
+One implementation serves data2vec-audio (layer-norm stem, five k=19 positional convolutions),
+HuBERT and wav2vec 2.0 (group-norm stem, one k=128 weight-normed positional convolution), and the
+large variants with pre-norm blocks. Parameter trees map one to one onto Hugging Face's
+Data2VecAudioModel, HubertModel and Wav2Vec2Model (see `state_dict`).
+
+Sources: wav2vec 2.0 (arXiv:2006.11477), HuBERT (arXiv:2106.07447), data2vec (arXiv:2202.03555);
+initial values as in fairseq. Axis letters: b clips, n samples, t frames, c channels of the stem,
+d width, h heads.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from musicssl.model.attention import attention
+from musicssl.model.dense import Dense
+from musicssl.model.dropout import Dropout, salts
+from musicssl.model.gelu import gelu
+from musicssl.model.grouped_conv import grouped_conv
+from musicssl.model.stem import CHANNELS, KERNELS, NORM_EPSILON, TIME, Layer, stem
+from musicssl.runtime import sharding
+
+conv_init = nn.initializers.variance_scaling(2.0, "fan_in", "normal")  # kaiming_normal
+bert_init = nn.initializers.normal(0.02)  # fairseq init_bert_params
+
+
+def torch_init(fan_in: int):
+    """PyTorch's default for linear and convolution layers: uniform in +-1/sqrt(fan_in)."""
+    bound = 1 / math.sqrt(fan_in)
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(
+        key, shape, dtype, -bound, bound
+    )
+
+
+class Output(NamedTuple):
+    """What the transformer returns.
+
+    hidden: layers + 1 arrays [b, t, d]: the first is the transformer's input, the last its output.
+    ffn: layers arrays [b, t, d]: each block's second FFN matrix, before dropout and residual sum
+        (data2vec's targets).
+    """
+
+    hidden: list[jax.Array]
+    ffn: list[jax.Array]
+
+
+class ConvValues(nn.Module):
+    """The parameters of one convolution of the stem."""
+
+    width: int
+    taps: int
+    bias: bool
+
+    @nn.compact
+    def __call__(self, channels: int) -> tuple[jax.Array, jax.Array | None]:
+        kernel = self.param("kernel", conv_init, (self.taps, channels, self.width))
+        zeros = nn.initializers.zeros
+        return kernel, self.param("bias", zeros, (self.width,)) if self.bias else None
+
+
+class NormValues(nn.Module):
+    """The parameters of one norm of the stem."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self) -> tuple[jax.Array, jax.Array]:
+        shape = (self.width,)
+        scale = self.param("scale", nn.initializers.ones, shape)
+        return scale, self.param("bias", nn.initializers.zeros, shape)
+
+
+class PositionalConv(nn.Module):
+    """One grouped convolution over time, odd or even kernel, output as long as the input.
+
+    `weight_norm` keeps the kernel as a direction and one length a tap (torch weight_norm dim=2).
+    """
+
+    kernel: int
+    groups: int
+    weight_norm: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        width = x.shape[-1]
+        shape = (self.kernel, width // self.groups, width)
+        if self.weight_norm:
+            deviation = math.sqrt(4 / (self.kernel * width))
+            direction = self.param("direction", nn.initializers.normal(deviation), shape)
+            length = self.param("length", lambda *_: jnp.linalg.norm(direction, axis=(1, 2)), None)
+            norm = jnp.linalg.norm(direction, axis=(1, 2))
+            weight = direction * (length / norm)[:, None, None]
+            bias = self.param("bias", nn.initializers.zeros, (width,))
+        else:
+            init = torch_init(self.kernel * width // self.groups)
+            weight = self.param("kernel", init, shape)
+            bias = self.param("bias", init, (width,))
+        convolve = functools.partial(grouped_conv, groups=self.groups)
+        return sharding.by_clip(convolve, x, weight.astype(self.dtype)) + bias.astype(x.dtype)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over all frames, softmax in float32."""
+
+    heads: int
+    dropout: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        b, t, d = x.shape
+
+        def project(name: str, y: jax.Array, alone: bool = False) -> jax.Array:
+            return Dense(d, self.dtype, bert_init, alone=alone, name=name)(y)
+
+        q, k, v = (
+            project(f"{name}_proj", x, alone=True).reshape(b, t, self.heads, -1)  # [b, t, h, d/h]
+            for name in "qkv"
+        )
+        key = self.make_rng("dropout") if train and self.dropout else None
+        y = attention(q, k, v, key, self.dropout)
+        return project("out_proj", y.reshape(b, t, d))
+
+
+class FeedForward(nn.Module):
+    """Two matrices with an exact GELU between them."""
+
+    width: int
+    dropout: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        dense = lambda n, name: Dense(n, self.dtype, bert_init, name=name)  # noqa: E731
+        y = gelu(dense(self.width, "intermediate_dense")(x))
+        y = Dropout(self.dropout)(y, deterministic=not train)
+        return dense(x.shape[-1], "output_dense")(y)
+
+
+class Block(nn.Module):
+    """One transformer block, post-norm (base models) or pre-norm (large ones)."""
+
+    heads: int
+    ffn_width: int
+    pre_norm: bool
+    dropout: float
+    attention_dropout: float
+    activation_dropout: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
+        dropout = Dropout(self.dropout)
+        drop = functools.partial(dropout, deterministic=not train)
+        attention = Attention(self.heads, self.attention_dropout, self.dtype, name="attention")
+        ffn = FeedForward(self.ffn_width, self.activation_dropout, self.dtype, name="feed_forward")
+        if self.pre_norm:
+            first = layer_norm("layer_norm", self.dtype)
+            second = layer_norm("final_layer_norm", self.dtype)
+            x = x + drop(attention(first(x), train))
+            y = ffn(second(x), train)
+            return x + drop(y), y
+        x = self.normed_sum("layer_norm", x, attention(x, train), dropout, train)
+        y = ffn(x, train)
+        return self.normed_sum("final_layer_norm", x, y, dropout, train), y
+
+    def normed_sum(
+        self, name: str, x: jax.Array, y: jax.Array, dropout: Dropout, train: bool
+    ) -> jax.Array:
+        """The named norm of x + dropout(y); on a GPU in one kernel each way."""
+        if sharding.platform() != "gpu" or self.dtype != jnp.bfloat16:
+            return layer_norm(name, self.dtype)(x + dropout(y, deterministic=not train))
+        from musicssl.model import residual_norm_gpu
+
+        rate = self.dropout if train else 0.0
+        b, _, d = x.shape
+        scale, offset = (jnp.broadcast_to(p, (b, d)) for p in NormValues(d, name=name)())
+        words = (
+            jnp.stack(salts(dropout.make_rng("dropout"), (b,)), axis=-1)
+            if rate
+            else jnp.zeros((b, 2), jnp.uint32)
+        )
+        function = functools.partial(residual_norm_gpu.normed_sum, rate=rate, interpret=False)
+        return sharding.by_clip(lambda x: function(*x), (x, y, scale, offset, words))
+
+
+def layer_norm(name: str, dtype: jnp.dtype, affine: bool = True) -> nn.LayerNorm:
+    """Layer norm over the last axis with float32 statistics."""
+    return nn.LayerNorm(NORM_EPSILON, dtype=dtype, use_bias=affine, use_scale=affine, name=name)
+
+
+class Encoder(nn.Module):
+    """The encoder; its fields are the leaves of a configuration's `encoder` section.
+
+    stem_norm: "layer" (after every convolution) or "group" (after the first only).
+    pos_conv_depth: 0 for one weight-normed convolution (HuBERT, wav2vec 2.0), else the number of
+        plain ones, each followed by a layer norm without parameters and GELU (data2vec).
+    feature_grad_mult: factor on the gradient that reaches the stem.
+    """
+
+    layers: int
+    width: int
+    heads: int
+    ffn_width: int
+    stem_width: int
+    stem_norm: str
+    stem_bias: bool
+    pos_conv_depth: int
+    pos_conv_kernel: int
+    pos_conv_groups: int
+    pre_norm: bool
+    dropout: float
+    attention_dropout: float
+    activation_dropout: float
+    input_dropout: float
+    layerdrop: float
+    feature_grad_mult: float
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self) -> None:
+        self.mask_embedding = self.param(
+            "mask_embedding", nn.initializers.uniform(1.0), (self.width,)
+        )
+        self.convs = [
+            ConvValues(self.stem_width, taps, self.stem_bias, name=f"stem_conv_{i}")
+            for i, taps in enumerate(KERNELS)
+        ]
+        if self.stem_norm not in ("group", "layer"):
+            raise ValueError(f"encoder.stem_norm is {self.stem_norm!r}: use 'layer' or 'group'")
+        norms = 7 if self.stem_norm == "layer" else 1
+        self.norms = [NormValues(self.stem_width, name=f"stem_norm_{i}") for i in range(norms)]
+        self.projection_norm = layer_norm("projection_norm", self.dtype)
+        init = torch_init(self.stem_width)
+        self.projection = Dense(self.width, self.dtype, init, init, name="projection")
+        self.pos_convs = [
+            PositionalConv(
+                self.pos_conv_kernel,
+                self.pos_conv_groups,
+                self.pos_conv_depth == 0,
+                self.dtype,
+                name=f"pos_conv_{i}",
+            )
+            for i in range(self.pos_conv_depth or 1)
+        ]
+        self.encoder_norm = layer_norm("encoder_norm", self.dtype)
+        self.blocks = [
+            Block(
+                self.heads,
+                self.ffn_width,
+                self.pre_norm,
+                self.dropout,
+                self.attention_dropout,
+                self.activation_dropout,
+                self.dtype,
+                name=f"layer_{i}",
+            )
+            for i in range(self.layers)
+        ]
+        self.drop = Dropout(self.dropout)
+        self.drop_input = Dropout(self.input_dropout)
+
+    def __call__(self, audio: jax.Array, train: bool = False) -> Output:
+        """Audio [b, n], as the model was trained (normalised or raw), to every hidden state."""
+        return self.contextualize(self.project(self.stem(audio)), train)
+
+    def stem(self, audio: jax.Array) -> jax.Array:
+        """[b, n] -> [b, t, c], the features that HuBERT's penalty is computed on."""
+        norms = [norm() for norm in self.norms]
+        norms += [(None, None)] * (len(self.convs) - len(norms))
+        layers = [
+            Layer(*conv(self.stem_width if i else 1), *norm)
+            for i, (conv, norm) in enumerate(zip(self.convs, norms, strict=True))
+        ]
+        axis = TIME if self.stem_norm == "group" else CHANNELS
+        x = stem(audio.astype(self.dtype), layers, axis)
+        return scale_gradient(x, self.feature_grad_mult)
+
+    def project(self, features: jax.Array) -> jax.Array:
+        """[b, t, c] -> [b, t, d]."""
+        return self.projection(self.projection_norm(features))
+
+    def mask(self, x: jax.Array, mask: jax.Array, train: bool = True) -> jax.Array:
+        """Input dropout, then the learned embedding in place of the frames of mask [b, t]."""
+        x = self.drop_input(x, deterministic=not train)
+        return jnp.where(mask[..., None], self.mask_embedding.astype(x.dtype), x)
+
+    def contextualize(self, x: jax.Array, train: bool = False) -> Output:
+        """Projected features [b, t, d] through positional convolution and transformer."""
+        with jax.named_scope("positional"):
+            x = x + self.position(x)
+        return self.transform(x, train)
+
+    def transform(self, x: jax.Array, train: bool = False) -> Output:
+        """Frames that know their place [b, t, d] through the transformer."""
+        x = x if self.pre_norm else self.encoder_norm(x)
+        x = self.drop(x, deterministic=not train)
+        hidden, ffn = [x], []
+        keep = self.keep_layers(train)
+        for block, kept in zip(self.blocks, keep, strict=True):
+            y, before_residual = block(x, train)
+            x = y if kept is None else jnp.where(kept, y, x)
+            hidden.append(x)
+            ffn.append(before_residual)
+        if self.pre_norm:
+            hidden[-1] = self.encoder_norm(x)
+        return Output(hidden, ffn)
+
+    def position(self, x: jax.Array) -> jax.Array:
+        """What the positional convolutions add to [b, t, d]."""
+        for conv in self.pos_convs:
+            x = conv(x)
+            if self.pos_conv_depth:
+                x = standardise(x).astype(self.dtype)
+            x = gelu(x)
+        return x
+
+    def keep_layers(self, train: bool) -> list[jax.Array | None]:
+        """One draw a layer and step (LayerDrop), None where no layer can be dropped."""
+        if not (train and self.layerdrop):
+            return [None] * self.layers
+        key = self.make_rng("layerdrop")
+        return list(jax.random.bernoulli(key, 1 - self.layerdrop, (self.layers,)))
+
+
+def standardise(x: jax.Array) -> jax.Array:
+    """Zero mean, unit variance over the last axis, in float32 (layer norm without parameters)."""
+    x = x.astype(jnp.float32)
+    mean = x.mean(axis=-1, keepdims=True)
+    variance = jnp.square(x - mean).mean(axis=-1, keepdims=True)
+    return (x - mean) * jax.lax.rsqrt(variance + NORM_EPSILON)
+
+
+def scale_gradient(x: jax.Array, factor: float) -> jax.Array:
+    """The same value, its gradient times factor (fairseq GradMultiply)."""
+    if factor == 1:
+        return x
+    fixed = jax.lax.stop_gradient(x)
+    return fixed + factor * (x - fixed) if factor else fixed  # with 0 nothing goes backwards
+
+
+def make_encoder(config: ml_collections.ConfigDict) -> Encoder:
+    """Return the encoder of a run's configuration, in its precision."""
+    return Encoder(**config.encoder, dtype=jnp.dtype(config.precision))

@@ -1,0 +1,167 @@
+"""Dropout, residual sum and layer norm of a post-norm block, as one GPU kernel each way.
+
+XLA takes the sums over all frames that the norm's and the bias's gradients need on as many cores
+as the width has warps: on an H200, 16 clips of 256 frames, 0.12 ms for 30 MB, where the memory
+moves them in 0.007. Here every program sums its own rows, and XLA adds the programs' sums up.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+
+from musicssl.model import dropout
+
+EPSILON = 1e-5
+ROWS = 4  # frames at once
+SUMMED = 8  # times that many frames in a program of the gradient
+WARPS = 4
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def normed_sum(
+    x: jax.Array,
+    y: jax.Array,
+    scale: jax.Array,
+    offset: jax.Array,
+    salts: jax.Array,
+    rate: float,
+    interpret: bool,
+) -> jax.Array:
+    """Normalise x + dropout(y) over channels, then scale and shift: [b, t, d] each -> [b, t, d].
+
+    Args:
+      scale, offset: float32 [b, d], the norm's parameters, once for each clip.
+      salts: uint32 [b, 2], `dropout.salts` of each clip.
+      rate: share of y's elements that are dropped; 0 drops none.
+    """
+    return _forward(x, y, scale, offset, salts, rate, interpret)[0]
+
+
+def _forward(x, y, scale, offset, salts, rate: float, interpret: bool) -> tuple:
+    b, t, d = x.shape
+    rows = _rows(ROWS, d)
+    out, total = pl.pallas_call(
+        functools.partial(_forward_body, frames=t, width=d, rate=rate),
+        name="normed_sum_forward",
+        grid=(b, pl.cdiv(t, ROWS)),
+        in_specs=[rows, rows, _clip(d), _clip(d), _clip(2)],
+        out_specs=[rows, rows],
+        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype)] * 2,
+        compiler_params=plgpu.CompilerParams(num_warps=WARPS),
+        interpret=interpret,
+    )(x, y, scale, offset, salts)
+    return out, (total, scale, salts)
+
+
+def _backward(rate: float, interpret: bool, saved: tuple, dout: jax.Array) -> tuple:
+    total, scale, salts = saved
+    b, t, d = dout.shape
+    programs = pl.cdiv(t, ROWS * SUMMED)
+    rows = _rows(ROWS * SUMMED, d)
+    sums = jax.ShapeDtypeStruct((b, programs, d), jnp.float32)
+    one = pl.BlockSpec((None, None, d), lambda i, n: (i, n, 0))
+    like = jax.ShapeDtypeStruct(dout.shape, dout.dtype)
+    dx, dy, dscale, doffset = pl.pallas_call(
+        functools.partial(_backward_body, frames=t, width=d, rate=rate),
+        name="normed_sum_backward",
+        grid=(b, programs),
+        in_specs=[rows, rows, _clip(d), _clip(2)],
+        out_specs=[rows, rows, one, one],
+        out_shape=[like, like, sums, sums],
+        compiler_params=plgpu.CompilerParams(num_warps=WARPS),
+        interpret=interpret,
+    )(total, dout, scale, salts)
+    return dx, dy, dscale.sum(axis=1), doffset.sum(axis=1), None
+
+
+normed_sum.defvjp(_forward, _backward)
+
+
+def _rows(rows: int, d: int) -> pl.BlockSpec:
+    return pl.BlockSpec((None, rows, d), lambda i, n: (i, n, 0))
+
+
+def _clip(d: int) -> pl.BlockSpec:
+    """What all frames of a clip share."""
+    return pl.BlockSpec((None, d), lambda i, n: (i, 0))
+
+
+def _forward_body(
+    x, y, scale, offset, salts, out, total, *, frames: int, width: int, rate: float
+) -> None:
+    columns = jnp.arange(pl.next_power_of_2(width))
+    inside = columns < width
+    row = pl.program_id(1) * ROWS + jnp.arange(ROWS)
+    mask = (row < frames)[:, None] & inside[None]
+    load = functools.partial(_load, mask=mask)
+    summed = (load(x) + _dropped(load(y), salts, row, columns, width, rate)).astype(x.dtype)
+    _store(total, summed, mask)
+    normal, _ = _standardised(summed.astype(jnp.float32), inside, width)
+    at = pl.dslice(0, columns.shape[0])
+    by = plgpu.load(scale.at[at], mask=inside, other=0.0)[None]
+    plus = plgpu.load(offset.at[at], mask=inside, other=0.0)[None]
+    _store(out, (normal * by + plus).astype(out.dtype), mask)
+
+
+def _backward_body(
+    total, dout, scale, salts, dx, dy, dscale, doffset, *, frames: int, width: int, rate: float
+) -> None:
+    columns = jnp.arange(pl.next_power_of_2(width))
+    inside = columns < width
+    at = pl.dslice(0, columns.shape[0])
+    by = plgpu.load(scale.at[at], mask=inside, other=0.0)[None]
+    first = pl.program_id(1) * SUMMED
+
+    def add(i: jax.Array, sums: tuple) -> tuple:
+        row = (first + i) * ROWS + jnp.arange(ROWS)
+        mask = (row < frames)[:, None] & inside[None]
+        rows = pl.dslice(i * ROWS, ROWS)
+        normal, inverse = _standardised(_load(total, mask, rows), inside, width)
+        given = _load(dout, mask, rows)
+        g = given * by
+        mean = g.sum(axis=1, keepdims=True) / width
+        along = (g * normal).sum(axis=1, keepdims=True) / width
+        d_sum = inverse * (g - mean - normal * along)
+        _store(dx, d_sum.astype(dx.dtype), mask, rows)
+        _store(dy, _dropped(d_sum, salts, row, columns, width, rate).astype(dy.dtype), mask, rows)
+        return sums[0] + (given * normal).sum(axis=0), sums[1] + given.sum(axis=0)
+
+    zeros = jnp.zeros(columns.shape, jnp.float32)
+    by_scale, by_offset = jax.lax.fori_loop(0, SUMMED, add, (zeros, zeros))
+    plgpu.store(dscale.at[at], by_scale, mask=inside)
+    plgpu.store(doffset.at[at], by_offset, mask=inside)
+
+
+def _load(ref, mask: jax.Array, rows: object = None) -> jax.Array:
+    """Rows of a block in float32, zero beyond the end and the width."""
+    rows = pl.dslice(0, mask.shape[0]) if rows is None else rows
+    block = plgpu.load(ref.at[rows, pl.dslice(0, mask.shape[1])], mask=mask, other=0.0)
+    return block.astype(jnp.float32)
+
+
+def _store(ref, x: jax.Array, mask: jax.Array, rows: object = None) -> None:
+    rows = pl.dslice(0, mask.shape[0]) if rows is None else rows
+    plgpu.store(ref.at[rows, pl.dslice(0, mask.shape[1])], x, mask=mask)
+
+
+def _standardised(x: jax.Array, inside: jax.Array, width: int) -> tuple[jax.Array, jax.Array]:
+    """Zero mean and unit variance over the columns that there are; and the inverse deviation."""
+    mean = x.sum(axis=1, keepdims=True) / width
+    centred = jnp.where(inside[None], x - mean, 0)
+    variance = (centred * centred).sum(axis=1, keepdims=True) / width
+    inverse = jax.lax.rsqrt(variance + EPSILON)
+    return centred * inverse, inverse
+
+
+def _dropped(
+    x: jax.Array, salts, row: jax.Array, columns: jax.Array, width: int, rate: float
+) -> jax.Array:
+    """What `dropout.Dropout` makes of these rows of a clip."""
+    if not rate:
+        return x
+    place = row.astype(jnp.uint32)[:, None] * jnp.uint32(width) + columns.astype(jnp.uint32)[None]
+    bits = dropout.mixed(place * jnp.uint32(dropout.GOLDEN) ^ salts[0], salts[1])
+    return jnp.where(bits >= jnp.uint32(rate * 2**32), x / (1 - rate), 0)

@@ -1,0 +1,4 @@
+"""What an encoder is trained for, a module each, with the masks and codebooks that they need.
+
+Imports musicssl.exchange and what lies below it; a further objective is a file here.
+"""

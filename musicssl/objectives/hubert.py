@@ -1,0 +1,196 @@
+"""HuBERT: predict the cluster of each masked frame.
+
+arXiv:2106.07447, in the form of fairseq's hubert with its base LibriSpeech recipe, which
+musicHuBERT takes over (arXiv:2307.05161). The labels are a function of the batch's audio, computed
+in the step: the nearest row of a codebook to each frame's features. Features are MFCC with
+differences (iteration 1), or a layer of a frozen encoder (iteration 2). There are no label files.
+
+Named deviation from fairseq: K classes, where its dictionary adds four special symbols that take
+part in the softmax and are never right. Penalty and counts are of the global batch.
+"""
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from musicssl import audio as sound
+from musicssl.model.encoder import Encoder, torch_init
+from musicssl.objectives import kmeans
+from musicssl.objectives.masking import Batch
+
+Tree = dict
+
+
+@flax.struct.dataclass
+class FrozenEncoder:
+    """The encoder that iteration 2 takes its features from, and which hidden state they are."""
+
+    params: Tree
+    encoder: Encoder = flax.struct.field(pytree_node=False)
+    layer: int = flax.struct.field(pytree_node=False)
+    normalize: bool = flax.struct.field(pytree_node=False)
+
+
+class Head(nn.Module):
+    """Cosine similarity to an embedding a class, over a temperature: [..., d] -> [..., k]."""
+
+    classes: int
+    final_dim: int
+    temperature: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        values = torch_init(x.shape[-1])
+        project = nn.Dense(
+            self.final_dim,
+            dtype=self.dtype,
+            kernel_init=values,
+            bias_init=values,
+            name="projection",
+        )
+        shape = (self.classes, self.final_dim)
+        embeddings = self.param("embeddings", nn.initializers.uniform(1.0), shape)
+        y = unit(project(x).astype(jnp.float32))
+        return y @ unit(embeddings).T / self.temperature
+
+
+def unit(x: jax.Array) -> jax.Array:
+    """Vectors of length one; torch's cosine_similarity has the same floor."""
+    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-8)
+
+
+def init(
+    key: jax.Array, encoder: Encoder, config: ml_collections.ConfigDict, samples: int
+) -> tuple[Tree, Tree]:
+    """Initial parameters {"encoder", "head"}, and the teacher's state."""
+    encoder_key, head_key = jax.random.split(key)
+    params = {
+        "encoder": encoder.init(encoder_key, jnp.zeros((1, samples)))["params"],
+        "head": head(encoder, config).init(head_key, jnp.zeros((1, encoder.width)))["params"],
+    }
+    return params, first_teacher(params)
+
+
+def first_teacher(params: Tree) -> Tree:
+    """No state: the teacher does not change."""
+    return {}
+
+
+def head(encoder: Encoder, config: ml_collections.ConfigDict) -> Head:
+    c = config.hubert
+    return Head(config.teacher.clusters, c.final_dim, c.temperature, encoder.dtype)
+
+
+def features(config: ml_collections.ConfigDict, frozen: Tree, raw: jax.Array) -> jax.Array:
+    """What the codebook quantises, one row an encoder frame: audio [b, n] -> [b, t, f]."""
+    frames = sound.frame_count(raw.shape[1])
+    if config.teacher.feature in sound.SPECTRAL:
+        compute = sound.SPECTRAL[config.teacher.feature]
+        return sound.targets_at_50hz(compute(raw, config.teacher.ceps), frames)
+    teacher: FrozenEncoder = frozen["encoder"]
+    inputs = sound.normalize(raw) if teacher.normalize else raw
+    return teacher.encoder.apply({"params": teacher.params}, inputs).hidden[teacher.layer]
+
+
+def loss(
+    encoder: Encoder,
+    config: ml_collections.ConfigDict,
+    params: Tree,
+    teacher: Tree,
+    batch: Batch,
+    rngs: dict[str, jax.Array],
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Cross entropy in nats averaged over masked frames, plus the feature penalty.
+
+    Only masked frames' logits are computed. The penalty is the mean square of the stem's output,
+    before the layer norm.
+
+    Returns:
+      This part's share of the global batch's loss, and sums for `health`.
+    """
+    apply = encoder.apply
+    student = {"params": params["encoder"]}
+    with jax.named_scope("labels"):
+        labels = kmeans.assign(teacher["codebook"], features(config, teacher, batch.raw))  # [b, t]
+        labels = jax.lax.stop_gradient(labels)
+
+    u = apply(student, batch.audio, method="stem")
+    share = batch.audio.shape[0] / batch.clips
+    penalty = jnp.square(u.astype(jnp.float32)).mean() * share
+    z = apply(student, u, method="project")
+    z = apply(student, z, batch.mask.mask, rngs=rngs, method="mask")
+    output = apply(student, z, train=True, rngs=rngs, method="contextualize").hidden[-1]
+
+    def classify(y: jax.Array) -> jax.Array:
+        with jax.named_scope("head"):
+            return head(encoder, config).apply({"params": params["head"]}, y)
+
+    at = batch.mask.frames  # [b, m]
+    logits = classify(jnp.take_along_axis(output, at[..., None], axis=1))  # [b, m, k]
+    wanted = jnp.take_along_axis(labels, at, axis=1)  # [b, m]
+    right = jnp.take_along_axis(logits, wanted[..., None], axis=2)[..., 0]  # [b, m]
+    surprise = jax.nn.logsumexp(logits, axis=-1) - right
+    cross_entropy = jnp.sum(jnp.where(batch.mask.valid, surprise, 0)) / batch.masked
+
+    hit = (logits.argmax(-1) == wanted) & batch.mask.valid
+    sums = {
+        "right": hit.sum().astype(jnp.float32),
+        "labels": jnp.zeros(config.teacher.clusters).at[labels].add(1.0),  # [k]
+        "cross_entropy": cross_entropy,
+        "penalty": penalty,
+    }
+    if config.hubert.unmasked_accuracy:
+        unmasked = ~batch.mask.mask
+        hit = (classify(output).argmax(-1) == labels) & unmasked
+        sums["unmasked_right"] = hit.sum().astype(jnp.float32)
+        sums["unmasked"] = unmasked.sum().astype(jnp.float32)
+    total = cross_entropy + config.hubert.feature_penalty * penalty
+    return total, jax.lax.stop_gradient(sums)
+
+
+def after_update(
+    config: ml_collections.ConfigDict, params: Tree, teacher: Tree, updates: jax.Array
+) -> Tree:
+    """Nothing of the teacher follows the student."""
+    return teacher
+
+
+def health(
+    config: ml_collections.ConfigDict,
+    sums: dict[str, jax.Array],
+    masked: jax.Array,
+    step: jax.Array,
+) -> dict[str, jax.Array]:
+    """Scalars to log.
+
+    code_usage: the share of the codes among this batch's labels. label_perplexity: exponential of
+    the labels' entropy. majority: the most frequent label's share, the accuracy of a constant
+    answer.
+    """
+    share = sums["labels"] / sums["labels"].sum()
+    scalars = {
+        "cross_entropy": sums["cross_entropy"],
+        "masked_accuracy": sums["right"] / masked,
+        "feature_penalty": sums["penalty"],
+        "code_usage": (share > 0).mean(),
+        "label_perplexity": jnp.exp(-jnp.sum(jax.scipy.special.xlogy(share, share))),
+        "majority": share.max(),
+    }
+    if "unmasked" in sums:
+        scalars["unmasked_accuracy"] = sums["unmasked_right"] / sums["unmasked"]
+    return scalars
+
+
+def collapse(config: ml_collections.ConfigDict, metrics: dict[str, float], step: int) -> str | None:
+    """What is wrong with the labels of the batches since the last log, or None."""
+    if metrics["label_perplexity"] < config.hubert.min_label_perplexity:
+        return (
+            f"the labels' perplexity is {metrics['label_perplexity']:.2f}, below "
+            f"hubert.min_label_perplexity = {config.hubert.min_label_perplexity}: nearly every "
+            "frame has the same label, which teaches nothing. Look at codebook.png in the workdir "
+            "and at the audio; fit the codebook again on more, or more varied, audio"
+        )
+    return None

@@ -1,0 +1,327 @@
+"""K-means over a stream of feature batches: the codebook whose nearest rows are HuBERT's labels.
+
+The best of several k-means++ seedings on a random sample of the stream (see seeding.py) is polished
+on that sample and then goes through full Lloyd passes over the stream. Memory does not grow with
+the corpus, batches may be sharded over a mesh, and every pass is a function of (seed, pass), so
+that a fit stopped between two passes goes on as if it had not been.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import io
+import json
+import math
+import zipfile
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from tqdm import tqdm
+
+from musicssl.objectives import seeding
+from musicssl.objectives.seeding import EXACT, Features
+
+SAMPLE_BATCH = 8192  # frames; bounds the [frames, clusters] distances while polishing on the sample
+SPLIT = 0.1  # an empty cluster starts this many standard deviations from the one it splits
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How to fit a codebook; a section of the config.
+
+    Attributes:
+        clusters: rows of the codebook.
+        seed: of the sample, the seedings and the splits of empty clusters.
+        sample: frames kept from the first pass to seed from; 65,536, or 100 a cluster if more.
+        restarts: seedings tried on the sample, of which the best is kept.
+        polish: Lloyd passes over the sample from there.
+        passes: most Lloyd passes over the stream.
+        tolerance: stop when a pass finds inertia lower than the last by this share or less.
+    """
+
+    clusters: int
+    seed: int
+    sample: int
+    restarts: int
+    polish: int
+    passes: int
+    tolerance: float
+
+    def __post_init__(self) -> None:
+        for name in ("clusters", "sample", "restarts"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} of k-means is {getattr(self, name)}: set 1 or more")
+        if self.sample < self.clusters:
+            raise ValueError(
+                f"a sample of {self.sample} frames cannot seed {self.clusters} clusters: "
+                "raise sample, to 100 a cluster or more"
+            )
+
+
+class State(NamedTuple):
+    """A fit between two passes over the stream: arrays and numbers alone, small enough to save.
+
+    `inertia` [passes] is the mean squared distance of a frame to its nearest row, per Lloyd
+    pass, and `counts` [k] the frames of each row in the last pass, both with the rows that pass
+    began with: `codebook` [k, f] already has the means the pass ended with.
+    """
+
+    codebook: np.ndarray
+    counts: np.ndarray
+    inertia: np.ndarray
+    finished: bool
+
+    @property
+    def passes(self) -> int:
+        """Lloyd passes made over the stream."""
+        return len(self.inertia)
+
+    @property
+    def usage(self) -> float:
+        """The share of the codebook's rows that are nearest to any frame."""
+        return float(np.mean(self.counts > 0))
+
+    @property
+    def perplexity(self) -> float:
+        """The exponential of the labels' entropy: k where all rows are used equally."""
+        share = self.counts[self.counts > 0] / max(self.counts.sum(), 1)
+        return float(np.exp(-np.sum(share * np.log(share))))
+
+
+def assign(codebook: jax.Array, features: jax.Array) -> jax.Array:
+    """Returns the nearest row of `codebook` [k, f] for each of `features` [..., f]: int32 [...]."""
+    products = jnp.matmul(features.astype(jnp.float32), codebook.T, precision=EXACT)  # [..., k]
+    distances = jnp.square(codebook).sum(-1) - 2 * products
+    least = functools.partial(jnp.argmin, axis=-1)
+    return jax.lax.platform_dependent(distances, cpu=_argmin_on_cpu, default=least).astype(
+        jnp.int32
+    )
+
+
+def _argmin_on_cpu(values: jax.Array) -> jax.Array:
+    """Returns the index of a least value of [..., k], in two steps: [...].
+
+    XLA's argmin compares one value at a time on CPU and takes three times as long as the product
+    that made the values; its minimum uses vector instructions. So k becomes a grid of about
+    sqrt(k) by sqrt(k): the minimum down each column, the best column, the best row in that.
+    """
+    rows = math.isqrt(values.shape[-1])
+    missing = [(0, 0)] * (values.ndim - 1) + [(0, -values.shape[-1] % rows)]
+    grid = jnp.pad(values, missing, constant_values=jnp.inf)
+    grid = grid.reshape(*values.shape[:-1], rows, -1)  # [..., k] -> [..., rows, columns]
+    column = jnp.argmin(grid.min(-2), -1)  # [...]
+    row = jnp.argmin(jnp.take_along_axis(grid, column[..., None, None], -1)[..., 0], -1)
+    return row * grid.shape[-1] + column
+
+
+def fit(
+    next_pass: Callable[[int], Iterable[Features]],
+    settings: Settings,
+    state: State | None = None,
+    on_pass: Callable[[State], None] | None = None,
+) -> State:
+    """Fits a codebook to the feature batches of a stream.
+
+    Args:
+        next_pass: gives the batches, each [..., f], of one pass over the stream. Called with 0 for
+            the pass that draws the sample, then with 1, 2, ... for the Lloyd passes. It must give
+            the same batches whenever it is called with the same number.
+        settings: see `Settings`.
+        state: the last state that `on_pass` was given, to go on from there.
+        on_pass: called after seeding and after each Lloyd pass, to save and report.
+
+    Returns:
+        The last state, finished.
+
+    Raises:
+        ValueError: there are fewer frames than clusters, features are not finite or change their
+            width, or the state is of another codebook size.
+    """
+    on_pass = on_pass or (lambda state: None)
+    if state is None:
+        state = seed_codebook(next_pass(0), settings)
+        on_pass(state)
+    if len(state.codebook) != settings.clusters:
+        raise ValueError(
+            f"the state to go on from has {len(state.codebook)} clusters and the settings ask for "
+            f"{settings.clusters}: restore the setting, or delete the state to begin again"
+        )
+    while not state.finished:
+        state = _advance(state, next_pass(state.passes + 1), settings)
+        on_pass(state)
+    return state
+
+
+def seed_codebook(batches: Iterable[Features], settings: Settings) -> State:
+    """Seeds a codebook on a random sample of the stream and polishes the best of several there.
+
+    `counts` of the state that it returns are the sample's.
+    """
+    sample = seeding.draw_sample(settings.seed, batches, settings.sample)
+    if len(sample) < settings.clusters:
+        raise ValueError(
+            f"the data set has {len(sample)} frames, fewer than the {settings.clusters} clusters "
+            "asked for: give more audio, or ask for fewer clusters"
+        )
+    if not np.isfinite(sample).all():
+        raise ValueError("features to cluster hold NaN or infinity: check the audio")
+
+    def seeded(restart: int) -> tuple[float, np.ndarray]:
+        codebook, inertia = seeding.plus_plus(settings.seed, restart, sample, settings.clusters)
+        return float(inertia), np.asarray(codebook)
+
+    restarts = tqdm(range(settings.restarts), "seeding", unit=" restarts", delay=5)
+    _, codebook = min(map(seeded, restarts), key=lambda pair: pair[0])
+    state = State(codebook, np.zeros(len(codebook), np.int64), np.zeros(0), finished=False)
+    for _ in tqdm(range(settings.polish), "polishing the seeds", unit=" passes", delay=5):
+        parts = (sample[i : i + SAMPLE_BATCH] for i in range(0, len(sample), SAMPLE_BATCH))
+        state = _advance(state, parts, settings)
+    return state._replace(inertia=np.zeros(0), finished=settings.passes < 1)
+
+
+def _advance(state: State, batches: Iterable[Features], settings: Settings) -> State:
+    """Makes one Lloyd pass: every frame to its nearest row, every row to its frames' mean."""
+    clusters, width = state.codebook.shape
+    totals = (np.zeros((clusters, width + 1), np.float32), np.zeros(clusters, np.int32))
+    for features in batches:
+        if features.shape[-1] != width:
+            raise ValueError(
+                f"features of {features.shape[-1]} values do not fit a codebook of {width}: "
+                "go on with the features the fit began with, or delete its state"
+            )
+        totals = _accumulate(totals, state.codebook, features)
+    sums, counts = (np.asarray(total) for total in totals)
+    frames = counts.sum(dtype=np.int64)
+    inertia = sums[:, -1].sum(dtype=np.float64) / max(frames, 1)
+    if frames == 0 or not np.isfinite(inertia):
+        raise ValueError(
+            f"a pass of k-means over {frames} frames has inertia {inertia}: "
+            "check the audio and the features for empty input, NaN or infinity"
+        )
+    moved = state.codebook + sums[:, :-1] / np.maximum(counts, 1)[:, None]
+    history = np.append(state.inertia, inertia)
+    rng = np.random.default_rng([settings.seed, len(history)])
+    return State(
+        _split_for_empty(moved.astype(np.float32), counts, sums[:, -1], rng),
+        counts.astype(np.int64),
+        history,
+        bool(len(history) >= settings.passes or _settled(history, settings.tolerance)),
+    )
+
+
+def _settled(inertia: np.ndarray, tolerance: float) -> bool:
+    return len(inertia) > 1 and bool(inertia[-2] - inertia[-1] <= tolerance * inertia[-2])
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _accumulate(
+    totals: tuple[jax.Array, jax.Array], codebook: jax.Array, features: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Adds a batch to the sums [k, f + 1] of offsets and squared distances, and to the counts [k].
+
+    Sums are of offsets from the row, not of features: they stay near zero, so that float32 is
+    enough for any number of frames. A product with a one-hot matrix adds in the same order every
+    time, which scattered additions on a GPU do not.
+    """
+    features = features.reshape(-1, features.shape[-1]).astype(jnp.float32)  # [..., f] -> [n, f]
+    labels = assign(codebook, features)  # [n]
+    offsets = features - codebook[labels]
+    ones = jnp.ones_like(labels, jnp.float32)
+    columns = jnp.column_stack([offsets, jnp.square(offsets).sum(-1), ones])  # [n, f + 2]
+    members = labels == jnp.arange(len(codebook))[:, None]  # [k, n]
+    batch = jnp.matmul(members.astype(jnp.float32), columns, precision=EXACT)  # [k, f + 2]
+    sums, counts = totals
+    return seeding.replicated((sums + batch[:, :-1], counts + batch[:, -1].astype(jnp.int32)))
+
+
+def _split_for_empty(
+    codebook: np.ndarray, counts: np.ndarray, spread: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """Moves each row without frames beside a row with the most inertia, to take part of it.
+
+    The split of Linde, Buzo and Gray (1980): the two rows start a small random offset apart.
+    """
+    empty = np.flatnonzero(counts == 0)
+    donors = np.argsort(-spread, kind="stable")[: len(empty)]
+    donors = donors[(spread[donors] > 0) & (counts[donors] > 1)]
+    empty = empty[: len(donors)]
+    width = codebook.shape[1]
+    deviation = np.sqrt(spread[donors] / counts[donors] / width)  # [m]
+    offset = SPLIT * deviation[:, None] * rng.standard_normal((len(donors), width))
+    split = codebook.copy()
+    split[empty] = codebook[donors] + offset
+    split[donors] -= offset
+    return split
+
+
+def codebook_hash(codebook: np.ndarray, feature: dict) -> str:
+    """Returns the SHA-256 of a codebook and of the feature that it quantises, in hexadecimal."""
+    codebook = np.ascontiguousarray(codebook, np.dtype("<f4"))
+    definition = json.dumps([feature, codebook.shape], sort_keys=True)
+    return hashlib.sha256(definition.encode() + codebook.tobytes()).hexdigest()
+
+
+def save_codebook(path: epath.PathLike, codebook: np.ndarray, feature: dict) -> None:
+    """Writes a codebook [k, f] with `feature`, what its columns are in plain values, and a hash."""
+    _write(
+        path,
+        codebook=np.asarray(codebook, np.float32),
+        feature=np.array(json.dumps(feature, sort_keys=True)),
+        hash=np.array(codebook_hash(codebook, feature)),
+    )
+
+
+def load_codebook(path: epath.PathLike, feature: dict, clusters: int) -> np.ndarray:
+    """Reads a codebook [clusters, f] of `feature` as `save_codebook` wrote it.
+
+    Raises:
+        ValueError: the file is damaged, or its feature or number of clusters is another.
+    """
+    saved = _read(path, ("codebook", "feature", "hash"))
+    codebook, made_of = saved["codebook"], json.loads(str(saved["feature"]))
+    if codebook_hash(codebook, made_of) != str(saved["hash"]):
+        raise ValueError(f"{path} does not match its own hash: delete it and fit it again")
+    wanted = json.loads(json.dumps(feature))  # tuples become lists, as they did in the file
+    if made_of != wanted:
+        raise ValueError(
+            f"{path} is a codebook of {made_of} and the config asks for {wanted}: "
+            "restore the config, or delete the file to fit it again"
+        )
+    if len(codebook) != clusters:
+        raise ValueError(
+            f"{path} has {len(codebook)} clusters and the config asks for {clusters}: "
+            "restore the config, or delete the file to fit it again"
+        )
+    return codebook
+
+
+def save_state(path: epath.PathLike, state: State) -> None:
+    """Writes what `fit` needs to go on."""
+    _write(path, **state._asdict())
+
+
+def load_state(path: epath.PathLike) -> State:
+    """Reads a state as `save_state` wrote it. Raises ValueError where the file is damaged."""
+    saved = _read(path, State._fields)
+    return State(**{**saved, "finished": bool(saved["finished"])})
+
+
+def _write(path: epath.PathLike, **arrays: np.ndarray) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    path = epath.Path(path)
+    unfinished = path.parent / f"{path.name}.unfinished"
+    unfinished.write_bytes(buffer.getvalue())
+    unfinished.replace(path)  # a reader never sees half a file
+
+
+def _read(path: epath.PathLike, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    try:
+        with np.load(io.BytesIO(epath.Path(path).read_bytes()), allow_pickle=False) as file:
+            return {name: file[name] for name in names}
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is damaged ({error}): delete it and fit it again") from error

@@ -1,0 +1,338 @@
+"""Many small probes trained at once: every layer, learning rate and seed of a task's grid.
+
+The protocol is MARBLE's constrained track (arXiv:2306.10548, section 3.2 and appendix A): windows
+are samples, Adam on batches of 64, learning rate halved when the validation score stalls, early
+stopping on it, the best epoch kept. Validation and test outputs are averaged over the windows of an
+item before they are scored. All models of a call advance together in one XLA program; a model that
+has stopped keeps its best epoch and no longer decides when the program ends.
+
+A layer's features are a source of one row set; the weighted sum is a source of several, mixed with
+softmax weights that are trained too. What depends on the seed (initial values, order, dropout) is
+the same for every layer and learning rate, so those are compared under the same luck.
+
+Axis letters: g sources, s seeds, r learning rates, m mixed layers, n windows, b batch, d width,
+h hidden units, c outputs, i items.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from musicssl.features.rows import Stored, take
+
+Monitor = Callable[[jax.Array, jax.Array], jax.Array]
+
+BLOCK = 4096  # windows evaluated together
+KEEP = round(0.8 * 2**16)  # dropout 0.2, compared with 16 random bits
+# torch.optim.lr_scheduler.ReduceLROnPlateau: better means better by this share
+THRESHOLD = 1e-4
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """How a probe is trained.
+
+    loss: "bce" (labels [n, c] of 0 and 1), "ce" (labels [n], int) or "mse" (labels [n, c]).
+    outputs: c. hidden: units of the hidden layer, 0 for a linear probe.
+    plateau, patience: epochs without a gain before the rate is halved, before training stops.
+    crop: 0 to draw windows singly; else every sample is that many rows in a row (frames of a clip).
+    """
+
+    loss: str
+    outputs: int
+    hidden: int = 512
+    batch: int = 64
+    epochs: int = 100
+    plateau: int = 3
+    patience: int = 10
+    crop: int = 0
+
+
+class Split(NamedTuple):
+    """Features and labels of a split.
+
+    x: [g, m, n, d] of any float type, or Stored. y: [n] or [n, c], of windows. item: int32 [n],
+    each window's item. labels: [i] or [i, c], of items; they are what outputs are scored against.
+    start: int32 [k], rows where a crop may begin (`Protocol.crop`), else empty.
+    """
+
+    x: jax.Array | Stored
+    y: jax.Array
+    item: jax.Array
+    labels: jax.Array
+    start: jax.Array
+
+
+class Fitted(NamedTuple):
+    """Best epoch of each model: params with axes [g, s, r] first, score and epoch [g, s, r]."""
+
+    params: dict
+    score: jax.Array
+    epoch: jax.Array
+    epochs: jax.Array  # int32 scalar, how many were run
+
+
+def split_of(
+    x: np.ndarray | Stored,
+    y: np.ndarray,
+    item: np.ndarray | None = None,
+    labels: np.ndarray | None = None,
+    start: np.ndarray | None = None,
+) -> Split:
+    """A Split of features [g, m, n, d], checked; without `item`, every window is an item.
+
+    Raises:
+      ValueError: features that are not finite, or sizes that differ.
+    """
+    item = np.arange(len(y)) if item is None else item
+    labels = y if labels is None else labels
+    if not (x.shape[2] == len(y) == len(item)) or len(y) == 0:
+        raise ValueError(f"{x.shape[2]} feature rows, {len(y)} labels, {len(item)} items")
+    if len(item) and int(item.max()) >= len(labels):
+        raise ValueError(f"windows of item {item.max()}, but {len(labels)} item labels")
+    start = np.zeros(0) if start is None else start
+    item, start = item.astype(np.int32), start.astype(np.int32)
+    x = x if isinstance(x, Stored) else jax.device_put(x)  # jnp.asarray holds it three times
+    return Split(x, *(jnp.asarray(array) for array in (y, item, labels, start)))
+
+
+def initial(key: jax.Array, width: int, mixed: int, protocol: Protocol) -> dict:
+    """A probe's initial values: PyTorch's Linear default, a normal draw for the mixing weights."""
+
+    def linear(key: jax.Array, rows: int, columns: int) -> tuple[jax.Array, jax.Array]:
+        bound = rows**-0.5
+        draw = jax.random.uniform(key, (rows + 1, columns), minval=-bound, maxval=bound)
+        return draw[:-1], draw[-1]
+
+    first, second, third = jax.random.split(key, 3)
+    params = {"mix": jax.random.normal(third, (mixed,))}
+    if protocol.hidden:
+        params["w1"], params["b1"] = linear(first, width, protocol.hidden)
+        params["w2"], params["b2"] = linear(second, protocol.hidden, protocol.outputs)
+    else:
+        params["w2"], params["b2"] = linear(second, width, protocol.outputs)
+    return params
+
+
+def apply(params: dict, x: jax.Array, keep: jax.Array | None = None) -> jax.Array:
+    """Features [m, b, d] to outputs [b, c]; `keep` [b, h] is the dropout mask over its rate."""
+    # [m, b, d] -> [b, d]
+    z = x[0] if len(x) == 1 else jnp.tensordot(jax.nn.softmax(params["mix"]), x, 1)
+    if "w1" in params:
+        z = jax.nn.relu(z @ params["w1"] + params["b1"])  # [b, d] -> [b, h]
+        z = z if keep is None else z * keep
+    return z @ params["w2"] + params["b2"]  # [b, c]
+
+
+def losses(kind: str, outputs: jax.Array, y: jax.Array) -> jax.Array:
+    """The loss of each row [b], mean over the outputs where there are several."""
+    if kind == "ce":
+        return -jnp.take_along_axis(jax.nn.log_softmax(outputs), y[:, None], 1)[:, 0]
+    if kind == "mse":
+        return jnp.square(outputs - y).mean(-1)
+    if kind == "bce":
+        return (jax.nn.softplus(outputs) - outputs * y).mean(-1)
+    raise ValueError(f"loss is {kind!r}: use 'bce', 'ce' or 'mse'")
+
+
+def _adam(
+    params: dict, moments: tuple[dict, dict], grads: dict, rate: jax.Array, count: jax.Array
+) -> tuple[dict, tuple[dict, dict]]:
+    """Adam with PyTorch's defaults; `count` is this update's number, from 1.
+
+    Written out because XLA then fuses each parameter's update into one pass over memory.
+    """
+    scale = rate / (1 - 0.9**count)
+    bias = 1 / (1 - 0.999**count)
+    first = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, moments[0], grads)
+    second = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g * g, moments[1], grads)
+    params = jax.tree.map(
+        lambda p, m, v: p - scale * m / (jnp.sqrt(v * bias) + 1e-8), params, first, second
+    )
+    return params, (first, second)
+
+
+def _over_models(function: Callable, by_source, by_seed, by_rate) -> Callable:
+    """vmap over learning rates, seeds and sources; arguments' axes (0 or None) at each of them."""
+    return _each(_each(_each(function, by_rate), by_seed), by_source)
+
+
+def _each(function: Callable, axes: tuple[int | None, ...]) -> Callable:
+    """vmap, but an axis of one is taken off: XLA's CPU products are slower with it."""
+
+    def call(*arguments):
+        mapped = [x for x, axis in zip(arguments, axes, strict=True) if axis == 0]
+        if len(jax.tree.leaves(mapped)[0]) > 1:
+            return jax.vmap(function, axes)(*arguments)
+        arguments = (
+            x if axis is None else jax.tree.map(lambda leaf: leaf[0], x)
+            for x, axis in zip(arguments, axes, strict=True)
+        )
+        return jax.tree.map(lambda leaf: leaf[None], function(*arguments))
+
+    return call
+
+
+def _order(key: jax.Array, split: Split, protocol: Protocol) -> tuple[jax.Array, jax.Array]:
+    """An epoch's rows and their weights, [steps, rows]; the last batch is filled up with weight 0.
+
+    With `crop`, a clip's rows come from a random place of each clip.
+    """
+    chosen, draw = jax.random.split(key)
+    samples = len(split.start) if protocol.crop else len(split.y)
+    steps = -(-samples // protocol.batch)
+    order = jax.random.permutation(chosen, samples)
+    order = jnp.resize(order, (steps, protocol.batch))
+    weight = (jnp.arange(steps * protocol.batch) < samples).reshape(order.shape).astype(jnp.float32)
+    if not protocol.crop:
+        return order, weight
+    # split.start holds each clip's first row; the clip ends where the next begins
+    ends = jnp.append(split.start[1:], len(split.y))
+    room = jnp.maximum(ends - split.start - protocol.crop, 0)
+    shift = jnp.floor(jax.random.uniform(draw, (samples,)) * (room + 1)).astype(jnp.int32)
+    rows = (split.start + shift)[order][..., None] + jnp.arange(protocol.crop)
+    inside = rows < ends[order][..., None]
+    rows = jnp.minimum(rows, len(split.y) - 1).reshape(steps, -1)
+    return rows, (weight[..., None] * inside).reshape(steps, -1)
+
+
+def _epoch(protocol, train: Split, keys, params, moments, rates, epoch):
+    """One pass over the training windows by every model."""
+    steps_keys = jax.vmap(lambda key: jax.random.fold_in(key, epoch))(keys)
+    rows, weights = jax.vmap(lambda key: _order(key, train, protocol))(steps_keys)  # [s, steps, b]
+    steps, hidden = rows.shape[1], protocol.hidden
+
+    def objective(params, x, y, weight, keep):
+        each = losses(protocol.loss, apply(params, x, keep), y)
+        return (weight * each).sum() / weight.sum()
+
+    def update(params, moments, x, y, weight, keep, rate, count):
+        grads = jax.grad(objective)(params, x, y, weight, keep)
+        return _adam(params, moments, grads, rate, count)
+
+    update = _over_models(
+        update,
+        (0, 0, 0, None, None, None, 0, None),
+        (0, 0, 0, 0, 0, 0, 0, None),
+        (0, 0, None, None, None, None, 0, None),
+    )
+
+    def step(carry, index):
+        chosen, weight = rows[:, index], weights[:, index]  # [s, b]
+        x = take(train.x, chosen).astype(jnp.float32)  # [g, m, s, b, d]
+        x = jnp.moveaxis(x, 2, 1)  # [g, s, m, b, d]
+        keep = None
+        if hidden:
+            bits = jax.vmap(
+                lambda key: jax.random.bits(
+                    jax.random.fold_in(key, index), (chosen.shape[1], hidden), jnp.uint16
+                )
+            )(steps_keys)  # [s, b, h]
+            keep = jnp.where(bits < KEEP, 2**16 / KEEP, 0.0)
+        count = (epoch * steps + index + 1).astype(jnp.float32)
+        return update(*carry, x, train.y[chosen], weight, keep, rates, count), None
+
+    return jax.lax.scan(step, (params, moments), jnp.arange(steps))[0]
+
+
+def item_outputs(params: dict, split: Split) -> jax.Array:
+    """Outputs of every model, averaged over each item's windows: [g, s, r, i, c]."""
+    rows, items = len(split.y), len(split.labels)
+    blocks = -(-rows // BLOCK)
+    size = -(-rows // blocks)
+    model = _over_models(apply, (0, 0), (0, None), (0, None))
+    count = jax.ops.segment_sum(jnp.ones(rows), split.item, items)
+
+    def block(total, index):
+        # the last block begins early, and what it repeats has weight 0
+        begin = jnp.minimum(index * size, rows - size)
+        chosen = begin + jnp.arange(size)
+        fresh = (chosen >= index * size).astype(jnp.float32)
+        x = take(split.x, chosen).astype(jnp.float32)
+        outputs = model(params, x) * fresh[:, None]  # [g, s, r, size, c]
+        outputs = jnp.moveaxis(outputs, -2, 0)  # [size, g, s, r, c]
+        return total.at[split.item[chosen]].add(outputs), None
+
+    axes = params["b2"].shape  # [g, s, r, c]
+    total, _ = jax.lax.scan(block, jnp.zeros((items, *axes)), jnp.arange(blocks))
+    mean = total / jnp.maximum(count, 1).reshape(-1, 1, 1, 1, 1)
+    return jnp.moveaxis(mean, 0, -2)
+
+
+@functools.partial(jax.jit, static_argnames=("protocol", "monitor"))
+def fit(
+    protocol: Protocol,
+    monitor: Monitor,
+    train: Split,
+    validation: Split,
+    rates: jax.Array,
+    seeds: jax.Array,
+) -> Fitted:
+    """Trains a probe for each source, seed [s] and learning rate [r].
+
+    Args:
+      monitor: of (item labels, item outputs) to a scalar, higher is better (`metrics`).
+    """
+    sources, mixed, _, width = train.x.shape
+    shape = (sources, len(seeds), len(rates))
+    keys = jax.vmap(jax.random.key)(seeds)
+    start = jax.vmap(lambda key: initial(key, width, mixed, protocol))(keys)  # [s, ...]
+    params = jax.tree.map(
+        lambda p: jnp.broadcast_to(p[None, :, None], (sources, len(p), len(rates), *p.shape[1:])),
+        start,
+    )
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    score = jax.vmap(jax.vmap(jax.vmap(lambda outputs: monitor(validation.labels, outputs))))
+
+    def select(where, new, old):
+        def pick(x, y):
+            return jnp.where(where.reshape(shape + (1,) * (x.ndim - 3)), x, y)
+
+        return jax.tree.map(pick, new, old)
+
+    def body(state):
+        epoch, params, moments, rates, best, best_score, best_epoch, plateau, active = state
+        params, moments = _epoch(protocol, train, keys, params, moments, rates, epoch)
+        now = score(item_outputs(params, validation))  # [g, s, r]
+        now = jnp.where(jnp.isnan(now), -jnp.inf, now)
+        gain = active & (now > best_score)
+        best = select(gain, params, best)
+        rates, plateau = _halve(protocol, rates, plateau, now)
+        best_score = jnp.where(gain, now, best_score)
+        best_epoch = jnp.where(gain, epoch, best_epoch)
+        active = active & (epoch - best_epoch < protocol.patience)
+        return epoch + 1, params, moments, rates, best, best_score, best_epoch, plateau, active
+
+    state = (
+        jnp.int32(0),
+        params,
+        (zeros, zeros),
+        jnp.broadcast_to(rates, shape),
+        params,
+        jnp.full(shape, -jnp.inf),
+        jnp.zeros(shape, jnp.int32),
+        (jnp.full(shape, -jnp.inf), jnp.zeros(shape, jnp.int32)),
+        jnp.ones(shape, bool),
+    )
+    state = jax.lax.while_loop(
+        lambda state: (state[0] < protocol.epochs) & state[-1].any(), body, state
+    )
+    return Fitted(state[4], state[5], state[6], state[0])
+
+
+def _halve(protocol: Protocol, rates: jax.Array, plateau: tuple, score: jax.Array) -> tuple:
+    """torch.optim.lr_scheduler.ReduceLROnPlateau(mode="max", factor=0.5), for every model."""
+    best, waited = plateau
+    better = score > best * (1 + THRESHOLD)
+    waited = jnp.where(better, 0, waited + 1)
+    halve = waited > protocol.plateau
+    rates = jnp.where(halve, rates * 0.5, rates)
+    return rates, (jnp.where(better, score, best), jnp.where(halve, 0, waited))
+
+
+predict = jax.jit(item_outputs)

@@ -1,0 +1,236 @@
+"""The tasks of the evaluator in one table: the paper's 13, 6 on embedded music, 7 on polyphony.
+
+The 13 are those of arXiv:2307.05161 as far as they are known: MARBLE's 14 (arXiv:2306.10548)
+without source separation, emotion counted once. Windows, patiences and metrics are MARBLE's
+(benchmark/tasks/*/*_base_config.yaml); where its paper and its code disagree, the choice is said.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+from musicssl.features import windows
+from musicssl.probing import grid, metrics, published
+
+SPLITS = ("train", "validation", "test")
+WHOLE, FRAMES, HALF_SECOND = windows.WHOLE, 1, 25
+MTG_SIZES = {
+    "instrument": (14395, 5466, 5115),
+    "moodtheme": (9949, 3802, 4231),
+    "genre": (32572, 11043, 11479),
+    "top50": (32136, 10888, 11356),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """What a type of task is trained with and scored by; the first score is the one reported."""
+
+    loss: str
+    monitor: grid.Monitor
+    scores: Mapping[str, metrics.Score]
+    draws: int = 1000  # of the bootstrap
+
+    @property
+    def main(self) -> str:
+        """The name of the score that is reported first."""
+        return next(iter(self.scores))
+
+
+KINDS = {
+    "tags": Kind(
+        "bce",
+        metrics.monitor_roc_auc,
+        {"roc_auc": metrics.roc_auc, "ap": metrics.average_precision},
+        200,
+    ),
+    "class": Kind("ce", metrics.monitor_accuracy, {"accuracy": metrics.accuracy}),
+    "key": Kind(
+        "ce",
+        metrics.monitor_key,
+        {
+            "weighted": metrics.key_score,
+            "accuracy": metrics.accuracy,
+            "weighted_descending": metrics.key_score_descending,
+        },
+    ),
+    "emotion": Kind(
+        "mse",
+        metrics.monitor_r2,
+        {"r2": metrics.r2, "r2_arousal": metrics.r2_arousal, "r2_valence": metrics.r2_valence},
+    ),
+    # Scored after decoding, see `beat_scores`; while training, by the frames.
+    "beat": Kind("bce", metrics.monitor_average_precision, {"f": metrics.accuracy}),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One task.
+
+    dataset: a builder of data_pipelines/. label: of its records or of `labels.PART_LABELS`.
+    window: seconds.
+    pool: 20 ms frames averaged to a row: WHOLE for the window, HALF_SECOND, FRAMES for none.
+    by_item: outputs are averaged over the rows of a record before they are scored. plateau,
+    patience: epochs before the rate is halved and before training stops. prefix: of the data set's
+    split names. sizes: usable records published for train, validation, test, where they are.
+    factors: of the records, at whose levels a task of kind "class" and `by_item` is scored too.
+    chance: (score, value), what an answer without audio scores on the published test labels.
+    """
+
+    name: str
+    title: str
+    dataset: str
+    label: str
+    kind: str
+    window: float
+    plateau: int = 5
+    patience: int = 20
+    epochs: int = 100
+    pool: int = WHOLE
+    by_item: bool = True
+    prefix: str = ""
+    sizes: tuple[int, int, int] | None = None
+    chance: tuple[str, float] | None = None
+    outputs: int = 0  # 0: as many as there are classes in the data
+    factors: tuple[str, ...] = ()
+
+    def split(self, name: str) -> str:
+        """The data set's name of a split."""
+        return self.prefix + name
+
+
+def _mtg(subset: str, title: str) -> Task:
+    name = f"mtg_{subset}"
+    return Task(
+        name, title, "mtg_jamendo", subset, "tags", 30, 3, 10, sizes=MTG_SIZES[subset],
+        chance=("ap", published.TAG_SHARES[name]),
+    )  # fmt: skip
+
+
+def _constant(name: str, worth: np.ndarray) -> float:
+    """What training's most frequent class scores on the published test labels.
+
+    worth: of each answer (column) to each label (row).
+    """
+    counts = published.TEST_COUNTS[name]
+    return float(np.average(worth[:, counts.answer], weights=counts.items))
+
+
+_MIR = (
+    Task(
+        "magnatagatune", "MagnaTagATune, 50 tags", "magnatagatune", "tags", "tags", 29.1, 3, 10,
+        sizes=(18706, 1825, 5329), chance=("ap", published.TAG_SHARES["magnatagatune"]),
+    ),
+    Task(
+        "giantsteps_key", "GiantSteps, key", "giantsteps_key", "key", "key", 30, 5, 20,
+        sizes=(923, 236, 604), outputs=24,
+        chance=("weighted", _constant("giantsteps_key", metrics.key_weights())),
+    ),
+    Task(
+        "gtzan_genre", "GTZAN, genre", "gtzan", "genre", "class", 30, 6, 20, sizes=(443, 197, 290),
+        chance=("accuracy", _constant("gtzan_genre", np.eye(10))),
+    ),
+    # A row is a frame; training takes a 10 s crop of each clip, neighbours of a beat count as
+    # beats, and the F-measure is at 70 ms as in MARBLE's code (its paper says 20 ms).
+    Task(
+        "gtzan_beat", "GTZAN-Rhythm, beats", "gtzan", "beat_times", "beat", 30, 6, 20, pool=FRAMES,
+        sizes=(443, 197, 290), outputs=1,
+    ),
+    # 5 s windows over all 45 s, as MARBLE's paper has it (its configurations differ).
+    Task(
+        "emomusic", "EmoMusic, arousal and valence", "emomusic", "emotion", "emotion", 5, 5, 20,
+        sizes=(504, 115, 125), chance=("r2", 0.0), outputs=2,
+    ),
+    Task(
+        "nsynth_instrument", "NSynth, instrument family", "nsynth", "family", "class", 4, 3, 10, 50,
+        sizes=(289205, 12678, 4096),
+        chance=("accuracy", _constant("nsynth_instrument", np.eye(11))),
+    ),
+    Task(
+        "nsynth_pitch", "NSynth, pitch", "nsynth", "pitch", "class", 4, 3, 10, 50,
+        sizes=(289205, 12678, 4096), outputs=128,
+    ),
+    # Each 3 s chunk is an item; remainders of a second or more are kept for both (MARBLE: only
+    # for singers).
+    Task(
+        "vocalset_technique", "VocalSet, technique", "vocalset", "technique", "class", 3, 5, 10,
+        by_item=False, prefix="technique_", outputs=10,
+    ),
+    Task(
+        "vocalset_singer", "VocalSet, singer", "vocalset", "singer", "class", 3, 5, 20,
+        by_item=False, prefix="singer_", outputs=20,
+    ),
+    _mtg("instrument", "MTG-Jamendo, instrument"),
+    _mtg("moodtheme", "MTG-Jamendo, mood and theme"),
+    _mtg("genre", "MTG-Jamendo, genre"),
+    _mtg("top50", "MTG-Jamendo, top 50 tags"),
+)  # fmt: skip
+_SYNTH = (
+    Task("synth_key", "synth_music, key", "synth_music", "key", "key", 5, 5, 15, outputs=24),
+    Task(
+        "synth_instrument", "synth_music, instruments in 5 s", "synth_music", "instruments", "tags",
+        5, 3, 10, by_item=False, outputs=16,
+    ),
+    Task(
+        "synth_pitch", "synth_music, pitch classes in 0.5 s", "synth_music", "pitch_classes",
+        "tags", 5, 3, 10, pool=HALF_SECOND, by_item=False, outputs=12,
+    ),
+    Task(
+        "synth_chord", "synth_music, chord root and third in 0.5 s", "synth_music", "chord",
+        "class", 5, 3, 10, pool=HALF_SECOND, by_item=False, outputs=24,
+    ),
+    Task(
+        "synth_polyphony", "synth_music, pitches at once in 0.5 s", "synth_music", "polyphony",
+        "class", 5, 3, 10, pool=HALF_SECOND, by_item=False, outputs=8,
+    ),
+    Task(
+        "synth_beat", "synth_music, beats", "synth_music", "beats", "beat", 5, 3, 10, pool=FRAMES,
+        outputs=1,
+    ),
+)  # fmt: skip
+
+
+def _poly(
+    name: str, title: str, stimuli: str, label: str, outputs: int, factors: tuple[str, ...]
+) -> Task:
+    """A question about the clips of one of synth_polyphony's sets of stimuli."""
+    return Task(
+        f"poly_{name}", title, "synth_polyphony", label, "class", 2, 5, 15, prefix=f"{stimuli}_",
+        outputs=outputs, factors=factors,
+    )  # fmt: skip
+
+
+_BAND, _ALIKE = ("voices", "detuning"), ("octave", "timbre", "detuning")
+_POLY = (
+    _poly("pitch", "pitch class of the sung note", "target", "target", 12, _BAND),
+    _poly("count", "notes at once", "voices", "count", 6, _BAND),
+    _poly("lowest", "pitch class of the lowest note", "voices", "lowest", 12, _BAND),
+    _poly("highest", "pitch class of the highest note", "voices", "highest", 12, _BAND),
+    _poly("instrument", "who plays the lowest note", "voices", "instrument", 8, _BAND),
+    _poly("interval", "interval of two notes", "interval", "interval", 12, _ALIKE),
+    _poly("chord", "quality of a chord", "chord", "quality", 8, _ALIKE),
+)
+TASKS = {task.name: task for task in (*_MIR, *_SYNTH, *_POLY)}
+SUITES = {
+    "mir": tuple(t.name for t in _MIR),
+    "synth": tuple(t.name for t in _SYNTH),
+    "poly": tuple(t.name for t in _POLY),
+}
+
+
+def choose(names: str) -> list[Task]:
+    """The tasks of a comma-separated list of names and suites ("mir", "synth", "poly").
+
+    Raises:
+      ValueError: a name that is neither.
+    """
+    chosen = []
+    for name in filter(None, (part.strip() for part in names.split(","))):
+        if name not in TASKS and name not in SUITES:
+            raise ValueError(f"tasks: there is no {name!r}; there are {[*SUITES, *TASKS]}")
+        chosen += SUITES.get(name, (name,))
+    if not chosen:
+        raise ValueError(f"tasks is empty: name some of {[*SUITES, *TASKS]}")
+    return [TASKS[name] for name in dict.fromkeys(chosen)]

@@ -1,0 +1,261 @@
+"""States on disk: one Orbax checkpoint a step under <workdir>/checkpoints.
+
+Each checkpoint holds the state and a small JSON document: the configuration, the git commit, the
+step, the processes and devices. Saves are asynchronous and become visible by one rename, so a
+process that dies while saving leaves the checkpoints before it untouched. What is read is compared
+with the digests of the save first.
+"""
+
+import contextlib
+import functools
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import ml_collections
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+from orbax.checkpoint.checkpoint_managers import preservation_policy, save_decision_policy
+
+from musicssl.runtime import digests
+from musicssl.runtime.workdir import git_commit, steps_on_disk
+
+
+class Checkpoints:
+    """The saved states of a workdir: when to save, what to keep, where to go on."""
+
+    def __init__(
+        self, workdir: Path, config: ml_collections.ConfigDict, data: dict[str, int] | None = None
+    ):
+        """data: counts that tell the data set trained on from others; kept with each save."""
+        self.directory = Path(workdir).absolute() / "checkpoints"
+        self.about = {
+            "config": json.loads(config.to_json()),
+            "commit": git_commit(),
+            "processes": jax.process_count(),
+            "devices": jax.device_count(),
+            "data": data or {},
+        }
+        self.on_damage = config.checkpoint.on_damage
+        self.damage = functools.cache(lambda step: damage(self.directory / str(step)))
+        keep = preservation_policy.AnyPreservationPolicy(
+            [
+                preservation_policy.LatestN(config.checkpoint.keep),
+                preservation_policy.EveryNSteps(config.checkpoint.keep_every),
+            ]
+        )
+        due = save_decision_policy.AnySavePolicy(
+            [
+                save_decision_policy.FixedIntervalPolicy(config.checkpoint.every),
+                save_decision_policy.SpecificStepsPolicy({config.steps}),
+            ]
+        )
+        self.manager = ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(
+                save_decision_policy=due,
+                preservation_policy=keep,
+                cleanup_tmp_directories=True,
+                enable_async_checkpointing=True,
+            ),
+            handler_registry=digests.handlers(),
+        )
+
+    def latest(self) -> int | None:
+        """The newest step that is committed on disk and whole; None where nothing is.
+
+        With checkpoint.on_damage="older", damaged ones that are newer are moved to
+        <workdir>/damaged.
+
+        Raises:
+          ValueError: it is damaged, and checkpoint.on_damage is "stop" or no other is whole.
+        """
+        workdir = self.directory.parent
+        steps = steps_on_disk(workdir)
+        newest = steps[-1] if steps else None
+        lost = {}
+        while steps and (reason := self.damage(steps[-1])):
+            lost[steps.pop()] = reason
+        if lost and (self.on_damage == "stop" or not steps):
+            remedy = "no other save is whole: put it back"
+            if steps:
+                remedy = f"--config.checkpoint.on_damage=older goes on from step {steps[-1]}"
+            raise ValueError(
+                f"{self.directory / str(newest)} cannot be restored ({lost[newest]}). Nothing was "
+                f"changed: {remedy}, or start anew with another --workdir"
+            )
+        if lost:
+            self.set_aside(lost)
+        return steps[-1] if steps else None
+
+    def set_aside(self, lost: dict[int, str]) -> None:
+        """Move damaged steps out of the way of the saves to come."""
+        aside = self.directory.parent / "damaged"
+        multihost_utils.sync_global_devices("all have read the damaged steps")
+        if jax.process_index() == 0:
+            aside.mkdir(exist_ok=True)
+            for step, reason in lost.items():
+                print(f"step {step} is damaged ({reason}): moved to {aside}", flush=True)
+                (self.directory / str(step)).rename(aside / f"{step}-{time.time_ns()}")
+        multihost_utils.sync_global_devices("damaged steps set aside")
+        self.manager.reload()
+
+    def restore(self, step: int, abstract):
+        """The state of a step, placed as the abstract tree's shardings say.
+
+        Raises:
+          ValueError: the checkpoint cannot be read, is of another shape or of other data.
+        """
+        directory = self.directory / str(step)
+        remedy = (
+            "move that directory away to go on from the save before it, or start anew with another "
+            "--workdir"
+        )
+        try:
+            reason = self.damage(step) or difference(directory / "state", abstract)
+            if not reason and (reason := self.other_data(step)):
+                remedy = "put that data set back, or use another --workdir"
+            if not reason:
+                args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+                return self.manager.restore(step, args=args).state
+        except Exception as error:  # Orbax and tensorstore raise many kinds
+            reason = first_line(error)
+        raise ValueError(
+            f"{directory} cannot be restored ({reason}). Nothing was changed: {remedy}"
+        )
+
+    def other_data(self, step: int) -> str | None:
+        """How the data that a step was trained on differ from today's, None if they do not."""
+        there, here = self.about_step(step)["data"], self.about["data"]
+        changed = [
+            f"{there[x]} {x} then, {here[x]} now"
+            for x in sorted(here.keys() & there.keys())
+            if here[x] != there[x]
+        ]
+        return f"the data set has changed: {', '.join(changed)}" if changed else None
+
+    def about_step(self, step: int) -> dict:
+        """What was written beside the state of a step: what made it, and on how many devices."""
+        return json.loads((self.directory / str(step) / "about" / "metadata").read_text())
+
+    def save(self, step: int, state, force: bool = False) -> bool:
+        """Save if due, or if forced and not there yet. Returns whether a save began."""
+        if not force and not self.manager.should_save(step):
+            return False
+        if step in self.manager.all_steps():
+            return False
+        self.check_space(state)
+        about = self.about | {"step": step}
+        with self.writing():
+            return self.manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about)
+                ),
+                force=force,
+            )
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Turn what goes wrong in the background into one OSError: a disk that fills up, mostly."""
+        try:
+            yield
+        except Exception as error:  # Orbax and tensorstore raise many kinds
+            raise OSError(
+                f"{self.directory}: a checkpoint could not be written ({first_line(error)}). Those "
+                "before it are whole: see to the disk's space and run the same command again"
+            ) from error
+
+    def check_space(self, state) -> None:
+        """Raises OSError before a save that the disk cannot hold."""
+        needed = sum(x.nbytes for x in jax.tree.leaves(state))
+        free = shutil.disk_usage(self.directory).free
+        if free < needed:
+            raise OSError(
+                f"{self.directory} has {free / 1e9:.2f} GB free and a checkpoint takes up to "
+                f"{needed / 1e9:.2f} GB: free some space and run the same command again"
+            )
+
+    def close(self) -> None:
+        """Wait for the save under way."""
+        with self.writing():
+            self.manager.wait_until_finished()
+            self.manager.close()
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What differs on disk from what was saved, None if nothing does."""
+    return digests.damage(checkpoint / "about") or digests.damage(checkpoint / "state")
+
+
+def difference(directory: Path, abstract) -> str | None:
+    """The first array that a saved tree has otherwise than the wanted one, None if it is none."""
+    saved = ocp.tree.to_flat_dict(metadata(directory), sep=".")
+    wanted = ocp.tree.to_flat_dict(abstract, sep=".")
+    for name in sorted(saved.keys() | wanted.keys()):
+        there, here = (
+            f"{x.dtype}{list(x.shape)}" if (x := tree.get(name)) is not None else "none"
+            for tree in (saved, wanted)
+        )
+        if there != here:
+            return f"{name} is {there} there and {here} here"
+    return None
+
+
+def metadata(directory: Path) -> dict:
+    """The shapes and types of a saved tree, its empty branches left out."""
+    return ocp.PyTreeCheckpointHandler().metadata(epath.Path(directory)).tree
+
+
+def first_line(error: Exception) -> str:
+    """An error's first line; Orbax and tensorstore append pages."""
+    return next(iter(str(error).strip().splitlines()), repr(error))
+
+
+def load_params(
+    workdir: Path, step: int | None = None
+) -> tuple[dict, dict, ml_collections.ConfigDict, int]:
+    """Parameters and teacher of a run as NumPy arrays; the optimizer is not read.
+
+    Returns:
+      params {"encoder", "head"}, the teacher's tree, the run's configuration, the step.
+
+    Raises:
+      FileNotFoundError: no run there, or no checkpoint of that step.
+      ValueError: the checkpoint is damaged.
+    """
+    steps = steps_on_disk(workdir)
+    if not steps:
+        raise FileNotFoundError(
+            f"{workdir} holds no checkpoint: give the --workdir of a run that has saved"
+        )
+    step = steps[-1] if step is None else step
+    if step not in steps:
+        raise FileNotFoundError(f"{workdir} has no checkpoint of step {step}: it has {steps}")
+    directory = Path(workdir).absolute() / "checkpoints" / str(step)
+    if reason := damage(directory):
+        raise ValueError(f"{directory} cannot be read ({reason}): it is damaged, use another step")
+    try:
+        about = json.loads((directory / "about" / "metadata").read_text())
+        tree = read_parts(directory / "state", ("params", "teacher"))
+    except Exception as error:  # Orbax and tensorstore raise many kinds
+        raise ValueError(
+            f"{directory} cannot be read ({first_line(error)}): it is damaged, use another step"
+        ) from error
+    config = ml_collections.ConfigDict(about["config"]).lock()
+    return tree["params"], tree.get("teacher", {}), config, step
+
+
+def read_parts(directory: Path, names: tuple[str, ...]) -> dict:
+    """These parts of a saved tree as NumPy arrays, without those that are empty."""
+    saved = metadata(directory)
+    wanted = {name: saved[name] for name in names if saved.get(name)}
+    kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+    args = ocp.args.PyTreeRestore(item=wanted, restore_args=kinds, partial_restore=True)
+    # not through a Checkpointer, which would warn of what it has no use for
+    return ocp.PyTreeCheckpointHandler().restore(epath.Path(directory), args=args)

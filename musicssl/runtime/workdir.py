@@ -1,0 +1,102 @@
+"""Whose run a workdir is: its configuration, its saved steps, and the commit that writes there."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import jax
+import ml_collections
+
+# Leaves that may differ when a run goes on: they change where and how, not what is computed.
+MAY_CHANGE = (
+    "log_every",
+    "nonfinite",
+    "checkpoint.",
+    "probe.",
+    "mesh.",
+    "data.data_dir",
+    "data.on_damage",
+    "data2vec.guard_after",
+    "data2vec.min_",
+    "hubert.min_",
+    "hubert.unmasked_accuracy",
+    "teacher.encoder",  # the codebook's digest refuses another one
+    "then",
+)
+
+
+def flat(config: dict, prefix: str = "") -> dict:
+    """{"a": {"b": 1}} -> {"a.b": 1}, as command-line flags spell it."""
+    leaves = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        leaves |= flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return leaves
+
+
+def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
+    """Write <workdir>/config.json; where the run has checkpoints, check that it is the same run.
+
+    Raises:
+      ValueError: the directory holds another run, checkpoints of an unknown one, or something else.
+    """
+    path = workdir / "config.json"
+    mine = json.loads(config.to_json())
+    if steps_on_disk(workdir):
+        try:
+            theirs = flat(json.loads(path.read_text()))
+        except (OSError, json.JSONDecodeError) as error:
+            raise ValueError(
+                f"{workdir} holds checkpoints, but {path} cannot be read ({error}): put the "
+                "configuration back, or use another --workdir"
+            ) from error
+        ours = flat(mine)
+        changed = [
+            f"{name} ({spelt(theirs, name)} there, {spelt(ours, name)} here)"
+            for name in sorted(theirs.keys() | ours.keys())
+            if theirs.get(name) != ours.get(name) and not name.startswith(MAY_CHANGE)
+        ]
+        if changed:
+            raise ValueError(
+                f"{workdir} holds a run of another configuration: {', '.join(changed)}. Use "
+                "another --workdir, or the same values to go on with that run"
+            )
+    elif path.exists() and not wrote(path):
+        raise ValueError(f"{path} is not of a run: it would be lost, use another --workdir")
+    text = json.dumps(mine, indent=2) + "\n"
+    if jax.process_index() == 0 and not (path.exists() and path.read_text() == text):
+        workdir.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(text)
+        temporary.rename(path)
+
+
+def spelt(leaves: dict, name: str) -> str:
+    return repr(leaves[name]) if name in leaves else "not known"
+
+
+def wrote(path: Path) -> bool:
+    """Whether `claim` wrote this file: a Hugging Face directory has a config.json too."""
+    try:
+        return {"name", "variant", "method"} <= json.loads(path.read_text()).keys()
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def git_commit() -> str:
+    """The commit that the code is at, "-dirty" added where files differ, "" outside git."""
+    command = ["git", "--no-optional-locks", "-C", str(Path(__file__).parent)]
+    command += ["describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:  # no git on this machine
+        return ""
+    return result.stdout.strip()
+
+
+def steps_on_disk(workdir: Path) -> list[int]:
+    """The committed steps of a workdir, ascending."""
+    root = Path(workdir) / "checkpoints"
+    if not root.is_dir():
+        return []
+    return sorted(int(p.name) for p in root.iterdir() if p.is_dir() and p.name.isdigit())

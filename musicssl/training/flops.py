@@ -1,0 +1,107 @@
+"""Floating-point operations of the models, counted from their shapes: the one owner of FLOPs.
+
+A multiplication and an addition are two operations; norms, activations and softmax are not
+counted, as is the custom for model FLOP utilisation (PaLM, arXiv:2204.02311, appendix B). Remat
+and work for masked-out frames do not count either: the count is the model's, not the program's.
+"""
+
+import jax
+import ml_collections
+
+from musicssl import audio
+from musicssl.model.stem import KERNELS, STRIDES
+from musicssl.objectives import masking
+
+# Dense bf16 (fp16 where there is none) operations a second and chip, by jax's device_kind; from
+# the vendors' data sheets.
+PEAKS = {
+    "TPU v3": 123e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA H100 NVL": 835e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA L4": 121e12,
+    "Tesla V100": 125e12,
+    "Tesla T4": 65e12,
+}
+
+
+def stem_layers(encoder: ml_collections.ConfigDict, frames: int) -> list[float]:
+    """Operations of one clip's forward pass in each of the stem's convolutions."""
+    n, channels, layers = audio.crop_samples(frames), 1, []
+    for kernel, stride in zip(KERNELS, STRIDES, strict=True):
+        n = (n - kernel) // stride + 1
+        layers.append(2 * kernel * channels * encoder.stem_width * n)
+        channels = encoder.stem_width
+    return layers
+
+
+def forward(encoder: ml_collections.ConfigDict, frames: int) -> dict[str, float]:
+    """Operations of one clip's forward pass, by part of the encoder."""
+    d, taps = encoder.width, max(1, encoder.pos_conv_depth) * encoder.pos_conv_kernel
+    return {
+        "stem": sum(stem_layers(encoder, frames)),
+        "projection": 2 * encoder.stem_width * d * frames,
+        "positional": 2 * taps * d // encoder.pos_conv_groups * d * frames,
+        "attention": encoder.layers * (8 * d * d * frames + 4 * d * frames * frames),
+        "ffn": encoder.layers * 4 * d * encoder.ffn_width * frames,
+    }
+
+
+def train_step(config: ml_collections.ConfigDict) -> float:
+    """Operations of one step on the global batch."""
+    return sum(train_parts(config).values())
+
+
+def train_parts(config: ml_collections.ConfigDict) -> dict[str, float]:
+    """Operations of one step by part: three passes of what learns, one of what gives targets.
+
+    HuBERT's head sees the masked frames alone. A frozen encoder, whose shape the configuration
+    does not hold, counts as one of this configuration's shape up to the layer that is taken.
+    """
+    frames = config.data.crop_frames
+    passes = forward(config.encoder, frames)
+    clip = {name: 3 * n for name, n in passes.items()}
+    if not config.encoder.feature_grad_mult:
+        clip["stem"] = passes["stem"]
+    if config.method == "data2vec":
+        clip["head"] = 3 * 2 * config.encoder.width**2 * frames
+        clip["teacher"] = passes["positional"] + passes["attention"] + passes["ffn"]
+    else:
+        c, masked = config.hubert, masking.mask_capacity(frames, **config.mask)
+        row = config.encoder.width * c.final_dim + c.final_dim * config.teacher.clusters
+        clip["head"] = 3 * 2 * row * masked
+        clip["labels"] = labels(config, passes)
+    return {name: config.batch_size * n for name, n in clip.items()}
+
+
+def labels(config: ml_collections.ConfigDict, passes: dict[str, float]) -> float:
+    """Operations that give one clip its HuBERT labels: features, then the nearest of the codes."""
+    t, frames = config.teacher, config.data.crop_frames
+    if t.feature in audio.SPECTRAL:
+        width, bins = audio.spectral_width(t.feature, t.ceps), 23
+        spectrum, mel = audio.WINDOW * (audio.FFT - 2), audio.FFT // 2 - 1
+        transform = spectrum + mel * bins + bins * t.ceps
+        if t.feature == "partials":
+            transform += spectrum + mel * audio.PARTIALS
+        features = 2 * transform * (2 * frames - 1)
+    else:
+        width, share = config.encoder.width, t.layer / config.encoder.layers
+        whole = passes["stem"] + passes["projection"] + passes["positional"]
+        features = whole + share * (passes["attention"] + passes["ffn"])
+    return features + 2 * width * t.clusters * frames
+
+
+def peak(device: jax.Device) -> float | None:
+    """Operations a second that the data sheet gives this device, None where it is not known."""
+    kind = f"{device.device_kind} ".replace("-", " ")
+    names = [name for name in PEAKS if kind.startswith(f"{name} ")]  # an L40 is no L4
+    return PEAKS[max(names, key=len)] if names else None

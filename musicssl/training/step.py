@@ -1,0 +1,212 @@
+"""The training step: one jitted, donated function from (state, audio) to (state, metrics).
+
+Randomness is a function of (seed, step) alone: `fold_in(seed, step)`, then one stream a use. No
+key is stored, and masks are drawn for the global batch, so neither the number of devices nor a
+restart changes them.
+"""
+
+import functools
+import json
+from collections.abc import Callable
+from types import ModuleType
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from musicssl import audio as sound
+from musicssl.model.encoder import make_encoder
+from musicssl.objectives import data2vec, hubert
+from musicssl.objectives.masking import Batch, span_mask
+from musicssl.runtime import sharding
+from musicssl.training import optim
+
+OBJECTIVES: dict[str, ModuleType] = {"data2vec": data2vec, "hubert": hubert}
+STREAMS = ("init", "mask", "dropout", "layerdrop")
+
+
+class TrainState(NamedTuple):
+    """All that a step changes. step counts batches seen, updates those that changed parameters."""
+
+    step: jax.Array
+    updates: jax.Array
+    params: dict
+    teacher: dict
+    optimizer: optax.OptState
+
+
+def objective(config: ml_collections.ConfigDict) -> ModuleType:
+    """The module with init, loss, after_update, health and collapse of config.method."""
+    if config.method not in OBJECTIVES:
+        raise ValueError(f"method is {config.method!r}: use one of {sorted(OBJECTIVES)}")
+    return OBJECTIVES[config.method]
+
+
+def streams(seed: int, step: jax.Array | int) -> dict[str, jax.Array]:
+    """One key for each use of randomness in a step."""
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    return {name: jax.random.fold_in(key, i) for i, name in enumerate(STREAMS)}
+
+
+def init_state(config: ml_collections.ConfigDict) -> TrainState:
+    """The state before the first step (trace it: nothing here is sharded by itself)."""
+    samples = sound.crop_samples(1)
+    keys = streams(config.seed, 0)
+    params, teacher = objective(config).init(keys["init"], make_encoder(config), config, samples)
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(zero, zero, params, teacher, optim.adam(config).init(params))
+
+
+def state_shapes(config: ml_collections.ConfigDict) -> TrainState:
+    """What `init_state` gives, as jax.ShapeDtypeStructs; traced once for each configuration."""
+    return _state_shapes(config.to_json())
+
+
+@functools.cache
+def _state_shapes(config: str) -> TrainState:
+    made = ml_collections.ConfigDict(json.loads(config))
+    return jax.eval_shape(lambda: init_state(made))
+
+
+def sharded_init(config: ml_collections.ConfigDict, mesh: Mesh) -> TrainState:
+    """The initial state, made in its shards."""
+    with jax.set_mesh(mesh):
+        shardings = sharding.state_shardings(state_shapes(config), mesh)
+        return jax.jit(lambda: init_state(config), out_shardings=shardings)()
+
+
+def with_encoder(
+    config: ml_collections.ConfigDict, mesh: Mesh, state: TrainState, weights: dict
+) -> TrainState:
+    """An initial state with other values for the encoder, and the teacher that they give.
+
+    Args:
+      weights: NumPy arrays in the tree of state.params["encoder"].
+    """
+    shardings = sharding.state_shardings(state, mesh)
+
+    def place(x: np.ndarray, where: NamedSharding) -> jax.Array:  # a copy: the state is donated
+        return jax.make_array_from_callback(x.shape, where, lambda index: np.array(x[index]))
+
+    teacher = objective(config).first_teacher({"encoder": weights})
+    placed = jax.tree.map(place, weights, shardings.params["encoder"])
+    return state._replace(
+        params=state.params | {"encoder": placed},
+        teacher=jax.tree.map(place, teacher, shardings.teacher),
+    )
+
+
+def make_step(config: ml_collections.ConfigDict, mesh: Mesh) -> Callable:
+    """The jitted step: (state, frozen, audio int16 [b, n]) -> (state, metrics).
+
+    `frozen` is the part of the teacher that training does not change ({} for data2vec). The state
+    is donated. Metrics are float32 scalars on the device.
+    """
+    states = sharding.state_shardings(state_shapes(config), mesh)
+    clips = NamedSharding(mesh, sharding.CLIPS)
+    everywhere = NamedSharding(mesh, P())
+
+    def step(state: TrainState, frozen: dict, audio: jax.Array) -> tuple[TrainState, dict]:
+        return update(config, state, frozen, audio)
+
+    return jax.jit(
+        step,
+        in_shardings=(states, None, clips),
+        out_shardings=(states, everywhere),
+        donate_argnums=0,
+    )
+
+
+def update(
+    config: ml_collections.ConfigDict, state: TrainState, frozen: dict, audio: jax.Array
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One optimizer update; one that is not finite changes nothing but the step."""
+    method = objective(config)
+    keys = streams(config.seed, state.step + 1)
+    with jax.named_scope("input"):
+        batch = prepare(config, keys["mask"], audio)
+    teacher = state.teacher | frozen
+    loss, sums, gradients = accumulate(config, state.params, teacher, batch, keys)
+
+    norm = optax.tree.norm(gradients)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+
+    def where_finite(new: object, old: object) -> object:
+        return jax.tree.map(lambda yes, no: jnp.where(finite, yes, no), new, old)
+
+    with jax.named_scope("optimizer"):
+        gradients = optim.clip(gradients, norm, config.optim.clip_norm)
+        changes, optimizer = optim.adam(config).update(gradients, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, changes)
+        updated = state.updates + 1, params, optimizer
+        kept = where_finite(updated, (state.updates, state.params, state.optimizer))
+    with jax.named_scope("ema"):
+        followed = method.after_update(config, params, state.teacher, state.updates + 1)
+        followed = where_finite(followed, state.teacher)
+    updates, params, optimizer = kept
+    new = TrainState(state.step + 1, updates, params, followed, optimizer)
+    metrics = {
+        "loss": loss,
+        "grad_norm": norm,
+        "learning_rate": optim.learning_rate(config)(state.updates),
+        "masked_fraction": batch.masked / batch.mask.mask.size,
+        "nonfinite": 1.0 - finite,
+        **method.health(config, sums, batch.masked, state.updates),
+    }
+    return new, {name: jnp.asarray(x, jnp.float32) for name, x in metrics.items()}
+
+
+def prepare(config: ml_collections.ConfigDict, key: jax.Array, audio: jax.Array) -> Batch:
+    """int16 audio [b, n] to the encoder's input and its masks."""
+    raw = sound.to_float(audio)
+    clips, samples = audio.shape
+    mask = span_mask(key, clips, sound.frame_count(samples), **config.mask)
+    inputs = sound.normalize(raw) if config.data.normalize else raw
+    return Batch(inputs, raw, mask, mask.mask.sum().astype(jnp.float32), clips)
+
+
+def accumulate(
+    config: ml_collections.ConfigDict, params: dict, teacher: dict, batch: Batch, keys: dict
+) -> tuple[jax.Array, dict, dict]:
+    """Loss, health sums and gradients of the global batch, in config.accumulate parts.
+
+    Every part's loss is divided by the masked frames of the whole batch, so the sum is what the
+    batch gives at once. Each device keeps its own clips: part i takes rows i, i + parts, ...
+    """
+    method, encoder = objective(config), make_encoder(config)
+    parts = config.accumulate
+    teacher = sharding.whole(teacher)
+    params, scatter = jax.vjp(sharding.whole, params)
+
+    def loss(params: dict, part: Batch, rngs: dict) -> tuple[jax.Array, dict]:
+        return method.loss(encoder, config, params, teacher, part, rngs)
+
+    gradient = jax.value_and_grad(loss, has_aux=True)
+    rngs = {name: keys[name] for name in ("dropout", "layerdrop")}
+    if parts == 1:
+        (value, sums), gradients = gradient(params, batch, rngs)
+        return value, sums, *scatter(gradients)
+
+    def split(x: jax.Array) -> jax.Array:
+        return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+
+    rows = jax.tree.map(split, (batch.audio, batch.raw, batch.mask))
+
+    def one(i: jax.Array, rows: tuple) -> tuple[jax.Array, dict, dict]:
+        part = batch._replace(audio=rows[0], raw=rows[1], mask=rows[2])
+        dropout = jax.random.fold_in(keys["dropout"], i)
+        (value, sums), gradients = gradient(params, part, rngs | {"dropout": dropout})
+        return value, sums, gradients
+
+    def add(total: tuple, x: tuple) -> tuple[tuple, None]:
+        return jax.tree.map(jnp.add, total, one(*x)), None
+
+    shapes = jax.eval_shape(one, jnp.int32(0), jax.tree.map(lambda x: x[0], rows))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    value, sums, gradients = jax.lax.scan(add, zeros, (jnp.arange(parts), rows))[0]
+    return value, sums, *scatter(gradients)
