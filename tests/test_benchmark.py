@@ -6,7 +6,8 @@ import jax
 import pytest
 
 from configs import musichubert
-from musicssl import audio, benchmark
+from musicssl import audio
+from musicssl.planning import benchmark
 from musicssl.runtime import sharding
 from musicssl.training import flops
 from musicssl.training import step as training

@@ -12,8 +12,7 @@ import ml_collections
 import pytest
 
 from configs import musichubert
-from musicssl import plan
-from musicssl.planning import hlo
+from musicssl.planning import compilation, hlo
 from musicssl.runtime import sharding
 from musicssl.training import step as training
 from tests import tiny
@@ -46,7 +45,7 @@ def counts(method: str) -> dict[str, dict[str, object]]:
     found = {}
     for devices in DEVICES[method]:
         mesh = sharding.make_mesh(1, jax.devices()[:devices])
-        program = plan.lower(config(method, devices), mesh).compile()
+        program = compilation.lower(config(method, devices), mesh).compile()
         cost, memory = program.cost_analysis(), program.memory_analysis()
         moved = hlo.collectives(program.as_text())
         found[devices] = {

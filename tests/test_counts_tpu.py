@@ -13,8 +13,7 @@ import ml_collections
 import pytest
 
 from configs import music2vec, musichubert
-from musicssl import plan
-from musicssl.planning import topology
+from musicssl.planning import compilation, topology
 
 METHODS = {
     "data2vec": (music2vec, "crop5s", {"data2vec.top_layers": 1}),
@@ -37,7 +36,7 @@ def config(method: str) -> ml_collections.ConfigDict:
 
 def planned(method: str) -> dict:
     topology.prepare(["v5e:4x4"])
-    return plan.plan(config(method), topology.topology("v5e:4x4"), "16")
+    return compilation.plan(config(method), topology.topology("v5e:4x4"), "16")
 
 
 def figures(told: dict) -> dict[str, float]:

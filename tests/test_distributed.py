@@ -133,7 +133,7 @@ def test_a_job_without_steps_is_ended(two, monkeypatch):
 
 def test_processes_that_do_not_all_come_are_told():
     source = (
-        "import sys; from absl import flags; from musicssl import distributed;"
+        "import sys; from absl import flags; from musicssl.runtime import distributed;"
         "flags.FLAGS(sys.argv); distributed.start()"
     )
     job = ["--coordinator=localhost:1", "--processes=2", "--process=1", "--meet=1"]

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from configs import common, music2vec, musichubert
-from musicssl import audio, plan
+from musicssl import audio
 from musicssl.model.encoder import Encoder
 from musicssl.objectives import masking
+from musicssl.planning import compilation
 from musicssl.runtime import sharding
 from musicssl.training import flops
 
@@ -145,7 +146,7 @@ def test_xla_counts_the_same_for_a_whole_step(leaves):
     config = musichubert.get_config("demo")
     size = {"data.crop_frames": 128, "encoder.width": 256, "encoder.ffn_width": 1024}
     config.update_from_flattened_dict(size | {"batch_size": 8} | leaves)
-    lowered = plan.lower(config, sharding.make_mesh(1, jax.devices()[:1]))
+    lowered = compilation.lower(config, sharding.make_mesh(1, jax.devices()[:1]))
     parts = flops.train_parts(config)
     counted = lowered.cost_analysis()["flops"]
     assert 0.95 < counted / sum(parts.values()) < 1.2, parts

@@ -262,7 +262,7 @@ def test_the_hash_depends_on_values_and_feature() -> None:
 ON_EIGHT_DEVICES = """
 import jax, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-from musicssl import kmeans
+from musicssl.objectives import kmeans
 from tests.test_kmeans import frames, settings, stream
 
 features = frames(4_000)

@@ -118,7 +118,7 @@ SUMS = """
 import os, pathlib, signal, sys, time
 import jax, numpy as np
 from absl import flags
-from musicssl import distributed, sharding
+from musicssl.runtime import distributed, sharding
 
 rest = flags.FLAGS(sys.argv)
 distributed.start()

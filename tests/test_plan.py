@@ -10,9 +10,8 @@ import jax
 import pytest
 
 from configs import music2vec, musichubert
-from musicssl import plan
-from musicssl.plan import Attempt
-from musicssl.planning import hlo, report, topology
+from musicssl.planning import compilation, hlo, report, topology
+from musicssl.planning.compilation import Attempt
 from musicssl.training import flops, step
 from tests import commands, tiny
 
@@ -50,26 +49,26 @@ def compiler(limit: int, bytes_of, tells: bool = True):
 def test_the_largest_batch_is_accepted_and_the_next_refused(bytes_of, attempts, tells, unit):
     limit = int(15.75 * GIB)
     attempt, asked = compiler(limit, bytes_of, tells)
-    tried = plan.largest_batch(attempt, unit, limit, 2 * GIB)
+    tried = compilation.largest_batch(attempt, unit, limit, 2 * GIB)
     accepted = max(x.clips for x in tried if x.compiled)
     refused = min(x.clips for x in tried if not x.compiled)
     assert refused - accepted == unit and accepted % unit == 0
     assert bytes_of(accepted) <= limit < bytes_of(refused)
     assert len(asked) == len(set(asked)) <= (attempts if tells else 16)
-    again = plan.largest_batch(attempt, unit, limit, 2 * GIB, accepted // unit)
+    again = compilation.largest_batch(attempt, unit, limit, 2 * GIB, accepted // unit)
     assert again[0].clips == accepted and {accepted + unit} <= {x.clips for x in again}
 
 
 def test_nothing_fits():
     attempt, asked = compiler(GIB, lambda n: 2 * GIB)
-    assert [x.compiled for x in plan.largest_batch(attempt, 1, GIB, GIB)] == [None] * 2
+    assert [x.compiled for x in compilation.largest_batch(attempt, 1, GIB, GIB)] == [None] * 2
     assert asked == [8, 1]
 
 
 def test_masks_of_equal_counts_follow_the_batch():
     config = music2vec.get_config()
-    assert plan.with_batch(config, 112).mask.equal_counts == 7
-    assert plan.with_batch(config, 64).mask.equal_counts == 1
+    assert compilation.with_batch(config, 112).mask.equal_counts == 7
+    assert compilation.with_batch(config, 64).mask.equal_counts == 1
     assert config.batch_size == 112
 
 
@@ -85,8 +84,8 @@ def test_masks_of_equal_counts_follow_the_batch():
 def test_every_kind_of_step_lowers(family, leaves):
     config = family.get_config("demo")
     config.update_from_flattened_dict(leaves | {"encoder.layers": 1})
-    mesh = plan.sharding.make_mesh(1, jax.devices()[:1])
-    assert "optimizer" in plan.lower(config, mesh).as_text(debug_info=True)
+    mesh = compilation.sharding.make_mesh(1, jax.devices()[:1])
+    assert "optimizer" in compilation.lower(config, mesh).as_text(debug_info=True)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +154,7 @@ def test_eight_virtual_devices(tmp_path):
 @pytest.mark.parametrize(
     "arguments, reason",
     [
-        (["--topology=cpu:8"], "give --config=FILE and --topology"),
+        (["--topology=cpu:8"], "--config is missing: give a configuration file"),
         (
             ["--config=configs/music2vec.py", "--topology=v9:4x4"],
             "v9:4x4 is not known: use v4:4x4x4",

@@ -5,9 +5,8 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import SingleDeviceSharding
 
-from musicssl import plan
-from musicssl.plan import Attempt
-from musicssl.planning import report, topology
+from musicssl.planning import compilation, report, topology
+from musicssl.planning.compilation import Attempt
 from musicssl.runtime import sharding
 from tests import tiny
 
@@ -64,7 +63,7 @@ def test_the_verdict_is_right_on_both_sides_of_the_boundary():
         return Attempt(clips, report.wanted_bytes(compiled.memory_analysis()), compiled)
 
     limit = topology.memory_limit(device)
-    tried = plan.largest_batch(attempt, 1, limit, 0)
+    tried = compilation.largest_batch(attempt, 1, limit, 0)
     accepted = max(x.clips for x in tried if x.compiled)
     assert min(x.clips for x in tried if not x.compiled) == accepted + 1
     by_hand = limit / 2**26
@@ -76,7 +75,7 @@ def test_a_step_on_sixteen_chips():
     """Cycles for every part that computes, nothing but parameters and gradients on the links."""
     leaves = {"encoder.width": 128, "encoder.heads": 2, "encoder.ffn_width": 512}
     config = tiny.config(leaves | {"mesh.fsdp": 2, "encoder.pos_conv_depth": 1})
-    told = plan.plan(config, topology.topology("v5e:4x4"), "1")
+    told = compilation.plan(config, topology.topology("v5e:4x4"), "1")
     parts = {"optimizer", "EMA", "teacher", "attention", "ffn", "positional", "head", "stem 0"}
     assert parts <= told["cycles"].keys()
     assert sum(told["cycles"].values()) > 1e5

@@ -23,9 +23,8 @@ from data_pipelines.synth_polyphony.synth_polyphony_dataset_builder import (
     SynthPolyphonyConfig,
     record,
 )
-from musicssl import probe
 from musicssl.features import baselines
-from musicssl.probing import report, tasks
+from musicssl.probing import report, session, tasks
 
 SIZES = {"train": 576, "validation": 144, "test": 288}
 RATE = 16_000
@@ -248,7 +247,7 @@ def test_probing_scores_each_level_and_draws_the_curves(data_dir: Path, tmp_path
     )
     config.cache, config.results = str(tmp_path / "features"), str(tmp_path / "out")
     config.epochs, config.seeds = 1, (1, 2)
-    table = probe.run(config)
+    table = session.run(config)
     found = json.loads((tmp_path / "out/results.json").read_text())["tasks"]
     assert list(found) == ["poly_pitch", "poly_interval"]
     for name, task in found.items():

@@ -17,11 +17,10 @@ from configs import probe as probe_config
 from data_pipelines import labelled_records
 from data_pipelines.build import load_builder
 from data_pipelines.synth_music.synth_music_dataset_builder import SynthMusicConfig
-from musicssl import probe
 from musicssl.features import extract, windows
 from musicssl.features import rows as feature_rows
 from musicssl.model.encoder import Encoder
-from musicssl.probing import evaluate, labels, metrics, report, tasks
+from musicssl.probing import evaluate, labels, metrics, report, session, tasks
 from musicssl.runtime import sharding
 from musicssl.training import loop
 from tests import commands, mir_fixtures, test_extract, tiny
@@ -85,8 +84,8 @@ def test_each_of_the_13_tasks_runs_to_a_score(
 ) -> None:
     task = tasks.TASKS[name]
     settings = config(tmp_path, data_dir=data_dir(task.dataset), tasks=name, batch_size=4)
-    session = probe.Session(logmel, settings, sharding.make_mesh(), nothing)
-    result = probe.run_task(task, [task], session)
+    given = session.Session(logmel, settings, sharding.make_mesh(), nothing)
+    result = session.run_task(task, [task], given)
     json.dumps(result)
     for score, value in result["chosen"]["test"].items():
         assert np.isfinite(value["mean"]) or (name, score) == ("gtzan_beat", "f_mean")
@@ -156,19 +155,19 @@ def test_what_cannot_be_done_is_said(
         tmp_path, tasks="synth_key", data_dir=synth_dir, results=str(tmp_path / "out")
     )
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        probe.run(_with(settings, leaves))
+        session.run(_with(settings, leaves))
 
 
 def test_probes_of_a_training_run_are_looked_at_before_it(synth_dir: str) -> None:
     run = tiny.config({"probe.tasks": "synth_key"})
     run.data.data_dir = synth_dir
-    probe.check_settings(probe.of_training(run), 3, 16_000)
+    session.check_settings(session.of_training(run), 3, 16_000)
     run.probe.tasks = "synth_key,gtzan_genre"
     with pytest.raises(FileNotFoundError, match=r"data_pipelines.build gtzan"):
-        probe.check_settings(probe.of_training(run), 3, 16_000)
+        session.check_settings(session.of_training(run), 3, 16_000)
     run.probe.layers = "0,7"
     with pytest.raises(ValueError, match="there is no '7'; there are 0,1,2,sum"):
-        probe.check_settings(probe.of_training(run), 3, 16_000)
+        session.check_settings(session.of_training(run), 3, 16_000)
     assert evaluate.sources(1, "6,sum") == ["0"]  # of a baseline beside an encoder
 
 
@@ -198,7 +197,7 @@ def test_an_encoder_in_training_is_scored(synth_dir: str) -> None:
     params = jax.jit(encoder.init)(jax.random.key(0), jnp.zeros((1, 400)))["params"]
     polls = []
     mesh = sharding.make_mesh()
-    scores = probe.quick(run, params, mesh, 100, lambda: polls.append(1))
+    scores = session.quick(run, params, mesh, 100, lambda: polls.append(1))
     assert set(scores) == {"probe/synth_key", "probe/synth_instrument"}
     assert all(0 <= value <= 1 for value in scores.values())
     # each record of three splits, and each source of the two tasks
@@ -208,7 +207,7 @@ def test_an_encoder_in_training_is_scored(synth_dir: str) -> None:
         raise loop.Asked
 
     with pytest.raises(loop.Asked):
-        probe.quick(run, params, mesh, 100, asked)
+        session.quick(run, params, mesh, 100, asked)
 
 
 def test_an_encoder_at_24_khz_hears_resampled_audio(
@@ -216,8 +215,8 @@ def test_an_encoder_at_24_khz_hears_resampled_audio(
 ) -> None:
     of = test_extract.source()._replace(sample_rate=24_000)
     settings = config(tmp_path, data_dir=synth_dir, limit=2)
-    session = probe.Session(of, settings, sharding.make_mesh(), nothing)
-    prepared, _ = probe.prepare(tasks.TASKS["synth_pitch"], "validation", set(), session)
+    given = session.Session(of, settings, sharding.make_mesh(), nothing)
+    prepared, _ = session.prepare(tasks.TASKS["synth_pitch"], "validation", set(), given)
     assert "is resampled from 16000 to 24000 Hz" in capsys.readouterr().err
     # 5 s windows of 374 frames at 75 Hz, 37 or 38 in a row; the rest of 6 s is one of 74
     assert prepared.rows.record.tolist() == [0] * 12 + [1] * 12

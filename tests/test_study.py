@@ -13,9 +13,8 @@ import pytest
 
 from configs import music2vec
 from launch import stage_records, stages, study
-from musicssl import study_report
-from musicssl.study import figures, results, svg
-from tests import fabricated_study
+from musicssl.study import figures, report, results, svg
+from tests import commands, fabricated_study
 from tests.recorded_stages import Recorded
 
 ROOT = Path(__file__).parent.parent
@@ -211,10 +210,9 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, dict]:
+def written(folder: Path) -> tuple[str, dict]:
     """The page and results.json of a folder's report."""
-    monkeypatch.setattr(sys, "argv", ["study_report", f"--workdir={folder}"])
-    assert study_report.main() == 0
+    assert report.write(folder).startswith(f"{folder}/report/index.html: ")
     page = (folder / "report/index.html").read_text()
 
     def refuse(word: str) -> None:
@@ -249,8 +247,8 @@ class Balance(html.parser.HTMLParser):
         assert self.open.pop() == tag, f"</{tag}> at {self.getpos()}"
 
 
-def test_the_report_says_every_score_and_loads_nothing(demo, monkeypatch):
-    page, told = written(demo, monkeypatch)
+def test_the_report_says_every_score_and_loads_nothing(demo):
+    page, told = written(demo)
     reader = Balance()
     reader.feed(page)
     assert reader.open == [] and reader.loads == []
@@ -279,8 +277,8 @@ def test_the_report_says_every_score_and_loads_nothing(demo, monkeypatch):
     assert "published:" not in page  # there is none of the synthesised music
 
 
-def test_differences_are_those_of_an_independent_paired_test(demo, monkeypatch):
-    told = written(demo, monkeypatch)[1]
+def test_differences_are_those_of_an_independent_paired_test(demo):
+    told = written(demo)[1]
     plan = json.loads((demo / "study.json").read_text())
     draws = {}
     for encoder in plan["encoders"]:
@@ -300,7 +298,7 @@ def test_differences_are_those_of_an_independent_paired_test(demo, monkeypatch):
     assert told["scores"]["music2vec-vanilla"]["synth_key"]["from_reference"] is None
 
 
-def test_what_is_not_there_is_said(tmp_path, monkeypatch):
+def test_what_is_not_there_is_said(tmp_path):
     made = fabricated_study.fabricate(tmp_path, ",".join([*PAPER[:8], "logmel"]), "base")
     for record in ("pretrain-music2vec-prob80", "data-gtzan"):  # run by hand or on a cluster
         (tmp_path / f"stages/{record}.json").unlink()
@@ -313,7 +311,7 @@ def test_what_is_not_there_is_said(tmp_path, monkeypatch):
     (made.results(made.encoders[2], "gtzan") / "results.json").unlink()
     for encoder in made.encoders:
         (made.results(encoder, "mtg_jamendo") / "results.json").unlink()
-    page, told = written(tmp_path, monkeypatch)
+    page, told = written(tmp_path)
     assert "7 of 8 encoders pre-trained here, 1 baseline; " in page and "at update 90000" in page
     assert "not run</td>" in page
     assert "pretrain/music2vec-prob80: commit fedcba987654 by its result, not noted" in page
@@ -328,10 +326,11 @@ def test_what_is_not_there_is_said(tmp_path, monkeypatch):
     assert told["tasks"][0]["published"][1]["model"] == "Music2Vec 95M"
 
 
-def test_no_study_is_refused_in_a_line(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["study_report", f"--workdir={tmp_path}"])
-    assert study_report.main() == 2
-    assert "study.json is not there: launch/study.py writes it" in capsys.readouterr().err
+def test_no_study_is_refused_in_a_line(tmp_path):
+    process = commands.Process(commands.module, "musicssl.study_report", f"--workdir={tmp_path}")
+    _, errors = process.communicate()
+    assert process.returncode == 2 and errors.count("\n") == 1
+    assert "study.json is not there: launch/study.py writes it" in errors
 
 
 def test_what_a_configuration_varies_is_found_from_the_runs(demo):
@@ -389,12 +388,12 @@ def test_costs_are_the_planners(tmp_path, capsys):
     arguments = ["--scale=base", "--cost", f"--models={','.join(PAPER[:8])}"]
     arguments.append(f"--workdir={tmp_path}")
     assert study.main([*arguments, "--dry-run"]) == 0
-    commands = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert [x[3] for x in commands] == [
+    told = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [x[3] for x in told] == [
         f"--config=configs/music2vec.py:{name}" for name in ("vanilla", "crop5s")
     ]
     (tmp_path / "cost").mkdir()
-    outputs = [Path(x[-1].partition("=")[2] + ".json") for x in commands]
+    outputs = [Path(x[-1].partition("=")[2] + ".json") for x in told]
     for path in outputs:
         path.write_text(json.dumps(plan_told({"roofline": 0.5, "compiler": 2.0})))
         path.with_suffix(".commit").write_text("c0ffee")

@@ -5,9 +5,8 @@ import pytest
 
 from data_pipelines.build import load_builder
 from data_pipelines.composer import harmony, timbres
-from musicssl import probe
 from musicssl.features import windows
-from musicssl.probing import labels, metrics, published, tasks
+from musicssl.probing import labels, metrics, published, session, tasks
 from musicssl.probing.tasks import TASKS
 
 RATE, FPS = 16_000, 50.0
@@ -228,8 +227,8 @@ def test_labels_that_are_not_the_published_ones_are_told(
     score, published_chance = TASKS[name].chance
     assert score in tasks.KINDS[TASKS[name].kind].scores
     near, far = (-0.03, -0.1) if score == "r2" else (0.002, 0.02)
-    probe.warn_of_chance(TASKS[name], {score: published_chance + near}, limit=0)
-    probe.warn_of_chance(TASKS[name], {score: published_chance + far}, limit=9)  # a part of them
+    session.warn_of_chance(TASKS[name], {score: published_chance + near}, limit=0)
+    session.warn_of_chance(TASKS[name], {score: published_chance + far}, limit=9)  # a part of them
     assert not capsys.readouterr().err
-    probe.warn_of_chance(TASKS[name], {score: published_chance + far}, limit=0)
+    session.warn_of_chance(TASKS[name], {score: published_chance + far}, limit=0)
     assert f"{name}: without the audio {score} is" in capsys.readouterr().err

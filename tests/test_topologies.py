@@ -112,10 +112,10 @@ def test_a_run_goes_on_where_there_are_other_devices(root, lines):
 
 def digests(config, fsdp: int, devices: int) -> list[str]:
     """Hashes of two steps' audio and masks as every process sees them, on the command's path."""
-    from musicssl import main
+    from musicssl import host
 
     mesh = sharding.make_mesh(fsdp, jax.devices()[:devices])
-    audio = main.Batches(config, mesh).open(3)
+    audio = host.Batches(config, mesh).open(3)
     prepare = jax.jit(lambda key, x: training.prepare(config, key, x))
     found = []
     with jax.set_mesh(mesh):
