@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests import record_files
+from tests.support import record_files
 
 ROOT = Path(__file__).parent.parent
 # The rooms of musicssl/, floor by floor from the ground up; `audio`, `command` and `host` are rooms

@@ -18,8 +18,8 @@ from data_pipelines import batches
 from musicssl import audio
 from musicssl.runtime import digests
 from musicssl.runtime.workdir import steps_on_disk
-from tests import commands, runs
 from tests.faults import kill
+from tests.support import commands, runs
 
 SHORT = {"steps": 6, "checkpoint.every": 2, "log_every": 2}
 AT_WORK = functools.partial(commands.start, pause=0.02)
