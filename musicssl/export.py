@@ -5,37 +5,30 @@ AutoFeatureExtractor.from_pretrained(DIR). PyTorch is not needed to write it. Ex
 2 a request that cannot be met; then nothing is left in DIR.
 """
 
-import sys
 from pathlib import Path
 
 import safetensors
-from absl import app, flags, logging
+from absl import flags, logging
 
+from musicssl import command
 from musicssl.exchange import huggingface, model_config, pretrained
 from musicssl.exchange.model_card import model_card
-
-EXIT_REFUSED = 2
 
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     """Not at import, where they would clash with another command's."""
     add = {"flag_values": values}
-    flags.DEFINE_string("workdir", None, "The run: a workdir of main", required=True, **add)
-    flags.DEFINE_string("output", None, "New or empty directory to write", required=True, **add)
-    flags.DEFINE_integer("step", None, "Which checkpoint; default: the last", **add)
+    flags.DEFINE_string("workdir", None, "the run's workdir", **add)
+    flags.DEFINE_string("output", None, "a new or empty directory to write", **add)
+    flags.DEFINE_integer("step", None, "which checkpoint; by default the last", **add)
     flags.DEFINE_bool("ema", False, "data2vec: the EMA teacher, not the student", **add)
 
 
 def main(argv: list[str]) -> None:
-    logging.set_verbosity(logging.ERROR)  # Orbax tells of every file it opens
-    try:
-        if len(argv) > 1:
-            raise ValueError(f"unexpected arguments {argv[1:]}: options are spelt --name=value")
-        f = flags.FLAGS
+    del argv
+    f = flags.FLAGS
+    with command.refusing(safetensors.SafetensorError):
         print(export(Path(f.workdir), Path(f.output), f.step, f.ema))
-    except (ValueError, OSError, safetensors.SafetensorError) as error:
-        print(f"musicssl: {error}", file=sys.stderr, flush=True)
-        sys.exit(EXIT_REFUSED)
 
 
 def export(workdir: Path, output: Path, step: int | None = None, ema: bool = False) -> str:
@@ -63,5 +56,6 @@ def export(workdir: Path, output: Path, step: int | None = None, ema: bool = Fal
 
 
 if __name__ == "__main__":
-    define_flags()
-    app.run(main)
+    command.run(  # Orbax tells of every file it opens
+        main, define_flags, required=["workdir", "output"], verbosity=logging.ERROR
+    )

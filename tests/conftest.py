@@ -10,19 +10,20 @@ from collections.abc import Generator, Iterator
 
 import pytest
 
-from tests import compiling
+from tests.support import compiling
 
 HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
-collect_ignore = [] if HAS_LIBTPU else ["test_plan_tpu.py", "test_counts_tpu.py"]
+OF_TPUS = ["planning/test_compilation_tpu.py", "planning/test_counts_tpu.py"]
+collect_ignore = [] if HAS_LIBTPU else OF_TPUS
 if HAS_LIBTPU:  # else jax would look for a TPU in every process of the suite
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = compiling.xla_flags()  # here and in the processes that tests start
 
 # Begun first, so that workers end together.
 LONGEST = (
-    *("test_main", "test_topologies", "test_musichubert", "test_configs", "test_train"),
-    *("test_probe", "test_encoder", "test_polyphony", "test_counts", "test_baselines"),
-    *("test_local", "test_benchmark", "test_probe_grid", "test_step", "test_masking"),
+    *("test_main", "test_topologies", "test_musichubert", "test_configs", "test_loop"),
+    *("test_session", "test_encoder", "test_polyphony", "test_counts", "test_baselines"),
+    *("test_local", "test_benchmark", "test_grid", "test_step", "test_masking"),
 )
 
 

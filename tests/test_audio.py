@@ -9,7 +9,7 @@ import scipy.signal
 from transformers import Wav2Vec2FeatureExtractor
 
 from musicssl import audio
-from tests import commands
+from tests.support import commands
 
 BASE_STEP_FLOPS = 3 * 14.4e9  # of a base-size training step per second of audio, 5-second clips
 

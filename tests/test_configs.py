@@ -18,7 +18,7 @@ from musicssl import audio
 from musicssl.model.encoder import Encoder
 from musicssl.objectives import masking
 from musicssl.training import optim, step
-from tests import full_size
+from tests.support import full_size
 
 FAMILIES = (music2vec, musichubert)
 PAPER = ["vanilla", "800k", "crop5s", "prob50", "prob80", "span5", "span15", "target12"]

@@ -19,7 +19,8 @@ from musicssl.probing import report
 from musicssl.runtime import checkpoint
 from musicssl.runtime.workdir import claim
 from musicssl.training.step import TrainState
-from tests import commands, test_fairseq, torch_models
+from tests.exchange import test_fairseq
+from tests.support import commands, torch_models
 
 STEPS = (100, 300)
 

@@ -18,8 +18,8 @@ from data_pipelines import batches
 from musicssl import audio
 from musicssl.runtime import digests
 from musicssl.runtime.workdir import steps_on_disk
-from tests import commands, runs
 from tests.faults import kill
+from tests.support import commands, runs
 
 SHORT = {"steps": 6, "checkpoint.every": 2, "log_every": 2}
 AT_WORK = functools.partial(commands.start, pause=0.02)
@@ -103,9 +103,12 @@ def test_a_complete_run_says_so(root, command, finished):
     [
         (["--config=configs/music2vec.py:nope"], "no variant 'nope' in configs/music2vec.py"),
         (["--config=configs/nope.py"], "No such file or directory: 'configs/nope.py'"),
-        ([], "--config must have a value"),
+        ([], "--config is missing: give a configuration file"),
         (["--config=configs/music2vec.py:demo", "more"], "unexpected arguments ['more']"),
-        (["--config=configs/music2vec.py:demo", "--nothing"], "flag 'nothing'"),
+        (
+            ["--config=configs/music2vec.py:demo", "--nothing"],
+            "--nothing is no flag of this command",
+        ),
         (
             ["--config=configs/music2vec.py:demo", "--config.stepz=3"],
             'configuration. Did you mean "steps"?',

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import ml_collections
 
+from musicssl.command import first_line
 from musicssl.exchange import fairseq, huggingface
 from musicssl.exchange.loaded import Loaded, with_digest
 from musicssl.model.encoder import Encoder
@@ -58,9 +59,9 @@ def load_run(
     except FileNotFoundError:
         raise
     except Exception as error:  # Orbax and tensorstore raise many kinds
-        reason = next(iter(str(error).strip().splitlines()), repr(error))
         raise ValueError(
-            f"the checkpoint of {workdir} cannot be read ({reason}): give the step of another"
+            f"the checkpoint of {workdir} cannot be read ({first_line(error)}): give the step of "
+            "another"
         ) from error
     tree = params["encoder"]
     if ema:

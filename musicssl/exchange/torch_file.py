@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from musicssl.command import first_line
+
 
 class Unread:
     """Stands in for an object that a checkpoint holds beside its weights; nothing of it is kept."""
@@ -54,13 +56,13 @@ def read(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
         if found is None:
-            raise ValueError(f"{path} is damaged or no PyTorch file: {first_line(error)}") from None
+            raise ValueError(f"{path} is damaged or no PyTorch file: {told(error)}") from None
         raise ValueError(
             f"{path} is refused: reading it would run code ({found[1]}); have its author save the "
             "tensors as model.safetensors"
         ) from None
     except (EOFError, RuntimeError, KeyError, IndexError, ValueError) as error:
-        raise ValueError(f"{path} is damaged: {first_line(error)}") from None
+        raise ValueError(f"{path} is damaged: {told(error)}") from None
 
 
 def to_numpy(tensors: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -75,6 +77,6 @@ def to_numpy(tensors: dict[str, Any]) -> dict[str, np.ndarray]:
     }
 
 
-def first_line(error: Exception) -> str:
-    """The error's kind and the first line of what it says."""
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+def told(error: Exception) -> str:
+    """Return an error's kind and the first line of what it says."""
+    return f"{type(error).__name__}: {first_line(error)}"

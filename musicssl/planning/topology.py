@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
+from musicssl.command import first_line
+
 SPEC = re.compile(r"(?P<kind>[a-z]\w*):(?P<shape>\d+(x\d+)*)(@(?P<slices>\d+))?")
 
 
@@ -113,7 +115,7 @@ def topology(spec: str) -> Topology:
             platform="tpu", topology_name=f"{kind}:{shape}", **options
         )
     except jax.errors.JaxRuntimeError as error:
-        raise ValueError(f"--topology={spec}: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"--topology={spec}: {first_line(error)}") from error
     return Topology(spec, list(described.devices), chip, slices)
 
 

@@ -1,5 +1,5 @@
 """The evaluator: tasks, labels, grids of probes, scores and their report.
 
-Imports musicssl.features and what lies below it; not musicssl.training, which is beside it. A
-further task is a line in `tasks`.
+Imports musicssl.features, `musicssl.host` and what lies below them; not musicssl.training, which is
+beside it. A further task is a line in `tasks`.
 """

@@ -1,4 +1,4 @@
 """What surrounds a computation: devices, processes, states on disk, time, compiled programs.
 
-The lowest floor: it imports nothing of this package.
+Imports `musicssl.command` and nothing else of this package.
 """

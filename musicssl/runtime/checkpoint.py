@@ -22,6 +22,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy, save_decision_policy
 
+from musicssl.command import first_line
 from musicssl.runtime import digests
 from musicssl.runtime.workdir import git_commit, steps_on_disk
 
@@ -210,11 +211,6 @@ def difference(directory: Path, abstract) -> str | None:
 def metadata(directory: Path) -> dict:
     """The shapes and types of a saved tree, its empty branches left out."""
     return ocp.PyTreeCheckpointHandler().metadata(epath.Path(directory)).tree
-
-
-def first_line(error: Exception) -> str:
-    """An error's first line; Orbax and tensorstore append pages."""
-    return next(iter(str(error).strip().splitlines()), repr(error))
 
 
 def load_params(

@@ -25,6 +25,8 @@ import jax
 from absl import flags
 from jax.experimental import multihost_utils
 
+from musicssl.command import EXIT_PEER, first_line
+
 COORDINATOR = flags.DEFINE_string(
     "coordinator",
     os.environ.get("JAX_COORDINATOR_ADDRESS"),
@@ -40,7 +42,6 @@ MEET = flags.DEFINE_integer("meet", 300, "Seconds that processes wait for each o
 HEARTBEAT = flags.DEFINE_integer("heartbeat", 100, "Seconds after which a silent process is dead")
 STALL = flags.DEFINE_integer("stall", 900, "Seconds without a step after which a job is ended")
 
-EXIT_PEER = 69  # another process was lost: all start again
 LOST = (  # words of errors that another process's end causes
     "Gloo",
     "heartbeat",
@@ -77,8 +78,9 @@ def start() -> None:
         )
     except (ValueError, OSError) as error:
         raise ValueError(
-            f"this looks like one of several processes, but the others are not known "
-            f"({first(error)}): give --coordinator, --processes and --process, or --processes=1"
+            "this looks like one of several processes, but the others are not known "
+            f"({first_line(error)}): give --coordinator, --processes and --process, or "
+            "--processes=1"
         ) from error
     finally:
         late.cancel()
@@ -173,7 +175,7 @@ def together() -> Iterator[Callable[[], None]]:
         if jax.process_count() == 1:
             raise
         if any(word in str(error) for word in LOST):
-            leave(EXIT_PEER, f"{here()} lost another one ({first(error)})")
+            leave(EXIT_PEER, f"{here()} lost another one ({first_line(error)})")
         if isinstance(error, (ValueError, OSError)):  # one line tells those, further up
             raise
         traceback.print_exc()
@@ -219,8 +221,3 @@ def leave(code: int, reason: str = "") -> NoReturn:
 
 def here() -> str:
     return f"process {jax.process_index()} of {jax.process_count()}"
-
-
-def first(error: BaseException) -> str:
-    """An error's first line."""
-    return next(iter(str(error).strip().splitlines()), repr(error))

@@ -13,6 +13,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from musicssl import audio
+from musicssl.command import say
 from musicssl.exchange import pretrained
 from musicssl.exchange.loaded import architecture
 from musicssl.model.encoder import make_encoder
@@ -22,7 +23,6 @@ from musicssl.runtime.workdir import flat
 from musicssl.training import flops
 from musicssl.training import step as training
 
-EXIT_PREEMPTED = 75  # "try again later": saved on SIGTERM, the same command goes on
 CHOICES = {
     "nonfinite": ("stop", "skip"),
     "data.on_damage": ("stop", "skip"),
@@ -354,9 +354,3 @@ class Clock:
             line += f"  {scalars['nonfinite']:.0f} updates skipped"
         say(line)
         self.began, self.step = now, step
-
-
-def say(line: str) -> None:
-    """One line of progress, from the first process only."""
-    if jax.process_index() == 0:
-        print(line, flush=True)

@@ -56,7 +56,7 @@ def main() -> None:
 def fabricate(folder: Path) -> None:
     """Write the data set as the builders would, with its index."""
     from data_pipelines import batches
-    from tests import record_files
+    from tests.support import record_files
 
     rng = np.random.default_rng(0)
     shards = [

@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests import runs
+from tests.support import runs
 
 STEPS = 60
 LIMIT, INPUT_LIMIT = 15.0, 0.02  # seconds beyond imports; share of the time in steps

@@ -21,8 +21,8 @@ from collections import Counter
 from pathlib import Path
 
 from musicssl.runtime.workdir import steps_on_disk
-from tests import runs
 from tests.faults import kill
+from tests.support import runs
 
 LIMIT = 16_384  # bytes of a file, less than a state takes
 OLDER = "--config.checkpoint.on_damage=older"

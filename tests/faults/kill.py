@@ -32,7 +32,7 @@ import numpy as np
 import psutil
 
 from musicssl.runtime.workdir import steps_on_disk
-from tests import runs
+from tests.support import runs
 
 PHASES = ("starting", "fitting", "training", "saving")
 PROBES = {  # steps 25, 50 and 75

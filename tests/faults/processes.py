@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests import runs
+from tests.support import runs
 
 LEAVES = {"steps": 12, "log_every": 1, "checkpoint.every": 4}
 TOLERANCE = 2e-4  # of losses, relative: sums over devices are in another order

@@ -1,0 +1,148 @@
+"""What all commands share: how they read flags, what they say, how they refuse and how they end.
+
+A command is a module that ends with `command.run(main, define_flags)`. Whatever it cannot do, it
+says in one line on stderr that names the flag or field and the remedy.
+"""
+
+import contextlib
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import NoReturn
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+EXIT_REFUSED = 2  # a request that cannot be met
+EXIT_STOPPED = 3  # training cannot go on: collapse, or a loss that is not finite
+EXIT_PEER = 69  # another process of the job was lost: all start again
+EXIT_PREEMPTED = 75  # "try again later": saved on SIGTERM, the same command goes on
+
+Main = Callable[[list[str]], None]
+# What a leaf or flag of a type takes, by the words in which Python refuses a value.
+WANTED = {
+    "invalid literal for int": "give a whole number",
+    "could not convert string to float": "give a number",
+    "Non-boolean argument": "give true or false",
+}
+
+
+def run(
+    main: Main,
+    define_flags: Callable[[], None],
+    *,
+    required: Sequence[str] = (),
+    arguments: bool = False,
+    verbosity: int = logging.WARNING,
+) -> NoReturn:
+    """Read the flags and run a command; a wrong flag is refused before it begins.
+
+    Args:
+      main: takes what stands beside the flags, the command's name first.
+      required: names of flags that must have a value.
+      arguments: whether anything may stand beside the flags.
+      verbosity: the least that libraries may log, unless --verbosity says otherwise.
+    """
+    # TensorFlow, where a command loads it, only reads data: what it says of its kernels is noise.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    define_flags()
+
+    def begin(argv: list[str]) -> None:
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(verbosity)
+        main(argv)
+
+    app.run(begin, flags_parser=lambda argv: read(argv, required, arguments))
+
+
+def define_config(default: str | None = None, values: flags.FlagValues = flags.FLAGS) -> None:
+    """Define --config, and with it --config.LEAF for each of its leaves."""
+    wanted = "a configuration file and its variant, such as configs/music2vec.py:demo"
+    config_flags.DEFINE_config_file("config", default, wanted, flag_values=values)
+
+
+def read(argv: list[str], required: Sequence[str] = (), arguments: bool = False) -> list[str]:
+    """Set the flags to what the command line says; return what stands beside them."""
+    values = flags.FLAGS
+    try:
+        rest = values(argv)
+        if "config" in values and values["config"].value is not None:
+            _ = values.config.items  # a file that is not there is told when it is used
+    except AttributeError as error:  # ml_collections' word for a leaf that is not there
+        refuse(_unknown_leaf(argv, str(error)))
+    except flags.UnrecognizedFlagError as error:
+        refuse(_unknown_flag(error))
+    except (flags.Error, OSError) as error:
+        refuse(_wrong_value(str(error)))
+    for name in required:
+        if not values[name].value:
+            refuse(f"--{name} is missing: give {values[name].help}")
+    if not arguments:
+        refuse_arguments(rest)
+    return rest
+
+
+def refuse_arguments(argv: Sequence[str]) -> None:
+    """Refuse what stands beside the flags, a command's name apart."""
+    if len(argv) > 1:
+        refuse(f"unexpected arguments {list(argv[1:])}: options are spelt --name=value")
+
+
+def _unknown_leaf(argv: Sequence[str], error: str) -> str:
+    leaf = re.search(r"\w+", error).group()
+    spelt = (x.partition("=")[0] for x in argv if x.startswith("--config."))
+    name = next((x for x in spelt if leaf in x.split(".")), leaf)
+    near = re.search(r'Did you mean "\w+"', error)
+    hint = f". {near.group()}?" if near else ": its values are listed in configs/"
+    return f"{name} is not in the configuration{hint}"
+
+
+def _unknown_flag(error: flags.UnrecognizedFlagError) -> str:
+    if error.flagname.startswith("config."):
+        return f"--{error.flagname} changes a configuration: give --config=FILE before it"
+    near = re.search(r"Did you mean: (\w+)", str(error))
+    hint = f": did you mean --{near[1]}?" if near else ": --help lists those that there are"
+    return f"--{error.flagname} is no flag of this command{hint}"
+
+
+def _wrong_value(error: str) -> str:
+    reason = error.strip().splitlines()[-1].strip().removeprefix("ValueError: ")
+    for words, remedy in WANTED.items():
+        if words in reason:
+            return f"{reason.removeprefix('flag ').partition(':')[0]}: {remedy}"
+    return reason.removeprefix("flag ")
+
+
+def say(line: str) -> None:
+    """Print a line of progress, from the first process of a job only."""
+    if jax.process_index() == 0:
+        print(line, flush=True)
+
+
+def note(line: str) -> None:
+    """Print a line of progress on stderr, where stdout is for results."""
+    if jax.process_index() == 0:
+        print(f"musicssl: {line}", file=sys.stderr, flush=True)
+
+
+def refuse(reason: object, code: int = EXIT_REFUSED) -> NoReturn:
+    """Say in one line why the command ends, and end it."""
+    print(f"musicssl: {' '.join(str(reason).splitlines())}", file=sys.stderr, flush=True)
+    sys.exit(code)
+
+
+@contextlib.contextmanager
+def refusing(*more: type[Exception]) -> Iterator[None]:
+    """Refuse what raises ValueError or OSError, or one of `more`."""
+    try:
+        yield
+    except (ValueError, OSError, *more) as error:
+        refuse(error)
+
+
+def first_line(error: BaseException) -> str:
+    """Return an error's first line, to which many libraries append pages."""
+    return next(iter(str(error).strip().splitlines()), repr(error))

@@ -1,0 +1,183 @@
+"""The build command: what it makes and says, what it refuses, and how it stops."""
+
+import contextlib
+import io
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from data_pipelines import batches, build, decode, workers
+from data_pipelines.shards import ShardedBuilder
+from tests.support import commands
+
+
+@pytest.fixture(scope="module")
+def music(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three folders of one 4 s file each, and a file that is no music."""
+    root = tmp_path_factory.mktemp("music")
+    for number in range(3):
+        (root / str(number)).mkdir()
+        noise = np.random.default_rng(number).normal(0, 0.1, 64_000)
+        soundfile.write(root / str(number) / "a.flac", noise, 16_000)
+    (root / "0/b.mp3").write_text("no music")
+    return root
+
+
+@pytest.fixture(scope="module")
+def built(music: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The data_dir of a built data set, and what the command said."""
+    data = tmp_path_factory.mktemp("data")
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        flags = [f"--data_dir={data}", f"--manual_dir={music}", "--workers=1"]
+        assert build.main(["music_folder", *flags]) == 0
+    return data, out.getvalue()
+
+
+def refused(capsys: pytest.CaptureFixture, *arguments: str) -> str:
+    """Returns the one line with which the command ends."""
+    capsys.readouterr()
+    assert build.main(arguments) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1].startswith("build: ") and "Traceback" not in "".join(lines)
+    return lines[-1]
+
+
+def test_says_what_was_built(built):
+    data, out = built
+    lines = dict(line.split(None, 1) for line in out.splitlines())
+    assert lines["built"] == str(data / "music_folder/16khz/1.0.0")
+    assert lines["records"] == "3 (train 2, validation 1) in 2 shards, 0.4 MB"
+    assert lines["audio"] == "0.00 h of 3 files"
+    assert lines["skipped"].startswith("1 of 4 files; 1 not audio")
+    assert lines["time"].endswith("x real time, 1 workers")
+
+
+def test_what_was_built_can_be_read_and_is_indexed(built):
+    folder = built[0] / "music_folder/16khz/1.0.0"
+    assert {path.name for path in folder.glob("*.index.npz")} == {
+        "music_folder-train.index.npz",
+        "music_folder-validation.index.npz",
+    }
+    dataset = batches.open_dataset("music_folder/16khz", built[0], "train")
+    assert sorted(dataset.samples) == [64_000, 64_000]
+
+
+def test_built_is_left_alone(built, music, capsys):
+    data = built[0]
+    before = {path: path.stat().st_mtime_ns for path in data.rglob("*")}
+    assert build.main(["music_folder", f"--data_dir={data}", f"--manual_dir={music}"]) == 0
+    assert "is already built (3 records); remove it to build it again" in capsys.readouterr().out
+    other = refused(capsys, "music_folder", f"--data_dir={data}", f"--manual_dir={data}")
+    assert f"was built from {music}" in other and f"another --data_dir for {data}" in other
+    assert {path: path.stat().st_mtime_ns for path in data.rglob("*")} == before
+
+
+def test_wrong_flags_are_refused_by_name(music, tmp_path, capsys):
+    data = f"--data_dir={tmp_path}"
+    known = refused(capsys, "music_fodler", data)
+    assert "no builder 'music_fodler'" in known and "music_folder, " in known
+    assert "no config '44khz'; it has 16khz, 24khz" in refused(capsys, "music_folder/44khz", data)
+    assert "name two" in refused(capsys, "music_folder/16khz", "--config=24khz", data)
+    assert "needs --manual_dir=DIR" in refused(capsys, "music_folder", data)
+    name = ("music_folder", data, f"--manual_dir={music}")
+    assert "--manual_dir=/no is not a folder" in refused(capsys, *name, "--manual_dir=/no")
+    assert "--workers=0 is not at least 1" in refused(capsys, *name, "--workers=0")
+    assert "--max_lost=1.5 is not a share" in refused(capsys, *name, "--max_lost=1.5")
+    assert "not known here or to Beam: --wokers=2" in refused(capsys, *name, "--wokers=2")
+    assert "not known here or to Beam: more" in refused(capsys, *name, "more")
+    assert "flags of its own" in refused(capsys, *name, "--workers=2", "--runner=DirectRunner")
+    (tmp_path / "file").touch()
+    assert "file: " in refused(capsys, *name, f"--data_dir={tmp_path}/file")
+    assert not list(tmp_path.rglob("*.tfrecord*"))
+
+
+def test_too_many_lost(music, tmp_path, capsys):
+    flags = [f"--data_dir={tmp_path}", f"--manual_dir={music}", "--workers=1", "--max_lost=0.2"]
+    assert "1 of 4 audio files are unusable" in refused(capsys, "music_folder", *flags)
+
+
+def test_folder_without_a_data_set_is_not_overwritten(music, tmp_path, capsys):
+    folder = tmp_path / "music_folder/16khz/1.0.0"
+    folder.mkdir(parents=True)
+    (folder / "mine.txt").touch()
+    line = refused(capsys, "music_folder", f"--data_dir={tmp_path}", f"--manual_dir={music}")
+    assert "exists and holds no complete data set" in line
+    assert [path.name for path in folder.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize("beam", [[], ["--direct_num_workers=1"]])
+def test_full_disk_is_one_line(music, tmp_path, capsys, monkeypatch, beam):
+    def fill(self: object, source: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    module = build.load_builder("music_folder", None, str(tmp_path)).__class__
+    monkeypatch.setattr(module, "_generate_examples", fill)
+    flags = beam or ["--workers=1"]
+    line = refused(
+        capsys, "music_folder", f"--data_dir={tmp_path}", f"--manual_dir={music}", *flags
+    )
+    assert f"the disk of --data_dir={tmp_path} is full; nothing of this build was kept" in line
+    assert not list(tmp_path.rglob("*.tfrecord*")) and not list(tmp_path.rglob("incomplete*"))
+
+
+def test_flags_for_beam():
+    fields = build._beam_options(["--runner=DirectRunner", "--direct_num_workers=3"])
+    assert fields["beam_runner"] == workers.LOCAL_RUNNER  # the default would download Prism
+    assert fields["beam_options"].get_all_options()["direct_num_workers"] == 3
+    fields = build._beam_options(
+        ["--runner=FlinkRunner", "--flink_master=here:1", "--parallelism=4"]
+    )
+    assert fields["beam_runner"] == "FlinkRunner"
+
+
+def test_every_builder_is_found_and_sharded(tmp_path):
+    assert {"music_folder", "synth_music"} <= set(build.names())
+    for name in build.names():
+        assert isinstance(build.load_builder(name, None, str(tmp_path)), ShardedBuilder)
+
+
+def stalled(*arguments: str) -> None:
+    """The command, which says when it decodes, and comes to no file's end."""
+
+    def load(*_: object) -> None:
+        os.write(1, b"decoding\n")
+        time.sleep(60)
+
+    decode.load = load
+    commands.module("data_pipelines.build", *arguments)
+
+
+def test_stopped_build_leaves_nothing_and_the_next_one_succeeds(music, tmp_path):
+    """SIGTERM while a file is decoded, in a process of its own."""
+    command = ["music_folder", f"--data_dir={tmp_path}", f"--manual_dir={music}", "--workers=1"]
+    process = commands.Process(stalled, *command)
+    folder = tmp_path / "music_folder/16khz"
+    assert process.stdout.readline() == "decoding\n"
+    assert len(list(folder.glob("incomplete.*"))) == 1
+    process.send_signal(signal.SIGTERM)
+    process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM
+    assert list(folder.iterdir()) == []
+    (folder / "incomplete.ABCDEF_1.0.0").mkdir()  # as SIGKILL would leave it
+    process = commands.Process(commands.module, "data_pipelines.build", *command)
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert "incomplete.ABCDEF_1.0.0 is of a build that was killed" in errors
+    assert "3 (train 2, validation 1)" in output
+    assert "files/s" in errors and "Traceback" not in errors
+
+
+def test_noise_of_decoders_is_discarded_and_python_is_heard(capfd):
+    with build._silent_decoders():
+        os.write(2, b"Illegal Audio-MPEG-Header\n")
+        print("an error", file=sys.stderr)
+    os.write(2, b"again\n")
+    captured = capfd.readouterr().err
+    assert "Illegal" not in captured and "again" in captured

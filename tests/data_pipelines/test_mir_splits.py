@@ -1,0 +1,372 @@
+"""The labelled data sets: published split rules, tables, digests, and inputs that are wrong."""
+
+import hashlib
+import importlib
+import random
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from etils import epath
+
+from data_pipelines import labelled, sources
+from data_pipelines.emomusic import emomusic_dataset_builder as emomusic
+from data_pipelines.giantsteps_key import giantsteps_key_dataset_builder as giantsteps_key
+from data_pipelines.gtzan import gtzan_dataset_builder as gtzan
+from data_pipelines.magnatagatune import magnatagatune_dataset_builder as magnatagatune
+from data_pipelines.mtg_jamendo import mtg_jamendo_dataset_builder as mtg_jamendo
+from data_pipelines.nsynth import nsynth_dataset_builder as nsynth
+from data_pipelines.shards import BuildError
+from data_pipelines.vocalset import vocalset_dataset_builder as vocalset
+from tests.support import commands, mir_fixtures
+
+
+def sha1(text: str) -> int:
+    return int.from_bytes(hashlib.sha1(text.encode()).digest())
+
+
+def test_magnatagatune_splits_by_the_folder() -> None:
+    splits = [magnatagatune.split_of(f"{digit:x}/a-b-01-c-0-29.mp3") for digit in range(16)]
+    assert splits == ["train"] * 12 + ["validation"] + ["test"] * 3
+    with pytest.raises(BuildError, match="hexadecimal"):
+        magnatagatune.split_of("g/a.mp3")
+
+
+def test_giantsteps_artists_stay_together() -> None:
+    """Against the rule as a repeated sweep over sets of names."""
+    draw = random.Random(3)
+    names = [f"Artist {i}" for i in range(300)]
+    credits = [", ".join(draw.sample(names, draw.choice([1, 1, 1, 2, 3]))) for _ in range(900)]
+    validation = {name for name in names if sha1(name.lower()) % 116 >= 100}
+    direct = len(validation)
+    for _ in range(2):
+        for credit in credits:
+            team = set(credit.split(", "))
+            validation |= team if team & validation else set()
+    found = giantsteps_key.artist_splits(credits)
+    credited = {name for credit in credits for name in credit.split(", ")}
+    assert {name for name in found if found[name] == "validation"} == validation & credited
+    assert 30 < direct < 60 < len(validation)  # 16 of 116, and their collaborators
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [("C minor", "C minor"), ("F# major ", "Gb major"), ("Bb\tminor\n", "Bb minor")],
+)
+def test_keys_are_spelled_with_flats(text: str, key: str) -> None:
+    assert giantsteps_key.parse_key(text) == key
+
+
+@pytest.mark.parametrize("text", ["", "-", "H minor", "C", "C minor / F# minor", "A-A# minor"])
+def test_what_is_no_key_is_named(text: str) -> None:
+    with pytest.raises(BuildError, match=re.escape(repr(text))):
+        giantsteps_key.parse_key(text)
+
+
+def test_emomusic_splits_by_a_hash_of_the_artist() -> None:
+    for artist in ["Broke For Free", "  The  Kyoto Connection", "Ärtist №5!", "AC/DC"]:
+        plain = " ".join(re.sub(r"[^a-z\s]", "", artist.lower()).split())
+        expected = "train" if sha1(plain) % 10 in range(8) else "validation"
+        assert emomusic.split_of(artist, "development") == expected
+        assert emomusic.split_of(artist, "evaluation") == "test"
+
+
+def test_vocalset_splits_are_those_of_group_shuffle_split() -> None:
+    """Against scikit-learn's GroupShuffleSplit on a listing of VocalSet's size."""
+    draw = random.Random(5)
+    paths = {}
+    for i in range(3500):
+        folder, singer = draw.choice(
+            [
+                *((f"female{j}", f"f{j}") for j in range(1, 10)),
+                *((f"male{j}", f"m{j}") for j in range(1, 12)),
+            ]
+        )
+        technique = draw.choice([*vocalset.TECHNIQUES, "forte", "forte", "pp", "messa"])
+        paths[f"{folder}/scales/{technique}/{singer}_take_{i}.wav"] = (
+            f"{technique}/{singer}_take_{i}"
+        )
+    recordings, faults = vocalset.read_tree(list(paths))
+    twin = "female2/scales/straight/f2_scales_straight_u"
+    both, _ = vocalset.read_tree([f"{twin}.wav", f"{twin}(1).wav"])
+    assert [recording.name for recording in both] == [
+        "f2_scales_straight_u(1)",
+        "f2_scales_straight_u",
+    ]
+    assert {recording.key for recording in recordings} == set(paths.values())
+    assert faults == {}
+    found = vocalset.split_tables(recordings)
+    expected = mir_fixtures.marble_lists(paths.values())
+    assert {split: {r.key for r in members} for split, members in found.items()} == expected
+    train, validation = (
+        {r.singer for r in found[f"technique_{s}"]} for s in ("train", "validation")
+    )
+    assert train == validation  # as published: the recordings differ, the singers do not
+
+
+def test_gtzan_tables() -> None:
+    assert gtzan.read_list("jazz/jazz.00054.wav\r\n\nrock/rock.00000.wav\n") == [
+        ("jazz", "jazz/jazz.00054.wav"),
+        ("rock", "rock/rock.00000.wav"),
+    ]
+    with pytest.raises(BuildError, match=r"blues\.00001"):
+        gtzan.read_list("rock/blues.00001.wav")
+    times, positions = gtzan.read_beats("1.5\t2\n0.25\t1\n30.52\t3\n")
+    np.testing.assert_array_equal(times, np.float32([0.25, 1.5, 30.52]))
+    np.testing.assert_array_equal(positions, [1, 2, 3])
+    assert [len(part) for part in gtzan.read_beats("")] == [0, 0]
+
+
+def test_jamendo_tables_with_either_line_end() -> None:
+    header = "TRACK_ID\tARTIST_ID\tALBUM_ID\tPATH\tDURATION\tTAGS"
+    rows = [
+        "track_0000241\ta\tb\t41/241.mp3\t340.1\tgenre---rock",
+        "track_0000242\ta\tb\t42/242.mp3\t31.5\tgenre---pop\tgenre---rock\tmood/theme---happy",
+    ]
+    for end in ("\r\n", "\n"):
+        table = mtg_jamendo.read_table(end.join([header, *rows]) + end)
+        assert table["track_0000241"] == ("41/241.mp3", 340.1, ("genre---rock",))
+        assert table["track_0000242"].tags == ("genre---pop", "genre---rock", "mood/theme---happy")
+    with pytest.raises(BuildError, match="its first line is '<html>'"):
+        mtg_jamendo.read_table("<html>")
+
+
+def test_published_sizes_add_up() -> None:
+    """The totals that the data sets' own publications state."""
+    total = {
+        m.__name__.split(".")[1]: sum(m.Builder.EXPECTED_SIZES.values())
+        for m in (magnatagatune, giantsteps_key, gtzan, emomusic, nsynth)
+    }
+    assert total == {
+        "magnatagatune": 25_863 - 3,  # annotated clips, zero-byte files
+        "giantsteps_key": 1_159 + 604,
+        "gtzan": 1_000 - 70,
+        "emomusic": 744,
+        "nsynth": 305_979,
+    }
+    jamendo = mtg_jamendo.Builder.EXPECTED_SIZES
+    sums = {s: sum(n for k, n in jamendo.items() if k.startswith(s)) for s in mtg_jamendo.SUBSETS}
+    assert sums == {"instrument": 24_976, "moodtheme": 17_982, "genre": 55_094, "top50": 54_380}
+
+
+# Where files come from.
+
+
+@pytest.mark.parametrize("algorithm", ["md5", "sha256"])
+def test_digests(algorithm: str, tmp_path: Path) -> None:
+    file = epath.Path(tmp_path / "file")
+    file.write_bytes(b"x" * (3 << 20))
+    right = subprocess.run([f"{algorithm}sum", file], capture_output=True, text=True, check=True)
+    digest = right.stdout.split()[0]
+    assert sources.mismatch(file, f"{algorithm}:{digest}") is None
+    assert sources.mismatch(file, None) is None
+    assert digest in sources.mismatch(file, f"{algorithm}:{digest[::-1]}")
+
+
+def fake_manager(manual: Path | None, downloads: dict[str, Path]) -> mock.Mock:
+    manager = mock.Mock(
+        download=mock.Mock(side_effect=lambda urls: {k: downloads[k] for k in urls})
+    )
+    value = mock.PropertyMock(return_value=manual, side_effect=None if manual else AssertionError)
+    type(manager).manual_dir = value
+    return manager
+
+
+def test_fetch_prefers_the_readers_files_and_checks_downloads(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for name in ("mine", "theirs"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "table.csv").write_text(name)
+    digest = f"sha256:{hashlib.sha256(b'theirs').hexdigest()}"
+    wanted = {"table": sources.Source("table.csv", "http://host/table.csv", digest)}
+    downloads = {"table": tmp_path / "theirs/table.csv"}
+
+    found = sources.fetch(fake_manager(None, downloads), wanted)
+    assert found["table"].read_text() == "theirs"
+    found = sources.fetch(fake_manager(tmp_path / "mine", {}), wanted)
+    assert found["table"].read_text() == "mine"
+    assert "it is used all the same" in capsys.readouterr().err
+    with pytest.raises(BuildError, match=r"http://host/table.csv: sha256 is .*, published is"):
+        sources.fetch(fake_manager(None, {"table": tmp_path / "mine/table.csv"}), wanted)
+
+
+def test_an_unreachable_host_is_one_line_with_the_remedy(tmp_path: Path) -> None:
+    builder = gtzan.Builder(data_dir=str(tmp_path))
+    with (
+        mock.patch.object(
+            tfds.download.DownloadManager, "download", side_effect=ConnectionError("no route")
+        ),
+        pytest.raises(BuildError, match=r"no route.*README\.md.*--manual_dir"),
+    ):
+        builder.download_and_prepare(download_dir=tmp_path)
+
+
+def test_join_makes_the_whole_file_once(tmp_path: Path) -> None:
+    parts = [epath.Path(tmp_path / f"mp3.zip.{i:03d}") for i in (1, 2, 3)]
+    for part, text in zip(parts, (b"one", b"two", b"three"), strict=True):
+        part.write_bytes(text)
+    target = epath.Path(tmp_path / "mp3.zip")
+    target.write_bytes(b"cut off")
+    assert sources.join(parts, target).read_bytes() == b"onetwothree"
+    modified = target.stat().mtime
+    assert sources.join(parts, target).stat().mtime == modified
+
+
+# Inputs that are wrong: one line that names the thing, and nothing is left behind.
+
+
+def _edit(name: str, old: str, new: str) -> Callable[[Path], None]:
+    def edit(root: Path) -> None:
+        text = (root / name).read_bytes().decode()
+        assert old in text
+        (root / name).write_bytes(text.replace(old, new).encode())
+
+    return edit
+
+
+def _spoil(pattern: str) -> Callable[[Path], None]:
+    def spoil(root: Path) -> None:
+        for file in root.glob(pattern):
+            file.write_bytes(b"spoilt")
+
+    return spoil
+
+
+_MTG = "giantsteps-mtg-key-dataset/annotations"
+WRONG = {
+    "a column is missing": (
+        "magnatagatune", _edit("annotations_final.csv", '"choral"', '"chorus"'), "column 'choral'"
+    ),
+    "a folder of another layout": (
+        "magnatagatune", _edit("annotations_final.csv", '"c/', '"z/'), "hexadecimal"
+    ),
+    "an empty list": ("gtzan", lambda root: (root / "test_filtered.txt").write_text(""), "test"),
+    "a clip is listed twice": (
+        "gtzan", _edit("valid_filtered.txt", "blues.00030", "blues.00030.wav\nblues/blues.00030"),
+        "blues.00030 is twice",
+    ),
+    "beats of other clips": (
+        "gtzan",
+        lambda root: (root / "beats").rename(root / "x") and (root / "beats").mkdir(),
+        "no file gtzan_<genre>_<NNNNN>.beats",
+    ),
+    "no beats at all": ("gtzan", lambda root: shutil.rmtree(root / "beats"), "download failed"),
+    "a song without annotation": (
+        "emomusic", _edit("annotations/static_annotations.csv", "\n5,", "\n9995,"), "song_id 5"
+    ),
+    "a track without metadata": (
+        "giantsteps_key", _edit(f"{_MTG}/beatport_metadata.txt", "\n5881\t", "\n5882\t"), "5881"
+    ),
+    "no usable test track": (
+        "giantsteps_key", _spoil("giantsteps-key-dataset/audio/*.mp3"), "test has no usable track"
+    ),
+    "mixed split files": (
+        "mtg_jamendo",
+        lambda root: shutil.copy(
+            root / "autotagging_genre-test.tsv", root / "autotagging_genre-train.tsv"
+        ),
+        "mixed split files",
+    ),
+    "an error page in place of a table": (
+        "mtg_jamendo", _spoil("autotagging_genre-test.tsv"), "first line is 'spoilt'"
+    ),
+    "a stranger's folder": (
+        "vocalset", lambda root: (root / "FULL/female1").rename(root / "FULL/child1"), "child1"
+    ),
+    "an unknown family": (
+        "nsynth", _edit("nsynth-test/examples.json", '"organ"', '"kazoo"'), "family 'kazoo'"
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    made: dict[str, Path] = {}
+
+    def make(name: str) -> Path:
+        if name not in made:
+            made[name] = tmp_path_factory.mktemp(name)
+            getattr(mir_fixtures, name)(made[name])
+        return made[name]
+
+    return make
+
+
+def prepare(name: str, data_dir: Path, manual_dir: Path, config: str | None = None) -> Any:
+    module = importlib.import_module(f"data_pipelines.{name}.{name}_dataset_builder")
+    builder = module.Builder(data_dir=str(data_dir), config=config)
+    download = tfds.download.DownloadConfig(manual_dir=manual_dir)
+    builder.download_and_prepare(download_dir=data_dir, download_config=download)
+    return builder
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_wrong_inputs_are_named(what: str, whole: Callable[[str], Path], tmp_path: Path) -> None:
+    name, damage, message = WRONG[what]
+    shutil.copytree(whole(name), tmp_path / "manual")
+    damage(tmp_path / "manual")
+    offline = mock.patch.object(
+        tfds.download.DownloadManager, "download", side_effect=ConnectionError("offline")
+    )
+    with offline, pytest.raises(BuildError, match=message) as raised:
+        prepare(name, tmp_path / "data", tmp_path / "manual")
+    assert "\n" not in str(raised.value)
+    assert not list((tmp_path / "data").rglob("*.tfrecord*"))
+
+
+def test_a_clip_without_beats_is_told(
+    whole: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    shutil.copytree(whole("gtzan"), tmp_path / "manual")
+    (tmp_path / "manual/beats/gtzan_rock_00031.beats").unlink()
+    older = tmp_path / "manual/genres/pop/pop.00031.wav"
+    older.rename(older.with_suffix(".au"))
+    builder = prepare("gtzan", tmp_path / "data", tmp_path / "manual")
+    assert "clips without beats: 1 (rock.00031)" in capsys.readouterr().err
+    assert builder.info.metadata["sizes"]["test"]["built"] == 10
+    test = tfds.as_numpy(builder.as_dataset("test"))
+    empty = [r["id"] for r in test if not len(r["beat_times"]) and not len(r["bar_positions"])]
+    assert empty == [b"rock.00031"]
+
+
+def test_jamendo_archives_by_hand(whole: Callable[[str], Path], tmp_path: Path) -> None:
+    """The mood/theme config, in two processes, from .tar files, by the command."""
+    manual, root = tmp_path / "manual", whole("mtg_jamendo")
+    manual.mkdir()
+    mir_fixtures.jamendo_tars(manual, root)
+    for table in root.glob("autotagging_moodtheme-*.tsv"):
+        shutil.copy(table, manual)
+    flags = [f"--manual_dir={manual}", f"--data_dir={tmp_path / 'data'}", "--workers=2"]
+    command = ["data_pipelines.build", "mtg_jamendo/moodtheme_16khz", *flags]
+    process = commands.Process(commands.module, *command)
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert "13 (train 4, validation 4, test 5)" in output
+    assert "moodtheme/test has 5 items, published are 4,231" in errors
+    (version,) = (tmp_path / "data/mtg_jamendo/moodtheme_16khz").glob("[0-9]*")
+    stored = tfds.builder_from_directory(version)
+    assert set(stored.info.features) == {"id", "path", "start", "audio", "moodtheme"}
+    for record in tfds.as_numpy(stored.as_dataset("test")):
+        assert record["moodtheme"].any() and record["audio"].any()
+
+    (manual / "raw_30s_audio-low-41.tar").unlink()
+    with pytest.raises(BuildError, match=r"no archive \*-41\.tar"):
+        prepare("mtg_jamendo", tmp_path / "other", manual, "moodtheme_16khz")
+
+
+def test_member_of_an_archive_is_read_without_unpacking(tmp_path: Path) -> None:
+    mir_fixtures.sound(tmp_path / "07/107.low.mp3", 44_100)
+    mir_fixtures.tar_folder(tmp_path / "x-07.tar", tmp_path, ["07"], "w")
+    member = labelled.Member(epath.Path(tmp_path / "x-07.tar"), "107")
+    with labelled._on_disk(member) as path:
+        assert path.suffix == ".mp3"
+        assert path.read_bytes() == (tmp_path / "07/107.low.mp3").read_bytes()
+    assert not path.exists()

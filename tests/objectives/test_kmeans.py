@@ -1,0 +1,292 @@
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.spatial.distance
+from sklearn.cluster import KMeans, MiniBatchKMeans, kmeans_plusplus
+from threadpoolctl import threadpool_limits
+
+from musicssl.objectives import kmeans, seeding
+from musicssl.objectives.kmeans import Settings, State
+from tests.support import commands
+
+FEATURE = {"name": "mfcc", "ceps": 13, "stride": 2}
+
+
+def settings(clusters: int, **changes: int | float) -> Settings:
+    values = {"seed": 0, "sample": 4_000, "restarts": 2, "polish": 5, "passes": 10}
+    return Settings(clusters=clusters, **(values | {"tolerance": 0.0} | changes))
+
+
+def frames(count: int, width: int = 13, groups: int = 60, seed: int = 0) -> np.ndarray:
+    """Overlapping groups of unlike size, spread and shape, in random order: float32 [n, f]."""
+    rng = np.random.default_rng(seed)
+    group = rng.choice(groups, count, p=rng.dirichlet(np.ones(groups)))
+    centres = 4 * rng.standard_normal((groups, width)) - 10
+    spread = rng.gamma(2, 0.5, (groups, width))
+    noise = rng.standard_t(5, (count, width))
+    return (centres[group] + spread[group] * noise).astype(np.float32)
+
+
+def stream(features: np.ndarray, batch: int = 1_000) -> Callable[[int], Iterator[np.ndarray]]:
+    """A `next_pass` over [n, f] in batches of [rows, 10, f], as clips come."""
+
+    def next_pass(index: int) -> Iterator[np.ndarray]:
+        for start in range(0, len(features), batch):
+            yield features[start : start + batch].reshape(-1, 10, features.shape[-1])
+
+    return next_pass
+
+
+def inertia(codebook: np.ndarray, features: np.ndarray) -> float:
+    return scipy.spatial.distance.cdist(features, codebook, "sqeuclidean").min(1).mean()
+
+
+def begun(codebook: np.ndarray) -> State:
+    return State(codebook, np.zeros(len(codebook), np.int64), np.zeros(0), finished=False)
+
+
+def test_assign_gives_the_nearest_row() -> None:
+    features, codebook = frames(2_000), frames(37, seed=1)
+    nearest = scipy.spatial.distance.cdist(features, codebook).argmin(1)
+    labels = jax.jit(kmeans.assign)(codebook, features.reshape(4, 500, -1))
+    assert labels.shape == (4, 500)
+    assert labels.dtype == jnp.int32
+    np.testing.assert_array_equal(labels.reshape(-1), nearest)
+    assert len(np.unique(labels)) > 20
+
+
+@pytest.mark.parametrize("clusters", [1, 2, 3, 35, 36, 37, 100, 2000])
+def test_the_argmin_of_cpus_is_argmin(clusters: int) -> None:
+    values = np.random.default_rng(0).standard_normal((3, 50, clusters)).astype(np.float32)
+    ours = jax.jit(kmeans._argmin_on_cpu)(values)
+    np.testing.assert_array_equal(ours, values.argmin(-1))
+    assert not np.any(kmeans._argmin_on_cpu(np.full((4, clusters), np.inf)) >= clusters)
+
+
+def test_a_pass_is_lloyds() -> None:
+    features = frames(3_000)
+    first = features[:40]
+    state = kmeans.fit(stream(features), settings(40, passes=1), state=begun(first))
+    labels = scipy.spatial.distance.cdist(features, first).argmin(1)
+    means = [features[labels == row].mean(0, dtype=np.float64) for row in range(40)]
+    np.testing.assert_allclose(state.codebook, means, atol=1e-4)
+    np.testing.assert_allclose(state.inertia, [inertia(first, features)], rtol=1e-5)
+    np.testing.assert_array_equal(state.counts, np.bincount(labels, minlength=40))
+
+
+def test_passes_end_where_those_of_scikit_learn_end() -> None:
+    features = frames(3_000)
+    state = kmeans.fit(stream(features), settings(20, passes=300), state=begun(features[:20]))
+    theirs = KMeans(20, init=features[:20], n_init=1, max_iter=300, tol=0).fit(features)
+    np.testing.assert_allclose(state.codebook, theirs.cluster_centers_, atol=1e-3)
+    assert 2 < state.passes < 300
+
+
+def test_inertia_is_no_higher_than_that_of_mini_batches() -> None:
+    features = frames(8_000, groups=300)
+    ours = kmeans.fit(stream(features), settings(50)).codebook
+    with threadpool_limits(1):  # its threads spin where cores are shared
+        theirs = MiniBatchKMeans(50, batch_size=2_000, n_init=3, random_state=0).fit(features)
+    assert inertia(ours, features) <= inertia(theirs.cluster_centers_, features)
+
+
+def test_seeds_are_as_good_as_those_of_scikit_learn() -> None:
+    features = frames(5_000, groups=300)
+    ours, theirs = [], []
+    for seed in range(4):
+        codebook, total = seeding.plus_plus(seed, 0, features, clusters=100)
+        np.testing.assert_allclose(total / len(features), inertia(codebook, features), rtol=1e-4)
+        assert len(np.unique(codebook, axis=0)) == 100
+        ours.append(total / len(features))
+        seeds, _ = kmeans_plusplus(features, 100, random_state=seed)
+        theirs.append(inertia(seeds, features))
+    assert np.mean(ours) < 1.02 * np.mean(theirs)
+
+
+def test_seeds_find_every_one_of_far_groups() -> None:
+    centres = 100 * np.eye(30, dtype=np.float32)
+    sample = np.repeat(centres, 20, axis=0) + frames(600, width=30) / 100
+    codebook, _ = seeding.plus_plus(0, 0, sample, clusters=30)
+    assert set(kmeans.assign(centres, codebook).tolist()) == set(range(30))
+
+
+def test_the_sample_is_spread_over_the_whole_stream() -> None:
+    numbers = np.arange(20_000, dtype=np.float32)[:, None]
+    drawn = seeding.draw_sample(0, stream(numbers)(0), 2_000)[:, 0]
+    assert len(np.unique(drawn)) == 2_000
+    batches = np.bincount((drawn // 1_000).astype(int), minlength=20)
+    assert batches.min() > 60  # 100 expected, standard deviation below 10
+    assert batches.max() < 140
+    everything = seeding.draw_sample(0, stream(numbers)(0), 30_000)[:, 0]
+    np.testing.assert_array_equal(np.sort(everything), numbers[:, 0])
+
+
+def test_a_fit_resumes_to_the_same_bits_from_every_state(tmp_path: Path) -> None:
+    features = frames(4_000)
+    wanted = settings(50, passes=4)
+
+    def keep(state: State) -> None:
+        kmeans.save_state(tmp_path / str(state.passes), state)
+
+    whole = kmeans.fit(stream(features), wanted, on_pass=keep)
+    assert whole.finished
+    assert whole.passes == 4
+    for passes in range(5):
+        begun = kmeans.load_state(tmp_path / str(passes))
+        assert begun.passes == passes
+        resumed = kmeans.fit(stream(features), wanted, state=begun)
+        for ours, theirs in zip(resumed, whole, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_passes_are_asked_for_by_number() -> None:
+    features, asked = frames(2_000), []
+
+    def next_pass(index: int) -> Iterator[np.ndarray]:
+        asked.append(index)
+        return stream(features)(index)
+
+    kmeans.fit(next_pass, settings(10, passes=3))
+    assert asked == [0, 1, 2, 3]
+
+
+def test_the_tolerance_ends_the_fit() -> None:
+    state = kmeans.fit(stream(frames(4_000)), settings(50, passes=50, tolerance=0.01))
+    gains = 1 - state.inertia[1:] / state.inertia[:-1]
+    assert state.passes < 50
+    assert gains[-1] <= 0.01
+    assert (gains[:-1] > 0.01).all()
+
+
+def test_rows_without_frames_are_put_to_use() -> None:
+    features = frames(4_000)
+    far = np.full((10, features.shape[1]), 1e4, np.float32)
+    started = np.concatenate([features[:30], far])
+    once = kmeans.fit(stream(features), settings(40, passes=1), state=begun(started))
+    assert once.usage == 0.75
+    often = kmeans.fit(stream(features), settings(40, passes=10), state=begun(started))
+    assert often.usage == 1
+    fewer = kmeans.fit(stream(features), settings(30, passes=10), state=begun(features[:30]))
+    assert often.inertia[-1] < 0.95 * fewer.inertia[-1]
+
+
+def test_identical_frames_give_one_used_row() -> None:
+    silence = np.full((500, 13), -15.9, np.float32)
+    state = kmeans.fit(stream(silence), settings(8))
+    assert state.usage == 1 / 8
+    assert state.perplexity == 1
+    np.testing.assert_allclose(state.inertia, 0, atol=1e-6)
+
+
+def test_usage_and_perplexity_are_those_of_the_counts() -> None:
+    state = State(np.zeros((4, 2)), np.array([2, 1, 1, 0]), np.zeros(0), finished=False)
+    assert state.usage == 0.75
+    np.testing.assert_allclose(state.perplexity, 2**1.5)
+
+
+def test_compiled_seeding_does_not_grow_with_the_clusters() -> None:
+    sample = jax.ShapeDtypeStruct((4_000, 39), jnp.float32)
+    texts = [seeding.plus_plus.lower(0, 0, sample, clusters=k).as_text() for k in (500, 2000)]
+    assert "while" in texts[0]
+    assert abs(len(texts[0]) - len(texts[1])) < 0.01 * len(texts[0])
+
+
+def test_unusable_input_is_refused() -> None:
+    features = frames(500)
+    with pytest.raises(ValueError, match="500 frames, fewer than the 501 clusters"):
+        kmeans.fit(stream(features), settings(501))
+    with pytest.raises(ValueError, match="gave no features"):
+        kmeans.fit(stream(features[:0]), settings(10))
+    with pytest.raises(ValueError, match="sample of 4000 frames cannot seed 4001"):
+        settings(4_001)
+    with pytest.raises(ValueError, match="restarts of k-means is 0"):
+        settings(10, restarts=0)
+    with pytest.raises(ValueError, match="has 20 clusters and the settings ask for 10"):
+        kmeans.fit(stream(features), settings(10), state=begun(features[:20]))
+    with pytest.raises(ValueError, match="features of 13 values do not fit a codebook of 12"):
+        kmeans.fit(stream(features), settings(10), state=begun(features[:10, :12]))
+    features[250, 3] = np.nan
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        kmeans.fit(stream(features), settings(10))
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        kmeans.fit(stream(features), settings(10), state=begun(features[:10]))
+
+
+def test_a_codebook_comes_back_as_saved(tmp_path: Path) -> None:
+    codebook = frames(20)
+    kmeans.save_codebook(tmp_path / "codebook.npz", codebook, FEATURE)
+    loaded = kmeans.load_codebook(tmp_path / "codebook.npz", FEATURE, clusters=20)
+    np.testing.assert_array_equal(loaded, codebook)
+    assert [file.name for file in tmp_path.iterdir()] == ["codebook.npz"]
+
+
+def test_another_codebook_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "codebook.npz"
+    kmeans.save_codebook(path, frames(20), FEATURE)
+    with pytest.raises(ValueError, match=r"codebook\.npz has 20 clusters and .* asks for 21"):
+        kmeans.load_codebook(path, FEATURE, clusters=21)
+    with pytest.raises(ValueError, match=r"codebook\.npz is a codebook of .*13.* asks for .*20"):
+        kmeans.load_codebook(path, FEATURE | {"ceps": 20}, clusters=20)
+
+
+def test_a_damaged_codebook_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "codebook.npz"
+    kmeans.save_codebook(path, frames(20), FEATURE)
+    with np.load(path) as file:
+        saved = dict(file)
+    np.savez(path, **(saved | {"codebook": saved["codebook"] + 1}))
+    with pytest.raises(ValueError, match=r"codebook\.npz does not match its own hash"):
+        kmeans.load_codebook(path, FEATURE, clusters=20)
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(ValueError, match=r"codebook\.npz is damaged"):
+        kmeans.load_codebook(path, FEATURE, clusters=20)
+    np.savez(path, codebook=frames(20))
+    with pytest.raises(ValueError, match=r"codebook\.npz is damaged"):
+        kmeans.load_codebook(path, FEATURE, clusters=20)
+
+
+def test_the_hash_depends_on_values_and_feature() -> None:
+    codebook = frames(20)
+    original = kmeans.codebook_hash(codebook, FEATURE)
+    assert original == kmeans.codebook_hash(
+        codebook.copy(order="F"), dict(reversed(FEATURE.items()))
+    )
+    assert original != kmeans.codebook_hash(codebook, FEATURE | {"stride": 1})
+    assert original != kmeans.codebook_hash(np.nextafter(codebook, np.inf), FEATURE)
+
+
+ON_EIGHT_DEVICES = """
+import jax, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from musicssl.objectives import kmeans
+from tests.objectives.test_kmeans import frames, settings, stream
+
+features = frames(4_000)
+alone = kmeans.fit(stream(features, batch=800), settings(40))
+mesh = jax.make_mesh((4, 2), ("data", "fsdp"), (AxisType.Auto,) * 2)
+with jax.set_mesh(mesh):
+    rows = NamedSharding(mesh, P(("data", "fsdp")))
+    sharded = lambda i: (jax.device_put(x, rows) for x in stream(features, batch=800)(i))
+    together = kmeans.fit(sharded, settings(40))
+    totals = (np.zeros((40, 14), np.float32), np.zeros(40, np.int32))
+    batch = next(sharded(0))
+    labels = jax.jit(kmeans.assign)
+    text = labels.lower(alone.codebook, batch).compile().as_text()
+    assert "all-" not in text
+    assert labels(alone.codebook, batch).sharding.is_equivalent_to(rows, 2)
+    text = kmeans._accumulate.lower(totals, alone.codebook, batch).compile().as_text()
+    assert "all-reduce" in text
+    assert "all-gather" not in text and "all-to-all" not in text
+np.testing.assert_allclose(together.codebook, alone.codebook, atol=1e-3)
+np.testing.assert_allclose(together.inertia, alone.inertia, rtol=1e-5)
+print("same on", jax.device_count())
+"""
+
+
+def test_eight_devices_find_the_same_codebook() -> None:
+    output, errors = commands.Process(exec, ON_EIGHT_DEVICES, {}, devices=8).communicate()
+    assert output.strip() == "same on 8", errors

@@ -1,0 +1,86 @@
+"""The benchmark command: every row on a tiny model, with the counts it is judged by."""
+
+import json
+
+import jax
+import pytest
+
+from configs import musichubert
+from musicssl import audio
+from musicssl.planning import benchmark
+from musicssl.runtime import sharding
+from musicssl.training import flops
+from musicssl.training import step as training
+from tests.support import commands, tiny
+
+PARTS = ["step", "stem", "positional", "transformer", "head", "optimizer"]
+
+
+def rows(config, only: list[str]) -> dict[str, benchmark.Row]:
+    mesh = sharding.make_mesh(1, jax.devices()[:1])
+    here = benchmark.Machine(mesh, 1e12, 1e9, "a stated rate", 0.0)
+    return {row.name: row for row in benchmark.measured(config, here, only)}
+
+
+@pytest.mark.parametrize("method", ["data2vec", "hubert"])
+def test_each_part_of_a_step_has_its_operations(method):
+    config, only = tiny.config({"batch_size": 4}), ["step", "teacher", "optimizer"]
+    if method == "hubert":
+        config, only = musichubert.get_config("demo"), [*PARTS, "labels"]
+        leaves = tiny.LEAVES.items()
+        shared = {
+            name: value for name, value in leaves if name.split(".")[0] in ("data", "encoder")
+        }
+        shared |= {"encoder.pos_conv_depth": 0, "batch_size": 4, "mask.equal_counts": 4}
+        config.update_from_flattened_dict(shared)
+    found = rows(config, only)
+    assert set(found) == set(only)
+    counts = flops.train_parts(config)
+    for name, row in found.items():
+        assert row.seconds > 0
+        if name in counts:
+            assert row.figure * row.seconds * 1e9 == pytest.approx(counts[name])
+            assert (row.unit, row.limit) == ("GFLOP/s", 1e3)
+    whole = found["step"].figure * found["step"].seconds * 1e9
+    assert whole == pytest.approx(flops.train_step(config)) == pytest.approx(sum(counts.values()))
+    state = training.state_shapes(config)
+    moved = 7 * 4 * sum(x.size for x in jax.tree.leaves(state.params))
+    moved += 2 * 4 * sum(x.size for x in jax.tree.leaves(state.teacher))
+    assert found["optimizer"].figure * found["optimizer"].seconds * 1e9 == pytest.approx(moved)
+    assert found["optimizer"].unit == "GB/s"
+
+
+def test_what_surrounds_the_step(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(benchmark, "TASK", (43, 17, 10))
+    monkeypatch.setattr(benchmark, "FRAMES", 1000)
+    config = tiny.config({"data.data_dir": str(tmp_path), "batch_size": 4})
+    found = rows(config, ["input", "extraction", "probes", "kmeans"])
+    assert list(found) == ["extraction", "probes", "kmeans"]
+    assert "input: not run, " in capsys.readouterr().err
+    assert all(row.seconds > 0 and row.figure > 0 and row.limit > 0 for row in found.values())
+
+
+def test_the_table_and_its_document(tmp_path, capsys):
+    here = benchmark.Machine(sharding.make_mesh(1, jax.devices()[:1]), 1e12, 1e9, "a rate", 0.0)
+    made = [
+        benchmark.Row("step", 0.5, 250.0, 1000.0, "GFLOP/s", "a rate"),
+        benchmark.Row("optimizer", 0.25, 3.0, 1.0, "GB/s", "a copy"),
+    ]
+    config = tiny.config()
+    benchmark.report(config, here, made, tmp_path / "runs" / "v1.5")
+    printed = capsys.readouterr().out
+    assert "| step | 500.0 | 250.0 GFLOP/s | 1,000.0 GFLOP/s | 25% | a rate |" in printed
+    assert "| optimizer | 250.0 | 3.0 GB/s | 1.0 GB/s | 300% | a copy |" in printed
+    document = json.loads((tmp_path / "runs" / "v1.5.json").read_text())
+    assert document["rows"] == [row._asdict() for row in made]
+    seconds = audio.crop_samples(37) / 16_000
+    assert document["audio-seconds a second"] == pytest.approx(16 * seconds / 0.5, abs=0.05)
+    assert (document["config"], document["batch"]) == ("music2vec:demo", 16)
+
+
+def test_a_row_that_does_not_exist_is_refused():
+    arguments = "--config=configs/music2vec.py:demo", "--only=step,stemm"
+    process = commands.Process(commands.module, "musicssl.benchmark", *arguments)
+    output, errors = process.communicate()
+    assert (process.returncode, output) == (2, "")
+    assert errors.startswith("musicssl: --only=stemm: use some of step, stem, positional")

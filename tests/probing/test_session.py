@@ -1,0 +1,310 @@
+"""The evaluator end to end: every task on a fabricated miniature, the command, its reports."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.signal
+import tensorflow_datasets as tfds
+
+from configs import probe as probe_config
+from data_pipelines import labelled_records
+from data_pipelines.build import load_builder
+from data_pipelines.synth_music.synth_music_dataset_builder import SynthMusicConfig
+from musicssl.features import extract, windows
+from musicssl.features import rows as feature_rows
+from musicssl.model.encoder import Encoder
+from musicssl.probing import evaluate, labels, metrics, report, session, tasks
+from musicssl.runtime import sharding
+from musicssl.training import loop
+from tests.features import test_extract
+from tests.support import commands, mir_fixtures, tiny
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """Builds a miniature in the published layout, once, and gives where it is."""
+    root = tmp_path_factory.mktemp("data")
+
+    @functools.cache
+    def build(name: str) -> str:
+        manual = tmp_path_factory.mktemp(name)
+        getattr(mir_fixtures, name)(manual)
+        builder = load_builder(name, "16khz", str(root))
+        download = tfds.download.DownloadConfig(manual_dir=manual)
+        builder.download_and_prepare(download_dir=root / "downloads", download_config=download)
+        return str(root)
+
+    return build
+
+
+@pytest.fixture(scope="module")
+def synth_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
+    from data_pipelines.synth_music.synth_music_dataset_builder import Builder
+
+    root = tmp_path_factory.mktemp("synth")
+    size = SynthMusicConfig(name="short", seconds=6.0, train=12, validation=6, test=6)
+    Builder(data_dir=str(root), config=size).download_and_prepare()
+    return str(root)
+
+
+@pytest.fixture(scope="module")
+def logmel() -> extract.Source:
+    return extract.open_source("logmel")
+
+
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Intervals of 20 draws; test_metrics.py has many."""
+    drawn = metrics.bootstrap
+    monkeypatch.setattr(metrics, "bootstrap", lambda *given, draws: drawn(*given, draws=20))
+
+
+def config(tmp_path: Path, **leaves):
+    made = probe_config.get_config()
+    made.update({"epochs": 3, "encoder": "logmel", "cache": str(tmp_path / "features")} | leaves)
+    made.learning_rates, made.seeds = (1e-3,), (1,)
+    return made
+
+
+def nothing() -> None:
+    """A poll that nobody has asked anything."""
+
+
+@pytest.mark.parametrize("name", tasks.SUITES["mir"])
+def test_each_of_the_13_tasks_runs_to_a_score(
+    name: str, data_dir: Callable[[str], str], logmel: extract.Source, tmp_path: Path
+) -> None:
+    task = tasks.TASKS[name]
+    settings = config(tmp_path, data_dir=data_dir(task.dataset), tasks=name, batch_size=4)
+    given = session.Session(logmel, settings, sharding.make_mesh(), nothing)
+    result = session.run_task(task, [task], given)
+    json.dumps(result)
+    for score, value in result["chosen"]["test"].items():
+        assert np.isfinite(value["mean"]) or (name, score) == ("gtzan_beat", "f_mean")
+    low, high = result["chosen"]["interval"]
+    assert np.isnan([low, high]).all() or low <= high
+    assert min(result["items"].values()) > 0
+    if result["confusion"]:
+        assert np.sum(result["confusion"]) == result["items"]["test"]
+    if name == "mtg_moodtheme":  # one track of each split has no mood, one is damaged
+        assert result["items"] == {"train": 4, "validation": 4, "test": 5}
+
+
+def test_the_command_writes_results_table_and_pictures(synth_dir: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = [
+        "--config=configs/probe.py:quick",
+        "--config.encoder=logmel",
+        "--config.tasks=synth_key,synth_polyphony",
+        f"--config.data_dir={synth_dir}",
+        f"--config.cache={tmp_path / 'features'}",
+        f"--config.results={out}",
+        "--config.epochs=2",
+        "--config.probe=linear",
+    ]
+    code, output, errors = command(arguments)
+    assert code == 0, errors[-3000:]
+    assert "| synth_music, key | weighted |" in output
+    assert output.strip() == (out / "results.md").read_text().strip()
+    held = json.loads((out / "results.json").read_text())
+    assert list(held["tasks"]) == ["synth_key", "synth_polyphony"]
+    for name in ("layers", "synth_key-layers", "synth_key-confusion", "synth_polyphony-confusion"):
+        assert (out / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+    code, output, errors = command(
+        ["--compare", str(out), str(out), f"--config.results={tmp_path / 'both'}"]
+    )
+    assert code == 0, errors[-3000:]
+    assert "| logmel | logmel | chance |" in output
+    assert "), p 1.000 |" in output and "paired bootstrap test against logmel" in output
+    assert (tmp_path / "both" / "compare.png").exists()
+
+
+def command(arguments: list[str]) -> tuple[int, str, str]:
+    """Exit code, output and errors of python -m musicssl.probe."""
+    process = commands.Process(commands.module, "musicssl.probe", *arguments)
+    said = process.communicate()
+    return process.returncode, *said
+
+
+@pytest.mark.parametrize(
+    ("leaves", "message"),
+    [
+        ({"encoder": ""}, "config.encoder is empty"),
+        ({"probe": "forest"}, "use 'mlp' or 'linear'"),
+        ({"tasks": "chords"}, "there is no 'chords'"),
+        ({"encoder": "/no/such/run"}, "holds no encoder"),
+        ({"tasks": "gtzan_genre"}, "data_pipelines.build gtzan"),
+        ({"beside": "random,lgmel"}, "'lgmel' is no path, nor one of random, logmel"),
+        ({"seeds": ()}, "must each have a value"),
+        ({"windows": 0}, "config.windows is 0: use 1 or more"),
+        ({"precision": "half"}, "use 'float32' or 'bfloat16'"),
+    ],
+)
+def test_what_cannot_be_done_is_said(
+    leaves: dict, message: str, synth_dir: str, tmp_path: Path
+) -> None:
+    settings = config(
+        tmp_path, tasks="synth_key", data_dir=synth_dir, results=str(tmp_path / "out")
+    )
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        session.run(_with(settings, leaves))
+
+
+def test_probes_of_a_training_run_are_looked_at_before_it(synth_dir: str) -> None:
+    run = tiny.config({"probe.tasks": "synth_key"})
+    run.data.data_dir = synth_dir
+    session.check_settings(session.of_training(run), 3, 16_000)
+    run.probe.tasks = "synth_key,gtzan_genre"
+    with pytest.raises(FileNotFoundError, match=r"data_pipelines.build gtzan"):
+        session.check_settings(session.of_training(run), 3, 16_000)
+    run.probe.layers = "0,7"
+    with pytest.raises(ValueError, match="there is no '7'; there are 0,1,2,sum"):
+        session.check_settings(session.of_training(run), 3, 16_000)
+    assert evaluate.sources(1, "6,sum") == ["0"]  # of a baseline beside an encoder
+
+
+def _with(settings, leaves: dict):
+    for name, value in leaves.items():
+        settings[name] = value
+    return settings
+
+
+def test_results_of_another_encoder_are_not_overwritten(tmp_path: Path) -> None:
+    report.save(tmp_path, {"task": "a"}, {"digest": "1", "features": "one"})
+    report.save(tmp_path, {"task": "b"}, {"digest": "1", "features": "one"})
+    assert list(report.load(tmp_path)["tasks"]) == ["a", "b"]
+    with pytest.raises(ValueError, match="is of another encoder"):
+        report.save(tmp_path, {"task": "a"}, {"digest": "2", "features": "two"})
+    (tmp_path / "results.json").write_text("{")
+    with pytest.raises(ValueError, match="is damaged"):
+        report.load(tmp_path)
+
+
+def test_an_encoder_in_training_is_scored(synth_dir: str) -> None:
+    leaves = {"probe.tasks": "synth_key,synth_instrument", "probe.epochs": 2, "probe.limit": 3}
+    run = tiny.config(leaves)
+    run.data.data_dir = synth_dir
+    run.probe.learning_rates, run.probe.seeds = (1e-3,), (1,)
+    encoder = Encoder(**run.encoder)
+    params = jax.jit(encoder.init)(jax.random.key(0), jnp.zeros((1, 400)))["params"]
+    polls = []
+    mesh = sharding.make_mesh()
+    scores = session.quick(run, params, mesh, 100, lambda: polls.append(1))
+    assert set(scores) == {"probe/synth_key", "probe/synth_instrument"}
+    assert all(0 <= value <= 1 for value in scores.values())
+    # each record of three splits, and each source of the two tasks
+    assert len(polls) == 3 * 3 + 2 * (encoder.layers + 1)
+
+    def asked() -> None:
+        raise loop.Asked
+
+    with pytest.raises(loop.Asked):
+        session.quick(run, params, mesh, 100, asked)
+
+
+def test_an_encoder_at_24_khz_hears_resampled_audio(
+    synth_dir: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    of = test_extract.source()._replace(sample_rate=24_000)
+    settings = config(tmp_path, data_dir=synth_dir, limit=2)
+    given = session.Session(of, settings, sharding.make_mesh(), nothing)
+    prepared, _ = session.prepare(tasks.TASKS["synth_pitch"], "validation", set(), given)
+    assert "is resampled from 16000 to 24000 Hz" in capsys.readouterr().err
+    # 5 s windows of 374 frames at 75 Hz, 37 or 38 in a row; the rest of 6 s is one of 74
+    assert prepared.rows.record.tolist() == [0] * 12 + [1] * 12
+    np.testing.assert_allclose(np.diff(prepared.rows.begin[:10]), 0.5, atol=0.01)
+    assert prepared.features.shape == (of.layers, 24, of.width)
+    heard, stored = (
+        labelled_records.open_labelled("synth_music", synth_dir, "validation", rate, 2).read(0)
+        for rate in (24_000, 16_000)
+    )
+    wanted = scipy.signal.resample_poly(stored.astype(float), 3, 2)
+    assert len(heard) == len(wanted) == 6 * 24_000
+    assert np.corrcoef(heard, wanted)[0, 1] > 0.999
+
+
+def separable(seed: int, items: int) -> evaluate.Prepared:
+    """Three layers: noise, the class's place, and the class's place with more noise."""
+    random = np.random.default_rng(seed)
+    y = random.integers(0, 10, items).astype(np.int32)
+    place = np.eye(10)[y]
+    noise = random.standard_normal((3, items, 10))
+    features = np.stack([noise[0], place * 4 + noise[1], place + noise[2]]).astype(np.float16)
+    number = np.arange(items)
+    found = labels.Labels(number, y, number, y, number[:0], ())
+    zeros = np.zeros(items)
+    return evaluate.Prepared(features, windows.Rows(number, zeros, zeros), found)
+
+
+def test_the_layer_with_the_answer_is_chosen_on_validation(tmp_path: Path) -> None:
+    splits = {name: separable(i, 300) for i, name in enumerate(tasks.SPLITS)}
+    settings = config(tmp_path, epochs=12)
+    result = evaluate.evaluate(
+        tasks.TASKS["gtzan_genre"], splits, "abcdefghij", 50, settings, nothing
+    )
+    by_layer = {x["source"]: x["test"]["accuracy"]["mean"] for x in result["layers"]}
+    assert list(by_layer) == ["0", "1", "2", "sum"]
+    assert by_layer["0"] < 0.2 < by_layer["2"] < by_layer["1"]
+    chosen = max(result["layers"], key=lambda x: x["validation"])
+    assert result["chosen"]["source"] == chosen["source"] in ("1", "sum")
+    low, high = result["chosen"]["interval"]
+    assert low < result["chosen"]["test"]["accuracy"]["mean"] < high
+
+
+def test_features_that_do_not_fit_are_read_as_they_are_trained(tmp_path: Path) -> None:
+    splits = {name: separable(i, 300) for i, name in enumerate(tasks.SPLITS)}
+    results = []
+    for memory in (1.0, 1e-6):
+        settings = config(tmp_path, epochs=4, memory_gib=memory, standardise=True, layers="1,sum")
+        settings.learning_rates, settings.seeds = (1e-3, 5e-3), (1, 2)
+        task = tasks.TASKS["gtzan_genre"]
+        results.append(
+            evaluate.evaluate(task, splits, "abcdefghij", 50, settings, nothing)["layers"]
+        )
+    for held, read in zip(*results, strict=True):
+        assert held["source"] == read["source"]
+        assert held["learning_rate"] == read["learning_rate"]
+        assert held["validation"] == pytest.approx(read["validation"], abs=0.01)
+        assert held["test"]["accuracy"]["mean"] == pytest.approx(
+            read["test"]["accuracy"]["mean"], abs=0.01
+        )
+
+
+def test_standardised_features() -> None:
+    random = np.random.default_rng(0)
+    features = (random.standard_normal((3, 70_000, 4)) * [1, 9, 0, 2] + 5).astype(np.float16)
+    rows = random.permutation(70_000)[:50_000]
+    part = feature_rows.stored(features, "sum", rows)
+    scaled = dataclasses.replace(part, scale=part.moments()).whole()[0].astype(np.float64)
+    plain = part.whole()[0]
+    np.testing.assert_array_equal(plain, features[1:, rows])
+    wanted = plain - plain.mean(1, keepdims=True, dtype=np.float64)
+    wanted /= np.maximum(plain.std(1, keepdims=True, dtype=np.float64), 1e-9)
+    np.testing.assert_allclose(scaled, wanted, atol=4e-3)
+    assert (scaled[:, :, 2] == 0).all()  # a constant column
+
+
+def test_classes_without_training_items_are_named(tmp_path: Path) -> None:
+    splits = {name: separable(i, 100) for i, name in enumerate(tasks.SPLITS)}
+    loop = splits["train"]
+    y = np.where(loop.found.y == 4, 5, loop.found.y)
+    splits["train"] = loop._replace(found=loop.found._replace(y=y, labels=y))
+    settings = config(tmp_path, epochs=1, layers="1")
+    result = evaluate.evaluate(
+        tasks.TASKS["gtzan_genre"], splits, "abcdefghij", 50, settings, nothing
+    )
+    assert result["untrained_classes"] == ["e"]
+    assert "- gtzan_genre: no training item of e" in report.notes({"gtzan_genre": result})
+    other = result | {"settings": result["settings"] | {"probe": "linear", "seeds": [1, 2]}}
+    told = "- b: probed with probe linear instead of mlp, seeds [1, 2] instead of [1]"
+    assert told in report.notes({"a": result, "b": other})
+    assert report.unlike(result, json.loads(json.dumps(result))) == ""

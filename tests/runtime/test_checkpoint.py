@@ -1,0 +1,407 @@
+"""Checkpoints: exact, on any mesh, kept by policy, and errors that name what is damaged."""
+
+import gc
+import json
+import re
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+
+from musicssl.runtime import checkpoint, sharding
+from musicssl.runtime.checkpoint import Checkpoints
+from musicssl.runtime.workdir import claim, flat, steps_on_disk
+from musicssl.training import optim
+from musicssl.training.step import TrainState
+from tests.support import tiny
+
+EVERY = {"steps": 11, "checkpoint.every": 2, "checkpoint.keep": 2, "checkpoint.keep_every": 4}
+
+
+def config(leaves: dict | None = None) -> ml_collections.ConfigDict:
+    return tiny.config(EVERY | (leaves or {}))
+
+
+def made_state(seed: int = 0) -> TrainState:
+    """A state of few arrays, one of them large enough to be sharded, values of every size."""
+    rng = np.random.default_rng(seed)
+
+    def array(*shape: int) -> jax.Array:
+        return jnp.asarray(rng.standard_normal(shape) * 10.0 ** rng.integers(-30, 30), jnp.float32)
+
+    params = {
+        "encoder": {"layer_0": {"kernel": array(256, 512)}, "stem_conv_0": {"bias": array(5)}},
+        "head": {"kernel": array(3, 4)},
+    }
+    teacher = {"encoder": {"layer_0": {"kernel": array(256, 512)}}}
+    optimizer = jax.tree.map(
+        lambda x: array(*x.shape) if x.ndim else jnp.int32(seed), optim.adam(config()).init(params)
+    )
+    return TrainState(jnp.int32(seed), jnp.int32(7), params, teacher, optimizer)
+
+
+def abstract(mesh: jax.sharding.Mesh | None = None) -> TrainState:
+    """What a restore is asked for: shapes, types and places."""
+    mesh = sharding.make_mesh(1, jax.devices()[:1]) if mesh is None else mesh
+    shapes = jax.eval_shape(made_state)
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        shapes,
+        sharding.state_shardings(shapes, mesh),
+    )
+
+
+def same(ours: object, theirs: object) -> bool:
+    """To the bit, types and structure too."""
+    pairs = zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True)
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    return all(
+        a.dtype == b.dtype and np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in pairs
+    )
+
+
+@pytest.fixture
+def saved(tmp_path) -> Path:
+    """A workdir with steps 2 and 4."""
+    workdir = tmp_path / "run"
+    claim(workdir, config())
+    checkpoints = Checkpoints(workdir, config())
+    for step in (2, 4):
+        assert checkpoints.save(step, made_state(step))
+    checkpoints.close()
+    return workdir
+
+
+def restore(workdir: Path, step: int) -> TrainState:
+    checkpoints = Checkpoints(workdir, config())
+    try:
+        return checkpoints.restore(step, abstract())
+    finally:
+        checkpoints.close()
+
+
+def test_a_state_comes_back_to_the_bit(saved):
+    assert steps_on_disk(saved) == [2, 4]
+    for step in (2, 4):
+        back = restore(saved, step)
+        assert isinstance(back, TrainState) and same(back, made_state(step))
+    assert not same(made_state(2), made_state(4))
+
+
+def test_a_save_does_not_see_the_donated_steps_after_it(tmp_path):
+    """The save is still being written while later steps reuse the state's memory."""
+    checkpoints = Checkpoints(tmp_path, config())
+    state, expected = made_state(2), made_state(2)
+    advance = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
+    checkpoints.save(2, state)
+    for _ in range(5):
+        state = advance(state)
+    jax.block_until_ready(state)
+    checkpoints.close()
+    assert same(restore(tmp_path, 2), expected)
+
+
+def meshes(workdir: str) -> dict:
+    """Save on one mesh of eight devices, restore on others."""
+    made = {fsdp: sharding.make_mesh(fsdp) for fsdp in (1, 2, 4)}
+    shardings = sharding.state_shardings(jax.eval_shape(made_state), made[2])
+    checkpoints = Checkpoints(Path(workdir), config())
+    checkpoints.save(2, jax.device_put(made_state(2), shardings))
+    checkpoints.close()
+    checkpoints = Checkpoints(Path(workdir), config())
+    seen = {}
+    for fsdp, mesh in made.items():
+        state = checkpoints.restore(2, abstract(mesh))
+        kernel = state.params["encoder"]["layer_0"]["kernel"]
+        pieces = {str(shard.index) for shard in kernel.addressable_shards}
+        seen[fsdp] = [same(state, made_state(2)), len(kernel.sharding.device_set), len(pieces)]
+    checkpoints.close()
+    return seen
+
+
+def test_a_state_restores_onto_any_mesh(tmp_path):
+    seen = tiny.on_eight_devices(meshes, str(tmp_path))
+    assert seen == {"1": [True, 8, 1], "2": [True, 8, 2], "4": [True, 8, 4]}
+    assert same(restore(tmp_path, 2), made_state(2))  # and here, on one device
+
+
+def test_saves_are_due_at_the_interval_at_the_end_and_when_forced(tmp_path):
+    checkpoints = Checkpoints(tmp_path, config())
+    state = made_state()
+    began = [step for step in range(12) if checkpoints.save(step, state)]
+    assert began == [0, 2, 4, 6, 8, 10, 11]
+    assert not checkpoints.save(11, state, force=True)  # it is there
+    checkpoints.close()
+    # The newest two, and multiples of four for good.
+    assert steps_on_disk(tmp_path) == [0, 4, 8, 10, 11]
+
+
+def test_a_forced_save_between_intervals(saved):
+    checkpoints = Checkpoints(saved, config())
+    assert not checkpoints.save(5, made_state(5))
+    assert checkpoints.save(5, made_state(5), force=True)
+    checkpoints.close()
+    assert steps_on_disk(saved)[-1] == 5
+    assert same(restore(saved, 5), made_state(5))
+
+
+def test_what_a_killed_save_leaves_is_not_a_checkpoint(saved):
+    folder = saved / "checkpoints"
+    shutil.copytree(folder / "4", folder / "6.orbax-checkpoint-tmp-1")
+    (folder / "8").write_text("a file")
+    assert steps_on_disk(saved) == [2, 4]
+    (folder / "8").unlink()
+    checkpoints = Checkpoints(saved, config())
+    assert checkpoints.latest() == 4
+    assert checkpoints.save(6, made_state(6))
+    checkpoints.close()
+    assert same(restore(saved, 6), made_state(6))
+
+
+def test_nothing_is_on_disk_before_the_first_save(tmp_path):
+    assert steps_on_disk(tmp_path / "absent") == []
+    checkpoints = Checkpoints(tmp_path, config())
+    assert checkpoints.latest() is None
+    checkpoints.close()
+
+
+def values_file(step: Path) -> Path:
+    """The largest file of a checkpoint: it holds arrays."""
+    return max(
+        (x for x in (step / "state").rglob("*") if x.is_file()), key=lambda x: x.stat().st_size
+    )
+
+
+def cut_arrays(step: Path) -> str:
+    path = values_file(step)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return path.name
+
+
+def flip_a_bit(step: Path) -> str:
+    path = values_file(step)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    return path.name
+
+
+def lose_arrays(step: Path) -> str:
+    values_file(step).unlink()
+    return "cannot be read: No such file"
+
+
+def change_metadata(step: Path) -> str:
+    (step / "state" / "_METADATA").write_text("{")
+    return "state/_METADATA is not what was saved"
+
+
+def change_about(step: Path) -> str:
+    path = step / "about" / "metadata"
+    path.write_text(path.read_text().replace('"batch_size": ', '"batch_size": 1'))
+    return "about/metadata is not what was saved"
+
+
+def lose_state(step: Path) -> str:
+    shutil.rmtree(step / "state")
+    return "state/digests.json is missing"
+
+
+DAMAGE = [cut_arrays, flip_a_bit, lose_arrays, change_metadata, change_about, lose_state]
+
+
+@pytest.mark.parametrize("harm", DAMAGE)
+@pytest.mark.filterwarnings("error")
+def test_a_damaged_checkpoint_is_named_and_the_others_stay(saved, harm):
+    found = harm(saved / "checkpoints" / "4")
+    with pytest.raises(ValueError, match=r"checkpoints/4 cannot be restored .*--workdir") as error:
+        restore(saved, 4)
+    assert str(saved) in str(error.value) and "\n" not in str(error.value)
+    assert found in str(error.value)
+    with pytest.raises(
+        ValueError, match=r"checkpoints/4 cannot be read .*use another step"
+    ) as error:
+        checkpoint.load_params(saved)
+    assert found in str(error.value)
+    gc.collect()  # reads left behind by a failed restore would warn now
+    assert same(restore(saved, 2), made_state(2))
+    assert steps_on_disk(saved) == [2, 4]
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_only_when_asked(saved, capsys):
+    checkpoints = Checkpoints(saved, config())
+    assert checkpoints.save(6, made_state(6))
+    checkpoints.close()
+    flip_a_bit(saved / "checkpoints" / "6")
+    checkpoints = Checkpoints(saved, config())
+    with pytest.raises(ValueError, match=r"checkpoints/6 .*on_damage=older goes on from step 4"):
+        checkpoints.latest()
+    checkpoints.close()
+    assert steps_on_disk(saved) == [4, 6]
+    checkpoints = Checkpoints(saved, config({"checkpoint.on_damage": "older"}))
+    assert checkpoints.latest() == 4
+    assert "step 6 is damaged" in capsys.readouterr().out
+    assert same(checkpoints.restore(4, abstract()), made_state(4))
+    assert checkpoints.save(6, made_state(6))  # its place is free again
+    checkpoints.close()
+    assert [path.name.split("-")[0] for path in (saved / "damaged").iterdir()] == ["6"]
+    assert same(restore(saved, 6), made_state(6))
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_never_starts_from_scratch(saved):
+    for step in (2, 4):
+        flip_a_bit(saved / "checkpoints" / str(step))
+    checkpoints = Checkpoints(saved, config({"checkpoint.on_damage": "older"}))
+    with pytest.raises(ValueError, match=r"checkpoints/4 cannot be restored .*put it back"):
+        checkpoints.latest()
+    checkpoints.close()
+    assert steps_on_disk(saved) == [2, 4]
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_checkpoint_of_another_shape_is_refused(saved):
+    wanted = abstract()
+    kernel = wanted.params["head"]["kernel"]
+    wanted.params["head"]["kernel"] = kernel.update(shape=(3, 5))
+    checkpoints = Checkpoints(saved, config())
+    difference = r"params\.head\.kernel is float32\[3, 4\] there and float32\[3, 5\] here"
+    with pytest.raises(ValueError, match=rf"checkpoints/4 cannot be restored \({difference}"):
+        checkpoints.restore(4, wanted)
+    del wanted.params["head"]["kernel"]
+    with pytest.raises(ValueError, match=r"head\.kernel is float32\[3, 4\] there and none here"):
+        checkpoints.restore(4, wanted)
+    checkpoints.close()
+    gc.collect()
+
+
+def test_a_run_does_not_go_on_with_other_data(tmp_path):
+    checkpoints = Checkpoints(tmp_path, config(), {"records": 5, "samples": 90})
+    checkpoints.save(2, made_state(2))
+    checkpoints.close()
+    for counts in ({"records": 6, "samples": 90}, {"records": 6}):
+        checkpoints = Checkpoints(tmp_path, config(), counts)
+        with pytest.raises(
+            ValueError, match=r"the data set has changed: 5 records then, 6 now\).*put that"
+        ):
+            checkpoints.restore(2, abstract())
+        checkpoints.close()
+    checkpoints = Checkpoints(tmp_path, config(), {"records": 5})
+    assert same(checkpoints.restore(2, abstract()), made_state(2))
+    checkpoints.close()
+
+
+def test_a_full_disk_is_told_before_the_save(saved, monkeypatch):
+    usage = shutil.disk_usage(saved)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    checkpoints = Checkpoints(saved, config())
+    with pytest.raises(OSError, match=r"checkpoints has 0\.00 GB free .*free some space"):
+        checkpoints.save(6, made_state(6))
+    checkpoints.close()
+    assert steps_on_disk(saved) == [2, 4]
+
+
+@pytest.mark.filterwarnings("error")
+def test_load_params(saved, capfd):
+    for step, found in ((None, 4), (2, 2)):
+        params, teacher, loaded, at = checkpoint.load_params(saved, step)
+        assert at == found
+        assert same(params, made_state(found).params) and same(teacher, made_state(found).teacher)
+        assert all(type(x) is np.ndarray for x in jax.tree.leaves((params, teacher)))
+        assert loaded.to_json() == config().to_json() and loaded.is_locked
+    gc.collect()
+    assert capfd.readouterr().err == ""  # Orbax has nothing to warn of
+
+
+def test_load_params_of_a_run_without_a_teacher(tmp_path):
+    checkpoints = Checkpoints(tmp_path, config())
+    checkpoints.save(2, made_state()._replace(teacher={}))
+    checkpoints.close()
+    params, teacher, _, _ = checkpoint.load_params(tmp_path)
+    assert teacher == {} and same(params, made_state().params)
+
+
+def test_load_params_names_what_is_missing(saved, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"absent holds no checkpoint.*--workdir"):
+        checkpoint.load_params(tmp_path / "absent")
+    with pytest.raises(FileNotFoundError, match=r"has no checkpoint of step 3: it has \[2, 4\]"):
+        checkpoint.load_params(saved, 3)
+
+
+def test_each_checkpoint_says_what_made_it(saved):
+    about = json.loads((saved / "checkpoints/4/about/metadata").read_text())
+    assert about["step"] == 4
+    assert (about["processes"], about["devices"]) == (1, jax.device_count())
+    assert re.fullmatch(r"([0-9a-f]{40}(-dirty)?)?", about["commit"])  # "" outside git
+    assert about["config"] == json.loads(config().to_json())
+    assert json.loads((saved / "config.json").read_text()) == about["config"]
+
+
+def test_claim_refuses_another_run_and_names_each_difference(saved):
+    before = (saved / "config.json").read_text()
+    other = config({"optim.learning_rate": 0.5, "mask.span": 5, "log_every": 3})
+    with pytest.raises(ValueError) as error:
+        claim(saved, other)
+    message = str(error.value)
+    assert "mask.span (10 there, 5 here)" in message and "\n" not in message
+    assert "optim.learning_rate (0.001 there, 0.5 here)" in message
+    assert "log_every" not in message and "--workdir" in message
+    assert (saved / "config.json").read_text() == before
+
+
+def test_claim_takes_what_may_change(saved):
+    changes = {
+        "log_every": 3,
+        "nonfinite": "skip",
+        "checkpoint.every": 3,
+        "mesh.fsdp": 2,
+        "data.data_dir": "elsewhere",
+        "data.on_damage": "skip",
+        "data2vec.guard_after": 7,
+        "data2vec.min_target_std": 0.05,
+    }
+    other = config(changes)
+    claim(saved, other)
+    assert json.loads((saved / "config.json").read_text()) == json.loads(other.to_json())
+
+
+@pytest.mark.parametrize("leaf", ["steps", "seed", "batch_size", "accumulate", "data.crop_frames"])
+def test_claim_refuses_a_change_of_what_is_computed(saved, leaf):
+    value = flat(config().to_dict())[leaf]
+    with pytest.raises(ValueError, match=leaf.replace(".", r"\.")):
+        claim(saved, config({leaf: value * 2}))
+
+
+def test_claim_refuses_checkpoints_without_a_readable_config(saved):
+    (saved / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json cannot be read"):
+        claim(saved, config())
+    (saved / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"config\.json cannot be read"):
+        claim(saved, config())
+
+
+def test_claim_does_not_overwrite_a_foreign_config(tmp_path):
+    foreign = tmp_path / "config.json"
+    foreign.write_text('{"model_type": "hubert"}')
+    with pytest.raises(ValueError, match=r"config\.json is not of a run"):
+        claim(tmp_path, config())
+    assert foreign.read_text() == '{"model_type": "hubert"}'
+
+
+def test_claim_of_a_run_without_checkpoints_starts_anew(tmp_path):
+    claim(tmp_path / "a" / "b", config())
+    claim(tmp_path / "a" / "b", config({"seed": 9}))
+    assert json.loads((tmp_path / "a" / "b" / "config.json").read_text())["seed"] == 9
+    assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["config.json"]
+
+
+def test_flat_spells_leaves_as_flags_do():
+    assert flat({"a": 1, "b": {"c": [2], "d": {"e": 3}}}) == {
+        "a": 1,
+        "b.c": [2],
+        "b.d.e": 3,
+    }

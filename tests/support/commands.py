@@ -1,0 +1,140 @@
+"""Processes forked from one that has the imports done, which takes seconds less for each.
+
+They are processes like others: with devices of their own, for a signal to end at any moment.
+"""
+
+import atexit
+import gc
+import multiprocessing
+import os
+import runpy
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import jax
+
+from tests.support import compiling
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(
+    [
+        *("clu.metric_writers", "data_pipelines.batches", "ml_collections.config_flags"),
+        *("musicssl.objectives.codebook", "musicssl.probing.evaluate", "musicssl.probing.report"),
+        "musicssl.training.loop",
+    ]
+)
+
+LONGEST = 900  # seconds that a process may live: one that hangs fails its test, not the whole run
+
+
+class Process:
+    """A function called in a process of its own, with the methods of subprocess.Popen.
+
+    Args:
+      cache: the folder of compiled programs, if any are kept.
+    """
+
+    def __init__(
+        self, function: Callable, *arguments: object, devices: int = 1, cache: Path | None = None
+    ):
+        ends = [FORKS.Pipe(duplex=False) for _ in range(2)]
+        self.stdout, self.stderr = (os.fdopen(os.dup(read.fileno())) for read, _ in ends)
+        given = (*(write for _, write in ends), devices, cache, function, arguments)
+        self.process = FORKS.Process(target=live, args=given)
+        self.process.start()
+        for end in (*ends[0], *ends[1]):
+            end.close()
+
+    @property
+    def returncode(self) -> int | None:
+        return self.process.exitcode
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    def wait(self) -> int:
+        self.process.join()
+        return self.process.exitcode
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def send_signal(self, number: int) -> None:
+        if self.process.is_alive():
+            os.kill(self.process.pid, number)
+
+    def communicate(self) -> tuple[str, str]:
+        """Its output and its errors, when it has ended."""
+        with ThreadPoolExecutor(1) as pool:
+            errors = pool.submit(self.stderr.read)
+            output = self.stdout.read()
+        self.wait()
+        return output, errors.result()
+
+
+def live(
+    output: Connection,
+    errors: Connection,
+    devices: int,
+    cache: Path | None,
+    function: Callable,
+    arguments: tuple,
+) -> None:
+    """What a new process does."""
+    gc.freeze()  # what was imported stays, and is not looked through again
+    for descriptor, pipe in ((1, output), (2, errors)):
+        os.dup2(pipe.fileno(), descriptor)
+        pipe.close()
+    signal.alarm(LONGEST)
+    os.environ["XLA_FLAGS"] = compiling.xla_flags(devices)
+    jax.config.update("jax_platforms", "cpu")
+    if cache:
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    try:
+        function(*arguments)
+    finally:
+        atexit._run_exitfuncs()  # multiprocessing leaves them out
+
+
+def main(pause: float, *arguments: str) -> None:
+    """What `python -m musicssl.main` with these arguments does, with a pause at each batch."""
+    from data_pipelines import batches
+
+    iterate = batches.iterate
+
+    def slowly(*given: object, **named: object) -> Iterator[dict]:
+        for batch in iterate(*given, **named):
+            time.sleep(pause)
+            yield batch
+
+    if pause:
+        batches.iterate = slowly
+    module("musicssl.main", *arguments)
+
+
+def module(name: str, *arguments: str) -> None:
+    """What `python -m name` with these arguments does."""
+    sys.argv = [name, *arguments]
+    runpy.run_module(name, run_name="__main__", alter_sys=True)
+
+
+def start(arguments: list[str], cache: Path, devices: int = 1, pause: float = 0) -> Process:
+    """Start the main command.
+
+    Args:
+      pause: seconds that each batch takes at least, for a signal to find the run at work.
+    """
+    return Process(main, pause, *arguments, devices=devices, cache=cache)
+
+
+def complete(arguments: list[str], cache: Path, devices: int = 1) -> tuple[int, str, str]:
+    """Run the main command to its end: exit code, output, errors."""
+    process = start(arguments, cache, devices)
+    said = process.communicate()
+    return process.returncode, *said
