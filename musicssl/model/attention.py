@@ -54,7 +54,7 @@ def on_gpu(
         fused = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
         return sharding.by_clip(lambda x: fused(*x), (q, k, v))
     words = jnp.stack(salts(key, (q.shape[0], q.shape[2])), axis=-1)  # [b, h, 2]
-    attend_rows = functools.partial(attention_gpu.attend, rate=dropout, interpret=False)
+    attend_rows = functools.partial(attention_gpu.attend, rate=dropout)
     return sharding.by_clip(lambda x: attend_rows(*x), (q, k, v, words))
 
 

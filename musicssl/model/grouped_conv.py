@@ -8,6 +8,11 @@ A TPU multiplies 128 channels by 128 at a time, and a group of the base model ha
 groups become one of 96, with zeros where they do not meet, and the gradient for the input reads
 weights that are turned round beforehand: 2.8 for 4.4 million cycles at k=128, 16 clips of 256
 frames and 16 groups, forward and backward, 0.61 for 0.83 at k=19 (libtpu 0.0.42's estimates).
+
+On a GPU each group is one dense convolution over eight frames folded into channels, which keeps
+the matrix units busy: on an H200, 0.56 ms for 0.96 with cuDNN's grouped convolution at k=128, 8
+clips of 1496 frames, forward. Inside a training step XLA chose an algorithm for cuDNN's that takes
+37 ms, which was half of that step.
 """
 
 import functools
@@ -72,7 +77,7 @@ def gradients(
 
 
 def weight_gradient(x: jax.Array, weight: jax.Array, dy: jax.Array, groups: int) -> jax.Array:
-    """Each group's as one dense convolution; there x's channels are its batch, clips its features."""
+    """Each group's as one dense convolution: x's channels are its batch, clips its features."""
     by_group = [
         jax.lax.conv_general_dilated(
             xg,
@@ -105,7 +110,7 @@ def gradients_apart(
 
 def apart(x: jax.Array, weight: jax.Array, groups: int, pad: tuple[int, int]) -> jax.Array:
     """[b, t, d] -> [b, t, d]; FOLD frames of a group are the channels of one."""
-    b, t, d = x.shape
+    b, t, _ = x.shape
     k, c, _ = weight.shape
     steps = -(-t // FOLD)
     taps = -(-(k + FOLD - 1) // FOLD)

@@ -20,7 +20,7 @@ SUMMED = 8  # times that many frames in a program of the gradient
 WARPS = 4
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def normed_sum(
     x: jax.Array,
     y: jax.Array,
@@ -28,7 +28,6 @@ def normed_sum(
     offset: jax.Array,
     salts: jax.Array,
     rate: float,
-    interpret: bool,
 ) -> jax.Array:
     """Normalise x + dropout(y) over channels, then scale and shift: [b, t, d] each -> [b, t, d].
 
@@ -37,10 +36,10 @@ def normed_sum(
       salts: uint32 [b, 2], `dropout.salts` of each clip.
       rate: share of y's elements that are dropped; 0 drops none.
     """
-    return _forward(x, y, scale, offset, salts, rate, interpret)[0]
+    return _forward(x, y, scale, offset, salts, rate)[0]
 
 
-def _forward(x, y, scale, offset, salts, rate: float, interpret: bool) -> tuple:
+def _forward(x, y, scale, offset, salts, rate: float) -> tuple:
     b, t, d = x.shape
     rows = _rows(ROWS, d)
     out, total = pl.pallas_call(
@@ -51,12 +50,11 @@ def _forward(x, y, scale, offset, salts, rate: float, interpret: bool) -> tuple:
         out_specs=[rows, rows],
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype)] * 2,
         compiler_params=plgpu.CompilerParams(num_warps=WARPS),
-        interpret=interpret,
     )(x, y, scale, offset, salts)
     return out, (total, scale, salts)
 
 
-def _backward(rate: float, interpret: bool, saved: tuple, dout: jax.Array) -> tuple:
+def _backward(rate: float, saved: tuple, dout: jax.Array) -> tuple:
     total, scale, salts = saved
     b, t, d = dout.shape
     programs = pl.cdiv(t, ROWS * SUMMED)
@@ -72,7 +70,6 @@ def _backward(rate: float, interpret: bool, saved: tuple, dout: jax.Array) -> tu
         out_specs=[rows, rows, one, one],
         out_shape=[like, like, sums, sums],
         compiler_params=plgpu.CompilerParams(num_warps=WARPS),
-        interpret=interpret,
     )(total, dout, scale, salts)
     return dx, dy, dscale.sum(axis=1), doffset.sum(axis=1), None
 

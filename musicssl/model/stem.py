@@ -24,7 +24,6 @@ KERNELS = (10, 3, 3, 3, 3, 2, 2)  # receptive field 400 samples
 STRIDES = (5, 2, 2, 2, 2, 2, 2)  # hop 320 samples
 TIME, CHANNELS = 1, 2  # axes that a norm standardises over
 ROWS = 32  # pieces that a device should have
-INTERPRET = False
 SHORTEST = 16  # frames of a piece: neighbours share 80 samples
 
 
@@ -122,7 +121,7 @@ def first_on_gpu(audio: jax.Array, layer: Layer, axis: int) -> jax.Array:
         kernel = jnp.pad(kernel, ((0, first_layer_gpu.TAPS - len(kernel)), (0, 0)))
         windows = jnp.pad(windows, ((0, 0), (0, 0), (0, first_layer_gpu.TAPS - windows.shape[-1])))
         kernels = jnp.broadcast_to(kernel, (clips, *kernel.shape))
-        function = functools.partial(first_layer_gpu.layer, varies=axis != TIME, interpret=INTERPRET)
+        function = functools.partial(first_layer_gpu.layer, varies=axis != TIME)
         arrays = windows, kernels, by_frame, scale, offset
         return sharding.by_clip(lambda x: function(*x), arrays)
 

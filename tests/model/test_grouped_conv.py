@@ -1,4 +1,4 @@
-"""Both forms of the grouped convolution against torch's, values and gradients."""
+"""Every form of the grouped convolution against torch's, values and gradients."""
 
 import jax
 import numpy as np
@@ -10,6 +10,7 @@ from musicssl.model import grouped_conv as module
 FORMS = {
     "plain": (module.convolve, module.gradients),
     "packed": (module.convolve_packed, module.gradients_packed),
+    "apart": (module.convolve_apart, module.gradients_apart),
 }
 
 
