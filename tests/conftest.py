@@ -21,9 +21,16 @@ os.environ["XLA_FLAGS"] = compiling.xla_flags()  # here and in the processes tha
 
 # Begun first, so that workers end together.
 LONGEST = (
-    *("test_main", "test_topologies", "test_musichubert", "test_configs", "test_loop"),
+    *(
+        "test_main",
+        "test_topologies",
+        "test_musichubert",
+        "test_configs",
+        "test_loop",
+        "test_loop_stops",
+    ),
     *("test_session", "test_encoder", "test_polyphony", "test_counts", "test_baselines"),
-    *("test_local", "test_benchmark", "test_grid", "test_step", "test_masking"),
+    *("test_local", "test_loop_stops", "test_benchmark", "test_grid", "test_step", "test_masking"),
 )
 
 

@@ -27,6 +27,40 @@ FLOORS = (
     "planning study",
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
+TESTED_WITH = {  # modules without a test file of their name, and the file that tests them
+    "command": "test_main",
+    "commands": "study/test_report",
+    "containers": "data_pipelines/test_decode",
+    "digests": "runtime/test_checkpoint",
+    "gelu": "model/test_encoder",
+    "host": "runtime/test_topologies",
+    "labelled": "data_pipelines/test_mir_datasets",
+    "labelled_records": "probing/test_session",
+    "model_card": "test_export",
+    "page": "study/test_report",
+    "pretrained": "test_export",
+    "probe": "probing/test_session",
+    "record_index": "data_pipelines/test_records",
+    "results": "study/test_report",
+    "rows": "probing/test_evaluate",
+    "search": "probing/test_evaluate",
+    "stage_records": "launch/test_stages",
+    "tables": "study/test_report",
+    "timbres": "composer/test_render",
+    "workers": "data_pipelines/test_build",
+    "writer": "test_main",
+    **{
+        f"{name}_dataset_builder": file
+        for file, names in {
+            "data_pipelines/test_mir_datasets": "emomusic giantsteps_key gtzan magnatagatune "
+            "mtg_jamendo nsynth vocalset",
+            "data_pipelines/test_music_folder": "music_folder",
+            "data_pipelines/test_synth_music": "synth_music",
+            "composer/test_polyphony": "synth_polyphony",
+        }.items()
+        for name in names.split()
+    },
+}
 HEAVY = ("tensorflow", "tensorflow_datasets", "clu", "torch", "transformers")
 DEVICE = ("jax", "jaxlib", "flax", "optax", "orbax", "musicssl")
 # Imports modules one after another where some packages are missing, and tells what is then loaded.
@@ -138,6 +172,22 @@ def test_every_folder_is_a_room_on_a_floor():
 def test_no_folder_holds_more_modules_than_a_reader_can_hold():
     for room in FLOOR:
         assert len(list((ROOT / "musicssl" / room).glob("*.py"))) <= 17, f"split {room}"
+
+
+@pytest.mark.parametrize("folder", ["musicssl", "data_pipelines", "launch"])
+def test_the_tests_of_a_module_are_found_by_its_name(folder):
+    for path in (ROOT / folder).rglob("*.py"):
+        name, room = path.stem, path.parent.name
+        if name.startswith("__"):
+            continue
+        own = [
+            f"test_{name}",
+            f"{room}/test_{name}",
+            f"{folder}/test_{name}",
+            TESTED_WITH.get(name),
+        ]
+        there = [x for x in own if x and (ROOT / "tests" / f"{x}.py").exists()]
+        assert there, f"{path} has no tests/{own[1]}.py, nor a place in TESTED_WITH"
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -1,52 +1,20 @@
 """Pooled features against the encoder applied window by window; resuming; the cache."""
 
-import functools
-import json
-import shutil
 import socket
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl import flags
 
 from musicssl import audio
-from musicssl.features import cache, extract, windows
-from musicssl.model.encoder import Encoder
-from musicssl.runtime import distributed, sharding
+from musicssl.features import extract, windows
+from musicssl.runtime import distributed
 from tests.support import commands, tiny
+from tests.support.feature_sources import LENGTHS, RATE, get, read, source
 
-RATE = 16_000
-LENGTHS = np.array([40_000, 16_000, 51_000, 9_000])  # at 1 s: 2.5, 1, 3.19 and 0.56 windows
-SEED = 4
 pytestmark = pytest.mark.usefixtures("compiled_once")
-
-
-@functools.cache
-def source(normalize: bool = True, digest: str = "tiny") -> extract.Source:
-    encoder = Encoder(**tiny.config().encoder)
-    params = jax.jit(lambda key: encoder.init(key, jnp.zeros((1, 400)))["params"])
-    params = jax.tree.map(np.asarray, params(jax.random.key(0)))
-
-    def apply(params: dict, x: jax.Array):
-        return encoder.apply({"params": params}, x).hidden
-
-    layers, width = encoder.layers + 1, encoder.width
-    return extract.Source("tiny", digest, layers, width, RATE, normalize, params, apply)
-
-
-def read(record: int) -> np.ndarray:
-    random = np.random.default_rng((SEED, record))
-    return random.integers(-9000, 9000, LENGTHS[record], dtype=np.int16)
-
-
-def get(folder: Path, pools=(windows.WHOLE, 25, 1), read=read, of=None) -> dict[int, np.ndarray]:
-    cut = windows.cut(LENGTHS, 1.0, RATE)
-    of = of or source()
-    mesh = sharding.make_mesh()
-    return extract.extract(of, cut, read, pools, folder, "data", mesh, batch=3)
 
 
 def direct(of: extract.Source) -> list[np.ndarray]:
@@ -64,15 +32,6 @@ def direct(of: extract.Source) -> list[np.ndarray]:
             hidden = np.stack(apply(of.params, padded[None]))[:, 0]
             found.append(hidden[:, : audio.frame_count(len(window))])
     return found
-
-
-def test_windows_drop_short_remainders_and_keep_short_records() -> None:
-    cut = windows.cut(np.array([75, 20, 5]), 3, 10)
-    assert cut.record.tolist() == [0, 0, 0, 1, 2]
-    assert cut.start.tolist() == [0, 30, 60, 0, 0]
-    assert cut.samples.tolist() == [30, 30, 15, 20, 5]
-    assert windows.cut(np.array([20, 20]), 3, 10).size == 20
-    assert windows.cut(np.array([69, 30]), 3, 10).record.tolist() == [0, 0, 1]
 
 
 @pytest.mark.parametrize("normalize", [True, False])
@@ -97,65 +56,6 @@ def test_rows_are_means_of_the_encoders_frames(normalize: bool, tmp_path: Path) 
         assert found[pool].dtype == np.float16
         np.testing.assert_allclose(found[pool].astype("f4"), value, atol=4e-3)
     assert np.abs(found[1][0].astype("f4") - found[1][1].astype("f4")).max() > 0.04  # layers differ
-
-
-def test_rows_know_their_times() -> None:
-    cut = windows.cut(LENGTHS, 1.0, RATE)
-    rows = windows.rows(cut, 25, RATE)
-    assert rows.record.tolist() == [0] * 4 + [1] * 2 + [2] * 6 + [3]
-    np.testing.assert_allclose(rows.begin[:4], [0, 0.5, 1, 1.5])
-    np.testing.assert_allclose(rows.end[:4], [0.5, 0.98, 1.5, 1.98])
-    assert len(windows.rows(cut, 1, RATE).record) == 6 * 49 + 27
-
-
-def test_an_interrupted_pass_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = get(tmp_path / "whole")
-    monkeypatch.setattr(cache, "SAVE_EVERY", 1)
-    monkeypatch.setattr(extract, "AHEAD", 0)
-    asked = []
-
-    def failing(record: int) -> np.ndarray:
-        asked.append(record)
-        if record == 3:
-            raise OSError("the disk went away")
-        return read(record)
-
-    with pytest.raises(OSError, match="went away"):
-        get(tmp_path / "cut", read=failing)
-    progress = next((tmp_path / "cut").rglob("*.progress.json"))
-    assert 0 < json.loads(progress.read_text())["windows"] < 7
-    asked.clear()
-
-    def counting(record: int) -> np.ndarray:
-        asked.append(record)
-        return read(record)
-
-    again = get(tmp_path / "cut", read=counting)
-    assert 0 not in asked  # what was written is not read again
-    assert 3 in asked
-    for pool, values in whole.items():
-        np.testing.assert_array_equal(values, again[pool])
-    assert not list((tmp_path / "cut").rglob("*.part"))
-
-
-def test_the_cache_is_by_encoder_and_read_only_once(tmp_path: Path) -> None:
-    first = get(tmp_path)
-
-    def refuse(record: int) -> np.ndarray:
-        raise AssertionError(f"record {record} was read again")
-
-    again = get(tmp_path, read=refuse)
-    np.testing.assert_array_equal(first[25], again[25])
-    with pytest.raises(AssertionError, match="read again"):
-        get(tmp_path, read=refuse, of=source(digest="another"))
-
-
-def test_a_disk_that_is_too_small_is_told_before(tmp_path, monkeypatch) -> None:
-    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
-    with pytest.raises(OSError, match=r"0.00 GB free and these features take .*config.cache"):
-        get(tmp_path)
-    assert not list(tmp_path.rglob("*.part"))
 
 
 def test_features_that_are_not_finite_are_refused(tmp_path: Path) -> None:

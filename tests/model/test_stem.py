@@ -7,34 +7,11 @@ import pytest
 from jax.sharding import NamedSharding
 
 from musicssl import audio
-from musicssl.model import first_norm, stem
+from musicssl.model import stem
 from musicssl.planning import hlo
 from musicssl.runtime import sharding
 from tests.support import tiny
-
-WIDTH = 24
-
-
-def layers(bias: bool, norms: int) -> list[stem.Layer]:
-    """Random values of a narrow stem."""
-    rng = np.random.default_rng(7)
-    made, channels = [], 1
-    for i, taps in enumerate(stem.KERNELS):
-        kernel = rng.normal(size=(taps, channels, WIDTH)) * np.sqrt(2 / (taps * channels))
-        affine = 1 + 0.3 * rng.normal(size=WIDTH), 0.3 * rng.normal(size=WIDTH)
-        values = kernel, 0.1 * rng.normal(size=WIDTH) if bias else None, *affine
-        values = [None if x is None else jnp.asarray(x, jnp.float32) for x in values]
-        made.append(stem.Layer(*values[:2], *(values[2:] if i < norms else (None, None))))
-        channels = WIDTH
-    return made
-
-
-def sound(samples: int) -> jax.Array:
-    """Three clips: noise, a low tone with an offset, and a quiet high one."""
-    n = np.arange(samples) / audio.SAMPLE_RATE
-    noise = 0.3 * np.random.default_rng(0).normal(size=samples)
-    clips = noise, 0.2 + 0.5 * np.sin(2 * np.pi * 80 * n), 0.01 * np.sin(2 * np.pi * 5000 * n)
-    return jnp.asarray(np.stack(clips), jnp.float32)
+from tests.support.stems import WIDTH, layers, sound
 
 
 @pytest.mark.parametrize(
@@ -74,18 +51,6 @@ def test_in_pieces_values_and_gradients_are_those_of_the_stem(axis, norms, bias,
 )
 def test_how_many_pieces(frames, clips, pieces):
     assert stem.pieces_of(frames, clips) == pieces
-
-
-def test_moments_of_windows_by_hand():
-    """Mean and deviation over time of what the convolution gives, in float64."""
-    x, layer = sound(4000), layers(False, 1)[0]
-    mean, inverse = first_norm.over_time(x, layer.kernel)
-    windows = np.lib.stride_tricks.sliding_window_view(np.asarray(x, np.float64), 10, axis=1)[
-        :, ::5
-    ]
-    y = windows @ np.asarray(layer.kernel[:, 0], np.float64)
-    np.testing.assert_allclose(mean[:, 0], y.mean(axis=1), atol=1e-6)
-    np.testing.assert_allclose(inverse[:, 0], (y.var(axis=1) + 1e-5) ** -0.5, rtol=1e-3)
 
 
 def exchanges() -> list[str]:

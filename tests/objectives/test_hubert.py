@@ -5,29 +5,24 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import kaldi_native_fbank
-import ml_collections
 import numpy as np
 import pytest
 import torch
 from flax import traverse_util
 
-from configs import musichubert
-from musicssl.exchange import pretrained, state_dict
+from musicssl.exchange import state_dict
 from musicssl.model.encoder import Encoder, make_encoder
-from musicssl.objectives import codebook, hubert, kmeans
+from musicssl.objectives import hubert, kmeans
 from musicssl.objectives.masking import Batch, SpanMask
-from musicssl.runtime import sharding
 from musicssl.training import step
 from tests.support import torch_models
+from tests.support.hubert_small import CLUSTERS, FINAL, PENALTY, STEM_SHARE, config_of, kaldi_mfcc
 
-CLUSTERS, FINAL, PENALTY, STEM_SHARE = 11, 16, 10.0, 0.1
 MASKED = (13, 5, 9)  # frames of 24, in three clips
 RATES = dict.fromkeys(
     ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout", "layerdrop"),
     0.0,
 )
-
 SMALLEST = {  # whose gradient compiles soonest
     "batch_size": 4,
     "data.crop_frames": 24,
@@ -42,20 +37,6 @@ SMALLEST = {  # whose gradient compiles soonest
     "mask.probability": 0.45,
     "mask.equal_counts": 0,
 }
-
-
-def config_of(**leaves: object) -> ml_collections.ConfigDict:
-    config = musichubert.get_config("demo")
-    config.update_from_flattened_dict(
-        {
-            "teacher.clusters": CLUSTERS,
-            "hubert.final_dim": FINAL,
-            "hubert.feature_penalty": PENALTY,
-            "hubert.unmasked_accuracy": True,
-        }
-        | {name.replace("__", "."): value for name, value in leaves.items()}
-    )
-    return config
 
 
 class GradMultiply(torch.autograd.Function):
@@ -108,27 +89,6 @@ class Case:
         sound = jnp.asarray(self.audio)
         batch = Batch(sound, sound, mask, jnp.float32(sum(MASKED)), 3)
         return batch._replace(**changes)
-
-
-def kaldi_mfcc(clips: np.ndarray, ceps: int) -> np.ndarray:
-    """Every second frame of Kaldi's MFCC with slopes over five frames: [b, t, 3 * ceps]."""
-    options = kaldi_native_fbank.MfccOptions()
-    options.frame_opts.dither = 0
-    options.num_ceps = ceps
-    options.use_energy = False
-
-    def slopes(x: np.ndarray) -> np.ndarray:
-        padded = np.pad(x, ((2, 2), (0, 0)), "edge")
-        return sum(w * padded[2 + w : len(x) + 2 + w] for w in (-2, -1, 1, 2)) / 10
-
-    rows = []
-    for clip in clips:
-        computer = kaldi_native_fbank.OnlineMfcc(options)
-        computer.accept_waveform(16_000, clip.tolist())
-        computer.input_finished()
-        static = np.array([computer.get_frame(i) for i in range(computer.num_frames_ready)])
-        rows.append(np.concatenate([static, slopes(static), slopes(slopes(static))], 1)[::2])
-    return np.stack(rows)[:, : (clips.shape[1] - 400) // 320 + 1]
 
 
 @pytest.fixture(scope="module")
@@ -324,58 +284,6 @@ def test_parts_of_a_batch_give_what_the_batch_gives_at_once(case):
     assert float(results[0][0]) > 1
     for whole, summed in zip(*map(jax.tree.leaves, results), strict=True):
         np.testing.assert_allclose(whole, summed, rtol=1e-3, atol=2e-5)
-
-
-def spotlights(samples: int) -> np.ndarray:
-    """A clip an encoder frame, [t, n]: faint but in that frame's own 400 samples, else loud."""
-    rng = np.random.default_rng(samples)
-    frames = (samples - 400) // 320 + 1
-    sound = rng.uniform(-0.5, 0.5, (frames, samples))
-    for frame in range(frames):
-        sound[frame, 320 * frame : 320 * frame + 400] *= 1e-4
-    return sound.astype(np.float32)
-
-
-@pytest.mark.parametrize("samples", [3280, 3359, 3361, 3599])
-def test_labels_belong_to_the_samples_of_their_own_frame(samples):
-    """10 frames and none to all but one sample of another hop: right at both ends of the crop.
-
-    A window that is 10 ms early or late holds loud samples, so only the frame whose samples are
-    all faint is nearer to the faint row. The rows' slopes are alike and tell nothing.
-    """
-    sound = spotlights(samples)
-    features = hubert.features(config_of(), {}, jnp.asarray(sound))
-    assert features.shape == (10, 10, 39)
-    faint = kaldi_mfcc(sound[:1, :400], 13)[0, 0]
-    loud = kaldi_mfcc(sound[1:2, :400], 13)[0, 0]
-    assert loud[0] - faint[0] > 50  # the first coefficient is loudness
-    codes = np.stack([faint + 0.3 * (loud - faint), faint])  # what is nearly faint is loud
-    codes[:, 13:] = 0
-    labels = kmeans.assign(codes.astype(np.float32), features)
-    np.testing.assert_array_equal(labels, np.eye(10, dtype=int))
-
-
-@pytest.mark.parametrize("ceps", [13, 20])
-def test_features_are_kaldis_at_50_hz(ceps):
-    sound = 0.1 * torch_models.noise(8_081)
-    features = hubert.features(config_of(teacher__ceps=ceps), {}, jnp.asarray(sound))
-    assert features.shape == (2, 25, 3 * ceps)
-    np.testing.assert_allclose(features, kaldi_mfcc(sound, ceps), atol=1e-3)
-
-
-@pytest.mark.parametrize("layer, normalize", [(0, False), (1, True), (2, False)])
-def test_features_of_a_layer_are_those_of_the_frozen_encoder(tmp_path, layer, normalize):
-    model = torch_models.small("hubert")
-    path = torch_models.save(model, tmp_path / "model", normalize=normalize)
-    sound = 0.05 + 0.1 * torch_models.noise(8_081)
-    heard = (sound - sound.mean(1, keepdims=True)) / sound.std(1, keepdims=True)
-    theirs = torch_models.hidden_states(model, heard if normalize else sound)[layer]
-    config = config_of(teacher__feature="layer", teacher__encoder=str(path), teacher__layer=layer)
-    frozen, digest = codebook.frozen_encoder(config, sharding.make_mesh())
-    assert digest == pretrained.load_encoder(path).digest
-    features = jax.jit(functools.partial(hubert.features, config))(frozen, jnp.asarray(sound))
-    assert features.shape == (2, 25, 48)
-    np.testing.assert_allclose(features, theirs, atol=1e-4)
 
 
 def test_no_gradient_reaches_the_frozen_encoder(case):

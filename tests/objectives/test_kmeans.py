@@ -6,12 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.spatial.distance
-from sklearn.cluster import KMeans, MiniBatchKMeans, kmeans_plusplus
+from sklearn.cluster import KMeans, MiniBatchKMeans
 from threadpoolctl import threadpool_limits
 
 from musicssl.objectives import kmeans, seeding
 from musicssl.objectives.kmeans import Settings, State
 from tests.support import commands
+from tests.support.clustered import frames, inertia
 
 FEATURE = {"name": "mfcc", "ceps": 13, "stride": 2}
 
@@ -19,16 +20,6 @@ FEATURE = {"name": "mfcc", "ceps": 13, "stride": 2}
 def settings(clusters: int, **changes: int | float) -> Settings:
     values = {"seed": 0, "sample": 4_000, "restarts": 2, "polish": 5, "passes": 10}
     return Settings(clusters=clusters, **(values | {"tolerance": 0.0} | changes))
-
-
-def frames(count: int, width: int = 13, groups: int = 60, seed: int = 0) -> np.ndarray:
-    """Overlapping groups of unlike size, spread and shape, in random order: float32 [n, f]."""
-    rng = np.random.default_rng(seed)
-    group = rng.choice(groups, count, p=rng.dirichlet(np.ones(groups)))
-    centres = 4 * rng.standard_normal((groups, width)) - 10
-    spread = rng.gamma(2, 0.5, (groups, width))
-    noise = rng.standard_t(5, (count, width))
-    return (centres[group] + spread[group] * noise).astype(np.float32)
 
 
 def stream(features: np.ndarray, batch: int = 1_000) -> Callable[[int], Iterator[np.ndarray]]:
@@ -39,10 +30,6 @@ def stream(features: np.ndarray, batch: int = 1_000) -> Callable[[int], Iterator
             yield features[start : start + batch].reshape(-1, 10, features.shape[-1])
 
     return next_pass
-
-
-def inertia(codebook: np.ndarray, features: np.ndarray) -> float:
-    return scipy.spatial.distance.cdist(features, codebook, "sqeuclidean").min(1).mean()
 
 
 def begun(codebook: np.ndarray) -> State:
@@ -92,26 +79,6 @@ def test_inertia_is_no_higher_than_that_of_mini_batches() -> None:
     with threadpool_limits(1):  # its threads spin where cores are shared
         theirs = MiniBatchKMeans(50, batch_size=2_000, n_init=3, random_state=0).fit(features)
     assert inertia(ours, features) <= inertia(theirs.cluster_centers_, features)
-
-
-def test_seeds_are_as_good_as_those_of_scikit_learn() -> None:
-    features = frames(5_000, groups=300)
-    ours, theirs = [], []
-    for seed in range(4):
-        codebook, total = seeding.plus_plus(seed, 0, features, clusters=100)
-        np.testing.assert_allclose(total / len(features), inertia(codebook, features), rtol=1e-4)
-        assert len(np.unique(codebook, axis=0)) == 100
-        ours.append(total / len(features))
-        seeds, _ = kmeans_plusplus(features, 100, random_state=seed)
-        theirs.append(inertia(seeds, features))
-    assert np.mean(ours) < 1.02 * np.mean(theirs)
-
-
-def test_seeds_find_every_one_of_far_groups() -> None:
-    centres = 100 * np.eye(30, dtype=np.float32)
-    sample = np.repeat(centres, 20, axis=0) + frames(600, width=30) / 100
-    codebook, _ = seeding.plus_plus(0, 0, sample, clusters=30)
-    assert set(kmeans.assign(centres, codebook).tolist()) == set(range(30))
 
 
 def test_the_sample_is_spread_over_the_whole_stream() -> None:
@@ -186,13 +153,6 @@ def test_usage_and_perplexity_are_those_of_the_counts() -> None:
     state = State(np.zeros((4, 2)), np.array([2, 1, 1, 0]), np.zeros(0), finished=False)
     assert state.usage == 0.75
     np.testing.assert_allclose(state.perplexity, 2**1.5)
-
-
-def test_compiled_seeding_does_not_grow_with_the_clusters() -> None:
-    sample = jax.ShapeDtypeStruct((4_000, 39), jnp.float32)
-    texts = [seeding.plus_plus.lower(0, 0, sample, clusters=k).as_text() for k in (500, 2000)]
-    assert "while" in texts[0]
-    assert abs(len(texts[0]) - len(texts[1])) < 0.01 * len(texts[0])
 
 
 def test_unusable_input_is_refused() -> None:

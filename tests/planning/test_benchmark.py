@@ -11,7 +11,7 @@ from musicssl.planning import benchmark
 from musicssl.runtime import sharding
 from musicssl.training import flops
 from musicssl.training import step as training
-from tests.support import commands, tiny
+from tests.support import tiny
 
 PARTS = ["step", "stem", "positional", "transformer", "head", "optimizer"]
 
@@ -76,11 +76,3 @@ def test_the_table_and_its_document(tmp_path, capsys):
     seconds = audio.crop_samples(37) / 16_000
     assert document["audio-seconds a second"] == pytest.approx(16 * seconds / 0.5, abs=0.05)
     assert (document["config"], document["batch"]) == ("music2vec:demo", 16)
-
-
-def test_a_row_that_does_not_exist_is_refused():
-    arguments = "--config=configs/music2vec.py:demo", "--only=step,stemm"
-    process = commands.Process(commands.module, "musicssl.benchmark", *arguments)
-    output, errors = process.communicate()
-    assert (process.returncode, output) == (2, "")
-    assert errors.startswith("musicssl: --only=stemm: use some of step, stem, positional")

@@ -1,6 +1,5 @@
 """The evaluator end to end: every task on a fabricated miniature, the command, its reports."""
 
-import dataclasses
 import functools
 import json
 from collections.abc import Callable
@@ -13,19 +12,18 @@ import pytest
 import scipy.signal
 import tensorflow_datasets as tfds
 
-from configs import probe as probe_config
 from data_pipelines import labelled_records
 from data_pipelines.build import load_builder
 from data_pipelines.synth_music.synth_music_dataset_builder import SynthMusicConfig
-from musicssl.features import extract, windows
-from musicssl.features import rows as feature_rows
+from musicssl.features import extract
 from musicssl.model.encoder import Encoder
-from musicssl.probing import evaluate, labels, metrics, report, session, tasks
+from musicssl.probing import evaluate, session, tasks
 from musicssl.runtime import sharding
 from musicssl.training import loop
-from tests.features import test_extract
-from tests.support import commands, mir_fixtures, tiny
+from tests.support import commands, feature_sources, mir_fixtures, tiny
+from tests.support.probes import config, nothing
 
+pytestmark = pytest.mark.usefixtures("few_draws")
 ROOT = Path(__file__).parents[2]
 
 
@@ -59,24 +57,6 @@ def synth_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def logmel() -> extract.Source:
     return extract.open_source("logmel")
-
-
-@pytest.fixture(autouse=True)
-def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Intervals of 20 draws; test_metrics.py has many."""
-    drawn = metrics.bootstrap
-    monkeypatch.setattr(metrics, "bootstrap", lambda *given, draws: drawn(*given, draws=20))
-
-
-def config(tmp_path: Path, **leaves):
-    made = probe_config.get_config()
-    made.update({"epochs": 3, "encoder": "logmel", "cache": str(tmp_path / "features")} | leaves)
-    made.learning_rates, made.seeds = (1e-3,), (1,)
-    return made
-
-
-def nothing() -> None:
-    """A poll that nobody has asked anything."""
 
 
 @pytest.mark.parametrize("name", tasks.SUITES["mir"])
@@ -178,17 +158,6 @@ def _with(settings, leaves: dict):
     return settings
 
 
-def test_results_of_another_encoder_are_not_overwritten(tmp_path: Path) -> None:
-    report.save(tmp_path, {"task": "a"}, {"digest": "1", "features": "one"})
-    report.save(tmp_path, {"task": "b"}, {"digest": "1", "features": "one"})
-    assert list(report.load(tmp_path)["tasks"]) == ["a", "b"]
-    with pytest.raises(ValueError, match="is of another encoder"):
-        report.save(tmp_path, {"task": "a"}, {"digest": "2", "features": "two"})
-    (tmp_path / "results.json").write_text("{")
-    with pytest.raises(ValueError, match="is damaged"):
-        report.load(tmp_path)
-
-
 def test_an_encoder_in_training_is_scored(synth_dir: str) -> None:
     leaves = {"probe.tasks": "synth_key,synth_instrument", "probe.epochs": 2, "probe.limit": 3}
     run = tiny.config(leaves)
@@ -214,7 +183,7 @@ def test_an_encoder_in_training_is_scored(synth_dir: str) -> None:
 def test_an_encoder_at_24_khz_hears_resampled_audio(
     synth_dir: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    of = test_extract.source()._replace(sample_rate=24_000)
+    of = feature_sources.source()._replace(sample_rate=24_000)
     settings = config(tmp_path, data_dir=synth_dir, limit=2)
     given = session.Session(of, settings, sharding.make_mesh(), nothing)
     prepared, _ = session.prepare(tasks.TASKS["synth_pitch"], "validation", set(), given)
@@ -230,81 +199,3 @@ def test_an_encoder_at_24_khz_hears_resampled_audio(
     wanted = scipy.signal.resample_poly(stored.astype(float), 3, 2)
     assert len(heard) == len(wanted) == 6 * 24_000
     assert np.corrcoef(heard, wanted)[0, 1] > 0.999
-
-
-def separable(seed: int, items: int) -> evaluate.Prepared:
-    """Three layers: noise, the class's place, and the class's place with more noise."""
-    random = np.random.default_rng(seed)
-    y = random.integers(0, 10, items).astype(np.int32)
-    place = np.eye(10)[y]
-    noise = random.standard_normal((3, items, 10))
-    features = np.stack([noise[0], place * 4 + noise[1], place + noise[2]]).astype(np.float16)
-    number = np.arange(items)
-    found = labels.Labels(number, y, number, y, number[:0], ())
-    zeros = np.zeros(items)
-    return evaluate.Prepared(features, windows.Rows(number, zeros, zeros), found)
-
-
-def test_the_layer_with_the_answer_is_chosen_on_validation(tmp_path: Path) -> None:
-    splits = {name: separable(i, 300) for i, name in enumerate(tasks.SPLITS)}
-    settings = config(tmp_path, epochs=12)
-    result = evaluate.evaluate(
-        tasks.TASKS["gtzan_genre"], splits, "abcdefghij", 50, settings, nothing
-    )
-    by_layer = {x["source"]: x["test"]["accuracy"]["mean"] for x in result["layers"]}
-    assert list(by_layer) == ["0", "1", "2", "sum"]
-    assert by_layer["0"] < 0.2 < by_layer["2"] < by_layer["1"]
-    chosen = max(result["layers"], key=lambda x: x["validation"])
-    assert result["chosen"]["source"] == chosen["source"] in ("1", "sum")
-    low, high = result["chosen"]["interval"]
-    assert low < result["chosen"]["test"]["accuracy"]["mean"] < high
-
-
-def test_features_that_do_not_fit_are_read_as_they_are_trained(tmp_path: Path) -> None:
-    splits = {name: separable(i, 300) for i, name in enumerate(tasks.SPLITS)}
-    results = []
-    for memory in (1.0, 1e-6):
-        settings = config(tmp_path, epochs=4, memory_gib=memory, standardise=True, layers="1,sum")
-        settings.learning_rates, settings.seeds = (1e-3, 5e-3), (1, 2)
-        task = tasks.TASKS["gtzan_genre"]
-        results.append(
-            evaluate.evaluate(task, splits, "abcdefghij", 50, settings, nothing)["layers"]
-        )
-    for held, read in zip(*results, strict=True):
-        assert held["source"] == read["source"]
-        assert held["learning_rate"] == read["learning_rate"]
-        assert held["validation"] == pytest.approx(read["validation"], abs=0.01)
-        assert held["test"]["accuracy"]["mean"] == pytest.approx(
-            read["test"]["accuracy"]["mean"], abs=0.01
-        )
-
-
-def test_standardised_features() -> None:
-    random = np.random.default_rng(0)
-    features = (random.standard_normal((3, 70_000, 4)) * [1, 9, 0, 2] + 5).astype(np.float16)
-    rows = random.permutation(70_000)[:50_000]
-    part = feature_rows.stored(features, "sum", rows)
-    scaled = dataclasses.replace(part, scale=part.moments()).whole()[0].astype(np.float64)
-    plain = part.whole()[0]
-    np.testing.assert_array_equal(plain, features[1:, rows])
-    wanted = plain - plain.mean(1, keepdims=True, dtype=np.float64)
-    wanted /= np.maximum(plain.std(1, keepdims=True, dtype=np.float64), 1e-9)
-    np.testing.assert_allclose(scaled, wanted, atol=4e-3)
-    assert (scaled[:, :, 2] == 0).all()  # a constant column
-
-
-def test_classes_without_training_items_are_named(tmp_path: Path) -> None:
-    splits = {name: separable(i, 100) for i, name in enumerate(tasks.SPLITS)}
-    loop = splits["train"]
-    y = np.where(loop.found.y == 4, 5, loop.found.y)
-    splits["train"] = loop._replace(found=loop.found._replace(y=y, labels=y))
-    settings = config(tmp_path, epochs=1, layers="1")
-    result = evaluate.evaluate(
-        tasks.TASKS["gtzan_genre"], splits, "abcdefghij", 50, settings, nothing
-    )
-    assert result["untrained_classes"] == ["e"]
-    assert "- gtzan_genre: no training item of e" in report.notes({"gtzan_genre": result})
-    other = result | {"settings": result["settings"] | {"probe": "linear", "seeds": [1, 2]}}
-    told = "- b: probed with probe linear instead of mlp, seeds [1, 2] instead of [1]"
-    assert told in report.notes({"a": result, "b": other})
-    assert report.unlike(result, json.loads(json.dumps(result))) == ""

@@ -7,41 +7,15 @@ import shutil
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import pytest
 
 from musicssl.runtime import checkpoint, sharding
 from musicssl.runtime.checkpoint import Checkpoints
-from musicssl.runtime.workdir import claim, flat, steps_on_disk
-from musicssl.training import optim
+from musicssl.runtime.workdir import steps_on_disk
 from musicssl.training.step import TrainState
 from tests.support import tiny
-
-EVERY = {"steps": 11, "checkpoint.every": 2, "checkpoint.keep": 2, "checkpoint.keep_every": 4}
-
-
-def config(leaves: dict | None = None) -> ml_collections.ConfigDict:
-    return tiny.config(EVERY | (leaves or {}))
-
-
-def made_state(seed: int = 0) -> TrainState:
-    """A state of few arrays, one of them large enough to be sharded, values of every size."""
-    rng = np.random.default_rng(seed)
-
-    def array(*shape: int) -> jax.Array:
-        return jnp.asarray(rng.standard_normal(shape) * 10.0 ** rng.integers(-30, 30), jnp.float32)
-
-    params = {
-        "encoder": {"layer_0": {"kernel": array(256, 512)}, "stem_conv_0": {"bias": array(5)}},
-        "head": {"kernel": array(3, 4)},
-    }
-    teacher = {"encoder": {"layer_0": {"kernel": array(256, 512)}}}
-    optimizer = jax.tree.map(
-        lambda x: array(*x.shape) if x.ndim else jnp.int32(seed), optim.adam(config()).init(params)
-    )
-    return TrainState(jnp.int32(seed), jnp.int32(7), params, teacher, optimizer)
+from tests.support.saved_states import config, made_state
 
 
 def abstract(mesh: jax.sharding.Mesh | None = None) -> TrainState:
@@ -62,18 +36,6 @@ def same(ours: object, theirs: object) -> bool:
     return all(
         a.dtype == b.dtype and np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in pairs
     )
-
-
-@pytest.fixture
-def saved(tmp_path) -> Path:
-    """A workdir with steps 2 and 4."""
-    workdir = tmp_path / "run"
-    claim(workdir, config())
-    checkpoints = Checkpoints(workdir, config())
-    for step in (2, 4):
-        assert checkpoints.save(step, made_state(step))
-    checkpoints.close()
-    return workdir
 
 
 def restore(workdir: Path, step: int) -> TrainState:
@@ -338,70 +300,3 @@ def test_each_checkpoint_says_what_made_it(saved):
     assert re.fullmatch(r"([0-9a-f]{40}(-dirty)?)?", about["commit"])  # "" outside git
     assert about["config"] == json.loads(config().to_json())
     assert json.loads((saved / "config.json").read_text()) == about["config"]
-
-
-def test_claim_refuses_another_run_and_names_each_difference(saved):
-    before = (saved / "config.json").read_text()
-    other = config({"optim.learning_rate": 0.5, "mask.span": 5, "log_every": 3})
-    with pytest.raises(ValueError) as error:
-        claim(saved, other)
-    message = str(error.value)
-    assert "mask.span (10 there, 5 here)" in message and "\n" not in message
-    assert "optim.learning_rate (0.001 there, 0.5 here)" in message
-    assert "log_every" not in message and "--workdir" in message
-    assert (saved / "config.json").read_text() == before
-
-
-def test_claim_takes_what_may_change(saved):
-    changes = {
-        "log_every": 3,
-        "nonfinite": "skip",
-        "checkpoint.every": 3,
-        "mesh.fsdp": 2,
-        "data.data_dir": "elsewhere",
-        "data.on_damage": "skip",
-        "data2vec.guard_after": 7,
-        "data2vec.min_target_std": 0.05,
-    }
-    other = config(changes)
-    claim(saved, other)
-    assert json.loads((saved / "config.json").read_text()) == json.loads(other.to_json())
-
-
-@pytest.mark.parametrize("leaf", ["steps", "seed", "batch_size", "accumulate", "data.crop_frames"])
-def test_claim_refuses_a_change_of_what_is_computed(saved, leaf):
-    value = flat(config().to_dict())[leaf]
-    with pytest.raises(ValueError, match=leaf.replace(".", r"\.")):
-        claim(saved, config({leaf: value * 2}))
-
-
-def test_claim_refuses_checkpoints_without_a_readable_config(saved):
-    (saved / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config\.json cannot be read"):
-        claim(saved, config())
-    (saved / "config.json").unlink()
-    with pytest.raises(ValueError, match=r"config\.json cannot be read"):
-        claim(saved, config())
-
-
-def test_claim_does_not_overwrite_a_foreign_config(tmp_path):
-    foreign = tmp_path / "config.json"
-    foreign.write_text('{"model_type": "hubert"}')
-    with pytest.raises(ValueError, match=r"config\.json is not of a run"):
-        claim(tmp_path, config())
-    assert foreign.read_text() == '{"model_type": "hubert"}'
-
-
-def test_claim_of_a_run_without_checkpoints_starts_anew(tmp_path):
-    claim(tmp_path / "a" / "b", config())
-    claim(tmp_path / "a" / "b", config({"seed": 9}))
-    assert json.loads((tmp_path / "a" / "b" / "config.json").read_text())["seed"] == 9
-    assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["config.json"]
-
-
-def test_flat_spells_leaves_as_flags_do():
-    assert flat({"a": 1, "b": {"c": [2], "d": {"e": 3}}}) == {
-        "a": 1,
-        "b.c": [2],
-        "b.d.e": 3,
-    }

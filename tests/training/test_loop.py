@@ -1,162 +1,25 @@
 """The loop, in this process, on fabricated batches."""
 
-import itertools
 import json
-import os
-import signal
 import subprocess
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import pytest
-from jax.sharding import Mesh
 
-from configs import musichubert
 from musicssl import audio
 from musicssl.objectives import data2vec
 from musicssl.runtime import checkpoint, sharding
-from musicssl.runtime.workdir import MAY_CHANGE, claim, flat, steps_on_disk
+from musicssl.runtime.workdir import steps_on_disk
 from musicssl.training import loop
 from musicssl.training import step as training
-from tests.support import runs, tiny
+from tests.support import runs
+from tests.support.sessions import STEPS, Session, clips, config, with_codebook
 
-STEPS = 14
-LEAVES = {
-    "steps": STEPS,
-    "log_every": 4,
-    "checkpoint.every": 3,
-    "checkpoint.keep": 2,
-    "checkpoint.keep_every": 6,
-    "batch_size": 4,
-    "encoder.layers": 1,
-    "encoder.width": 32,
-    "encoder.heads": 2,
-    "encoder.ffn_width": 64,
-    "encoder.stem_width": 16,
-    "encoder.pos_conv_depth": 1,
-    "encoder.pos_conv_groups": 4,
-    "encoder.pos_conv_kernel": 5,
-    "mask.equal_counts": 2,
-    "data2vec.top_layers": 1,
-    "data2vec.ema_steps": 10,
-}
-
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def silence_is_nan() -> Iterator[None]:
-    """Make the loss of a batch of silence NaN; no other batch here is silent."""
-    loss = data2vec.loss
-
-    def patched(encoder, config, params, teacher, batch, rngs):
-        value, sums = loss(encoder, config, params, teacher, batch, rngs)
-        return value + jnp.where(jnp.abs(batch.raw).max() == 0, jnp.nan, 0), sums
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data2vec, "loss", patched)
-        yield
-
-
-@pytest.fixture(scope="module", autouse=True)
-def traced_once() -> Iterator[None]:
-    """Let sessions that compute the same share it: to trace it takes longer than to run it."""
-    make_step, sharded_init = training.make_step, training.sharded_init
-    steps: dict[str, Callable] = {}
-    states: dict[str, training.TrainState] = {}
-
-    def same(tiny_config: ml_collections.ConfigDict, mesh: Mesh) -> str:
-        leaves = flat(tiny_config.to_dict()).items()
-        kept = [leaf for leaf in leaves if not leaf[0].startswith(MAY_CHANGE)]
-        return f"{kept} {mesh}"
-
-    def step(tiny_config: ml_collections.ConfigDict, mesh: Mesh) -> Callable:
-        if (key := same(tiny_config, mesh)) not in steps:
-            steps[key] = make_step(tiny_config, mesh)
-        return steps[key]
-
-    def init(tiny_config: ml_collections.ConfigDict, mesh: Mesh) -> training.TrainState:
-        if (key := same(tiny_config, mesh)) not in states:
-            states[key] = sharded_init(tiny_config, mesh)
-        return jax.tree.map(jnp.copy, states[key])  # a run consumes it
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "make_step", step)
-        patch.setattr(training, "sharded_init", init)
-        yield
-
-
-@pytest.fixture(autouse=True)
-def sigterm() -> Iterator[None]:
-    """Give pytest its own SIGTERM back: a run takes it over."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
-
-
-def config(leaves: dict | None = None) -> ml_collections.ConfigDict:
-    return tiny.config(LEAVES | (leaves or {}))
-
-
-def clips(tiny_config: ml_collections.ConfigDict, step: int) -> np.ndarray:
-    """The batch of a step: int16 [b, n]."""
-    return tiny.clips(tiny_config, seed=step)
-
-
-class Session:
-    """One process's part of a run, as main puts it together."""
-
-    def __init__(self, tiny_config: ml_collections.ConfigDict, workdir: Path):
-        self.config, self.workdir = tiny_config, workdir
-        self.mesh = sharding.make_mesh(devices=jax.devices()[:1])
-        self.rows: list[tuple[int, dict[str, float]]] = []
-        self.frozen: dict = {}
-        self.preemption: loop.Preemption | None = None
-
-    def batch(self, step: int) -> np.ndarray:
-        return clips(self.config, step)
-
-    def open(self, first: int) -> Iterator[jax.Array]:
-        rows = sharding.rows_here(self.mesh, self.config.batch_size)
-        for step in itertools.count(first):
-            batch = self.batch(step)
-            with jax.transfer_guard("allow"):  # of a run's transfers this alone is meant
-                placed = sharding.place_clips(self.mesh, self.config.batch_size, rows, batch)
-            yield placed
-
-    def write(self, step: int, scalars: dict[str, float]) -> None:
-        self.rows.append((step, scalars))
-
-    def look(self, step: int, params: dict, poll: Callable[[], None]) -> dict[str, float]:
-        """A probe that sees the parameters: they are of this step, and not yet donated."""
-        leaves = jax.tree.leaves(jax.device_get(params))
-        return {"probe/norm": float(np.sqrt(sum(np.vdot(x, x) for x in leaves)))}
-
-    def run(self) -> bool:
-        loop.check(self.config, self.mesh)
-        claim(self.workdir, self.config)
-        saved = checkpoint.Checkpoints(self.workdir, self.config)
-        state = loop.initial_state(self.config, self.mesh, saved)
-        ask = self.preemption or loop.Preemption()
-        return loop.train(
-            self.config, self.mesh, saved, state, self.frozen, self.open, self.write, self.look, ask
-        )
-
-    def logged(self, name: str) -> list[tuple[int, float]]:
-        return [(step, scalars[name]) for step, scalars in self.rows]
-
-
-@pytest.fixture(scope="module")
-def unbroken(tmp_path_factory) -> Session:
-    """A run from nothing to its end."""
-    session = Session(config(), tmp_path_factory.mktemp("unbroken"))
-    assert session.run()
-    return session
+pytestmark = pytest.mark.usefixtures("compiled_once", "silence_is_nan", "traced_once", "sigterm")
 
 
 def test_a_run_logs_and_saves_when_due_and_at_the_end(unbroken, capsys):
@@ -253,64 +116,6 @@ def test_probes_come_after_the_log_and_change_nothing(unbroken, tmp_path):
         loop.check(config({"probe.every": -1}), session.mesh)
 
 
-def test_sigterm_in_a_probe_leaves_it_out_and_saves(tmp_path, capsys):
-    session = Session(config({"probe.every": 5}), tmp_path)
-    asked = loop.Preemption()
-
-    def look(step: int, params: dict, poll: Callable[[], None]) -> dict[str, float]:
-        poll()  # of nothing
-        asked.ask()
-        poll()
-        return {"probe/never": 1.0}
-
-    session.look, session.preemption = look, asked
-    assert not session.run()
-    assert steps_on_disk(tmp_path)[-1] == 5
-    assert [step for step, _ in session.rows] == [4]
-    assert "asked to end in the probe of step 5, which is left out" in capsys.readouterr().out
-
-
-class Crash(Exception):
-    """Stands for anything that ends a process."""
-
-
-@pytest.mark.parametrize("at", [2, 7])
-def test_a_crash_costs_the_steps_since_the_last_save(unbroken, tmp_path, at, capsys):
-    session = Session(config(), tmp_path)
-
-    def crashing(step: int) -> np.ndarray:
-        if step == at:
-            raise Crash
-        return clips(session.config, step)
-
-    session.batch = crashing
-    with pytest.raises(Crash):
-        session.run()
-    assert steps_on_disk(tmp_path)[-1] == at // 3 * 3
-    again = Session(config(), tmp_path)
-    assert again.run()
-    assert f"going on from step {at // 3 * 3} of {STEPS}" in capsys.readouterr().out
-    assert runs.differences(runs.state(unbroken.workdir), runs.state(tmp_path)) == []
-    assert again.logged("loss")[-1:] == unbroken.logged("loss")[-1:]
-
-
-def test_sigterm_saves_where_it_is_and_the_run_goes_on(unbroken, tmp_path, capsys):
-    session = Session(config(), tmp_path)
-
-    def ending(step: int) -> np.ndarray:
-        if step == 7:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return clips(session.config, step)
-
-    session.batch = ending
-    assert not session.run()
-    assert steps_on_disk(tmp_path)[-1] == 8  # not due: the step under way ended
-    assert "asked to end at step 8: saved" in capsys.readouterr().out
-    again = Session(config(), tmp_path)
-    assert again.run()
-    assert runs.differences(runs.state(unbroken.workdir), runs.state(tmp_path)) == []
-
-
 def test_each_checkpoint_holds_config_and_commit(unbroken):
     git = ["git", "-C", str(runs.ROOT), "rev-parse", "--verify", "-q", "HEAD"]
     head = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
@@ -335,84 +140,6 @@ def test_parameters_load_as_the_state_holds_them(unbroken):
     kernel = earlier[0]["encoder"]["layer_0"]["feed_forward"]["intermediate_dense"]["kernel"]
     same = params["encoder"]["layer_0"]["feed_forward"]["intermediate_dense"]["kernel"]
     assert (kernel != same).any()
-
-
-def silent_at(session: Session, *steps: int) -> None:
-    """Give the run silence at these steps."""
-
-    def batch(step: int) -> np.ndarray:
-        sound = clips(session.config, step)
-        return np.zeros_like(sound) if step in steps else sound
-
-    session.batch = batch
-
-
-def test_a_loss_that_is_not_finite_stops_and_was_not_applied(tmp_path):
-    session = Session(config({"checkpoint.every": 1, "checkpoint.keep": 9}), tmp_path)
-    silent_at(session, 5)
-    with pytest.raises(loop.TrainingStopped) as stopped:
-        session.run()
-    message = str(stopped.value)
-    assert "1 losses or gradients between steps 4 and 8 were not finite" in message
-    assert "optim.learning_rate" in message and "nonfinite=skip" in message
-    assert steps_on_disk(tmp_path)[-1] == 7
-    newest = runs.state(tmp_path)
-    assert all(np.isfinite(x).all() for x in newest.values())
-    assert newest["step"] == 7 and newest["updates"] == 6
-
-
-def test_a_loss_that_is_not_finite_is_skipped_and_counted(tmp_path):
-    leaves = {"nonfinite": "skip", "checkpoint.every": 1, "checkpoint.keep": 99}
-    session = Session(config(leaves), tmp_path)
-    silent_at(session, 5, 6, 9)
-    assert session.run()
-    assert session.logged("nonfinite") == [(4, 0), (8, 2), (12, 1), (14, 0)]
-    assert all(np.isfinite(value) for _, value in session.logged("loss"))
-    at = {step: runs.state(tmp_path, step) for step in (5, 6, 7, 8, 14)}
-    assert runs.differences(at[5], at[6]) == ["step"]
-    assert runs.differences(at[6], at[7]) == ["step"]
-    assert len(runs.differences(at[7], at[8])) > 20
-    assert (at[14]["step"], at[14]["updates"]) == (STEPS, STEPS - 3)
-
-
-def test_a_collapsed_representation_stops_with_what_was_measured(tmp_path):
-    session = Session(
-        config({"data2vec.min_target_std": 50.0, "data2vec.guard_after": 4}), tmp_path
-    )
-    with pytest.raises(loop.TrainingStopped) as stopped:
-        session.run()
-    measured = session.rows[-1][1]["target_std"]
-    assert f"at step 8 target_std is {measured:.4f}, below data2vec.min_target_std = 50" in str(
-        stopped.value
-    )
-    assert "learning_rate" in str(stopped.value)
-    assert steps_on_disk(tmp_path)[-1] == 6
-
-
-def with_codebook(tmp_path: Path, codebook: np.ndarray | None = None) -> Session:
-    """A session of musicHuBERT with six codes."""
-    leaves = {k: v for k, v in LEAVES.items() if not k.startswith(("data2vec", "encoder.pos"))}
-    leaves |= {"steps": 6, "data.crop_frames": 37, "hubert.final_dim": 8, "teacher.clusters": 6}
-    leaves |= {
-        "hubert.min_label_perplexity": 1.01,
-        "encoder.pos_conv_kernel": 16,
-        "encoder.pos_conv_groups": 4,
-    }
-    tiny_config = musichubert.get_config("demo")
-    tiny_config.update_from_flattened_dict(leaves)
-    session = Session(tiny_config, tmp_path)
-    if codebook is None:
-        codebook = np.random.default_rng(0).normal(0, 1e-3, (6, 39))
-    session.frozen = {"codebook": jnp.asarray(codebook, jnp.float32)}
-    return session
-
-
-def test_labels_that_are_all_alike_stop_the_run(tmp_path):
-    far = np.full((6, 39), 1e4)
-    far[0] = 0
-    session = with_codebook(tmp_path, far)
-    with pytest.raises(loop.TrainingStopped, match=r"the labels' perplexity is 1\.00"):
-        session.run()
 
 
 @pytest.mark.parametrize("make", [lambda path: Session(config(), path), with_codebook])

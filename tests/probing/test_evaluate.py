@@ -1,0 +1,93 @@
+"""What is trained, chosen on validation and tested, on features made by hand."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from musicssl.features import rows as feature_rows
+from musicssl.features import windows
+from musicssl.probing import evaluate, labels, report, tasks
+from tests.support.probes import config, nothing
+
+pytestmark = pytest.mark.usefixtures("few_draws")
+
+
+def separable(seed: int, items: int) -> evaluate.Prepared:
+    """Three layers: noise, the class's place, and the class's place with more noise."""
+    random = np.random.default_rng(seed)
+    y = random.integers(0, 10, items).astype(np.int32)
+    place = np.eye(10)[y]
+    noise = random.standard_normal((3, items, 10))
+    features = np.stack([noise[0], place * 4 + noise[1], place + noise[2]]).astype(np.float16)
+    number = np.arange(items)
+    found = labels.Labels(number, y, number, y, number[:0], ())
+    zeros = np.zeros(items)
+    return evaluate.Prepared(features, windows.Rows(number, zeros, zeros), found)
+
+
+def test_the_layer_with_the_answer_is_chosen_on_validation(tmp_path: Path) -> None:
+    splits = {name: separable(i, 300) for i, name in enumerate(tasks.SPLITS)}
+    settings = config(tmp_path, epochs=12)
+    result = evaluate.evaluate(
+        tasks.TASKS["gtzan_genre"], splits, "abcdefghij", 50, settings, nothing
+    )
+    by_layer = {x["source"]: x["test"]["accuracy"]["mean"] for x in result["layers"]}
+    assert list(by_layer) == ["0", "1", "2", "sum"]
+    assert by_layer["0"] < 0.2 < by_layer["2"] < by_layer["1"]
+    chosen = max(result["layers"], key=lambda x: x["validation"])
+    assert result["chosen"]["source"] == chosen["source"] in ("1", "sum")
+    low, high = result["chosen"]["interval"]
+    assert low < result["chosen"]["test"]["accuracy"]["mean"] < high
+
+
+def test_features_that_do_not_fit_are_read_as_they_are_trained(tmp_path: Path) -> None:
+    splits = {name: separable(i, 300) for i, name in enumerate(tasks.SPLITS)}
+    results = []
+    for memory in (1.0, 1e-6):
+        settings = config(tmp_path, epochs=4, memory_gib=memory, standardise=True, layers="1,sum")
+        settings.learning_rates, settings.seeds = (1e-3, 5e-3), (1, 2)
+        task = tasks.TASKS["gtzan_genre"]
+        results.append(
+            evaluate.evaluate(task, splits, "abcdefghij", 50, settings, nothing)["layers"]
+        )
+    for held, read in zip(*results, strict=True):
+        assert held["source"] == read["source"]
+        assert held["learning_rate"] == read["learning_rate"]
+        assert held["validation"] == pytest.approx(read["validation"], abs=0.01)
+        assert held["test"]["accuracy"]["mean"] == pytest.approx(
+            read["test"]["accuracy"]["mean"], abs=0.01
+        )
+
+
+def test_standardised_features() -> None:
+    random = np.random.default_rng(0)
+    features = (random.standard_normal((3, 70_000, 4)) * [1, 9, 0, 2] + 5).astype(np.float16)
+    rows = random.permutation(70_000)[:50_000]
+    part = feature_rows.stored(features, "sum", rows)
+    scaled = dataclasses.replace(part, scale=part.moments()).whole()[0].astype(np.float64)
+    plain = part.whole()[0]
+    np.testing.assert_array_equal(plain, features[1:, rows])
+    wanted = plain - plain.mean(1, keepdims=True, dtype=np.float64)
+    wanted /= np.maximum(plain.std(1, keepdims=True, dtype=np.float64), 1e-9)
+    np.testing.assert_allclose(scaled, wanted, atol=4e-3)
+    assert (scaled[:, :, 2] == 0).all()  # a constant column
+
+
+def test_classes_without_training_items_are_named(tmp_path: Path) -> None:
+    splits = {name: separable(i, 100) for i, name in enumerate(tasks.SPLITS)}
+    loop = splits["train"]
+    y = np.where(loop.found.y == 4, 5, loop.found.y)
+    splits["train"] = loop._replace(found=loop.found._replace(y=y, labels=y))
+    settings = config(tmp_path, epochs=1, layers="1")
+    result = evaluate.evaluate(
+        tasks.TASKS["gtzan_genre"], splits, "abcdefghij", 50, settings, nothing
+    )
+    assert result["untrained_classes"] == ["e"]
+    assert "- gtzan_genre: no training item of e" in report.notes({"gtzan_genre": result})
+    other = result | {"settings": result["settings"] | {"probe": "linear", "seeds": [1, 2]}}
+    told = "- b: probed with probe linear instead of mlp, seeds [1, 2] instead of [1]"
+    assert told in report.notes({"a": result, "b": other})
+    assert report.unlike(result, json.loads(json.dumps(result))) == ""

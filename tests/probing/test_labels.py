@@ -1,0 +1,109 @@
+"""Labels of windows and of their rows, and what is known of chance from them."""
+
+import numpy as np
+import pytest
+
+from data_pipelines.composer import harmony, timbres
+from musicssl.features import windows
+from musicssl.probing import labels, metrics
+from musicssl.probing.tasks import TASKS
+
+RATE, FPS = 16_000, 50.0
+
+
+def rows_of(lengths: list[float], window: float, pool: int = 0) -> windows.Rows:
+    cut = windows.cut((np.array(lengths) * RATE).astype(int), window, RATE)
+    return windows.rows(cut, pool, RATE)
+
+
+def test_a_clips_windows_share_its_label() -> None:
+    records = [{"genre": 3}, {"genre": 1}]
+    found = labels.labels(TASKS["gtzan_genre"], records, rows_of([60, 30], 30), FPS)
+    assert found.y.tolist() == [3, 3, 1]
+    assert found.item.tolist() == [0, 0, 1]
+    assert found.labels.tolist() == [3, 1]
+
+
+def test_tracks_outside_a_subset_take_no_part() -> None:
+    records = [{"genre": np.array(x, np.uint8)} for x in ([0, 1], [0, 0], [1, 1])]
+    found = labels.labels(TASKS["mtg_genre"], records, rows_of([60, 60, 30], 30), FPS)
+    assert found.rows.tolist() == [0, 1, 4]
+    assert found.item.tolist() == [0, 0, 1]
+    assert found.labels.tolist() == [[0, 1], [1, 1]]
+    # but a MagnaTagATune clip without a tag counts
+    records = [{"tags": r["genre"]} for r in records]
+    kept = labels.labels(TASKS["magnatagatune"], records, rows_of([29.1] * 3, 29.1), FPS)
+    assert len(kept.labels) == 3
+    with pytest.raises(ValueError, match="no record of the split belongs"):
+        nothing = [{"genre": np.zeros(2, np.uint8)}]
+        labels.labels(TASKS["mtg_genre"], nothing, rows_of([30], 30), FPS)
+
+
+def test_every_vocalset_chunk_is_an_item() -> None:
+    records = [{"technique": 2}, {"technique": 0}]
+    found = labels.labels(TASKS["vocalset_technique"], records, rows_of([7, 3], 3), FPS)
+    assert found.labels.tolist() == [2, 2, 2, 0]
+    assert found.item.tolist() == [0, 1, 2, 3]
+
+
+def song() -> dict:
+    drum = timbres.INSTRUMENTS.index("drums")
+    quality = list(harmony.QUALITIES).index
+    return {
+        "beats": {"time": np.array([0.0, 0.5, 1.0, 1.5]), "position": np.arange(4) + 1},
+        "chords": {
+            "root": np.array([0, 9, 7, -1]),
+            "quality": np.array([quality("maj"), quality("min7"), quality("sus4"), quality("N")]),
+        },
+        "notes": {
+            "onset": np.array([0.0, 0.0, 0.6, 0.0, 1.9]),
+            "offset": np.array([0.5, 2.0, 0.7, 2.0, 2.0]),
+            "pitch": np.array([60, 67, 64, 36, 62]),
+            "instrument": np.array([1, 2, 3, drum, 1]),
+        },
+    }
+
+
+def embedded(name: str, pool: int = 25) -> np.ndarray:
+    return labels.labels(TASKS[name], [song()], rows_of([2.1], 2.1, pool), FPS).y
+
+
+def test_labels_of_half_seconds() -> None:
+    assert embedded("synth_chord").tolist() == [0, 9 + 12]  # sus4 has no third, N no root
+    assert embedded("synth_polyphony").tolist() == [2, 1, 1, 1]
+    classes = embedded("synth_pitch")
+    assert [np.flatnonzero(row).tolist() for row in classes] == [[0, 7], [7], [7], [7]]
+    playing = embedded("synth_instrument", windows.WHOLE)
+    drum = timbres.INSTRUMENTS.index("drums")
+    assert np.flatnonzero(playing[0]).tolist() == [1, 2, 3, drum]
+
+
+def test_tables_here_are_those_of_the_composer() -> None:
+    assert timbres.INSTRUMENTS[labels.DRUMS] == "drums"
+    assert len(labels.THIRDS) == len(harmony.QUALITIES)
+    for third, intervals in zip(labels.THIRDS, harmony.QUALITIES.values(), strict=True):
+        assert third == (1 if 3 in intervals else 0 if 4 in intervals else -1)
+    assert metrics.KEYS == harmony.KEYS
+
+
+def test_beat_labels_and_estimates_across_windows() -> None:
+    # two windows of a second: each lacks its last frame, at 0.98 s and 1.98 s
+    records = [{"beats": {"time": np.zeros(0)}}, {"beats": {"time": np.array([0.98, 1.5, 9.0])}}]
+    rows = rows_of([1, 2], 1, 1)
+    found = labels.labels(TASKS["synth_beat"], records, rows, FPS)
+    assert found.start.tolist() == [0]
+    assert found.rows[0] == 49  # the record without beats takes no part
+    at = rows.begin[found.rows][found.labels[:, 0] == 1]
+    np.testing.assert_allclose(at, [1.5])
+    near = rows.begin[found.rows][found.y[:, 0] == 1]
+    np.testing.assert_allclose(near, [0.96, 1.0, 1.48, 1.5, 1.52])
+    assert found.references[0].tolist() == [0.98, 1.5, 9.0]
+
+
+def test_perfect_frames_give_the_reference_beats() -> None:
+    times = np.arange(0.3, 30, 0.5)  # the model goes on in silence
+    rows = rows_of([30], 5, 1)
+    found = labels.labels(TASKS["gtzan_beat"], [{"beat_times": times}], rows, FPS)
+    outputs = np.where(found.labels > 0, 6.0, -6.0)
+    (estimate,) = labels.beat_estimates(outputs, found, rows, FPS)
+    assert np.abs(estimate[:, None] - times).min(1).max() < 0.03

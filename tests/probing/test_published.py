@@ -1,0 +1,70 @@
+"""Published figures: of tasks and scores that exist, and with the chance that they imply."""
+
+import numpy as np
+import pytest
+
+from musicssl.probing import labels, metrics, published, tasks
+from musicssl.probing.tasks import TASKS
+
+
+def test_published_rows_are_of_tasks_and_scores_that_exist() -> None:
+    for task, score in published.COLUMNS:
+        assert score in tasks.KINDS[TASKS[task].kind].scores or (task, score) == ("gtzan_beat", "f")
+    mert = {model: values for model, _, values in published.scores("giantsteps_key")}
+    assert mert["MERT-v1-95M"] == {"weighted": pytest.approx(0.635)}
+    assert "MusiCNN" not in [model for model, _, _ in published.scores("gtzan_beat")]
+    assert published.scores("synth_key") == []
+
+
+def of_counts(counts: list[int]) -> labels.Labels:
+    y = np.repeat(np.arange(len(counts)), counts)
+    return labels.Labels(np.arange(len(y)), y, np.arange(len(y)), y, np.zeros(0), ())
+
+
+def test_chance_of_published_class_counts() -> None:
+    """Labels in the published numbers, scored as built ones are; and by hand."""
+    genres = [46, 48, 45, 42, 47, 43, 44, 41, 43, 44]  # in train
+    for name, counts in published.TEST_COUNTS.items():
+        assert sum(counts.items) == TASKS[name].sizes[2]
+        train = genres if name == "gtzan_genre" else np.eye(24, dtype=int)[counts.answer]
+        found = labels.chance(TASKS[name], of_counts(train), of_counts(counts.items))
+        score, chance = TASKS[name].chance
+        assert found[score] == pytest.approx(chance)
+    assert TASKS["gtzan_genre"].chance[1] == pytest.approx(31 / 290)
+    assert TASKS["nsynth_instrument"].chance[1] == pytest.approx(843 / 4096)
+    # C minor to itself, to F minor a fifth below, to E flat major and to C major
+    keys = dict(zip(metrics.KEYS, published.TEST_COUNTS["giantsteps_key"].items, strict=True))
+    right = keys["C minor"] + 0.5 * keys["F minor"] + 0.3 * keys["Eb major"] + 0.2 * keys["C major"]
+    assert TASKS["giantsteps_key"].chance[1] == pytest.approx(right / 604)
+    assert TASKS["giantsteps_key"].chance[1] == pytest.approx(0.1576, abs=5e-5)
+    # the same test split's published PR-AUC of a constant
+    assert published.TAG_SHARES["mtg_moodtheme"] == pytest.approx(0.031924, abs=5e-7)
+
+
+# Tracks of each tag in the whole of MTG-Jamendo, which the splits divide by artist:
+# MTG/mtg-jamendo-dataset, stats/autotagging_top50tags/all.tsv and, for the other two,
+# stats/raw_30s_cleantags_50artists/; the number of tracks is of that repository's README.
+JAMENDO_TRACKS = {
+    "mtg_top50": (54_380, """
+        16480 8094 7805 7750 7570 7496 6865 6120 5726 5602 4833 4804 4241 3941 3761 3678 2827 2657
+        2632 2498 2434 2371 2259 2202 2179 2172 2169 2080 2044 1947 1887 1837 1808 1764 1657 1604
+        1528 1502 1477 1435 1431 1395 1357 1350 1343 1283 1282 1278 1271 1245"""),
+    "mtg_instrument": (25_135, """
+        7750 7496 5726 6120 4804 4241 1947 1837 1604 2080 2044 1278 1764 859 1282 1114 891 873
+        908 1070 640 631 721 473 440 416 589 398 463 543 290 518 309 157 364 497 229 190 386 315
+        278"""),
+    "mtg_genre": (55_215, """
+        16480 6865 7805 7570 8094 3761 3941 4833 5602 2827 3678 2371 2172 2632 1887 2498 2179 2657
+        2259 2169 1283 2434 1808 1395 1528 1477 2202 1082 1435 1078 1003 1343 1245 1431 629 993 568
+        729 590 598 696 704 547 501 429 512 579 712 584 325 447 776 509 382 504 635 445 490 342 312
+        318 244 375 332 377 216 359 215 427 308 191 287 148 282 169 202 304 222 187 134 177 310 140
+        221 179 167 281 267 213 214 139 222 135 175 121"""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name, apart", [("top50", 0.001), ("instrument", 0.03), ("genre", 0.07)])
+def test_chance_of_tags_is_near_that_of_the_whole_data_set(name: str, apart: float) -> None:
+    """A split by artist has its own counts, and leaves out 1 of 41 instruments, 8 of 95 genres."""
+    tracks, counts = JAMENDO_TRACKS[f"mtg_{name}"]
+    share = np.mean([int(count) / tracks for count in counts.split()])
+    assert TASKS[f"mtg_{name}"].chance[1] == pytest.approx(share, rel=apart)

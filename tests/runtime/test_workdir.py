@@ -1,0 +1,75 @@
+"""Whose run a workdir is, and what may change in it."""
+
+import json
+
+import pytest
+
+from musicssl.runtime.workdir import claim, flat
+from tests.support.saved_states import config
+
+
+def test_claim_refuses_another_run_and_names_each_difference(saved):
+    before = (saved / "config.json").read_text()
+    other = config({"optim.learning_rate": 0.5, "mask.span": 5, "log_every": 3})
+    with pytest.raises(ValueError) as error:
+        claim(saved, other)
+    message = str(error.value)
+    assert "mask.span (10 there, 5 here)" in message and "\n" not in message
+    assert "optim.learning_rate (0.001 there, 0.5 here)" in message
+    assert "log_every" not in message and "--workdir" in message
+    assert (saved / "config.json").read_text() == before
+
+
+def test_claim_takes_what_may_change(saved):
+    changes = {
+        "log_every": 3,
+        "nonfinite": "skip",
+        "checkpoint.every": 3,
+        "mesh.fsdp": 2,
+        "data.data_dir": "elsewhere",
+        "data.on_damage": "skip",
+        "data2vec.guard_after": 7,
+        "data2vec.min_target_std": 0.05,
+    }
+    other = config(changes)
+    claim(saved, other)
+    assert json.loads((saved / "config.json").read_text()) == json.loads(other.to_json())
+
+
+@pytest.mark.parametrize("leaf", ["steps", "seed", "batch_size", "accumulate", "data.crop_frames"])
+def test_claim_refuses_a_change_of_what_is_computed(saved, leaf):
+    value = flat(config().to_dict())[leaf]
+    with pytest.raises(ValueError, match=leaf.replace(".", r"\.")):
+        claim(saved, config({leaf: value * 2}))
+
+
+def test_claim_refuses_checkpoints_without_a_readable_config(saved):
+    (saved / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json cannot be read"):
+        claim(saved, config())
+    (saved / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"config\.json cannot be read"):
+        claim(saved, config())
+
+
+def test_claim_does_not_overwrite_a_foreign_config(tmp_path):
+    foreign = tmp_path / "config.json"
+    foreign.write_text('{"model_type": "hubert"}')
+    with pytest.raises(ValueError, match=r"config\.json is not of a run"):
+        claim(tmp_path, config())
+    assert foreign.read_text() == '{"model_type": "hubert"}'
+
+
+def test_claim_of_a_run_without_checkpoints_starts_anew(tmp_path):
+    claim(tmp_path / "a" / "b", config())
+    claim(tmp_path / "a" / "b", config({"seed": 9}))
+    assert json.loads((tmp_path / "a" / "b" / "config.json").read_text())["seed"] == 9
+    assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["config.json"]
+
+
+def test_flat_spells_leaves_as_flags_do():
+    assert flat({"a": 1, "b": {"c": [2], "d": {"e": 3}}}) == {
+        "a": 1,
+        "b.c": [2],
+        "b.d.e": 3,
+    }
