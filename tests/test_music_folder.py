@@ -21,7 +21,7 @@ from data_pipelines.shards import BuildError
 RATE = 16_000
 STRANGE = os.fsdecode(b"caf\xe9.wav")  # a name that is not UTF-8
 SKIPPED = {
-    "broken/a\\ttab.wav": "digital silence",
+    "broken/a\\ttab.wav": "no sound: digital silence",
     "broken/cut.wav": "truncated: 5.0 of 10.0 s are there",
     "broken/empty.mp3": "empty: a file of 0 bytes",
     "broken/gone.wav": "unreadable: a broken link or not a regular file",
@@ -48,8 +48,10 @@ def write(path: Path, audio: np.ndarray, rate: int = RATE, **options: str) -> No
 def good_files(root: Path) -> None:
     write(root / "artist/album 1/long.wav", noise(65.0))
     write(root / "artist/album 1/thirty one.flac", noise(31.0, 22_050), 22_050)
-    gap = noise(70.0)
+    gap = noise(130.0)
     gap[30 * RATE : 60 * RATE] = 0
+    gap[60 * RATE : 90 * RATE] *= 1e-4  # the noise of rounding
+    gap[90 * RATE : 120 * RATE] = 0.1
     write(root / "artist/album 2/gap.wav", gap)
     write(root / "B ünï côdé/ä (live) 'b'.mp3", noise(10.0, 44_100, 2), 44_100)
     write(root / "C/c.ogg", noise(8.0, 32_000, 2), 32_000)
@@ -120,7 +122,7 @@ def test_records_are_the_files_in_segments(built, music):
     assert starts == {
         "artist/album 1/long.wav": [0, 30, 60],
         "artist/album 1/thirty one.flac": [0],  # the last second is too short for a record
-        "artist/album 2/gap.wav": [0, 60],  # half a minute of digital silence between
+        "artist/album 2/gap.wav": [0, 120],  # nothing to hear between
         "B ünï côdé/ä (live) 'b'.mp3": [0],
         "C/c.ogg": [0],
         "C/D/E/F/deep.AIFF": [0],
@@ -145,7 +147,7 @@ def test_bad_files_are_listed_and_counted(built):
     assert dict(line.split("\t") for line in lines) == SKIPPED
     assert built.summary.files == 15 and len(built.summary.skipped) == 8
     assert built.summary.seconds == 65 + 30 + 40 + 10 + 8 + 3 + 5
-    assert dict(built.summary.reasons())["digital silence"] == 1
+    assert dict(built.summary.reasons())["no sound"] == 1
 
 
 def test_no_folder_is_in_both_splits(built):

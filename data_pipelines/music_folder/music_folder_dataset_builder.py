@@ -86,8 +86,17 @@ class Builder(ShardedBuilder):
             segment = audio[start : start + SEGMENT * self.sample_rate]  # [n] -> [<= 30 s]
             if len(segment) < SHORTEST * self.sample_rate:
                 continue
-            if np.count_nonzero(segment) < SOUND * len(segment):
+            if not _is_heard(segment, self.sample_rate):
                 continue  # nothing to hear, and no variance to normalise by
             key = f"{name}#{index:04d}"
             seconds = np.float32(start / self.sample_rate)
             yield key, {"id": key, "path": name, "start": seconds, "audio": segment}
+
+
+def _is_heard(segment: np.ndarray, sample_rate: int) -> bool:
+    """Tells whether int16 [n] is more than silence, the noise of rounding or a constant."""
+    try:
+        decode.check_heard(segment, sample_rate)
+    except decode.Unusable:
+        return False
+    return np.count_nonzero(segment) >= SOUND * len(segment)
