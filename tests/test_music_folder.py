@@ -202,15 +202,51 @@ def test_nothing_usable_and_nothing_there(music, tmp_path):
 def test_walk_counts_each_file_once(music):
     found = tree.walk(music)
     assert len(found.files) == 15 and list(found.files) == sorted(found.files)
-    assert (found.others, found.repeated) == (2, 4)  # three by the link, one by its second name
+    assert (found.others, found.repeated) == (2, 3)  # two folders by links, a file by another name
     assert "artist/album 1/long.wav" in found.files  # not by the link, which comes before it
 
 
-def test_unreadable_folder_is_named(music, tmp_path, monkeypatch):
-    def refuse(folder: str) -> None:
-        raise PermissionError(13, "Permission denied", folder)
+def test_folders_linked_to_one_another_are_walked_once(tmp_path):
+    """Twelve artists, each with a link to every other: the paths among them are 12! many."""
+    outside = tmp_path / "outside"
+    write(outside / "far/f.wav", noise(3.0))
+    for artist in range(12):
+        write(tmp_path / f"music/{artist:02d}/s.wav", noise(3.0))
+        (tmp_path / f"music/{artist:02d}/far").symlink_to(outside)
+        for other in range(12):
+            (tmp_path / f"music/{artist:02d}/like {other:02d}").symlink_to(f"../{other:02d}")
+    (outside / "back").symlink_to(tmp_path / "music")
+    found = tree.walk(tmp_path / "music")
+    songs = [f"{artist:02d}/s.wav" for artist in range(12)]
+    assert found.files == ("00/far/far/f.wav", *songs)
+    assert found.repeated == 12 * 12 + 11 + 1
+
+
+def test_folders_of_the_system_are_left_alone(tmp_path):
+    for folder in ("a", "lost+found", "$RECYCLE.BIN/S-1", "System Volume Information", "b/@eaDir"):
+        write(tmp_path / folder / "s.wav", noise(3.0))
+    found = tree.walk(tmp_path)
+    assert (found.files, found.system) == (("a/s.wav",), 4)
+
+
+def test_unreadable_folder_is_named(music, tmp_path, monkeypatch, capsys):
+    """The rest is built; only if the whole folder cannot be read there is nothing to do."""
+    scandir = os.scandir
+
+    def refuse(folder: str) -> object:
+        if os.path.basename(folder) == unreadable:
+            raise PermissionError(13, "Permission denied", folder)
+        return scandir(folder)
 
     monkeypatch.setattr(os, "scandir", refuse)
+    unreadable = "artist"
+    inputs = Builder(data_dir=tmp_path)._split_generators(SimpleNamespace(manual_dir=music))
+    assert len([source for split in inputs.values() for source in split]) == 12
+    unreadable = "album 2"
+    inputs = Builder(data_dir=tmp_path)._split_generators(SimpleNamespace(manual_dir=music))
+    assert len([source for split in inputs.values() for source in split]) == 14
+    assert "artist/album 2: Permission denied; left alone" in capsys.readouterr().err
+    unreadable = music.name
     with pytest.raises(BuildError, match=f"{music.name}: Permission denied; make it readable"):
         Builder(data_dir=tmp_path)._split_generators(SimpleNamespace(manual_dir=music))
 
