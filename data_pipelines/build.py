@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,10 +22,11 @@ from typing import Any, NoReturn
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
+import tensorflow as tf
 import tensorflow_datasets as tfds
 from etils import epath
 
-from data_pipelines import batches
+from data_pipelines import batches, claim, paths
 from data_pipelines.shards import SKIPPED, BuildError, ShardedBuilder
 from data_pipelines.workers import LOCAL_RUNNER
 
@@ -93,37 +94,85 @@ def _build(args: argparse.Namespace, beam_flags: Sequence[str]) -> None:
     name, _, config = args.name.partition("/")
     if config and args.config not in (None, config):
         raise BuildError(f"{args.name} and --config={args.config} name two configs; give one")
+    args.name, args.config = name, args.config or config or None
     _check(args)
     if beam_flags and args.workers:
         raise BuildError("--workers is for this machine; a Beam runner has flags of its own")
     beam_options = _beam_options(beam_flags) if beam_flags else {}
-    builder = load_builder(name, args.config or config or None, args.data_dir)
-    folder = builder.data_path
-    source = folder / SOURCE
-    given = str(Path(args.manual_dir).expanduser().resolve()) if args.manual_dir else ""
-    if builder.is_prepared():
-        before = source.read_text() if source.exists() else given
-        if given and before != given:
-            raise BuildError(
-                f"{folder} was built from {before}: choose another --data_dir for {given}, or "
-                "remove it to build it again"
-            )
-        records = builder.info.splits.total_num_examples
-        print(f"{folder} is already built ({records} records); remove it to build it again")
+    builder = load_builder(args.name, args.config, args.data_dir)
+    if _is_built(builder, args):
         return
-    if folder.exists():
-        raise BuildError(f"{folder} exists and holds no complete data set; remove it")
+    with _claimed(builder.data_path):
+        builder = load_builder(args.name, args.config, args.data_dir)
+        if not _is_built(builder, args):  # it may have been, until it was ours
+            _prepare(builder, args, beam_options)
+
+
+def _is_built(builder: ShardedBuilder, args: argparse.Namespace) -> bool:
+    """Tells, in words too, whether the data set is there, and refuses one of another folder."""
+    folder, given = builder.data_path, _source(args)
+    source = folder / SOURCE
+    if not _is_complete(folder):
+        if folder.exists():
+            raise BuildError(f"{folder} exists and holds no complete data set; remove it")
+        return False
+    before = source.read_text() if source.exists() else given
+    if given and before != given:
+        raise BuildError(
+            f"{folder} was built from {before}: choose another --data_dir for {given}, or "
+            "remove it to build it again"
+        )
+    records = builder.info.splits.total_num_examples
+    print(f"{folder} is already built ({records} records); remove it to build it again")
+    return True
+
+
+def _is_complete(folder: epath.Path) -> bool:
+    """Tells what TFDS would, which takes a folder's name for a pattern."""
+    return (folder / "dataset_info.json").exists()
+
+
+def _prepare(
+    builder: ShardedBuilder, args: argparse.Namespace, beam_options: Mapping[str, Any]
+) -> None:
+    folder = builder.data_path
     builder.max_lost = args.max_lost
     builder.workers = args.workers or _cores()
-    for left in folder.parent.glob(f"incomplete.*_{folder.name}"):  # another build may be running
+    for left in paths.matching(folder.parent, f"incomplete.*_{folder.name}"):
         print(f"{left} is of a build that was killed, or still runs", file=sys.stderr)
     start = time.monotonic()
     download = tfds.download.DownloadConfig(manual_dir=args.manual_dir, **beam_options)
-    with _full_disk_named(args.data_dir), contextlib.redirect_stdout(io.StringIO()):
-        builder.download_and_prepare(download_config=download)
-    source.write_text(given)
+    try:
+        with _full_disk_named(args.data_dir), contextlib.redirect_stdout(io.StringIO()):
+            builder.download_and_prepare(download_config=download)
+    except (OSError, tf.errors.OpError):
+        # Where a claim cannot be had, as in the cloud, somebody else may have been first.
+        other = load_builder(args.name, args.config, args.data_dir)
+        if not (_is_complete(other.data_path) and _is_built(other, args)):
+            raise
+        return
+    (folder / SOURCE).write_text(_source(args))
     _write_index(folder)
     print(_summary(builder, time.monotonic() - start, "Beam" if beam_options else "processes"))
+
+
+@contextlib.contextmanager
+def _claimed(folder: epath.Path) -> Iterator[None]:
+    """Keeps others from building into a folder; one in the cloud cannot be claimed."""
+    if "://" in str(folder):
+        yield
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with claim.claim(Path(folder.parent) / f".{folder.name}.claim"):
+            yield
+    except claim.Claimed as other:
+        raise BuildError(f"{folder} is being built by {other}: wait for its end") from other
+
+
+def _source(args: argparse.Namespace) -> str:
+    """Returns the folder that is built from, as it is kept and shown."""
+    return paths.shown(Path(args.manual_dir).resolve()) if args.manual_dir else ""
 
 
 def _cores() -> int:
@@ -141,16 +190,24 @@ def _write_index(folder: epath.Path) -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Raises BuildError for a flag whose value cannot be."""
-    if args.manual_dir is not None and not Path(args.manual_dir).expanduser().is_dir():
-        raise BuildError(f"--manual_dir={args.manual_dir} is not a folder")
+    """Raises BuildError for a flag whose value cannot be; writes `~` out in the paths."""
+    try:
+        args.data_dir = paths.expand(args.data_dir)
+        args.manual_dir = args.manual_dir and paths.expand(args.manual_dir)
+    except ValueError as error:
+        raise BuildError(str(error)) from error
+    shown = f"--data_dir={paths.shown(args.data_dir)}"
+    if args.manual_dir is not None and not Path(args.manual_dir).is_dir():
+        raise BuildError(f"--manual_dir={paths.shown(args.manual_dir)} is not a folder")
+    if paths.shown(Path(args.data_dir).absolute()) != str(Path(args.data_dir).absolute()):
+        raise BuildError(f"{shown} is no UTF-8, which TensorFlow needs; choose another")
     if "://" not in args.data_dir:
         try:
-            Path(args.data_dir).expanduser().mkdir(parents=True, exist_ok=True)
+            Path(args.data_dir).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise BuildError(f"--data_dir={args.data_dir}: {error.strerror}") from error
-        if not os.access(Path(args.data_dir).expanduser(), os.W_OK):
-            raise BuildError(f"--data_dir={args.data_dir} may not be written to; choose another")
+            raise BuildError(f"{shown}: {error.strerror}") from error
+        if not os.access(args.data_dir, os.W_OK):
+            raise BuildError(f"{shown} may not be written to; choose another")
     if not 0 <= args.max_lost <= 1:
         raise BuildError(f"--max_lost={args.max_lost:g} is not a share in 0..1")
     if args.workers is not None and args.workers < 1:
@@ -235,4 +292,6 @@ def _leave(number: int, frame: object) -> NoReturn:
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, _leave)  # an exception, so that TFDS removes what is half done
     logging.getLogger().setLevel(logging.ERROR)
+    with contextlib.suppress(OSError):  # a stream that was written to need not allow it
+        sys.stdout.reconfigure(errors="backslashreplace")  # of names that the terminal cannot show
     sys.exit(main())

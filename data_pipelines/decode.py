@@ -1,30 +1,30 @@
 """Audio files of any common kind to int16 mono at one rate, and why a file cannot be used.
 
 A file is decoded and resampled in blocks, so that the peak is the int16 result itself: 115 MB an
-hour at 16 kHz, whatever the file's own rate, channels and encoding.
+hour at 16 kHz, whatever the file's own rate, channels and encoding. libsndfile decodes what it
+can; FFmpeg, where it is installed, what libsndfile does not know or gives up.
 """
 
+import contextlib
 import dataclasses
-import math
 import os
-import re
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import audioread
 import numpy as np
 import soundfile
 import soxr
 
-from data_pipelines import containers
+from data_pipelines.containers import chunks, ffmpeg, flac, kinds, mpeg, ogg
+from data_pipelines.containers.parts import COMPLETE, UNKNOWN, Part, Unusable, View
+
+__all__ = ["COMPLETE", "SUFFIXES", "Unusable", "check_heard", "duration", "load"]
 
 _LIBSNDFILE = "aif aifc aiff au caf flac mp3 oga ogg opus rf64 snd w64 wav wave"
-_FALLBACK = "aac ac3 ape m4a m4b m4p mka mp4 mpc tta webm wma wv"
-SOUNDFILE_SUFFIXES = frozenset(f".{kind}" for kind in _LIBSNDFILE.split())
-# What librosa.load would hand to audioread, which needs FFmpeg or a system decoder.
-FALLBACK_SUFFIXES = frozenset(f".{kind}" for kind in _FALLBACK.split())
+_FFMPEG = "aac ac3 ape m4a m4b m4p mka mp4 mpc tta webm wma wv"
+_FFMPEG_SUFFIXES = frozenset(f".{kind}" for kind in _FFMPEG.split())
+SUFFIXES = _FFMPEG_SUFFIXES | {f".{kind}" for kind in _LIBSNDFILE.split()}
 _BYTES_PER_SECOND = {  # typical; 16,000 (128 kbit/s) for the others: duration() guesses by it
     ".ape": 90_000,
     ".mp4": 250_000,
@@ -32,68 +32,163 @@ _BYTES_PER_SECOND = {  # typical; 16,000 (128 kbit/s) for the others: duration()
     ".webm": 150_000,
     ".wv": 90_000,
 }
-SUFFIXES = SOUNDFILE_SUFFIXES | FALLBACK_SUFFIXES
 
-COMPLETE = 0.95  # a file with less than this share of what its header promises is truncated
 MIN_RATE = 4000  # Hz; less is not music, and a header of 1 Hz would ask for 16,000 times the memory
+QUIETEST = 1e-4  # of full scale, -80 dB: what is below is no music, but the noise of rounding
+_TOO_LONG = 1.05  # a file with more than this share of what it promises is not what was meant
+_GRACE = 0.2  # seconds beyond it that encoders add to short files
+_FRAME = 0.02  # seconds: less than a decoder leaves out at a time
+_BEYOND = 0.05  # share of a float file's samples beyond -1..1 that is more than loud passages,
+_FEW = 100  # if it is more than so many
+_CANCELLED = 0.01  # energy of the channels' mean, by theirs: -20 dB
+_EVERY = 7  # samples from one to the next of those whose energy is measured
 _BLOCK = 1 << 16  # frames decoded at a time: fits the cache, and was fastest of 2^14 .. 2^20
 _PIPE = 1 << 16  # bytes: what a pipe holds
 _LARGEST_START = 1 << 28  # samples allocated on a header's word; more only as it comes
 _ENDLESS = 1 << 60  # libsndfile's frame count when it does not know the length
-_UNSTATED = 0x7FFF0000  # RIFF and AU sizes from here up are placeholders of streaming writers
-
-
-class Unusable(Exception):
-    """A file that cannot be used; `reason` is one line, its kind before the first colon."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
-    def __reduce__(self) -> tuple[type["Unusable"], tuple[str]]:
-        return Unusable, (self.reason,)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Stream:
-    """An opened file: its rate in Hz, the frames it promises (0: none said), its blocks."""
+    """An opened part of a file: its rate in Hz, the seconds it promises (0: none said), its blocks.
+
+    `floats` tells whether its samples are stored as floats, which may have any scale.
+    """
 
     sample_rate: int
-    promised: int
+    promised: float
     blocks: Iterator[np.ndarray]  # float32 [n, channels]
+    floats: bool
 
 
-def load(path: str | os.PathLike, sample_rate: int, min_seconds: float = 0.0) -> np.ndarray:
+_Decoder = Callable[[Path], Iterator[_Stream]]
+
+
+@dataclasses.dataclass
+class _Sound:
+    """What was decoded of a file so far."""
+
+    audio: np.ndarray  # int16 [n], with room behind
+    samples: int = 0
+    seconds: float = 0.0
+    promised: float = 0.0
+    floats: int = 0  # samples that were stored as floats
+    beyond: int = 0  # of these, beyond -1..1
+    peak: float = 0.0
+
+    def add(self, mono: np.ndarray, floats: bool) -> None:
+        """Adds float32 [n], which is overwritten."""
+        end = self.samples + len(mono)
+        if end > len(self.audio):
+            self.audio.resize(max(end, 2 * len(self.audio)), refcheck=False)  # no second copy
+        if floats and len(mono):
+            self.floats += len(mono)
+            self.beyond += np.count_nonzero(np.abs(mono) > 1)
+            self.peak = max(self.peak, float(np.abs(mono).max()))
+        np.multiply(mono, 32768.0, out=mono)
+        np.rint(mono, out=mono)
+        self.audio[self.samples : end] = np.clip(mono, -32768, 32767, out=mono)
+        self.samples = end
+
+
+class _Mix:
+    """Channels to mono: their mean, or the channel asked for; and the energy of both."""
+
+    def __init__(self, channel: int | None = None) -> None:
+        self.channel = channel
+        self.mean = 0.0
+        self.channels = np.zeros(0)
+
+    def __call__(self, block: np.ndarray) -> np.ndarray:
+        """Returns a new float32 [n] of a block, float32 [n, channels]."""
+        count = block.shape[1]
+        if self.channel is not None:
+            return block[:, min(self.channel, count - 1)].copy()
+        mono = block[:, 0].copy()  # a sum of columns: four times faster than mean(axis=1) on stereo
+        if count == 1:
+            return mono
+        for channel in range(1, count):
+            mono += block[:, channel]
+        mono *= np.float32(1 / count)
+        if len(self.channels) < count:
+            self.channels = np.pad(self.channels, (0, count - len(self.channels)))
+        for channel in range(count):
+            self.channels[channel] += _energy(block[::_EVERY, channel])
+        self.mean += _energy(mono[::_EVERY])
+        return mono
+
+    @property
+    def alone(self) -> int | None:
+        """The first loud channel, if the channels cancel one another in their mean."""
+        if not len(self.channels) or self.mean >= _CANCELLED * self.channels.mean():
+            return None
+        return int(np.argmax(self.channels >= self.channels.max() / 2))
+
+
+def load(
+    path: str | os.PathLike,
+    sample_rate: int,
+    min_seconds: float = 0.0,
+    quietest: float = QUIETEST,
+) -> np.ndarray:
     """Decodes a file to int16 mono [n] at `sample_rate`.
 
-    Channels are averaged, soxr resamples (its HQ setting, librosa's default), values are scaled
-    by 32768, rounded to nearest and clipped. A 16-bit mono file already at `sample_rate` comes
-    back bit for bit.
+    Channels are averaged, or a loud one is taken where they cancel one another; soxr resamples
+    (its HQ setting, librosa's default), values are scaled by 32768, rounded to nearest and
+    clipped. A 16-bit mono file already at `sample_rate` comes back bit for bit. Of several sound
+    tracks the default one is decoded; files that were joined are decoded to the end of the last.
+
+    Args:
+      quietest: the least deviation from its mean that is sound, as a share of full scale.
 
     Raises:
       Unusable: the file is empty, unreadable, locked, not audio, corrupt, truncated (less than
-        COMPLETE of what its header promises, or an Ogg file without its end-of-stream page),
-        digital silence, shorter than `min_seconds`, or holds NaN or infinite samples. An mp3
-        that does not state its length cannot be seen to be truncated.
+        COMPLETE of what it promises, or an Ogg file without its end-of-stream page), longer than
+        it promises, shorter than `min_seconds`, holds NaN or infinite samples, floats of another
+        scale than -1..1, or no sound.
     """
     path = Path(path)
-    _check_readable(path)
-    opener = _open_audioread if path.suffix.lower() in FALLBACK_SUFFIXES else _open_soundfile
-    with opener(path) as stream:
-        if stream.sample_rate < MIN_RATE:
-            raise Unusable(f"not music: a sample rate of {stream.sample_rate} Hz")
-        audio, decoded = _convert(stream, sample_rate)
-    if decoded < COMPLETE * stream.promised:
-        seconds, whole = decoded / stream.sample_rate, stream.promised / stream.sample_rate
-        raise Unusable(f"truncated: {seconds:.1f} of {whole:.1f} s are there")
-    if decoded == 0:
-        raise Unusable("empty: no sample in it")
+    try:
+        _check_readable(path)
+        sound = _decode(path, sample_rate)
+    except OSError as error:
+        raise Unusable(f"unreadable: {error.strerror or error}") from error
+    audio = sound.audio
     if len(audio) < min_seconds * sample_rate:
         seconds = len(audio) / sample_rate
         raise Unusable(f"too short: {seconds:.2f} s, the minimum is {min_seconds:g} s")
-    if not audio.any():
-        raise Unusable("digital silence")
+    if sound.beyond > max(_FEW, _BEYOND * sound.floats):
+        share = 100 * sound.beyond / sound.floats
+        raise Unusable(
+            f"out of scale: {share:.0f} % of its floats are beyond -1..1, up to {sound.peak:.4g}"
+        )
+    check_heard(audio, sample_rate, quietest)
     return audio
+
+
+def check_heard(audio: np.ndarray, sample_rate: int, quietest: float = QUIETEST) -> None:
+    """Raises Unusable for int16 [n] in which nothing is to be heard.
+
+    The tenth of a second at both ends is not looked at if the rest is longer: a constant rings
+    there when it is resampled.
+    """
+    if not audio.any():
+        raise Unusable("no sound: digital silence")
+    edge = sample_rate // 10
+    inner = audio[edge:-edge] if len(audio) > 4 * edge else audio
+    total = square = 0.0
+    for start in range(0, len(inner), _BLOCK):
+        block = inner[start : start + _BLOCK].astype(np.float64)
+        total += block.sum()
+        square += _energy(block)
+    mean = total / len(inner)
+    deviation = max(0.0, square / len(inner) - mean * mean) ** 0.5
+    if deviation >= max(32768 * quietest, 1e-3):
+        return
+    if abs(mean) > max(deviation, 0.5):
+        raise Unusable(f"no sound: a constant, {mean / 32768:.3g}")
+    if quietest:
+        raise Unusable(f"no sound: below {20 * np.log10(quietest):.0f} dB")
 
 
 def duration(path: str | os.PathLike) -> float:
@@ -105,7 +200,7 @@ def duration(path: str | os.PathLike) -> float:
     try:
         if not path.is_file():  # a named pipe would be waited for
             return 0.0
-        if path.suffix.lower() in FALLBACK_SUFFIXES:
+        if kinds.needs_ffmpeg(kinds.kind(path)[0]):
             return path.stat().st_size / _BYTES_PER_SECOND.get(path.suffix.lower(), 16_000)
         info = soundfile.info(os.fsencode(path))
     except (OSError, soundfile.SoundFileError):
@@ -115,56 +210,102 @@ def duration(path: str | os.PathLike) -> float:
 
 def _check_readable(path: Path) -> None:
     """Raises Unusable for what can be told without a decoder."""
+    if not path.is_file():
+        raise Unusable("unreadable: a broken link or not a regular file")
+    if path.stat().st_size == 0:
+        raise Unusable("empty: a file of 0 bytes")
+    if kinds.is_pointer(path):
+        raise Unusable("not audio: a pointer of Git LFS in place of the file; run git lfs pull")
+    if kinds.is_locked(path):
+        raise Unusable("locked: protected by DRM")
+
+
+def _decode(path: Path, sample_rate: int) -> _Sound:
+    """Decodes with the decoder that the contents ask for, then with the other.
+
+    If both fail, the reason is that of the first, unless only the second knows the file.
+    """
+    kind, _ = kinds.kind(path)
+    if kinds.needs_ffmpeg(kind):
+        if not ffmpeg.is_installed():
+            raise _no_decoder(kind)
+        try:
+            return _whole(_by_ffmpeg(strict=False), path, sample_rate)
+        except Unusable as error:
+            if error.reason == UNKNOWN:
+                raise Unusable(f"corrupt: {kind} that FFmpeg cannot open") from None
+            raise
     try:
-        if not path.is_file():
-            raise Unusable("unreadable: a broken link or not a regular file")
-        if path.stat().st_size == 0:
-            raise Unusable("empty: a file of 0 bytes")
-        if containers.is_locked(path):
-            raise Unusable("locked: protected by DRM")
-        if containers.ogg_is_cut(path):
-            raise Unusable("truncated: the Ogg end-of-stream page is missing")
-    except OSError as error:
-        raise Unusable(f"unreadable: {error.strerror or error}") from error
+        return _whole(_by_libsndfile, path, sample_rate)
+    except Unusable as first:
+        if not first.reason.startswith((UNKNOWN, "corrupt", "empty")):
+            raise
+        if not ffmpeg.is_installed():
+            if first.reason.startswith(UNKNOWN) and path.suffix.lower() in _FFMPEG_SUFFIXES:
+                raise _no_decoder(path.suffix) from None
+            raise
+        try:
+            sound = _whole(_by_ffmpeg(strict=True), path, sample_rate)
+        except Unusable as second:
+            known = not second.reason.startswith(UNKNOWN)
+            raise (second if first.reason.startswith(UNKNOWN) and known else first) from None
+        if first.reason.startswith("corrupt") and abs(sound.seconds - sound.promised) > _FRAME:
+            raise  # FFmpeg has left out what is damaged
+        return sound
 
 
-def _convert(stream: _Stream, sample_rate: int) -> tuple[np.ndarray, int]:
-    """Resamples a stream's blocks; returns int16 [n] and the number of frames decoded."""
-    resample = _resampler(stream.sample_rate, sample_rate)
-    expected = stream.promised * sample_rate // stream.sample_rate + _BLOCK
-    out = np.empty(min(expected, _LARGEST_START), np.int16)
-    filled = decoded = 0
+def _energy(samples: np.ndarray) -> float:
+    """Returns the sum of squares; not by a matrix product, which would start threads."""
+    samples = np.ascontiguousarray(samples)
+    return float(np.einsum("n,n->", samples, samples))
+
+
+def _no_decoder(kind: str) -> Unusable:
+    return Unusable(f"no decoder: {kind} needs FFmpeg on this machine")
+
+
+def _whole(decoder: _Decoder, path: Path, sample_rate: int) -> _Sound:
+    """Decodes a file and compares its length with what it promises."""
+    mix = _Mix()
+    sound = _convert(decoder, path, sample_rate, mix)
+    if (channel := mix.alone) is not None:
+        sound = _convert(decoder, path, sample_rate, _Mix(channel))
+    seconds, promised = sound.seconds, sound.promised
+    if seconds < COMPLETE * promised:
+        raise Unusable(f"truncated: {seconds:.1f} of {promised:.1f} s are there")
+    if promised and seconds > _TOO_LONG * promised + _GRACE:
+        raise Unusable(f"longer than it says: {seconds:.1f} s, stated are {promised:.1f} s")
+    if not sound.samples:
+        raise Unusable("empty: no sample in it")
+    return sound
+
+
+def _convert(decoder: _Decoder, path: Path, sample_rate: int, mix: _Mix) -> _Sound:
+    """Mixes and resamples the blocks of all parts of a file."""
+    sound = _Sound(np.empty(0, np.int16))
     last = np.zeros((0, 1), np.float32)  # flushes the resampler
-    for block in _then(stream.blocks, last):
-        if not np.isfinite(block).all():
-            raise Unusable("not finite: NaN or infinite samples")
-        mono = _mean(block)  # [n, channels] -> [n]
-        decoded += len(mono)
-        mono = resample(mono, block is last)  # [n] -> [n * sample_rate / stream.sample_rate]
-        end = filled + len(mono)
-        if end > len(out):
-            out.resize(max(end, 2 * len(out)), refcheck=False)  # in place: no second copy
-        np.multiply(mono, 32768.0, out=mono)
-        np.rint(mono, out=mono)
-        out[filled:end] = np.clip(mono, -32768, 32767, out=mono)
-        filled = end
-    out.resize(filled, refcheck=False)
-    return out, decoded
+    with contextlib.closing(decoder(path)) as streams:
+        for stream in streams:
+            if stream.sample_rate < MIN_RATE:
+                raise Unusable(f"not music: a sample rate of {stream.sample_rate} Hz")
+            sound.promised += stream.promised
+            expected = int(sound.promised * sample_rate) + _BLOCK
+            if not len(sound.audio):
+                sound.audio = np.empty(min(expected, _LARGEST_START), np.int16)
+            resample = _resampler(stream.sample_rate, sample_rate)
+            for block in _then(stream.blocks, last):
+                if not np.isfinite(block).all():
+                    raise Unusable("not finite: NaN or infinite samples")
+                sound.seconds += len(block) / stream.sample_rate
+                mono = mix(block) if block is not last else last[:, 0].copy()
+                sound.add(resample(mono, block is last), stream.floats)
+    sound.audio.resize(sound.samples, refcheck=False)
+    return sound
 
 
 def _then(blocks: Iterator[np.ndarray], last: np.ndarray) -> Iterator[np.ndarray]:
     yield from blocks
     yield last
-
-
-def _mean(block: np.ndarray) -> np.ndarray:
-    """Returns the mean of a block's channels: a new float32 [n] of float32 [n, channels]."""
-    mono = block[:, 0].copy()  # a sum of columns: four times faster than mean(axis=1) on stereo
-    for channel in range(1, block.shape[1]):
-        mono += block[:, channel]
-    if block.shape[1] > 1:
-        mono *= np.float32(1 / block.shape[1])
-    return mono
 
 
 def _resampler(source: int, target: int) -> Callable[[np.ndarray, bool], np.ndarray]:
@@ -174,31 +315,62 @@ def _resampler(source: int, target: int) -> Callable[[np.ndarray, bool], np.ndar
     return lambda mono, last: stream.resample_chunk(mono, last=last)
 
 
-@contextmanager
-def _open_soundfile(path: Path) -> Iterator[_Stream]:
-    """Opens what libsndfile reads; its errors become Unusable."""
-    span = containers.mp3_span(path) if path.suffix.lower() == ".mp3" else None
-    try:
-        # libsndfile guesses the length of an mp3 that does not state it, and stops there, which
-        # can be long before the end. From a pipe it has no length to stop at.
-        plain = span is None or span.states_length
-        with _sound_file(path) if plain else _pipe(path, span) as file:
-            promised = 0 if file.frames >= _ENDLESS else _promised(file)
-            yield _Stream(file.samplerate, promised, _soundfile_blocks(file))
-    except soundfile.LibsndfileError as error:
-        what = error.error_string or f"error {error.code} of libsndfile"
-        raise Unusable(f"not audio, or a kind that cannot be read: {what.rstrip('.')}") from error
+def _by_ffmpeg(strict: bool) -> _Decoder:
+    """Returns a decoder: FFmpeg, lenient or strict about damage."""
+
+    def decoder(path: Path) -> Iterator[_Stream]:
+        track = ffmpeg.probe(path)
+        with ffmpeg.decode(path, track, strict) as sound:
+            yield _Stream(sound.sample_rate, track.seconds, sound.blocks, track.floats)
+
+    return decoder
 
 
-def _sound_file(path: Path) -> soundfile.SoundFile:
-    return soundfile.SoundFile(os.fsencode(path))  # a name need not be UTF-8
+def _by_libsndfile(path: Path) -> Iterator[_Stream]:
+    """Opens the parts of what libsndfile reads; its errors become Unusable."""
+    for part in _parts(path):
+        try:
+            with _open(path, part) as file:
+                known = part.frames or (file.frames if file.frames < _ENDLESS else 0)
+                promised = part.share * known / file.samplerate
+                floats = file.subtype in ("FLOAT", "DOUBLE")
+                blocks = _blocks(file, 0 if part.piped else known)
+                yield _Stream(file.samplerate, promised, blocks, floats)
+        except soundfile.LibsndfileError as error:
+            what = (error.error_string or f"error {error.code} of libsndfile").rstrip(".")
+            if "not a regular file" in what:  # what it says of any file that is no mp3
+                what = "Format not recognised"
+            raise Unusable(f"{UNKNOWN}: {what}") from error
 
 
-@contextmanager
-def _pipe(path: Path, span: containers.Mp3Span) -> Iterator[soundfile.SoundFile]:
-    """Opens the audio of an mp3 through a pipe."""
+def _parts(path: Path) -> list[Part]:
+    kind, start = kinds.kind(path)
+    found = {"chunks": chunks.parts, "flac": flac.parts, "ogg": ogg.parts, "": mpeg.parts}
+    return found[kind](path, start)
+
+
+@contextlib.contextmanager
+def _open(path: Path, part: Part) -> Iterator[soundfile.SoundFile]:
+    if part.is_file:
+        with soundfile.SoundFile(os.fsencode(path)) as file:  # a name need not be UTF-8
+            yield file
+    elif part.piped:
+        with _pipe(path, part) as file:
+            yield file
+    else:
+        with View(path, part) as view, soundfile.SoundFile(view) as file:
+            yield file
+
+
+@contextlib.contextmanager
+def _pipe(path: Path, part: Part) -> Iterator[soundfile.SoundFile]:
+    """Opens a part of an mp3 through a pipe.
+
+    libsndfile guesses the length of an mp3 that does not state it, and stops there, which can be
+    long before the end. From a pipe it has no length to stop at.
+    """
     read_end, write_end = os.pipe()
-    thread = threading.Thread(target=_feed, args=(path, span, write_end), daemon=True)
+    thread = threading.Thread(target=_feed, args=(path, part, write_end), daemon=True)
     thread.start()
     try:
         with soundfile.SoundFile(read_end, closefd=False) as file:
@@ -208,27 +380,26 @@ def _pipe(path: Path, span: containers.Mp3Span) -> Iterator[soundfile.SoundFile]
         thread.join()
 
 
-def _feed(path: Path, span: containers.Mp3Span, write_end: int) -> None:
+def _feed(path: Path, part: Part, write_end: int) -> None:
     # Unbuffered: a buffer would be flushed once more into the broken pipe when it closes.
     with (
-        path.open("rb") as file,
+        View(path, part) as view,
         os.fdopen(write_end, "wb", buffering=0) as pipe,
-        suppress(BrokenPipeError),
+        contextlib.suppress(BrokenPipeError),
     ):
-        file.seek(span.start)
-        left = span.end - span.start
-        while left > 0 and (block := file.read(min(left, _PIPE))):
+        while block := view.read(_PIPE):
             pipe.write(block)
-            left -= len(block)
 
 
-def _soundfile_blocks(file: soundfile.SoundFile) -> Iterator[np.ndarray]:
-    """Yields float32 [n, channels], one buffer used again and again."""
-    buffer = np.empty((_BLOCK, file.channels), np.float32)
+def _blocks(file: soundfile.SoundFile, frames: int) -> Iterator[np.ndarray]:
+    """Yields float32 [n, channels], one buffer used again and again; `frames` of them if not 0."""
+    block_size = min(_BLOCK, 8 * _BLOCK // file.channels)
+    buffer = np.empty((block_size, file.channels), np.float32)
     decoded = 0
-    while True:
+    while not frames or decoded < frames:  # a FLAC decoder fails on a block that goes further
+        wanted = min(block_size, frames - decoded) if frames else block_size
         try:
-            block = file.read(out=buffer)
+            block = file.read(out=buffer[:wanted])
         except soundfile.LibsndfileError as error:
             seconds = decoded / file.samplerate
             raise Unusable(f"corrupt: the decoder fails after {seconds:.1f} s") from error
@@ -236,46 +407,3 @@ def _soundfile_blocks(file: soundfile.SoundFile) -> Iterator[np.ndarray]:
             return
         decoded += len(block)
         yield block
-
-
-def _promised(file: soundfile.SoundFile) -> int:
-    """Returns the frames that the header promises.
-
-    Of uncompressed files libsndfile silently counts what is there, and only its log says
-    "data : 3528000 (should be 1764000)": the size stated, and the size found.
-    """
-    shares = [
-        int(stated) / max(1, int(found))
-        for stated, found in re.findall(r": (\d+) \(should be (\d+)\)", file.extra_info)
-        if int(stated) < _UNSTATED
-    ]
-    return math.floor(file.frames * max([1.0, *shares]))
-
-
-@contextmanager
-def _open_audioread(path: Path) -> Iterator[_Stream]:
-    """Opens what needs FFmpeg or a system decoder, as librosa.load does, but in blocks."""
-    try:
-        with audioread.audio_open(str(path)) as file:
-            # Of a raw stream the length is a guess from the bit rate.
-            stated = 0 if path.suffix.lower() in (".aac", ".ac3") else file.duration or 0
-            promised = int(stated * file.samplerate)
-            yield _Stream(file.samplerate, promised, _audioread_blocks(file, file.channels))
-    except audioread.NoBackendError as error:
-        names = {backend.__name__ for backend in audioread.available_backends()}
-        if names - {"RawAudioFile"}:  # which is Python's own and reads none of these
-            raise Unusable("not audio, or a kind that cannot be read") from error
-        raise Unusable(f"no decoder: {path.suffix} needs FFmpeg on this machine") from error
-    except (audioread.DecodeError, OSError, EOFError) as error:
-        raise Unusable(f"corrupt: {type(error).__name__} of the decoder") from error
-
-
-def _audioread_blocks(chunks: Iterator[bytes], channels: int) -> Iterator[np.ndarray]:
-    """Yields float32 [n, channels] of audioread's 16-bit chunks, which may split a frame."""
-    rest = b""
-    for chunk in chunks:
-        rest += chunk
-        whole = len(rest) - len(rest) % (2 * channels)
-        block = np.frombuffer(rest[:whole], "<i2").reshape(-1, channels)  # bytes -> [n, channels]
-        rest = rest[whole:]
-        yield block.astype(np.float32) * np.float32(1 / 32768)

@@ -21,6 +21,8 @@ import tensorflow_datasets as tfds
 from etils import epath
 from tqdm import tqdm
 
+from data_pipelines import paths
+
 BLOCK = 1 << 16  # bytes of audio to a checksum
 FORMAT = 1  # of the file
 SCANNERS = 4  # shards that are read at once
@@ -118,7 +120,7 @@ def shard_sizes(layout: Layout) -> np.ndarray:
 
     def size(shard: str) -> int:
         path = epath.Path(shard)
-        return path.stat().length if path.exists() else 0
+        return paths.size(path) if path.exists() else 0
 
     with ThreadPoolExecutor(16) as pool:  # a remote file system answers late
         return np.array(list(pool.map(size, layout.shards)), np.int64)

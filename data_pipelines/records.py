@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 from etils import epath
 
+from data_pipelines import paths
 from data_pipelines.record_index import BLOCK, Damaged, Index, Layout, layouts, read_index
 
 OPEN_FILES = 128  # shards that a data set keeps open
@@ -171,7 +172,7 @@ def find(name: str, data_dir: str | os.PathLike) -> epath.Path | None:
 
 def _versions(root: epath.Path) -> list[epath.Path]:
     """The finished version directories in `root`, oldest first."""
-    found = [path.parent for path in root.glob("*/dataset_info.json")]
+    found = [path.parent for path in paths.matching(root, "*/dataset_info.json")]
     found = [path for path in found if re.fullmatch(r"\d+\.\d+\.\d+", path.name)]
     return sorted(found, key=lambda path: [int(part) for part in path.name.split(".")])
 

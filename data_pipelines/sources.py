@@ -14,6 +14,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 from tqdm import tqdm
 
+from data_pipelines import paths
 from data_pipelines.shards import BuildError
 
 _BLOCK = 1 << 20  # bytes read at a time while hashing and joining
@@ -25,7 +26,8 @@ class Source:
     """One public file: its published name, where it lies, and its digest if one is published.
 
     `digest` is "sha256:<hex>" or "md5:<hex>", or None where the publisher states none; it is
-    never a digest of our own making.
+    never a digest of our own making. Of a folder of a git repository, whose archives GitHub may
+    pack anew, it is "git-tree:<hex>", the name that git gives the folder by its contents.
     """
 
     filename: str
@@ -46,9 +48,8 @@ def placed(folder: epath.Path | None, *names: str) -> epath.Path | None:
     if folder is None:
         return None
     for name in names:
-        found = min(folder.glob(name), default=None) if set(name) & set("*[") else folder / name
-        if found is not None and found.exists():
-            return found
+        if found := paths.matching(folder, name):
+            return found[0]
     return None
 
 
@@ -65,7 +66,7 @@ def fetch(
     by_hand = {name: placed(folder, source.filename) for name, source in sources.items()}
     wanted = {name: sources[name].url for name, path in by_hand.items() if path is None}
     downloaded = download(dl_manager, wanted) if wanted else {}
-    paths = {}
+    chosen = {}
     for name, source in sources.items():
         path = by_hand[name] or downloaded[name]
         problem = mismatch(path, source.digest)
@@ -76,8 +77,8 @@ def fetch(
             )
         if problem:
             print(f"{path}: {problem}; it is used all the same", file=sys.stderr)
-        paths[name] = path
-    return paths
+        chosen[name] = path
+    return chosen
 
 
 def download(
@@ -85,33 +86,49 @@ def download(
 ) -> dict[str, epath.Path]:
     """Downloads `urls` with TFDS; an unreachable host becomes one line with the remedy."""
     try:
-        paths = dl_manager.download(dict(urls))
+        files = dl_manager.download(dict(urls))
     except Exception as error:  # requests, urllib3, ssl and TFDS each raise their own
         first = (str(error) or type(error).__name__).splitlines()[0]
         raise BuildError(
             f"download failed ({first}); get the files as the data set's README.md says and "
             "pass their folder as --manual_dir"
         ) from error
-    return {name: epath.Path(path) for name, path in paths.items()}
+    return {name: epath.Path(path) for name, path in files.items()}
 
 
 def mismatch(path: epath.Path, digest: str | None) -> str | None:
-    """Returns what is wrong with a file's digest in words, or None if nothing is."""
+    """Returns what is wrong with a file's or a folder's digest in words, or None."""
     if digest is None:
         return None
     algorithm, _, expected = digest.partition(":")
+    found = git_tree(path) if algorithm == "git-tree" else _digest(path, algorithm)
+    if found == expected:
+        return None
+    return f"{algorithm} is {found}, published is {expected}"
+
+
+def _digest(path: epath.Path, algorithm: str) -> str:
     found = hashlib.new(algorithm)
     for block in _blocks([path], f"checking {path.name}"):
         found.update(block)
-    if found.hexdigest() == expected:
-        return None
-    return f"{algorithm} is {found.hexdigest()}, published is {expected}"
+    return found.hexdigest()
+
+
+def git_tree(folder: epath.Path) -> str:
+    """Returns what git calls a folder of plain files, by their contents (SHA-1)."""
+
+    def name(kind: bytes, content: bytes) -> bytes:
+        return hashlib.sha1(b"%s %d\0%s" % (kind, len(content), content)).digest()
+
+    files = sorted((f.name.encode(), f) for f in paths.matching(folder, "*") if not f.is_dir())
+    entries = [b"100644 %s\0%s" % (file, name(b"blob", f.read_bytes())) for file, f in files]
+    return name(b"tree", b"".join(entries)).hex()
 
 
 def join(parts: list[epath.Path], target: epath.Path) -> epath.Path:
     """Concatenates `parts` into `target`, unless a whole one is there from an earlier run."""
-    size = sum(part.stat().length for part in parts)
-    if target.exists() and target.stat().length == size:
+    whole = sum(paths.size(part) for part in parts)
+    if target.exists() and paths.size(target) == whole:
         return target
     partial = target.parent / f"{target.name}.partial"
     with partial.open("wb") as out:
@@ -134,11 +151,11 @@ def unpack(
     return epath.Path(dl_manager.extract(resource))
 
 
-def _blocks(paths: list[epath.Path], what: str) -> Iterator[bytes]:
-    """Yields the bytes of `paths` in order, with a bar if that takes a while."""
-    size = sum(path.stat().length for path in paths)
+def _blocks(files: list[epath.Path], what: str) -> Iterator[bytes]:
+    """Yields the bytes of `files` in order, with a bar if that takes a while."""
+    size = sum(paths.size(file) for file in files)
     with tqdm(total=size, unit="B", unit_scale=True, desc=what, disable=size < _BIG) as bar:
-        for path in paths:
+        for path in files:
             with path.open("rb") as file:
                 while block := file.read(_BLOCK):
                     bar.update(len(block))

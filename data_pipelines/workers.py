@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -32,7 +33,12 @@ def run(function: Callable[[Any], None], tasks: Sequence[Any], workers: int, pre
     # here they would inherit locks of threads that they do not have.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([preload])
-    pool = ProcessPoolExecutor(min(workers, len(tasks)), context, _start)
+    try:
+        pool = ProcessPoolExecutor(min(workers, len(tasks)), context, _start)
+    except (OSError, NotImplementedError) as error:  # as in a container without /dev/shm
+        print(f"no processes can be started ({error}): one process does it all", file=sys.stderr)
+        run(function, tasks, 1, preload)
+        return
     try:
         for future in as_completed([pool.submit(function, task) for task in tasks]):
             future.result()

@@ -9,7 +9,7 @@ from typing import ClassVar
 import tensorflow_datasets as tfds
 from etils import epath
 
-from data_pipelines import labelled, sources
+from data_pipelines import labelled, paths, sources
 from data_pipelines.shards import BuildError
 
 TONICS = ["C", "Db", "D", "Eb", "E", "F", "Gb", "G", "Ab", "A", "Bb", "B"]
@@ -34,13 +34,17 @@ REPOSITORIES = {
 _AUDIO = {"test": f"{_AUDIO_HOST}/backup", "train": f"{_AUDIO_HOST}/mtg_key_backup"}
 
 
-def parse_key(text: str) -> str:
-    """Returns `C minor` and the like as one of KEYS: tonic as a flat, mode in lower case."""
+def parse_key(text: str, where: str = "key") -> str:
+    """Returns `C minor` and the like as one of KEYS: tonic as a flat, mode in lower case.
+
+    Args:
+      where: file and track, for the error.
+    """
     words = text.split()
     tonic = words[0][:1].upper() + words[0][1:] if words else ""
     key = f"{_FLATS.get(tonic, tonic)} {words[1].lower()}" if len(words) == 2 else text
     if key not in KEYS:
-        raise BuildError(f"{text!r} is not a key such as 'C minor' or 'F# major'")
+        raise BuildError(f"{where}: {text!r} is not a key such as 'C minor' or 'F# major'")
     return key
 
 
@@ -82,7 +86,8 @@ def select_mtg(annotations: str, metadata: str) -> dict[int, tuple[str, str]]:
         if track not in credit:
             raise BuildError(f"beatport_metadata.txt has no track {track}: get the repository anew")
         team = {split[name] for name in _names(credit[track])}
-        usable[track] = ("validation" if "validation" in team else "train", parse_key(key))
+        key = parse_key(key, f"annotations.txt, track {track}")
+        usable[track] = ("validation" if "validation" in team else "train", key)
     return usable
 
 
@@ -106,9 +111,9 @@ class Builder(labelled.LabelledBuilder):
         mtg, test = _repository(dl_manager, "train"), _repository(dl_manager, "test")
         tables = (mtg / "annotations" / f"{t}.txt" for t in ("annotations", "beatport_metadata"))
         chosen = select_mtg(*(table.read_text() for table in tables))
-        files = sorted((test / "annotations" / "key").glob("*.LOFI.key"))
+        files = paths.matching(test / "annotations" / "key", "*.LOFI.key")
         held_out = {
-            int(file.name.partition(".")[0]): ("test", parse_key(file.read_text()))
+            int(file.name.partition(".")[0]): ("test", parse_key(file.read_text(), str(file)))
             for file in files
         }
         tracks = {"train": [], "validation": [], "test": []}

@@ -1,5 +1,6 @@
 """GTZAN with the fault-filtered split: 930 clips of 30 s, their genre, beats and bar positions."""
 
+import sys
 from typing import ClassVar
 
 import numpy as np
@@ -45,10 +46,12 @@ AUDIO = sources.Source(
     "https://huggingface.co/datasets/marsyas/gtzan/resolve/main/data/genres.tar.gz",
 )
 # GTZAN-Rhythm (Marchand, Fresnel and Peeters 2015) as plain text.
+_COMMIT = "fd9cafdebb6426fee41c3718791be61306323dd7"
 BEATS = sources.Source(
-    "gtzan_tempo_beat-main.zip",
-    "https://github.com/TempoBeatDownbeat/gtzan_tempo_beat/archive/refs/heads/main.zip",
+    f"gtzan_tempo_beat-{_COMMIT}.zip",
+    f"https://github.com/TempoBeatDownbeat/gtzan_tempo_beat/archive/{_COMMIT}.zip",
 )
+BEATS_TREE = "git-tree:76c2d35e0a94124013253719c22644a646079ccf"  # of its beats/ at that commit
 
 
 def read_list(text: str) -> list[tuple[str, str]]:
@@ -62,19 +65,36 @@ def read_list(text: str) -> list[tuple[str, str]]:
     return clips
 
 
-def read_beats(text: str) -> tuple[np.ndarray, np.ndarray]:
+def read_beats(text: str, file: str = "beats") -> tuple[np.ndarray, np.ndarray]:
     """Reads a .beats file, `seconds<TAB>position in the bar` a line, in order of time.
+
+    Args:
+      file: its name, for the error.
+
+    Raises:
+      BuildError: a line is none of these.
 
     Returns:
         Times, float32 [beats], in seconds, and positions, int32 [beats], 1 for a downbeat and 0
         where the file has none. Some times lie behind the end of the audio (up to 30.52 s): they
         are kept as annotated.
     """
-    rows = [line.split() for line in text.splitlines() if line.strip()]
-    rows.sort(key=lambda row: float(row[0]))
-    times = np.array([float(row[0]) for row in rows], np.float32)
-    positions = np.array([int(float(row[1])) if len(row) > 1 else 0 for row in rows], np.int32)
-    return times, positions
+    rows = []
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            time, *others = map(float, line.split())
+            rows.append((time, int(others[0]) if others else 0))
+            if not 0 <= time < np.inf:
+                raise ValueError
+        except (ValueError, OverflowError) as error:
+            if line.strip():
+                raise BuildError(
+                    f"{file}, line {number}: {line!r} is not seconds and a position in the bar, "
+                    "such as '0.52 1'"
+                ) from error
+    rows.sort(key=lambda row: row[0])
+    times = np.array([time for time, _ in rows], np.float32)
+    return times, np.array([position for _, position in rows], np.int32)
 
 
 # Not registered: TFDS has a builder of the same name (one split of 1,000 from the dead host), and
@@ -113,7 +133,7 @@ class Builder(labelled.LabelledBuilder, skip_registration=True):
 def _track(genre: str, path: str, audio: epath.Path, beats: epath.Path) -> labelled.Track:
     stem = path.partition("/")[2].removesuffix(".wav")  # blues.00029
     file = beats / f"gtzan_{stem.replace('.', '_')}.beats"
-    times, positions = read_beats(file.read_text() if file.exists() else "")
+    times, positions = read_beats(file.read_text() if file.exists() else "", str(file))
     labels = {"genre": genre, "beat_times": times, "bar_positions": positions}
     clip = sources.placed(audio, path, f"{genre}/{stem}.au")  # as older copies have it
     return labelled.Track(stem, path, clip or audio / path, labels)
@@ -141,8 +161,16 @@ def _audio_folder(dl_manager: tfds.download.DownloadManager) -> epath.Path:
 def _beats_folder(dl_manager: tfds.download.DownloadManager) -> epath.Path:
     """Returns the folder that holds gtzan_<genre>_<NNNNN>.beats."""
     manual = sources.manual_dir(dl_manager)
-    if (folder := sources.placed(manual, "beats", "gtzan_tempo_beat*/beats")) is not None:
-        return folder
-    archive = sources.fetch(dl_manager, {"beats": BEATS})["beats"]
-    root = sources.unpack(dl_manager, archive, tfds.download.ExtractMethod.ZIP)
-    return sources.placed(root, "*/beats", "beats") or root
+    folder = sources.placed(manual, "beats", "gtzan_tempo_beat*/beats")
+    archive = sources.placed(manual, "gtzan_tempo_beat*.zip")
+    by_hand = bool(folder or archive)
+    if folder is None:
+        archive = archive or sources.fetch(dl_manager, {"beats": BEATS})["beats"]
+        root = sources.unpack(dl_manager, archive, tfds.download.ExtractMethod.ZIP)
+        folder = sources.placed(root, "*/beats", "beats") or root
+    problem = sources.mismatch(folder, BEATS_TREE)
+    if problem and not by_hand:
+        raise BuildError(f"{BEATS.url}: of its beats/ {problem}; delete {archive} and run again")
+    if problem:
+        print(f"{folder}: {problem}; it is used all the same", file=sys.stderr)
+    return folder

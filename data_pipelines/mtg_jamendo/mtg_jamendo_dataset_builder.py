@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from data_pipelines import labelled, sources
+from data_pipelines import labelled, paths, sources
 from data_pipelines.shards import BuildError
 
 SUBSETS = {  # our name: that of the published files
@@ -100,8 +100,8 @@ class Builder(labelled.LabelledBuilder):
     """
 
     BUILDER_CONFIGS: ClassVar[list[JamendoConfig]] = [
-        JamendoConfig(name="16khz", sample_rate=16000, description="All tracks, 16 kHz, 430 GB."),
-        JamendoConfig(name="24khz", sample_rate=24000, description="All tracks, 24 kHz, 645 GB."),
+        JamendoConfig(name="16khz", sample_rate=16000, description="All tracks, 16 kHz, 434 GB."),
+        JamendoConfig(name="24khz", sample_rate=24000, description="All tracks, 24 kHz, 651 GB."),
         *(
             JamendoConfig(
                 name=f"moodtheme_{rate}khz",
@@ -180,20 +180,25 @@ def _locator(
 ) -> Callable[[str], epath.Path | labelled.Member]:
     """Returns the function from a table's path (41/241.mp3) to where that track's audio is.
 
-    Hand-placed folders come first, then hand-placed archives, then a download of the 100 archives
-    of mono mp3 ("audio-low"), which are read as they are: unpacked they would lie on disk twice.
+    Hand-placed folders come first, each file by either of its names, then hand-placed archives,
+    then a download of the 100 archives of mono mp3 ("audio-low"), which are read as they are:
+    unpacked they would lie on disk twice.
     """
     manual = sources.manual_dir(dl_manager)
-    if (folder := sources.placed(manual, "[0-9][0-9]", "*/[0-9][0-9]")) is not None:
-        root = folder.parent
-        low = next(root.glob("[0-9][0-9]/*.low.mp3"), None) is not None
-        suffix = ".low.mp3" if low else ".mp3"
-        return lambda path: root / (path.removesuffix(".mp3") + suffix)
-    tars = {tar.name[-6:-4]: tar for tar in manual.glob("*-[0-9][0-9].tar")} if manual else {}
-    tars = tars or _download_tars(dl_manager, collection)
+    placed = sources.placed(manual, "[0-9][0-9]", "*/[0-9][0-9]")
+    archives = paths.matching(manual, "*-[0-9][0-9].tar") if manual else []
+    tars = {tar.name[-6:-4]: tar for tar in archives}
+    if not placed and not tars:
+        tars = _download_tars(dl_manager, collection)
 
-    def locate(path: str) -> labelled.Member:
+    def locate(path: str) -> epath.Path | labelled.Member:
         folder, _, name = path.partition("/")
+        if placed:
+            names = (path.removesuffix(".mp3") + ".low.mp3", path)
+            if found := sources.placed(placed.parent, *names):
+                return found
+            if not tars:
+                return placed.parent / path
         if folder not in tars:
             raise BuildError(f"no archive *-{folder}.tar in --manual_dir, which {path} is in")
         return labelled.Member(tars[folder], name.removesuffix(".mp3"))

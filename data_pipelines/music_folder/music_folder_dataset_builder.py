@@ -11,13 +11,14 @@ import tensorflow_datasets as tfds
 from etils import epath
 from tqdm import tqdm
 
-from data_pipelines import decode
+from data_pipelines import decode, paths
 from data_pipelines.music_folder import tree
 from data_pipelines.shards import RECORDED, BuildError, Input, ShardedBuilder
 
 SEGMENT = 30  # seconds of a record
 SHORTEST = 2  # seconds of the last record of a file, and of a file
 SOUND = 0.01  # share of a record's samples that are not 0; resampling rings into digital silence
+TOLD = 20  # folders that cannot be read, by name
 SCANNERS = 16  # threads that read headers; a disk is what they wait for
 
 
@@ -57,16 +58,12 @@ class Builder(ShardedBuilder):
             found = tree.walk(folder)
         except OSError as error:
             raise BuildError(
-                f"{error.filename}: {error.strerror}; make it readable or move it away"
+                f"{paths.shown(folder)}: {error.strerror}; make it readable"
             ) from error
-        print(
-            f"{folder}: {len(found.files)} audio files; left alone: {found.others} other files, "
-            f"{found.repeated} second names of a file",
-            file=sys.stderr,
-        )
+        _say(folder, found)
         if not found.files:
             kinds = " ".join(sorted(decode.SUFFIXES))
-            raise BuildError(f"{folder} holds no audio file (known are {kinds})")
+            raise BuildError(f"{paths.shown(folder)} holds no audio file (known are {kinds})")
         with ThreadPoolExecutor(SCANNERS) as pool:
             lengths = pool.map(lambda path: decode.duration(folder / path), found.files)
             bar = tqdm(lengths, "reading headers", len(found.files), unit=" files", delay=5)
@@ -81,13 +78,34 @@ class Builder(ShardedBuilder):
 
     def _generate_examples(self, source: Input) -> Iterator[tuple[str, dict[str, Any]]]:
         audio = decode.load(source.origin, self.sample_rate, SHORTEST)
-        name = source.path.encode("utf-8", "backslashreplace").decode()
+        name = paths.shown(source.path)
         for index, start in enumerate(range(0, len(audio), SEGMENT * self.sample_rate)):
             segment = audio[start : start + SEGMENT * self.sample_rate]  # [n] -> [<= 30 s]
             if len(segment) < SHORTEST * self.sample_rate:
                 continue
-            if np.count_nonzero(segment) < SOUND * len(segment):
+            if not _is_heard(segment, self.sample_rate):
                 continue  # nothing to hear, and no variance to normalise by
             key = f"{name}#{index:04d}"
             seconds = np.float32(start / self.sample_rate)
             yield key, {"id": key, "path": name, "start": seconds, "audio": segment}
+
+
+def _say(folder: epath.Path, found: tree.Tree) -> None:
+    """Tells what a walk found, and what it left alone."""
+    print(
+        f"{paths.shown(folder)}: {len(found.files)} audio files; left alone: {found.others} other "
+        f"files, {found.repeated} second names of a file or folder, {found.system} folders of the "
+        f"system, {len(found.unreadable)} folders that cannot be read",
+        file=sys.stderr,
+    )
+    for path, why in found.unreadable[:TOLD]:
+        print(f"{paths.shown(path)}: {why}; left alone", file=sys.stderr)
+
+
+def _is_heard(segment: np.ndarray, sample_rate: int) -> bool:
+    """Tells whether int16 [n] is more than silence, the noise of rounding or a constant."""
+    try:
+        decode.check_heard(segment, sample_rate)
+    except decode.Unusable:
+        return False
+    return np.count_nonzero(segment) >= SOUND * len(segment)

@@ -5,7 +5,7 @@ import hashlib
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
 from data_pipelines.decode import SUFFIXES
@@ -16,28 +16,90 @@ DISC = re.compile(r"(cd|dis[ck]|lp|side|volume|vol\.?)[ ._-]*(\d+|[a-d])", re.IG
 MANY = 20  # folders side by side that are enough to divide at their level
 
 
+# Folders of operating systems and storage servers: deleted files, snapshots, pictures of files.
+SYSTEM = frozenset(
+    (
+        *("lost+found", "$recycle.bin", "system volume information", "found.000", "__macosx"),
+        *("#recycle", "@recycle", "#snapshot", "@snapshot", "@recently-snapshot", "@eadir", "@tmp"),
+    )
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Tree:
-    """What a walk found: audio files (relative, posix), other files, links to files seen before."""
+    """What a walk found: audio files (relative, posix), other files, second names of what was seen.
+
+    `system` are folders of the system, left alone; `unreadable` are folders and why.
+    """
 
     files: tuple[str, ...]
     others: int
     repeated: int
+    system: int = 0
+    unreadable: tuple[tuple[str, str], ...] = ()
+
+
+class _Walk:
+    """A walk in progress: every folder is entered once, by a name without a link if it has one."""
+
+    def __init__(self) -> None:
+        self.files: list[tuple[bool, str]] = []  # whether a link leads there, path
+        self.repeated = self.system = 0
+        self.unreadable: list[tuple[str, str]] = []
+        self._seen: set[tuple[int, int]] = set()
+
+    def below(self, root: str) -> None:
+        """Finds all files, those behind links to folders last."""
+        links = self._enter(root, linked=False)
+        while links:
+            links = [link for path in sorted(links) for link in self._enter(path, linked=True)]
+
+    def _enter(self, root: str, linked: bool) -> list[str]:
+        """Goes through a folder and those in it; returns the links to folders."""
+        links, folders = [], [root]
+        while folders:
+            folder = folders.pop()
+            identity = _identity(folder)
+            if identity in self._seen:
+                self.repeated += 1
+                continue
+            self._seen.add(identity)
+            try:
+                with os.scandir(folder) as entries:
+                    found = sorted(entries, key=lambda entry: entry.name, reverse=True)
+            except OSError as error:
+                self.unreadable.append((folder, error.strerror or str(error)))
+                continue
+            for entry in found:
+                if entry.name.startswith("."):
+                    continue
+                if not _is_folder(entry):
+                    self.files.append((linked or entry.is_symlink(), entry.path))
+                elif entry.name.lower() in SYSTEM:
+                    self.system += 1
+                else:
+                    (links if entry.is_symlink() else folders).append(entry.path)
+        return links
 
 
 def walk(root: str | os.PathLike) -> Tree:
     """Finds the audio files below `root` by their extensions, in the order of their paths.
 
-    Links are followed, and a file that can be reached twice (by links, also hard ones) counts
-    once, by a name without a link if it has one: otherwise it could be in both splits. Names with
-    a leading dot are left alone (macOS keeps a "._track.mp3" beside "track.mp3").
+    Links are followed, and a folder or a file that can be reached twice (by links, also hard ones)
+    counts once, by a name without a link if it has one: otherwise a file could be in both splits.
+    Names with a leading dot are left alone (macOS keeps a "._track.mp3" beside "track.mp3"), and
+    so are folders of the SYSTEM. A folder that cannot be read is told, and the rest is walked.
 
     Raises:
-      OSError: a folder cannot be read.
+      OSError: `root` itself cannot be read.
     """
+    root = os.fspath(root)
+    os.scandir(root).close()
+    walked = _Walk()
+    walked.below(root)
     files, seen = [], set()
-    others = repeated = 0
-    for _, path in sorted(_entries(os.fspath(root), frozenset(), linked=False)):
+    others, repeated = 0, walked.repeated
+    for _, path in sorted(walked.files):
         identity = _identity(path)
         if os.path.splitext(path)[1].lower() not in SUFFIXES:
             others += 1
@@ -45,26 +107,20 @@ def walk(root: str | os.PathLike) -> Tree:
             repeated += 1
         else:  # a broken link as well: decoding says so, in skipped.tsv
             seen.add(identity)
-            files.append(Path(os.path.relpath(path, root)).as_posix())
-    return Tree(tuple(sorted(files)), others, repeated)
+            files.append(_relative(path, root))
+    unreadable = sorted((_relative(path, root), why) for path, why in walked.unreadable)
+    return Tree(tuple(sorted(files)), others, repeated, walked.system, tuple(unreadable))
 
 
-def _entries(
-    folder: str, above: frozenset[tuple[int, int]], linked: bool
-) -> Iterator[tuple[bool, str]]:
-    """Yields (whether a link leads there, path) of all files below `folder`."""
-    identity = _identity(folder)
-    if identity in above:  # a link to a folder around itself
-        return
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            through_link = linked or entry.is_symlink()
-            if entry.is_dir():
-                yield from _entries(entry.path, above | {identity}, through_link)
-            else:
-                yield through_link, entry.path
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # links in a circle, or an error of the disk
+        return False
+
+
+def _relative(path: str, root: str) -> str:
+    return Path(os.path.relpath(path, root)).as_posix()
 
 
 def validation_files(seconds: Mapping[str, float]) -> set[str]:

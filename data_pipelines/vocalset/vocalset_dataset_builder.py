@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from data_pipelines import labelled, sources
+from data_pipelines import labelled, paths, sources
 from data_pipelines.shards import BuildError
 
 SINGERS = [f"f{i}" for i in range(1, 10)] + [f"m{i}" for i in range(1, 12)]
@@ -41,11 +41,16 @@ ARCHIVE = sources.Source(
     "https://zenodo.org/records/1203819/files/VocalSet11.zip?download=1",
     "md5:0c09396242f946e7111ad7d8fc649b81",  # Zenodo record 1203819
 )
+ARCHIVE_1_2 = sources.Source(
+    "VocalSet1-2.zip",
+    "https://zenodo.org/records/1442513/files/VocalSet1-2.zip?download=1",
+    "md5:c5e5efab412637fc94972b93c343a2f0",  # Zenodo record 1442513, as quoted in public code
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Recording:
-    """One usable file: its path below FULL/, technique, singer and its final name."""
+    """One usable file: its path below the singers' folder, technique, singer and its final name."""
 
     path: str
     technique: str
@@ -57,7 +62,7 @@ class Recording:
         return f"{self.technique}/{self.name}"
 
 
-def read_tree(paths: Sequence[str]) -> tuple[list[Recording], dict[str, str]]:
+def read_tree(files: Sequence[str]) -> tuple[list[Recording], dict[str, str]]:
     """Selects and names the recordings among `<singer>/<context>/<technique>/<file>.wav` paths.
 
     The singer is the folder (female2 is f2), and files that lack the prefix get it: MARBLE v1
@@ -69,7 +74,7 @@ def read_tree(paths: Sequence[str]) -> tuple[list[Recording], dict[str, str]]:
         The recordings in the order of techniques and names, and {path: reason} of faulty files.
     """
     recordings, faults = {}, {}
-    for path in sorted(paths):
+    for path in sorted(files):
         parts = path.split("/")
         if len(parts) != 4 or parts[2] not in (*TECHNIQUES, *OTHERS) or parts[3].startswith("."):
             continue
@@ -91,7 +96,7 @@ def read_tree(paths: Sequence[str]) -> tuple[list[Recording], dict[str, str]]:
 def _singer(folder: str) -> str:
     singer = folder.replace("female", "f").replace("male", "m")
     if singer not in SINGERS:
-        raise BuildError(f"FULL/{folder} is not a singer's folder such as female1 or male11")
+        raise BuildError(f"{folder} is not a singer's folder such as female1 or male11")
     return singer
 
 
@@ -151,7 +156,8 @@ class Builder(labelled.LabelledBuilder):
 
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
         "VocalSet11.zip (v1.1) or VocalSet1-2.zip (v1.2) from Zenodo records 1203819 and 1442513, "
-        "or the unpacked FULL/ folder. Without them v1.1 is downloaded (2.1 GB)."
+        "or their unpacked FULL/ (v1.1) or data_by_singer/ (v1.2). Without them v1.1 is downloaded "
+        "(2.1 GB)."
     )
     # The papers count 3 s chunks, which the task cuts; no count of recordings is published.
     TRACK_SECONDS = 10.0
@@ -164,9 +170,9 @@ class Builder(labelled.LabelledBuilder):
         }
 
     def contents(self, dl_manager: tfds.download.DownloadManager) -> labelled.Contents:
-        root = _full_folder(dl_manager)
-        paths = [file.relative_to(root).as_posix() for file in root.glob("*/*/*/*.wav")]
-        recordings, faults = read_tree(paths)
+        root = _singers_folder(dl_manager)
+        files = paths.matching(root, "*/*/*/*.wav")
+        recordings, faults = read_tree([file.relative_to(root).as_posix() for file in files])
         tracks = {
             split: [_track(recording, root) for recording in chosen]
             for split, chosen in split_tables(recordings).items()
@@ -180,12 +186,22 @@ def _track(recording: Recording, root: epath.Path) -> labelled.Track:
     return labelled.Track(recording.key, recording.path, root / recording.path, labels)
 
 
-def _full_folder(dl_manager: tfds.download.DownloadManager) -> epath.Path:
-    """Returns the FULL folder: placed by hand, or unpacked from either version's archive."""
+def _singers_folder(dl_manager: tfds.download.DownloadManager) -> epath.Path:
+    """Returns the folder of the singers' folders: placed by hand, or from either archive.
+
+    Version 1.2 holds the recordings three times, sorted by singer, by technique and by vowel.
+    """
     manual = sources.manual_dir(dl_manager)
-    if (folder := sources.placed(manual, "FULL", "*/FULL")) is not None:
+    if (folder := _placed(manual)) is not None:
         return folder
-    archive = sources.placed(manual, "VocalSet1-2.zip")
-    archive = archive or sources.fetch(dl_manager, {"audio": ARCHIVE})["audio"]
+    source = ARCHIVE_1_2 if sources.placed(manual, ARCHIVE_1_2.filename) else ARCHIVE
+    archive = sources.fetch(dl_manager, {"audio": source})["audio"]
     root = sources.unpack(dl_manager, archive, tfds.download.ExtractMethod.ZIP)
-    return sources.placed(root, "FULL", "*/FULL") or root / "FULL"
+    if (folder := _placed(root)) is None:
+        raise BuildError(f"{archive} holds neither FULL/ nor data_by_singer/: get it anew")
+    return folder
+
+
+def _placed(folder: epath.Path | None) -> epath.Path | None:
+    names = ("FULL", "data_by_singer")
+    return sources.placed(folder, *names, *(f"*/{name}" for name in names))

@@ -1,9 +1,12 @@
 """The build command: what it makes and says, what it refuses, and how it stops."""
 
 import contextlib
+import grp
 import io
 import os
+import pwd
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
@@ -172,6 +175,66 @@ def test_stopped_build_leaves_nothing_and_the_next_one_succeeds(music, tmp_path)
     assert "incomplete.ABCDEF_1.0.0 is of a build that was killed" in errors
     assert "3 (train 2, validation 1)" in output
     assert "files/s" in errors and "Traceback" not in errors
+
+
+def test_second_start_is_told_who_builds_and_a_killed_one_is_followed(music, tmp_path, capsys):
+    flags = ["music_folder", f"--data_dir={tmp_path}", f"--manual_dir={music}", "--workers=1"]
+    process = commands.Process(stalled, *flags)
+    assert process.stdout.readline() == "decoding\n"
+    folder = tmp_path / "music_folder/16khz"
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    line = refused(capsys, *flags)
+    host = socket.gethostname()
+    assert f"1.0.0 is being built by process {process.process.pid} on {host} since 20" in line
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    process.kill()
+    process.communicate()
+    assert list(folder.glob(".*claim"))  # left, and nobody's
+    assert build.main(flags) == 0
+    assert "3 (train 2, validation 1)" in capsys.readouterr().out
+    assert not list(folder.glob(".*claim"))
+
+
+def test_folders_by_any_name(music, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    strange = tmp_path / os.fsdecode(b"caf\xe9 [1]")
+    strange.symlink_to(music)
+    flags = [f"--manual_dir={strange}", "--workers=1", "--data_dir=~/a [1] b"]
+    for said in ("3 (train 2, validation 1)", "is already built (3 records)"):
+        assert build.main(["music_folder", *flags]) == 0
+        assert said in capsys.readouterr().out
+    assert (tmp_path / "a [1] b/music_folder/16khz/1.0.0/dataset_info.json").exists()
+    assert batches.is_built("music_folder", tmp_path / "a [1] b")
+    monkeypatch.chdir(music)
+    assert build.main(["music_folder", "--manual_dir=.", "--workers=1", "--data_dir=~/c"]) == 0
+    line = refused(capsys, "music_folder", f"--manual_dir={music}", f"--data_dir={strange}/d")
+    assert r"caf\udce9 [1]/d is no UTF-8" in line
+    line = refused(capsys, "music_folder", f"--manual_dir={music}", "--data_dir=~nobody-at-all/d")
+    assert "no home directory is known" in line
+
+
+def test_files_of_an_owner_without_a_name(music, tmp_path, capsys, monkeypatch):
+    def nameless(number: int) -> None:
+        raise KeyError(f"uid not found: {number}")
+
+    monkeypatch.setattr(pwd, "getpwuid", nameless)
+    monkeypatch.setattr(grp, "getgrgid", nameless)
+    flags = [f"--manual_dir={music}", "--workers=1", f"--data_dir={tmp_path}"]
+    for _ in range(2):
+        assert build.main(["music_folder", *flags]) == 0
+    assert len(batches.open_dataset("music_folder", tmp_path, "train")) == 2
+
+
+def test_one_process_where_there_can_be_no_more(music, tmp_path, capsys, monkeypatch):
+    def no_semaphores(*_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(workers, "ProcessPoolExecutor", no_semaphores)
+    flags = [f"--manual_dir={music}", "--workers=2", f"--data_dir={tmp_path}"]
+    assert build.main(["music_folder", *flags]) == 0
+    said = capsys.readouterr()
+    assert "3 (train 2, validation 1)" in said.out
+    assert "Read-only file system): one process does it all" in said.err
 
 
 def test_noise_of_decoders_is_discarded_and_python_is_heard(capfd):

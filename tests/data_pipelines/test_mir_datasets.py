@@ -19,6 +19,7 @@ import tensorflow_datasets as tfds
 from sklearn.preprocessing import StandardScaler
 
 from data_pipelines import labelled, sources
+from data_pipelines.gtzan.gtzan_dataset_builder import BEATS
 from tests.support import mir_fixtures
 
 NAMES = [
@@ -321,7 +322,7 @@ def pack(name: str, root: Path, target: Path) -> None:
     elif name == "gtzan":
         mir_fixtures.tar_folder(target / "genres.tar.gz", root, ["genres"])
         mir_fixtures.zip_folder(
-            target / "main.zip", root, ["beats"], rename=("beats", "x-main/beats")
+            target / BEATS.url.split("/")[-1], root, ["beats"], rename=("beats", "x-0/beats")
         )
         for file in root.glob("*.txt"):
             shutil.copy(file, target)
@@ -392,6 +393,7 @@ def test_archives_by_hand_give_the_same_records(
     """The published archives in --manual_dir, and nothing is downloaded."""
     pack(name, miniature(name)[0], tmp_path / "manual")
     if name == "gtzan":
-        (tmp_path / "manual/main.zip").rename(tmp_path / "manual/gtzan_tempo_beat-main.zip")
+        manual = tmp_path / "manual"
+        (manual / BEATS.url.split("/")[-1]).rename(manual / "gtzan_tempo_beat-main.zip")
     monkeypatch.delattr(tfds.download.DownloadManager, "download")
     assert shards(prepare(name, tmp_path / "data", tmp_path / "manual")) == shards(built(name))

@@ -15,7 +15,7 @@ import pytest
 import tensorflow_datasets as tfds
 from etils import epath
 
-from data_pipelines import labelled
+from data_pipelines import batches, labelled, sources
 from data_pipelines.emomusic import emomusic_dataset_builder as emomusic
 from data_pipelines.giantsteps_key import giantsteps_key_dataset_builder as giantsteps_key
 from data_pipelines.gtzan import gtzan_dataset_builder as gtzan
@@ -194,6 +194,22 @@ WRONG = {
     "a song without annotation": (
         "emomusic", _edit("annotations/static_annotations.csv", "\n5,", "\n9995,"), "song_id 5"
     ),
+    "a malformed beat": (
+        "gtzan", _edit("beats/gtzan_pop_00030.beats", "0.717\t2", "0.717,2"),
+        r"gtzan_pop_00030\.beats, line 2: '0\.717,2' is not seconds",
+    ),
+    "a beat that is no number": (
+        "gtzan", _edit("beats/gtzan_pop_00030.beats", "0.717", "NaN"), r"pop_00030\.beats, line 2"
+    ),
+    "a malformed key": (
+        "giantsteps_key", _edit(f"{_MTG}/annotations.txt", "A major", "A-A# minor"),
+        r"annotations\.txt, track 5881: 'A-A# minor' is not a key",
+    ),
+    "a malformed key of the test set": (
+        "giantsteps_key",
+        _edit("giantsteps-key-dataset/annotations/key/0061415.LOFI.key", "Eb major", "Eb maj"),
+        r"0061415\.LOFI\.key: 'Eb maj",
+    ),
     "a track without metadata": (
         "giantsteps_key", _edit(f"{_MTG}/beatport_metadata.txt", "\n5881\t", "\n5882\t"), "5881"
     ),
@@ -267,6 +283,81 @@ def test_a_clip_without_beats_is_told(
     test = tfds.as_numpy(builder.as_dataset("test"))
     empty = [r["id"] for r in test if not len(r["beat_times"]) and not len(r["bar_positions"])]
     assert empty == [b"rock.00031"]
+
+
+def test_beats_are_those_of_the_commit(
+    whole: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """By git's own digest of the folder; other beats are used if they were placed by hand."""
+    root = whole("gtzan")
+    subprocess.run(["git", "init", "-q", tmp_path / "git"], check=True)
+    shutil.copytree(root / "beats", tmp_path / "git/beats")
+    for command in (["add", "."], ["write-tree", "--prefix=beats/"]):
+        done = subprocess.run(
+            ["git", "-C", tmp_path / "git", *command], check=True, capture_output=True, text=True
+        )
+    assert sources.git_tree(epath.Path(root / "beats")) == done.stdout.strip()
+    prepare("gtzan", tmp_path / "data", root)
+    assert "git-tree is " in capsys.readouterr().err
+    monkeypatch.setattr(gtzan, "BEATS_TREE", f"git-tree:{done.stdout.strip()}")
+    prepare("gtzan", tmp_path / "again", root)
+    assert "git-tree is " not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("layout", ["VocalSet1-2/data_by_singer", "data_by_singer", "zip"])
+def test_vocalset_1_2(
+    whole: Callable[[str], Path], tmp_path: Path, layout: str, capsys: pytest.CaptureFixture
+) -> None:
+    """Three copies of the recordings, of which one is read; the same records as of version 1.1."""
+    root, manual = whole("vocalset"), tmp_path / "manual"
+    top = manual / ("VocalSet1-2" if layout == "zip" else Path(layout).parent)
+    shutil.copytree(root / "FULL", top / "data_by_singer")
+    for recording in (root / "FULL").glob("*/*/*/*.wav"):
+        copy = top / "data_by_technique" / recording.parts[-2] / recording.name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(recording, copy)
+    (top / "train_singers_technique.txt").touch()
+    if layout == "zip":
+        mir_fixtures.zip_folder(manual / "VocalSet1-2.zip", manual, [top.name])
+        shutil.rmtree(top)
+    found = prepare("vocalset", tmp_path / "data", manual)
+    expected = prepare("vocalset", tmp_path / "other", root)
+    assert ("published is c5e5efab" in capsys.readouterr().err) == (layout == "zip")
+    shards = [
+        {file.name: file.read_bytes() for file in Path(builder.data_dir).glob("*.tfrecord*")}
+        for builder in (found, expected)
+    ]
+    assert shards[0] == shards[1]
+
+
+def test_jamendo_files_of_both_names_and_in_archives(
+    whole: Callable[[str], Path], tmp_path: Path
+) -> None:
+    shutil.copytree(whole("mtg_jamendo"), tmp_path / "manual")
+    folders = sorted(p for p in (tmp_path / "manual").iterdir() if p.is_dir())
+    expected = prepare("mtg_jamendo", tmp_path / "data", tmp_path / "manual")
+    for folder in folders[::2]:
+        for file in folder.glob("*.low.mp3"):
+            file.rename(folder / file.name.replace(".low", ""))
+    mixed = prepare("mtg_jamendo", tmp_path / "mixed", tmp_path / "manual")
+    mir_fixtures.jamendo_tars(tmp_path / "manual", tmp_path / "manual")
+    for folder in folders[::3]:
+        shutil.rmtree(folder)
+    archives = prepare("mtg_jamendo", tmp_path / "archives", tmp_path / "manual")
+    for other in (mixed, archives):
+        assert other.info.splits.total_num_examples == expected.info.splits.total_num_examples == 16
+
+
+@pytest.mark.parametrize("name", ["vocalset", "giantsteps_key", "mtg_jamendo", "gtzan"])
+def test_folders_whose_names_look_like_patterns(
+    name: str, whole: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folders = [tmp_path / folder for folder in ("manual [v1]", "data [v1]*", "data")]
+    shutil.copytree(whole(name), folders[0])
+    found = prepare(name, folders[1], folders[0])
+    plain = prepare(name, folders[2], whole(name))
+    assert found.info.splits.total_num_examples == plain.info.splits.total_num_examples > 0
+    assert batches.is_built(name, folders[1])
 
 
 def test_jamendo_archives_by_hand(whole: Callable[[str], Path], tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from data_pipelines.shards import BuildError
 RATE = 16_000
 STRANGE = os.fsdecode(b"caf\xe9.wav")  # a name that is not UTF-8
 SKIPPED = {
-    "broken/a\\ttab.wav": "digital silence",
+    "broken/a\\ttab.wav": "no sound: digital silence",
     "broken/cut.wav": "truncated: 5.0 of 10.0 s are there",
     "broken/empty.mp3": "empty: a file of 0 bytes",
     "broken/gone.wav": "unreadable: a broken link or not a regular file",
@@ -48,8 +48,10 @@ def write(path: Path, audio: np.ndarray, rate: int = RATE, **options: str) -> No
 def good_files(root: Path) -> None:
     write(root / "artist/album 1/long.wav", noise(65.0))
     write(root / "artist/album 1/thirty one.flac", noise(31.0, 22_050), 22_050)
-    gap = noise(70.0)
+    gap = noise(130.0)
     gap[30 * RATE : 60 * RATE] = 0
+    gap[60 * RATE : 90 * RATE] *= 1e-4  # the noise of rounding
+    gap[90 * RATE : 120 * RATE] = 0.1
     write(root / "artist/album 2/gap.wav", gap)
     write(root / "B ünï côdé/ä (live) 'b'.mp3", noise(10.0, 44_100, 2), 44_100)
     write(root / "C/c.ogg", noise(8.0, 32_000, 2), 32_000)
@@ -120,7 +122,7 @@ def test_records_are_the_files_in_segments(built, music):
     assert starts == {
         "artist/album 1/long.wav": [0, 30, 60],
         "artist/album 1/thirty one.flac": [0],  # the last second is too short for a record
-        "artist/album 2/gap.wav": [0, 60],  # half a minute of digital silence between
+        "artist/album 2/gap.wav": [0, 120],  # nothing to hear between
         "B ünï côdé/ä (live) 'b'.mp3": [0],
         "C/c.ogg": [0],
         "C/D/E/F/deep.AIFF": [0],
@@ -145,7 +147,7 @@ def test_bad_files_are_listed_and_counted(built):
     assert dict(line.split("\t") for line in lines) == SKIPPED
     assert built.summary.files == 15 and len(built.summary.skipped) == 8
     assert built.summary.seconds == 65 + 30 + 40 + 10 + 8 + 3 + 5
-    assert dict(built.summary.reasons())["digital silence"] == 1
+    assert dict(built.summary.reasons())["no sound"] == 1
 
 
 def test_no_folder_is_in_both_splits(built):
@@ -200,15 +202,51 @@ def test_nothing_usable_and_nothing_there(music, tmp_path):
 def test_walk_counts_each_file_once(music):
     found = tree.walk(music)
     assert len(found.files) == 15 and list(found.files) == sorted(found.files)
-    assert (found.others, found.repeated) == (2, 4)  # three by the link, one by its second name
+    assert (found.others, found.repeated) == (2, 3)  # two folders by links, a file by another name
     assert "artist/album 1/long.wav" in found.files  # not by the link, which comes before it
 
 
-def test_unreadable_folder_is_named(music, tmp_path, monkeypatch):
-    def refuse(folder: str) -> None:
-        raise PermissionError(13, "Permission denied", folder)
+def test_folders_linked_to_one_another_are_walked_once(tmp_path):
+    """Twelve artists, each with a link to every other: the paths among them are 12! many."""
+    outside = tmp_path / "outside"
+    write(outside / "far/f.wav", noise(3.0))
+    for artist in range(12):
+        write(tmp_path / f"music/{artist:02d}/s.wav", noise(3.0))
+        (tmp_path / f"music/{artist:02d}/far").symlink_to(outside)
+        for other in range(12):
+            (tmp_path / f"music/{artist:02d}/like {other:02d}").symlink_to(f"../{other:02d}")
+    (outside / "back").symlink_to(tmp_path / "music")
+    found = tree.walk(tmp_path / "music")
+    songs = [f"{artist:02d}/s.wav" for artist in range(12)]
+    assert found.files == ("00/far/far/f.wav", *songs)
+    assert found.repeated == 12 * 12 + 11 + 1
+
+
+def test_folders_of_the_system_are_left_alone(tmp_path):
+    for folder in ("a", "lost+found", "$RECYCLE.BIN/S-1", "System Volume Information", "b/@eaDir"):
+        write(tmp_path / folder / "s.wav", noise(3.0))
+    found = tree.walk(tmp_path)
+    assert (found.files, found.system) == (("a/s.wav",), 4)
+
+
+def test_unreadable_folder_is_named(music, tmp_path, monkeypatch, capsys):
+    """The rest is built; only if the whole folder cannot be read there is nothing to do."""
+    scandir = os.scandir
+
+    def refuse(folder: str) -> object:
+        if os.path.basename(folder) == unreadable:
+            raise PermissionError(13, "Permission denied", folder)
+        return scandir(folder)
 
     monkeypatch.setattr(os, "scandir", refuse)
+    unreadable = "artist"
+    inputs = Builder(data_dir=tmp_path)._split_generators(SimpleNamespace(manual_dir=music))
+    assert len([source for split in inputs.values() for source in split]) == 12
+    unreadable = "album 2"
+    inputs = Builder(data_dir=tmp_path)._split_generators(SimpleNamespace(manual_dir=music))
+    assert len([source for split in inputs.values() for source in split]) == 14
+    assert "artist/album 2: Permission denied; left alone" in capsys.readouterr().err
+    unreadable = music.name
     with pytest.raises(BuildError, match=f"{music.name}: Permission denied; make it readable"):
         Builder(data_dir=tmp_path)._split_generators(SimpleNamespace(manual_dir=music))
 

@@ -1,0 +1,145 @@
+"""FFmpeg as a decoder of files: which stream to hear and how long it is, and its samples.
+
+Nothing is read that FFmpeg prints for people: a title may look like it.
+"""
+
+import json
+import os
+import shutil
+import struct
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+
+from data_pipelines.containers.parts import UNKNOWN, Unusable
+
+_ENTRIES = (
+    "format=format_name,duration,probe_score"
+    ":stream=index,codec_type,codec_name,sample_fmt,sample_rate,duration,start_time"
+    ":stream_disposition=default,attached_pic:stream_tags=DURATION"
+)
+# Formats without a length, for which ffprobe guesses by the bit rate.
+_RAW = frozenset("aac ac3 dts dtshd eac3 loas mlp mp2 mp3 truehd".split())  # noqa: SIM905
+_SURE = 50  # of 100: the least score of a format that is not guessed from a few odd bytes
+_BLOCK = 1 << 16  # samples of each channel at a time
+
+
+class Track(NamedTuple):
+    """A sound track: its number among the streams, its seconds (0: not known), float samples."""
+
+    index: int
+    seconds: float
+    floats: bool
+
+
+class Sound(NamedTuple):
+    """What is decoded: its rate in Hz, and float32 [n, channels] again and again."""
+
+    sample_rate: int
+    blocks: Iterator[np.ndarray]
+
+
+def is_installed() -> bool:
+    """Tells whether there are `ffmpeg` and `ffprobe` to be called."""
+    return bool(shutil.which("ffmpeg") and shutil.which("ffprobe"))
+
+
+def probe(path: Path) -> Track:
+    """Chooses the track of a file: the first of those that are marked as default, or the first.
+
+    Raises:
+      Unusable: FFmpeg finds no sound in it.
+    """
+    command = ["ffprobe", "-v", "error", "-of", "json", "-show_entries", _ENTRIES]
+    command += ["-protocol_whitelist", "file", "-i", _name(path)]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    try:
+        found = json.loads(done.stdout.decode(errors="replace") or "{}")
+    except ValueError:
+        found = {}
+    streams = found.get("streams", [])
+    sounds = [s for s in streams if s.get("codec_type") == "audio" and _number(s, "sample_rate")]
+    if _number(found.get("format", {}), "probe_score") < _SURE:
+        raise Unusable(UNKNOWN)
+    if not sounds:
+        raise Unusable("no sound: no sound track")
+    chosen = next((s for s in sounds if s["disposition"]["default"]), sounds[0])
+    pictures = sum(s.get("disposition", {}).get("attached_pic", 0) for s in streams)
+    alone = len(streams) - pictures == 1
+    seconds = _seconds(chosen, found.get("format", {}), alone)
+    kinds = chosen.get("codec_name", "")
+    floats = kinds.startswith("pcm_f") or (
+        kinds == "wavpack" and chosen.get("sample_fmt", "").startswith(("flt", "dbl"))
+    )
+    return Track(chosen["index"], seconds, floats)
+
+
+def _seconds(stream: dict[str, Any], container: dict[str, Any], alone: bool) -> float:
+    """Returns what a stream's length should be, 0.0 where nothing says it."""
+    if _RAW & set(container.get("format_name", "").split(",")):
+        return 0.0
+    if stated := _number(stream, "duration"):
+        return stated
+    try:  # Matroska: the time at which the stream ends
+        hours, minutes, seconds = stream["tags"]["DURATION"].split(":")
+        end = 3600 * int(hours) + 60 * int(minutes) + float(seconds)
+        return max(0.0, end - _number(stream, "start_time"))
+    except (KeyError, ValueError):
+        return _number(container, "duration") if alone else 0.0
+
+
+def _number(values: dict[str, Any], key: str) -> float:
+    try:
+        return float(values.get(key, 0))
+    except (TypeError, ValueError):  # "N/A"
+        return 0.0
+
+
+@contextmanager
+def decode(path: Path, track: Track, strict: bool) -> Iterator[Sound]:
+    """Decodes a track with its own rate and channels, which the head of FFmpeg's output tells.
+
+    Args:
+      strict: any error of a decoder ends it, else frames that cannot be decoded are left out.
+
+    Raises:
+      Unusable: nothing can be decoded, or not to the end.
+    """
+    command = ["ffmpeg", "-nostdin", "-v", "quiet", "-protocol_whitelist", "file,pipe"]
+    command += ["-xerror", "-err_detect", "explode"] if strict else []
+    command += ["-i", _name(path), "-map", f"0:{track.index}", "-c:a", "pcm_f32be"]
+    command += ["-f", "au", "pipe:1"]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    try:
+        head = process.stdout.read(24)
+        if len(head) < 24:
+            raise Unusable(UNKNOWN)
+        _, start, _, _, rate, channels = struct.unpack(">4sIIIII", head)
+        process.stdout.read(start - len(head))
+        yield Sound(rate, _blocks(process, channels, rate))
+    finally:
+        process.kill()
+        process.stdout.close()
+        process.wait()
+
+
+def _blocks(process: subprocess.Popen, channels: int, rate: int) -> Iterator[np.ndarray]:
+    stream: BinaryIO = process.stdout
+    decoded = 0
+    while raw := stream.read(4 * channels * _BLOCK):
+        whole = len(raw) - len(raw) % (4 * channels)
+        decoded += whole // (4 * channels)
+        yield np.frombuffer(raw[:whole], ">f4").reshape(-1, channels).astype(np.float32)
+    if process.wait():
+        if not decoded:
+            raise Unusable(UNKNOWN)
+        raise Unusable(f"corrupt: the decoder fails after {decoded / rate:.1f} s")
+
+
+def _name(path: Path) -> bytes:
+    """Returns a name that is nothing else to FFmpeg, whatever stands in it."""
+    return b"file:" + os.path.abspath(os.fsencode(path))

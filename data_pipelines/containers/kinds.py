@@ -1,0 +1,103 @@
+"""What a file is by its first bytes, whatever its name says, and whether it is locked."""
+
+import struct
+from pathlib import Path
+
+_ASF_HEADER = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
+_ASF_LOCKS = (
+    bytes.fromhex("fbb3112223bdd211b4b700a0c955fc6e"),  # Content Encryption Object
+    bytes.fromhex("14e68a292226174cb935dae07ee9289c"),  # Extended Content Encryption Object
+)
+_MOOV_LIMIT = 64 << 20  # bytes read of an MP4's index at most
+_POINTER = b"version https://git-lfs"
+# Kinds that libsndfile reads, if only some encodings of them, and those that need FFmpeg.
+_OWN = {
+    b"RIFF": "chunks",
+    b"RIFX": "chunks",
+    b"RF64": "chunks",
+    b"riff": "chunks",  # Wave64
+    b"FORM": "chunks",
+    b"caff": "chunks",
+    b".snd": "chunks",
+    b"fLaC": "flac",
+    b"OggS": "ogg",
+}
+_FFMPEG = {
+    b"\x1aE\xdf\xa3": "Matroska or WebM",
+    _ASF_HEADER[:4]: "WMA",
+    b"wvpk": "WavPack",
+    b"TTA1": "TTA",
+    b"MAC ": "Monkey's Audio",
+    b"MPCK": "Musepack",
+    b"ADIF": "AAC",
+}
+
+
+def kind(path: Path) -> tuple[str, int]:
+    """Returns what stands behind the file's ID3v2 tags, and at which byte.
+
+    It is "chunks", "flac", "ogg", "" for MPEG audio and all that is not known, or the name of a
+    kind that needs FFmpeg.
+    """
+    with path.open("rb") as file:
+        start = 0
+        while (head := file.read(16))[:3] == b"ID3":
+            start += tag_size(head)
+            file.seek(start)
+    if name := _OWN.get(head[:4]) or _FFMPEG.get(head[:4]):
+        return name, start
+    if head[4:8] == b"ftyp":
+        return "MP4", start
+    if head[:2] == b"\x0bw":
+        return "AC-3", start
+    if head[:3] == b"MP+":
+        return "Musepack", start
+    if head[:1] == b"\xff" and len(head) > 1 and head[1] & 0xF6 == 0xF0:  # layer 0 is not MPEG's
+        return "AAC", start
+    return "", start
+
+
+def needs_ffmpeg(name: str) -> bool:
+    """Tells whether libsndfile has no part of a kind that `kind` found."""
+    return name not in ("", *_OWN.values())
+
+
+def tag_size(head: bytes) -> int:
+    """Returns the bytes of the ID3v2 tag that begins so (ID3v2.4, 3.1), at least 10."""
+    if len(head) < 10:
+        return 10
+    a, b, c, d = head[6:10]  # four times seven bits
+    footer = 10 if head[5] & 0x10 else 0
+    return 10 + (a << 21 | b << 14 | c << 7 | d) + footer
+
+
+def is_pointer(path: Path) -> bool:
+    """Tells whether a file is what Git LFS puts in the place of one."""
+    with path.open("rb") as file:
+        return file.read(len(_POINTER)) == _POINTER
+
+
+def is_locked(path: Path) -> bool:
+    """Tells whether an MP4 or ASF (WMA) file says that its audio is encrypted (DRM)."""
+    with path.open("rb") as file:
+        head = file.read(1 << 16)
+        if head.startswith(_ASF_HEADER):
+            return any(lock in head for lock in _ASF_LOCKS)
+        if head[4:8] != b"ftyp":
+            return False
+        position = 0
+        while True:  # over the top-level boxes (ISO/IEC 14496-12, 4.2)
+            file.seek(position)
+            header = file.read(16)
+            if len(header) < 8:
+                return False
+            length, kind = struct.unpack(">I4s", header[:8])
+            if length == 1 and len(header) == 16:
+                (length,) = struct.unpack(">Q", header[8:])
+            if kind == b"moov":
+                file.seek(position)
+                index = file.read(min(length or _MOOV_LIMIT, _MOOV_LIMIT))
+                return b"sinf" in index  # the protection scheme of a track
+            if length < 8:
+                return False
+            position += length
