@@ -218,6 +218,8 @@ def _check_readable(path: Path) -> None:
         raise Unusable("not audio: a pointer of Git LFS in place of the file; run git lfs pull")
     if kinds.is_locked(path):
         raise Unusable("locked: protected by DRM")
+    if kinds.is_joined_mp4(path):
+        raise Unusable("longer than it says: a second MP4 follows the first")
 
 
 def _decode(path: Path, sample_rate: int) -> _Sound:

@@ -66,7 +66,7 @@ def parts(path: Path, start: int) -> list[Part]:
             return [Part()]  # the decoder will say what is wrong
         if kind == b"RF64" and found.size >= _UNSTATED:
             found = _wide(file, start, found)
-        closed = _ends_well(file, found.start + found.size, size, layout)
+        closed = found.size >= 0 and _ends_well(file, found.start + found.size, size, layout)
     return [_part(found, size - found.start, closed, layout.counted)]
 
 
@@ -91,7 +91,7 @@ def _part(found: _Chunk, there: int, closed: bool, counted: int) -> Part:
 def _audio(file: BinaryIO, start: int, size: int, layout: _Layout) -> _Chunk | None:
     """Finds the chunk of samples."""
     position = start + layout.first
-    while (chunk := _chunk(file, position, layout)) and chunk.start <= size:
+    while position < size and (chunk := _chunk(file, position, layout)):
         if not layout.audio:
             return chunk._replace(start=start + int.from_bytes(chunk.name, "big"))
         if chunk.name.startswith(layout.audio):
@@ -137,6 +137,8 @@ def _ends_well(file: BinaryIO, position: int, size: int, layout: _Layout) -> boo
             return True
         chunk = layout.audio and _chunk(file, position, layout)
         if not chunk or not _is_name(chunk.name[:4]) or not 0 <= chunk.size <= size - chunk.start:
+            return False
+        if chunk.name[:4] in _LAYOUTS:  # another file
             return False
         position = _behind(chunk, layout)
     return True

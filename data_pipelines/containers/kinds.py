@@ -1,7 +1,10 @@
 """What a file is by its first bytes, whatever its name says, and whether it is locked."""
 
+import os
 import struct
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 _ASF_HEADER = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 _ASF_LOCKS = (
@@ -83,21 +86,33 @@ def is_locked(path: Path) -> bool:
         head = file.read(1 << 16)
         if head.startswith(_ASF_HEADER):
             return any(lock in head for lock in _ASF_LOCKS)
-        if head[4:8] != b"ftyp":
-            return False
-        position = 0
-        while True:  # over the top-level boxes (ISO/IEC 14496-12, 4.2)
-            file.seek(position)
-            header = file.read(16)
-            if len(header) < 8:
-                return False
-            length, kind = struct.unpack(">I4s", header[:8])
-            if length == 1 and len(header) == 16:
-                (length,) = struct.unpack(">Q", header[8:])
-            if kind == b"moov":
-                file.seek(position)
-                index = file.read(min(length or _MOOV_LIMIT, _MOOV_LIMIT))
-                return b"sinf" in index  # the protection scheme of a track
-            if length < 8:
-                return False
-            position += length
+        for name, start, length in _boxes(file) if head[4:8] == b"ftyp" else ():
+            if name == b"moov":
+                file.seek(start)
+                return b"sinf" in file.read(min(length, _MOOV_LIMIT))  # a track's protection
+    return False
+
+
+def is_joined_mp4(path: Path) -> bool:
+    """Tells whether a second MP4 follows the first, which no decoder looks for."""
+    with path.open("rb") as file:
+        return file.read(8)[4:] == b"ftyp" and [b[0] for b in _boxes(file)].count(b"moov") > 1
+
+
+def _boxes(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
+    """Yields name, begin and bytes of an MP4's top-level boxes (ISO/IEC 14496-12, 4.2)."""
+    size, position = os.fstat(file.fileno()).st_size, 0
+    while position < size:
+        file.seek(position)
+        header = file.read(16)
+        if len(header) < 8:
+            return
+        length, name = struct.unpack(">I4s", header[:8])
+        if length == 1 and len(header) == 16:
+            (length,) = struct.unpack(">Q", header[8:])
+        elif length == 0:  # to the end
+            length = size - position
+        if length < 8:
+            return
+        yield name, position, length
+        position += length

@@ -277,7 +277,7 @@ def changed(whole: bytes, random: np.random.Generator) -> tuple[bytes, float, fl
         case 2:
             return ID3 * int(random.integers(1, 4)) + whole, 2.9, 3.1
         case 3:
-            return whole + whole, 2.9 if whole[:4] != b"OggS" else 5.9, 6.4
+            return whole + whole, 5.9, 6.4
         case 4:
             return whole + random.bytes(int(random.integers(1, 1000))), 2.8, 3.2
         case 5:

@@ -144,6 +144,13 @@ def test_cut_files(tmp_path, source):
     assert reason(path) == "corrupt: MP4 that FFmpeg cannot open"
 
 
+def test_joined_files_are_told(tmp_path, source):
+    for kind, codec in (("m4a", "aac"), ("mka", "flac"), ("webm", "libopus")):
+        path = make(tmp_path / f"a.{kind}", source, "-c:a", codec)
+        path.write_bytes(2 * path.read_bytes())
+        assert reason(path).startswith("longer than it says: ")
+
+
 def test_damage_that_libsndfile_finds_is_not_passed_over(tmp_path):
     """The second decoder would leave the damaged frames out."""
     for kind in ("flac", "mp3"):
