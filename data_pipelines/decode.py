@@ -7,17 +7,16 @@ can; FFmpeg, where it is installed, what libsndfile does not know or gives up.
 
 import contextlib
 import dataclasses
+import functools
 import os
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-import soundfile
 import soxr
 
-from data_pipelines.containers import chunks, ffmpeg, flac, kinds, mpeg, ogg
-from data_pipelines.containers.parts import COMPLETE, UNKNOWN, Part, Unusable, View
+from data_pipelines.containers import ffmpeg, kinds, libsndfile
+from data_pipelines.containers.parts import COMPLETE, UNKNOWN, Stream, Unusable
 
 __all__ = ["COMPLETE", "SUFFIXES", "Unusable", "check_heard", "duration", "load"]
 
@@ -43,25 +42,10 @@ _FEW = 100  # if it is more than so many
 _CANCELLED = 0.01  # energy of the channels' mean, by theirs: -20 dB
 _EVERY = 7  # samples from one to the next of those whose energy is measured
 _BLOCK = 1 << 16  # frames decoded at a time: fits the cache, and was fastest of 2^14 .. 2^20
-_PIPE = 1 << 16  # bytes: what a pipe holds
 _LARGEST_START = 1 << 28  # samples allocated on a header's word; more only as it comes
-_ENDLESS = 1 << 60  # libsndfile's frame count when it does not know the length
 
 
-@dataclasses.dataclass(frozen=True)
-class _Stream:
-    """An opened part of a file: its rate in Hz, the seconds it promises (0: none said), its blocks.
-
-    `floats` tells whether its samples are stored as floats, which may have any scale.
-    """
-
-    sample_rate: int
-    promised: float
-    blocks: Iterator[np.ndarray]  # float32 [n, channels]
-    floats: bool
-
-
-_Decoder = Callable[[Path], Iterator[_Stream]]
+_Decoder = Callable[[Path], Iterator[Stream]]
 
 
 @dataclasses.dataclass
@@ -202,10 +186,9 @@ def duration(path: str | os.PathLike) -> float:
             return 0.0
         if kinds.needs_ffmpeg(kinds.kind(path)[0]):
             return path.stat().st_size / _BYTES_PER_SECOND.get(path.suffix.lower(), 16_000)
-        info = soundfile.info(os.fsencode(path))
-    except (OSError, soundfile.SoundFileError):
+        return libsndfile.duration(path)
+    except OSError:
         return 0.0
-    return info.duration if info.frames < _ENDLESS else 0.0
 
 
 def _check_readable(path: Path) -> None:
@@ -232,13 +215,13 @@ def _decode(path: Path, sample_rate: int) -> _Sound:
         if not ffmpeg.is_installed():
             raise _no_decoder(kind)
         try:
-            return _whole(_by_ffmpeg(strict=False), path, sample_rate)
+            return _whole(ffmpeg.streams, path, sample_rate)
         except Unusable as error:
             if error.reason == UNKNOWN:
                 raise Unusable(f"corrupt: {kind} that FFmpeg cannot open") from None
             raise
     try:
-        return _whole(_by_libsndfile, path, sample_rate)
+        return _whole(libsndfile.streams, path, sample_rate)
     except Unusable as first:
         if not first.reason.startswith((UNKNOWN, "corrupt", "empty")):
             raise
@@ -247,7 +230,7 @@ def _decode(path: Path, sample_rate: int) -> _Sound:
                 raise _no_decoder(path.suffix) from None
             raise
         try:
-            sound = _whole(_by_ffmpeg(strict=True), path, sample_rate)
+            sound = _whole(functools.partial(ffmpeg.streams, strict=True), path, sample_rate)
         except Unusable as second:
             known = not second.reason.startswith(UNKNOWN)
             raise (second if first.reason.startswith(UNKNOWN) and known else first) from None
@@ -315,97 +298,3 @@ def _resampler(source: int, target: int) -> Callable[[np.ndarray, bool], np.ndar
         return lambda mono, last: mono
     stream = soxr.ResampleStream(source, target, 1, dtype="float32")
     return lambda mono, last: stream.resample_chunk(mono, last=last)
-
-
-def _by_ffmpeg(strict: bool) -> _Decoder:
-    """Returns a decoder: FFmpeg, lenient or strict about damage."""
-
-    def decoder(path: Path) -> Iterator[_Stream]:
-        track = ffmpeg.probe(path)
-        with ffmpeg.decode(path, track, strict) as sound:
-            yield _Stream(sound.sample_rate, track.seconds, sound.blocks, track.floats)
-
-    return decoder
-
-
-def _by_libsndfile(path: Path) -> Iterator[_Stream]:
-    """Opens the parts of what libsndfile reads; its errors become Unusable."""
-    for part in _parts(path):
-        try:
-            with _open(path, part) as file:
-                known = part.frames or (file.frames if file.frames < _ENDLESS else 0)
-                promised = part.share * known / file.samplerate
-                floats = file.subtype in ("FLOAT", "DOUBLE")
-                blocks = _blocks(file, 0 if part.piped else known)
-                yield _Stream(file.samplerate, promised, blocks, floats)
-        except soundfile.LibsndfileError as error:
-            what = (error.error_string or f"error {error.code} of libsndfile").rstrip(".")
-            if "not a regular file" in what:  # what it says of any file that is no mp3
-                what = "Format not recognised"
-            raise Unusable(f"{UNKNOWN}: {what}") from error
-
-
-def _parts(path: Path) -> list[Part]:
-    kind, start = kinds.kind(path)
-    found = {"chunks": chunks.parts, "flac": flac.parts, "ogg": ogg.parts, "": mpeg.parts}
-    return found[kind](path, start)
-
-
-@contextlib.contextmanager
-def _open(path: Path, part: Part) -> Iterator[soundfile.SoundFile]:
-    if part.is_file:
-        with soundfile.SoundFile(os.fsencode(path)) as file:  # a name need not be UTF-8
-            yield file
-    elif part.piped:
-        with _pipe(path, part) as file:
-            yield file
-    else:
-        with View(path, part) as view, soundfile.SoundFile(view) as file:
-            yield file
-
-
-@contextlib.contextmanager
-def _pipe(path: Path, part: Part) -> Iterator[soundfile.SoundFile]:
-    """Opens a part of an mp3 through a pipe.
-
-    libsndfile guesses the length of an mp3 that does not state it, and stops there, which can be
-    long before the end. From a pipe it has no length to stop at.
-    """
-    read_end, write_end = os.pipe()
-    thread = threading.Thread(target=_feed, args=(path, part, write_end), daemon=True)
-    thread.start()
-    try:
-        with soundfile.SoundFile(read_end, closefd=False) as file:
-            yield file
-    finally:
-        os.close(read_end)  # the feeder, if it still writes, stops with BrokenPipeError
-        thread.join()
-
-
-def _feed(path: Path, part: Part, write_end: int) -> None:
-    # Unbuffered: a buffer would be flushed once more into the broken pipe when it closes.
-    with (
-        View(path, part) as view,
-        os.fdopen(write_end, "wb", buffering=0) as pipe,
-        contextlib.suppress(BrokenPipeError),
-    ):
-        while block := view.read(_PIPE):
-            pipe.write(block)
-
-
-def _blocks(file: soundfile.SoundFile, frames: int) -> Iterator[np.ndarray]:
-    """Yields float32 [n, channels], one buffer used again and again; `frames` of them if not 0."""
-    block_size = min(_BLOCK, 8 * _BLOCK // file.channels)
-    buffer = np.empty((block_size, file.channels), np.float32)
-    decoded = 0
-    while not frames or decoded < frames:  # a FLAC decoder fails on a block that goes further
-        wanted = min(block_size, frames - decoded) if frames else block_size
-        try:
-            block = file.read(out=buffer[:wanted])
-        except soundfile.LibsndfileError as error:
-            seconds = decoded / file.samplerate
-            raise Unusable(f"corrupt: the decoder fails after {seconds:.1f} s") from error
-        if not len(block):
-            return
-        decoded += len(block)
-        yield block

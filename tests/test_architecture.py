@@ -30,7 +30,9 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.spl
 TESTED_WITH = {  # modules without a test file of their name, and the file that tests them
     "command": "test_main",
     "commands": "study/test_report",
-    **dict.fromkeys(["chunks", "flac", "kinds", "mpeg", "ogg"], "data_pipelines/test_containers"),
+    **dict.fromkeys(
+        ["chunks", "flac", "kinds", "libsndfile", "mpeg", "ogg"], "data_pipelines/test_containers"
+    ),
     "digests": "runtime/test_checkpoint",
     "gelu": "model/test_encoder",
     "host": "runtime/test_topologies",

@@ -9,13 +9,12 @@ import shutil
 import struct
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from data_pipelines.containers.parts import UNKNOWN, Unusable
+from data_pipelines.containers.parts import UNKNOWN, Stream, Unusable
 
 _ENTRIES = (
     "format=format_name,duration,probe_score"
@@ -34,13 +33,6 @@ class Track(NamedTuple):
     index: int
     seconds: float
     floats: bool
-
-
-class Sound(NamedTuple):
-    """What is decoded: its rate in Hz, and float32 [n, channels] again and again."""
-
-    sample_rate: int
-    blocks: Iterator[np.ndarray]
 
 
 def is_installed() -> bool:
@@ -99,9 +91,8 @@ def _number(values: dict[str, Any], key: str) -> float:
         return 0.0
 
 
-@contextmanager
-def decode(path: Path, track: Track, strict: bool) -> Iterator[Sound]:
-    """Decodes a track with its own rate and channels, which the head of FFmpeg's output tells.
+def streams(path: Path, strict: bool = False) -> Iterator[Stream]:
+    """Decodes a file's track with its own rate and channels, which FFmpeg's output begins with.
 
     Args:
       strict: any error of a decoder ends it, else frames that cannot be decoded are left out.
@@ -109,6 +100,7 @@ def decode(path: Path, track: Track, strict: bool) -> Iterator[Sound]:
     Raises:
       Unusable: nothing can be decoded, or not to the end.
     """
+    track = probe(path)
     command = ["ffmpeg", "-nostdin", "-v", "quiet", "-protocol_whitelist", "file,pipe"]
     command += ["-xerror", "-err_detect", "explode"] if strict else []
     command += ["-i", _name(path), "-map", f"0:{track.index}", "-c:a", "pcm_f32be"]
@@ -120,7 +112,7 @@ def decode(path: Path, track: Track, strict: bool) -> Iterator[Sound]:
             raise Unusable(UNKNOWN)
         _, start, _, _, rate, channels = struct.unpack(">4sIIIII", head)
         process.stdout.read(start - len(head))
-        yield Sound(rate, _blocks(process, channels, rate))
+        yield Stream(rate, track.seconds, _blocks(process, channels, rate), track.floats)
     finally:
         process.kill()
         process.stdout.close()

@@ -1,5 +1,6 @@
 """Parts of a file: the bytes that a decoder is given as if they were a file of their own."""
 
+import dataclasses
 import io
 import mmap
 import os
@@ -7,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 COMPLETE = 0.95  # less than this share of what a file promises is a truncated file
 UNKNOWN = "not audio, or a kind that cannot be read"
@@ -58,6 +61,19 @@ class Part(NamedTuple):
     def is_file(self) -> bool:
         """Whether the file itself will do."""
         return not (self.spans or self.replaced or self.piped)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """An opened part of a file: its rate in Hz, the seconds it promises (0: none said), its blocks.
+
+    `floats` tells whether its samples are stored as floats, which may have any scale.
+    """
+
+    sample_rate: int
+    promised: float
+    blocks: Iterator[np.ndarray]  # float32 [n, channels]
+    floats: bool
 
 
 class View(io.RawIOBase):

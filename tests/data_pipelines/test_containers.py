@@ -9,7 +9,7 @@ import pytest
 import soundfile
 
 from data_pipelines import decode
-from data_pipelines.containers import chunks, ffmpeg
+from data_pipelines.containers import chunks, ffmpeg, libsndfile
 from tests.support import odd_files
 from tests.support.odd_files import APE, ID3, ID3_FOOTER, ID3V1, encoded, music
 
@@ -183,7 +183,7 @@ def test_wav_of_more_than_32_bits(tmp_path):
         file.write(JUNK)
         file.truncate(len(content) + (1 << 32))  # no bytes on the disk
     (part,) = chunks.parts(path, 0)
-    with decode._open(path, part) as file:
+    with libsndfile.opened(path, part) as file:
         assert file.frames >= (1 << 31) - 100
 
 
