@@ -232,5 +232,5 @@ def choose(names: str) -> list[Task]:
             raise ValueError(f"there is no {name!r}; there are {[*SUITES, *TASKS]}")
         chosen += SUITES.get(name, (name,))
     if not chosen:
-        raise ValueError(f"none is named: name some of {[*SUITES, *TASKS]}")
+        raise ValueError(f"the list is empty: name some of {[*SUITES, *TASKS]}")
     return [TASKS[name] for name in dict.fromkeys(chosen)]
