@@ -14,8 +14,8 @@ may be anywhere, so that no linear probe of a spectrum can tell it.
 
 import ml_collections
 
-QUICK = {"probe": "linear", "standardise": True, "learning_rates": (5e-3,), "epochs": 15}
-POLYPHONY = QUICK | {"tasks": "poly", "probe": "mlp", "learning_rates": (2e-3,), "epochs": 20}
+QUICK = {"kind": "linear", "standardise": True, "learning_rates": (5e-3,), "epochs": 15}
+POLYPHONY = QUICK | {"tasks": "poly", "kind": "mlp", "learning_rates": (2e-3,), "epochs": 20}
 VARIANTS = {"full": {}, "quick": QUICK, "polyphony": POLYPHONY}
 
 
@@ -25,7 +25,7 @@ def settings() -> ml_collections.ConfigDict:
     config.tasks = "synth"  # names and suites (mir, synth, poly) of musicssl/probing/tasks.py
     config.data_dir = ""  # where they are built; by default data, or that of the training run
     config.limit = 0  # records of each split that are used, 0 for all
-    config.probe = "mlp"  # or "linear"
+    config.kind = "mlp"  # of probe: with a hidden layer, or "linear"
     config.standardise = False  # each channel at zero mean, unit variance over training windows
     config.layers = "all"  # or a comma-separated list such as 0,6,12,sum; baselines have but one
     config.learning_rates = (5e-5, 1e-4, 5e-4, 1e-3, 5e-3, 1e-2)

@@ -2,7 +2,8 @@
 
 NAME is a builder's folder beside this file, NAME/CONFIG one of its configs. Without other flags
 the work is done by processes of this machine. Flags that are not listed here go to Beam:
---runner=DataflowRunner, FlinkRunner or SparkRunner with their own flags hand it to a cluster.
+--runner=DataflowRunner, FlinkRunner or SparkRunner with their own flags hand it to a cluster. Exit
+codes: 0 built, 2 a request that cannot be met, 130 interrupted.
 """
 
 import argparse
@@ -30,19 +31,20 @@ from data_pipelines import batches, claim, paths
 from data_pipelines.shards import SKIPPED, BuildError, ShardedBuilder
 from data_pipelines.workers import LOCAL_RUNNER
 
+EXIT_REFUSED = 2  # a request that cannot be met; nothing of it is kept
 SOURCE = "manual_dir.txt"  # beside the shards: the folder that they were built from
 _FULL = ("No space left on device", "Disk quota exceeded")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit status, 1 for a failure that it explains in one line."""
+    """Runs the command; returns its exit status, 2 for what it refuses in one line."""
     args, beam_flags = _parser().parse_known_args(arguments)
     try:
         with _silent_decoders():
             _build(args, beam_flags)
     except BuildError as error:
         print(f"build: {error}", file=sys.stderr)
-        return 1
+        return EXIT_REFUSED
     except KeyboardInterrupt:
         print("build: interrupted; nothing of this build was kept", file=sys.stderr)
         return 128 + signal.SIGINT

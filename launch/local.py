@@ -39,7 +39,7 @@ def main() -> int:
     add("--devices", type=positive, default=1, help="of each process")
     add("--restarts", type=int, default=0, help="at most so many after errors (0)")
     add("--grace", type=float, default=120, help="seconds to end by themselves (120)")
-    add("--dry-run", action="store_true", help="print the commands, run nothing")
+    add("--dry_run", "--dry-run", action="store_true", help="print the commands, run nothing")
     add("command", nargs="+", help="after --, what each process runs")
     options = parser.parse_args()
     if options.dry_run:

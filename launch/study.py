@@ -2,7 +2,7 @@
 """The study: the paper's 12 configurations and baselines, pre-trained, probed, in one report.
 
     python launch/study.py --scale=demo                        # on synthesised music, on a CPU
-    python launch/study.py --scale=base --dry-run              # every stage as a command
+    python launch/study.py --scale=base --dry_run              # every stage as a command
     python launch/study.py --scale=base --cost --topology=v5e:4x4,v5p:4x4x4
     python launch/study.py --scale=base --manual_dir=CORPORA   # each in CORPORA/<builder>
 
@@ -108,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             ]
             return study_cost.main(models, options.topology, options.workdir, options.dry_run)
         every = study.stages()
-        chosen = named(options.stages, every, "--stages", "as --dry-run without it lists them")
+        chosen = named(options.stages, every, "--stages", "as --dry_run without it lists them")
         if options.dry_run:
             show(chosen, options.workdir)
             return 0
@@ -134,7 +134,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--manual_dir", type=placed, help="has the files of data set NAME in the folder NAME")
     add("--stages", default="*", help="patterns such as 'pretrain/*': these alone")
     add("--jobs", type=int, help="stages at a time, each on its share of the cores")
-    add("--dry-run", action="store_true", help="print the commands, run nothing")
+    add("--dry_run", "--dry-run", action="store_true", help="print the commands, run nothing")
     add("--cost", action="store_true", help="print what pre-training takes, by musicssl.plan")
     add("--topology", default="v5e:4x4", help="for --cost, as musicssl.plan takes it")
     add("flags", nargs="*", metavar="FLAG", help="after --, for every pre-training")
@@ -191,7 +191,10 @@ class Study:
     def __init__(self, options: argparse.Namespace):
         self.options, self.scale = options, SCALES[options.scale]
         self.workdir = options.workdir
-        self.tasks = tasks.choose(options.tasks or self.scale.tasks)
+        try:
+            self.tasks = tasks.choose(options.tasks or self.scale.tasks)
+        except ValueError as error:
+            raise ValueError(f"--tasks={options.tasks}: {error}") from None
         self.datasets = list(dict.fromkeys(task.dataset for task in self.tasks))
         everything = self.everything()
         known = f"of {', '.join(x.name for x in everything)}"

@@ -1,4 +1,4 @@
-"""Time a configuration's training step and its parts here, and what surrounds it, beside limits.
+"""Time a configuration's training step, its parts and what surrounds it, beside limits.
 
     python -m musicssl.benchmark --config=configs/musichubert.py:k500 --batch=4
 
@@ -6,7 +6,7 @@ Every figure stands beside its limit: the operations a second of the data sheet 
 and precision are known, else those of a large matrix product; the bytes a second of a large copy;
 the encoder's own forward pass; a bare read of the same files. Parts are timed alone, forward and
 backward, so they need not add up to the step, which overlaps and fuses them. The step needs no data
-set, and neither TensorFlow nor clu.
+set, and neither TensorFlow nor clu. Exit codes: 0 timed, 2 a request that cannot be met.
 
     --batch=4       clips on each device, in place of the configuration's global batch
     --only=step,... some of the rows; by default all

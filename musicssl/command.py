@@ -9,17 +9,22 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from musicssl import usage
+
 EXIT_REFUSED = 2  # a request that cannot be met
 EXIT_STOPPED = 3  # training cannot go on: collapse, or a loss that is not finite
 EXIT_PEER = 69  # another process of the job was lost: all start again
 EXIT_PREEMPTED = 75  # "try again later": saved on SIGTERM, the same command goes on
 
+CONFIGURATION = "a configuration file and its variant, such as configs/music2vec.py:demo"
+RENAMED = {"probe": "kind"}  # leaves that had another name once
 Main = Callable[[list[str]], None]
 # What a leaf or flag of a type takes, by the words in which Python refuses a value.
 WANTED = {
@@ -48,35 +53,45 @@ def run(
     # TensorFlow, where a command loads it, only reads data: what it says of its kernels is noise.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    define_flags()
 
     def begin(argv: list[str]) -> None:
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(verbosity)
         main(argv)
 
-    app.run(begin, flags_parser=lambda argv: read(argv, required, arguments))
+    app.run(begin, flags_parser=lambda argv: read(argv, define_flags, required, arguments))
 
 
 def define_config(default: str | None = None, values: flags.FlagValues = flags.FLAGS) -> None:
     """Define --config, and with it --config.LEAF for each of its leaves."""
-    wanted = "a configuration file and its variant, such as configs/music2vec.py:demo"
-    config_flags.DEFINE_config_file("config", default, wanted, flag_values=values)
+    config_flags.DEFINE_config_file("config", default, CONFIGURATION, flag_values=values)
 
 
-def read(argv: list[str], required: Sequence[str] = (), arguments: bool = False) -> list[str]:
+def read(
+    argv: list[str],
+    define_flags: Callable[[], None],
+    required: Sequence[str] = (),
+    arguments: bool = False,
+) -> list[str]:
     """Set the flags to what the command line says; return what stands beside them."""
     values = flags.FLAGS
+    _refuse_missing_config(argv)
     try:
+        define_flags()  # ml_collections looks at the command line as it defines --config
+        if {"--help", "-help", "-h"} & set(argv[1:]):
+            print(usage.text(values))
+            sys.exit(0)
         rest = values(argv)
         if "config" in values and values["config"].value is not None:
-            _ = values.config.items  # a file that is not there is told when it is used
+            _ = values.config.items  # what cannot be loaded is told when it is used
     except AttributeError as error:  # ml_collections' word for a leaf that is not there
         refuse(_unknown_leaf(argv, str(error)))
     except flags.UnrecognizedFlagError as error:
         refuse(_unknown_flag(error))
     except (flags.Error, OSError) as error:
         refuse(_wrong_value(str(error)))
+    except (SyntaxError, NameError, ImportError, TypeError) as error:
+        refuse(f"--config cannot be loaded ({error!r}): give {CONFIGURATION}")
     for name in required:
         if not values[name].value:
             refuse(f"--{name} is missing: give {values[name].help}")
@@ -91,12 +106,21 @@ def refuse_arguments(argv: Sequence[str]) -> None:
         refuse(f"unexpected arguments {list(argv[1:])}: options are spelt --name=value")
 
 
+def _refuse_missing_config(argv: Sequence[str]) -> None:
+    for argument in argv[1:]:
+        name, _, value = argument.partition("=")
+        path = value.partition(":")[0]
+        if name == "--config" and path and not Path(path).is_file():
+            refuse(f"--config={value}: there is no file {path}: give {CONFIGURATION}")
+
+
 def _unknown_leaf(argv: Sequence[str], error: str) -> str:
     leaf = re.search(r"\w+", error).group()
     spelt = (x.partition("=")[0] for x in argv if x.startswith("--config."))
     name = next((x for x in spelt if leaf in x.split(".")), leaf)
-    near = re.search(r'Did you mean "\w+"', error)
-    hint = f". {near.group()}?" if near else ": its values are listed in configs/"
+    near = re.search(r'Did you mean "(\w+)"', error)
+    meant = RENAMED.get(leaf) or (near and near[1])
+    hint = f'. Did you mean "{meant}"?' if meant else ": its values are listed in configs/"
     return f"{name} is not in the configuration{hint}"
 
 

@@ -97,7 +97,7 @@ def check_probes(config: ml_collections.ConfigDict) -> None:
     """Raises ValueError for probes of the run that could not be taken."""
     try:
         layers, rate = config.encoder.layers + 1, config.data.sample_rate
-        session.check_settings(session.of_training(config), layers, rate)
+        session.check_settings(session.of_training(config), layers, rate, "config.probe")
     except (ValueError, OSError) as error:
         raise ValueError(
             f"{error} (for the run's own probes: --config.probe.every=0 "

@@ -14,11 +14,11 @@ import pytest
 from tests.support import record_files
 
 ROOT = Path(__file__).parent.parent
-# The rooms of musicssl/, floor by floor from the ground up; `audio`, `command` and `host` are rooms
-# of one module. A room imports only from floors below its own. The modules that are not named here
-# are the doors, above all floors.
+# The rooms of musicssl/, floor by floor from the ground up; a module that is named here is a room
+# of its own. A room imports only from floors below it. Other modules are doors, above all floors.
 FLOORS = (
-    "audio command",
+    "audio usage",
+    "command",
     "runtime",
     "model host",
     "exchange",
@@ -28,7 +28,6 @@ FLOORS = (
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
 TESTED_WITH = {  # modules without a test file of their name, and the file that tests them
-    "command": "test_main",
     "commands": "study/test_report",
     **dict.fromkeys(
         ["chunks", "flac", "kinds", "libsndfile", "mpeg", "ogg"], "data_pipelines/test_containers"
@@ -50,6 +49,7 @@ TESTED_WITH = {  # modules without a test file of their name, and the file that 
     "search": "probing/test_evaluate",
     "stage_records": "launch/test_stages",
     "tables": "study/test_report",
+    "usage": "test_command",
     "timbres": "composer/test_render",
     "workers": "data_pipelines/test_build",
     "writer": "test_main",

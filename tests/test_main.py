@@ -102,7 +102,10 @@ def test_a_complete_run_says_so(root, command, finished):
     ("arguments", "message"),
     [
         (["--config=configs/music2vec.py:nope"], "no variant 'nope' in configs/music2vec.py"),
-        (["--config=configs/nope.py"], "No such file or directory: 'configs/nope.py'"),
+        (
+            ["--config=configs/nope.py"],
+            "there is no file configs/nope.py: give a configuration",
+        ),
         ([], "--config is missing: give a configuration file"),
         (["--config=configs/music2vec.py:demo", "more"], "unexpected arguments ['more']"),
         (

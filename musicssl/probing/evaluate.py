@@ -20,7 +20,7 @@ from musicssl.probing.tasks import KINDS, SPLITS, Task
 CROP_SECONDS = 10  # that a beat probe trains on
 DRAWS = 1000  # of the beat task's bootstrap
 SETTINGS = (  # without which results do not compare
-    "probe", "standardise", "layers", "learning_rates", "seeds", "epochs", "batch_size", "limit",
+    "kind", "standardise", "layers", "learning_rates", "seeds", "epochs", "batch_size", "limit",
 )  # fmt: skip
 
 
@@ -50,7 +50,7 @@ def evaluate(
     protocol = grid.Protocol(
         loss=kind.loss,
         outputs=outputs,
-        hidden={"mlp": 512, "linear": 0}[config.probe],
+        hidden={"mlp": 512, "linear": 0}[config.kind],
         batch=config.batch_size,
         epochs=config.epochs or task.epochs,
         plateau=task.plateau,
@@ -133,7 +133,7 @@ def sources(layers: int, wanted: str) -> list[str]:
         return there
     chosen = str(wanted).split(",")
     if unknown := [name for name in chosen if name not in there]:
-        raise ValueError(f"layers: there is no {unknown[0]!r}; there are {','.join(there)}")
+        raise ValueError(f"there is no {unknown[0]!r}; there are {','.join(there)}")
     return chosen
 
 

@@ -45,9 +45,13 @@ def load(out: Path) -> dict:
     if not path.exists():
         raise FileNotFoundError(f"{out} has no {RESULTS}: run musicssl.probe on that encoder first")
     try:
-        return json.loads(path.read_text())
+        held = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is damaged ({error}): move it away and probe again") from error
+    for settings in (held.get("config"), *(x.get("settings") for x in held["tasks"].values())):
+        if settings and "probe" in settings:  # as older versions called the leaf `kind`
+            settings["kind"] = settings.pop("probe")
+    return held
 
 
 def write(out: Path) -> str:
@@ -67,7 +71,7 @@ def write(out: Path) -> str:
 def markdown(held: dict) -> str:
     """The table of an encoder's results, x 100, with chance and published rows."""
     first = next(iter(held["tasks"].values()))
-    probe = first.get("settings", held["config"])["probe"]
+    probe = first.get("settings", held["config"])["kind"]
     lines = [
         f"Encoder: {held['features']}. Probe: {probe}. Scores x 100; the layer "
         "and learning rate are chosen on validation; mean over seeds ± their standard deviation, "

@@ -1,11 +1,12 @@
 """One evaluation from an encoder's name to its tables: features, probes, results, comparisons."""
 
+import contextlib
 import json
 import platform
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,7 +47,8 @@ def run(config: ml_collections.ConfigDict) -> str:
       ValueError, FileNotFoundError: an encoder, a data set or a setting cannot be used.
     """
     check(config)
-    chosen = tasks.choose(config.tasks)
+    with _naming("config.tasks"):
+        chosen = tasks.choose(config.tasks)
     out = results_dir(config)
     table = run_encoder(config.encoder, chosen, out, config)
     beside = [name for name in config.beside.split(",") if name]
@@ -91,25 +93,41 @@ def check(config: ml_collections.ConfigDict) -> None:
             )
 
 
-def check_settings(settings: ml_collections.ConfigDict, layers: int, sample_rate: int) -> None:
-    """Looks at what is to be probed, of a command or a training run, before any work.
+def check_settings(
+    settings: ml_collections.ConfigDict, layers: int, sample_rate: int, section: str = "config"
+) -> None:
+    """Look at what is to be probed, of a command or a training run, before any work.
 
     Args:
       layers, sample_rate: of the encoder.
+      section: what the settings' leaves follow on the command line, for messages.
 
     Raises:
       ValueError: settings that cannot be. FileNotFoundError: a data set that is not built.
     """
-    if settings.probe not in ("mlp", "linear"):
-        raise ValueError(f"config.probe is {settings.probe!r}: use 'mlp' or 'linear'")
-    if not len(settings.learning_rates) or not len(settings.seeds):
-        raise ValueError("config.learning_rates and config.seeds must each have a value")
+    if settings.kind not in ("mlp", "linear"):
+        raise ValueError(f"{section}.kind is {settings.kind!r}: use 'mlp' or 'linear'")
+    for name in ("learning_rates", "seeds"):
+        if not len(settings[name]):
+            raise ValueError(f"{section}.{name} is empty: it must have a value")
     for name, least in (("batch_size", 1), ("windows", 1), ("epochs", 0), ("limit", 0)):
         if settings[name] < least:
-            raise ValueError(f"config.{name} is {settings[name]}: use {least} or more")
-    evaluate.sources(layers, settings.layers)
-    for name in dict.fromkeys(task.dataset for task in tasks.choose(settings.tasks)):
+            raise ValueError(f"{section}.{name} is {settings[name]}: use {least} or more")
+    with _naming(f"{section}.layers"):
+        evaluate.sources(layers, settings.layers)
+    with _naming(f"{section}.tasks"):
+        chosen = tasks.choose(settings.tasks)
+    for name in dict.fromkeys(task.dataset for task in chosen):
         host.require_labelled(name, settings.data_dir, sample_rate)
+
+
+@contextlib.contextmanager
+def _naming(leaf: str) -> Iterator[None]:
+    """Put the leaf whose value is looked at before what is wrong with it."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{leaf} is not possible: {error}") from None
 
 
 def results_dir(config: ml_collections.ConfigDict) -> Path:

@@ -229,8 +229,8 @@ def choose(names: str) -> list[Task]:
     chosen = []
     for name in filter(None, (part.strip() for part in names.split(","))):
         if name not in TASKS and name not in SUITES:
-            raise ValueError(f"tasks: there is no {name!r}; there are {[*SUITES, *TASKS]}")
+            raise ValueError(f"there is no {name!r}; there are {[*SUITES, *TASKS]}")
         chosen += SUITES.get(name, (name,))
     if not chosen:
-        raise ValueError(f"tasks is empty: name some of {[*SUITES, *TASKS]}")
+        raise ValueError(f"the list is empty: name some of {[*SUITES, *TASKS]}")
     return [TASKS[name] for name in dict.fromkeys(chosen)]

@@ -23,6 +23,7 @@ MAY_CHANGE = (
     "teacher.encoder",  # the codebook's digest refuses another one
     "then",
 )
+RENAMED = {"probe.probe": "probe.kind"}  # leaves in configurations that older versions wrote
 
 
 def flat(config: dict, prefix: str = "") -> dict:
@@ -44,7 +45,7 @@ def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
     mine = json.loads(config.to_json())
     if steps_on_disk(workdir):
         try:
-            theirs = flat(json.loads(path.read_text()))
+            theirs = read_leaves(path)
         except (OSError, json.JSONDecodeError) as error:
             raise ValueError(
                 f"{workdir} holds checkpoints, but {path} cannot be read ({error}): put the "
@@ -69,6 +70,12 @@ def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
         temporary = path.with_suffix(".tmp")
         temporary.write_text(text)
         temporary.rename(path)
+
+
+def read_leaves(path: Path) -> dict:
+    """Return the leaves of a run's config.json by the names that they have today."""
+    leaves = flat(json.loads(path.read_text()))
+    return {RENAMED.get(name, name): value for name, value in leaves.items()}
 
 
 def spelt(leaves: dict, name: str) -> str:

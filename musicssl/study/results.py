@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from musicssl.probing import published, report
-from musicssl.runtime.workdir import flat, git_commit, steps_on_disk
+from musicssl.runtime.workdir import git_commit, read_leaves, steps_on_disk
 
 # Leaves that tell nothing of what a configuration varies.
 ASIDE = ("name", "variant", "then", "data.data_dir", "teacher.encoder", "checkpoint.", "probe.")
@@ -123,7 +123,7 @@ def run(encoder: dict) -> dict[str, Any]:
     told |= {"leaves": {}, "curves": {}, "commit": ""}
     told["step"] = max(steps_on_disk(workdir), default=0)
     if (workdir / "config.json").exists():
-        told["leaves"] = flat(json.loads((workdir / "config.json").read_text()))
+        told["leaves"] = read_leaves(workdir / "config.json")
     saved = workdir / "checkpoints" / str(told["step"]) / "about/metadata"
     if saved.exists():
         told["commit"] = json.loads(saved.read_text())["commit"]

@@ -46,7 +46,7 @@ def built(music: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
 def refused(capsys: pytest.CaptureFixture, *arguments: str) -> str:
     """Returns the one line with which the command ends."""
     capsys.readouterr()
-    assert build.main(arguments) == 1
+    assert build.main(arguments) == 2
     lines = capsys.readouterr().err.splitlines()
     assert lines[-1].startswith("build: ") and "Traceback" not in "".join(lines)
     return lines[-1]

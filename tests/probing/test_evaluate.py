@@ -87,7 +87,7 @@ def test_classes_without_training_items_are_named(tmp_path: Path) -> None:
     )
     assert result["untrained_classes"] == ["e"]
     assert "- gtzan_genre: no training item of e" in report.notes({"gtzan_genre": result})
-    other = result | {"settings": result["settings"] | {"probe": "linear", "seeds": [1, 2]}}
-    told = "- b: probed with probe linear instead of mlp, seeds [1, 2] instead of [1]"
+    other = result | {"settings": result["settings"] | {"kind": "linear", "seeds": [1, 2]}}
+    told = "- b: probed with kind linear instead of mlp, seeds [1, 2] instead of [1]"
     assert told in report.notes({"a": result, "b": other})
     assert report.unlike(result, json.loads(json.dumps(result))) == ""

@@ -89,7 +89,7 @@ def test_the_command_writes_results_table_and_pictures(synth_dir: str, tmp_path:
         f"--config.cache={tmp_path / 'features'}",
         f"--config.results={out}",
         "--config.epochs=2",
-        "--config.probe=linear",
+        "--config.kind=linear",
     ]
     code, output, errors = command(arguments)
     assert code == 0, errors[-3000:]
@@ -119,12 +119,12 @@ def command(arguments: list[str]) -> tuple[int, str, str]:
     ("leaves", "message"),
     [
         ({"encoder": ""}, "config.encoder is empty"),
-        ({"probe": "forest"}, "use 'mlp' or 'linear'"),
+        ({"kind": "forest"}, "use 'mlp' or 'linear'"),
         ({"tasks": "chords"}, "there is no 'chords'"),
         ({"encoder": "/no/such/run"}, "holds no encoder"),
         ({"tasks": "gtzan_genre"}, "data_pipelines.build gtzan"),
         ({"beside": "random,lgmel"}, "'lgmel' is no path, nor one of random, logmel"),
-        ({"seeds": ()}, "must each have a value"),
+        ({"seeds": ()}, "config.seeds is empty: it must have a value"),
         ({"windows": 0}, "config.windows is 0: use 1 or more"),
         ({"precision": "half"}, "use 'float32' or 'bfloat16'"),
     ],

@@ -1,0 +1,176 @@
+"""The manners of the commands: what they list, how they refuse, what --help says."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from configs import common, probe
+from data_pipelines import build
+from musicssl import usage
+from tests.support import commands, full_size, runs
+
+ROOT = Path(__file__).parent.parent
+COMMANDS = ("main", "probe", "plan", "benchmark", "export", "study_report")
+DEMO = "--config=configs/music2vec.py:demo"
+# Flags that a command needs, so that only what is asked about is wrong.
+NEEDED = {
+    "main": [DEMO],
+    "probe": [],
+    "plan": [DEMO, "--topology=cpu:8"],
+    "benchmark": [DEMO],
+    "export": ["--workdir=run", "--output=out"],
+    "study_report": ["--workdir=study"],
+}
+
+
+def run(command: str, *arguments: str) -> tuple[int, str, str]:
+    """Exit code, output and errors of a command."""
+    process = commands.Process(commands.module, f"musicssl.{command}", *arguments)
+    said = process.communicate()
+    return process.returncode, *said
+
+
+def refused(command: str, *arguments: str) -> str:
+    """The one line with which a command refuses its flags."""
+    code, output, errors = run(command, *arguments)
+    assert (code, output) == (2, ""), errors
+    assert errors.startswith("musicssl: ") and errors.count("\n") == 1, errors
+    return errors
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_unknown_flag(command):
+    line = refused(command, *NEEDED[command], "--nope=1")
+    assert "--nope is no flag of this command: --help lists those that there are" in line
+
+
+def test_a_flag_that_is_nearly_one():
+    assert "--wokdir is no flag of this command: did you mean --workdir?" in refused(
+        "export", "--wokdir=run"
+    )
+
+
+@pytest.mark.parametrize("command", ["main", "probe", "plan", "benchmark"])
+def test_a_configuration_that_is_not_there(command):
+    line = refused(command, "--config=nope.py:demo")
+    assert "--config=nope.py:demo: there is no file nope.py: give a configuration file" in line
+
+
+@pytest.mark.parametrize(
+    "command, flag",
+    [
+        ("main", "config"),
+        ("plan", "config"),
+        ("benchmark", "config"),
+        ("export", "workdir"),
+        ("study_report", "workdir"),
+    ],
+)
+def test_a_flag_that_is_needed(command, flag):
+    assert f"--{flag} is missing: give " in refused(command)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_what_is_no_flag(command):
+    line = refused(command, *NEEDED[command], "more")
+    assert "unexpected arguments ['more']: options are spelt --name=value" in line
+
+
+@pytest.mark.parametrize(
+    "command, arguments, message",
+    [
+        ("main", ["--config=configs/music2vec.py:nope"], "no variant 'nope' in configs/music2vec"),
+        ("main", ["--config=README.md"], "--config cannot be loaded (SyntaxError("),
+        ("main", ["--config=configs"], "there is no file configs: give a configuration"),
+        ("main", ["--config.steps=3"], "--config.steps changes a configuration: give --config"),
+        ("plan", [DEMO, "--config.steps=few"], "--config.steps=few: give a whole number"),
+        ("main", [DEMO, "--config.mask.span=x"], "--config.mask.span=x: give a whole number"),
+        ("main", [DEMO, "--config.data.normalize=5"], "--config.data.normalize=5: give true or"),
+        ("benchmark", [DEMO, "--seconds=long"], "--seconds=long: give a number"),
+        ("benchmark", [DEMO, "--batch=-1"], "--batch=-1: -1 is not a non-negative integer"),
+        (
+            "probe",
+            ["--config.epoch=3"],
+            '--config.epoch is not in the configuration. Did you mean "',
+        ),
+        ("probe", ["--config.probe=mlp"], 'is not in the configuration. Did you mean "kind"?'),
+        ("main", [DEMO, "--config.probe.probe=mlp"], "--config.probe.probe is not in the"),
+    ],
+)
+def test_what_a_flag_does_not_take(command, arguments, message):
+    assert message in refused(command, *arguments)
+
+
+@pytest.mark.parametrize(
+    "leaf, value, message",
+    [
+        ("batch_size", 0, "config.probe.batch_size is 0: use 1 or more"),
+        ("kind", "forest", "config.probe.kind is 'forest': use 'mlp' or 'linear'"),
+        ("tasks", "chords", "config.probe.tasks is not possible: there is no 'chords'"),
+        ("layers", "9", "config.probe.layers is not possible: there is no '9'"),
+    ],
+)
+def test_the_probe_of_a_run_names_the_leaf_that_was_typed(leaf, value, message, tmp_path):
+    runs.write_clips(tmp_path, 8)
+    line = refused(
+        "main", DEMO, f"--config.probe.{leaf}={value}", f"--workdir={tmp_path / 'run'}",
+        f"--config.data.data_dir={tmp_path}", "--config.data.name=clips",
+        "--config.data.crop_frames=16",
+    )  # fmt: skip
+    assert message in line
+
+
+@pytest.mark.parametrize(
+    "arguments", [["nope", "--data_dir=D"], ["music_folder", "--data_dir=D", "--workers=0"], []]
+)
+def test_a_build_refuses_alike(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = build.main(arguments)
+    except SystemExit as leaving:
+        code = leaving.code
+    assert code == 2 and "build: " in capsys.readouterr().err
+
+
+def test_the_commands_are_listed_with_a_line_each():
+    done = subprocess.run(
+        [sys.executable, "-m", "musicssl"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    lines = done.stdout.splitlines()
+    assert [line.split()[2] for line in lines[:-1]] == [
+        f"musicssl.{name}"
+        for name in ("main", "probe", "export", "plan", "benchmark", "study_report")
+    ]
+    assert all(len(line) < 120 and len(line.split()) > 5 for line in lines[:-1])
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_every_flag(command):
+    code, output, errors = run(command, "--help")
+    assert (code, errors) == (0, "")
+    for flag in NEEDED[command]:
+        assert flag.partition("=")[0] in output
+    assert f"python -m musicssl.{command}" in output
+    assert "Exit codes:" in " ".join(output.split())
+
+
+def test_help_shows_variants_and_leaves_with_their_comments():
+    _, output, _ = run("main", "--help")
+    for name in full_size.leaves(common.get_config()):
+        assert f"--config.{name}=" in output
+    assert "configs/musichubert.py" in output and ":k2000_iter2," in output
+    assert "--config.accumulate=1               parts that a batch is computed in" in output
+    _, output, _ = run("probe", "--help")
+    assert "full by default, :quick, :polyphony" in output
+    for name in full_size.leaves(probe.get_config()):
+        assert f"--config.{name}=" in output
+    assert "--coordinator=" in output and "--config.method" not in output
+
+
+def test_comments_are_those_beside_the_leaves():
+    said = usage.comments("common")
+    assert said["data.name"] == "a builder of data_pipelines/, or builder/config"
+    assert said["mesh"] == "devices that share a copy"
+    assert usage.comments("probe")["epochs"] == "at most; 0 for the task's"
