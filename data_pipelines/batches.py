@@ -233,7 +233,9 @@ def _pipeline(reader: _Reader, steps: range, pool: ThreadPoolExecutor) -> tf.dat
     working = weakref.ref(pool)
 
     def call(step: np.int64) -> tuple[np.ndarray, np.ndarray]:
-        return alive()(int(step), working())
+        still_read, still_pool = alive(), working()
+        assert still_read is not None and still_pool is not None  # `Batches` holds both
+        return still_read(int(step), still_pool)
 
     def read(step: tf.Tensor) -> dict[str, tf.Tensor]:
         audio, records = tf.numpy_function(call, [step], (tf.int16, tf.int64))

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +61,7 @@ class _Stream:
     floats: bool
 
 
-_Decoder = Callable[[Path], Iterator[_Stream]]
+_Decoder = Callable[[Path], Generator[_Stream, None, None]]
 
 
 @dataclasses.dataclass
@@ -83,7 +83,7 @@ class _Sound:
             self.audio.resize(max(end, 2 * len(self.audio)), refcheck=False)  # no second copy
         if floats and len(mono):
             self.floats += len(mono)
-            self.beyond += np.count_nonzero(np.abs(mono) > 1)
+            self.beyond += int(np.count_nonzero(np.abs(mono) > 1))
             self.peak = max(self.peak, float(np.abs(mono).max()))
         np.multiply(mono, 32768.0, out=mono)
         np.rint(mono, out=mono)
@@ -320,7 +320,7 @@ def _resampler(source: int, target: int) -> Callable[[np.ndarray, bool], np.ndar
 def _by_ffmpeg(strict: bool) -> _Decoder:
     """Returns a decoder: FFmpeg, lenient or strict about damage."""
 
-    def decoder(path: Path) -> Iterator[_Stream]:
+    def decoder(path: Path) -> Generator[_Stream, None, None]:
         track = ffmpeg.probe(path)
         with ffmpeg.decode(path, track, strict) as sound:
             yield _Stream(sound.sample_rate, track.seconds, sound.blocks, track.floats)
@@ -328,7 +328,7 @@ def _by_ffmpeg(strict: bool) -> _Decoder:
     return decoder
 
 
-def _by_libsndfile(path: Path) -> Iterator[_Stream]:
+def _by_libsndfile(path: Path) -> Generator[_Stream, None, None]:
     """Opens the parts of what libsndfile reads; its errors become Unusable."""
     for part in _parts(path):
         try:

@@ -69,7 +69,7 @@ class RateConfig(tfds.core.BuilderConfig):
     sample_rate: int = 16_000
 
 
-class LabelledBuilder(shards.ShardedBuilder, skip_registration=True):
+class LabelledBuilder(shards.ShardedBuilder, skip_registration=True):  # type: ignore[call-arg]  # TFDS takes it
     """A data set of whole files with labels: int16 mono at the config's rate.
 
     Records hold `id`, `path` (relative to the source, posix), `start` (0.0: always the whole
@@ -167,7 +167,8 @@ def _sizes(
     published: Mapping[str, int],
 ) -> dict[str, dict[str, int | None]]:
     """Counts what was built, by split or by Track.counted, beside the published numbers."""
-    planned, built = collections.Counter(), collections.Counter()
+    planned: collections.Counter[str] = collections.Counter()
+    built: collections.Counter[str] = collections.Counter()
     for split, members in tracks.items():
         left = [track for track in members if track.path not in skipped]
         if not left:

@@ -24,7 +24,7 @@ class Labelled(NamedTuple):
     "gtzan/16khz/1.0.0". sizes: {entry: {"built", "published"}} of the builders that say so.
     """
 
-    dataset: Dataset
+    dataset: "Dataset | _Part"
     labels: Sequence[Mapping[str, Any]]
     classes: Mapping[str, Sequence[str]]
     sizes: Mapping[str, Mapping[str, int | None]]
@@ -76,11 +76,12 @@ def open_labelled(
         raise ValueError(f"{dataset.directory} is incomplete: build the data set again")
     metadata = builder.info.metadata or {}
     chosen = np.arange(len(labels))
+    records: Dataset | _Part = dataset
     if 0 < limit < len(labels):
         chosen = np.linspace(0, len(labels) - 1, limit).round().astype(int)
-        dataset = _Part(dataset, chosen)
+        records = _Part(dataset, chosen)
     return Labelled(
-        dataset,
+        records,
         [labels[i] for i in chosen],
         _classes(builder.info.features) | dict(metadata.get("classes", {})),
         metadata.get("sizes", {}),

@@ -20,14 +20,17 @@ def hash64(*words: int | np.ndarray) -> np.ndarray:
     Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014. NumPy's
     own generators may change their streams between versions; a run's data order must not.
     """
-    state = np.zeros(1, np.uint64)  # an array, since scalars warn when they wrap
+    state: np.ndarray = np.zeros(1, np.uint64)  # an array, since scalars warn when they wrap
     for word in words:
-        word = np.uint64(word & (2**64 - 1)) if isinstance(word, int) else word.astype(np.uint64)
-        state = (state ^ word) + np.uint64(0x9E3779B97F4A7C15)
+        state = (state ^ _as_uint64(word)) + np.uint64(0x9E3779B97F4A7C15)
         state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         state = state ^ (state >> np.uint64(31))
     return state
+
+
+def _as_uint64(word: int | np.ndarray) -> np.uint64 | np.ndarray:
+    return np.uint64(word & (2**64 - 1)) if isinstance(word, int) else word.astype(np.uint64)
 
 
 def epoch_order(records: int, seed: int, epoch: int) -> np.ndarray:

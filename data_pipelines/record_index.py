@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from etils import epath
@@ -136,8 +137,16 @@ def _load(layout: Layout, sizes: np.ndarray) -> Index | None:
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         logging.getLogger(__name__).warning("%s: %s; indexing again", layout.path, error)
         return None
-    fits = {"format": FORMAT, "sizes": sizes, "lengths": layout.lengths}
-    if not all(np.array_equal(arrays.pop(key, None), value) for key, value in fits.items()):
+    expected: dict[str, npt.ArrayLike] = {
+        "format": FORMAT,
+        "sizes": sizes,
+        "lengths": layout.lengths,
+    }
+    saved_for = {key: arrays.pop(key, None) for key in expected}
+    if any(
+        given is None or not np.array_equal(given, expected[key])
+        for key, given in saved_for.items()
+    ):
         return None
     return Index(**arrays)
 

@@ -109,7 +109,9 @@ class TaskWriter:
 
     def __call__(self, task: Task) -> None:
         folder = epath.Path(self.folder)
-        parts, skipped, samples = [], [], 0
+        parts: list[tuple[int, int]] = []
+        skipped: list[tuple[str, str]] = []
+        samples = 0
         for group in _grouped(self._records(task, skipped)):
             # In the order of a hash: neighbours in a shard are not neighbours in a piece.
             group.sort(key=lambda record: (_digest(record.key), record.key))
@@ -135,7 +137,8 @@ class TaskWriter:
 
 def _grouped(records: Iterable[_Record]) -> Iterator[list[_Record]]:
     """Yields the records in lists, each as long as LARGEST_SHARD allows."""
-    group, held = [], 0
+    group: list[_Record] = []
+    held = 0
     for record in records:
         if group and held + len(record.serialized) > LARGEST_SHARD:
             yield group
@@ -158,7 +161,7 @@ class ShardedBuilder(tfds.core.GeneratorBasedBuilder):
 
     workers = 1  # processes on this machine, if no Beam runner or options are given
     max_lost = 0.5  # a build that loses a larger share of its files fails
-    summary: Summary | None = None  # of the build that this object did
+    summary: Summary  # of the build that this object did, once it has
 
     @property
     def sample_rate(self) -> int:

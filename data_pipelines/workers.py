@@ -60,8 +60,11 @@ def _start() -> None:
     """Leaves Ctrl-C to the parent process, and ends with it however it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # this runs in the workers alone
+
     def follow() -> None:
-        multiprocessing.parent_process().join()
+        parent.join()
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()

@@ -219,7 +219,7 @@ SPECTRAL = {"mfcc": mfcc, "partials": partials}  # by a teacher's feature
 
 def spectral_definition(feature: str, ceps: int) -> dict[str, str | int | float]:
     """Returns what the columns of a feature of SPECTRAL are, in plain values."""
-    cepstral = {"feature": feature, "ceps": ceps, "differences": 2}
+    cepstral: dict[str, str | int | float] = {"feature": feature, "ceps": ceps, "differences": 2}
     if feature == "mfcc":
         return cepstral
     return cepstral | {"bands": PARTIALS, "around": AROUND, "quiet": QUIET, "timbre": TIMBRE}

@@ -35,7 +35,7 @@ class Batches:
         ):
             compose(data.name, data.data_dir)
         self.config, self.mesh = config, mesh
-        self.reading = None
+        self.reading: batches.Batches | None = None
         self.iterate = batches.iterate
         self.dataset = batches.open_dataset(data.name, data.data_dir, "train")
         if self.dataset.sample_rate != data.sample_rate:
@@ -49,7 +49,7 @@ class Batches:
         """The batches from step `first` on: int16 [b, n]."""
         config = self.config
         rows = sharding.rows_here(self.mesh, config.batch_size)
-        self.reading = self.iterate(
+        self.reading = reading = self.iterate(
             self.dataset,
             seed=config.seed,
             batch_size=config.batch_size,
@@ -60,7 +60,7 @@ class Batches:
         )
         return (
             sharding.place_clips(self.mesh, config.batch_size, rows, batch["audio"])
-            for batch in self.reading
+            for batch in reading
         )
 
     def counts(self) -> dict[str, int]:

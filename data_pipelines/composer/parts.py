@@ -15,6 +15,7 @@ from data_pipelines.composer.timbres import CRASH, HAT, KICK, OPEN_HAT, RIDE, RI
 
 PHRASE = 4  # bars
 FORM = "AABA"
+Stroke = tuple[float, float, int | None]  # beat, length and voice
 
 
 class Event(NamedTuple):
@@ -67,7 +68,7 @@ _RHYTHMS = {
 _CLOSING = {4: ((4,), (3, -1), (2, -2)), 3: ((3,), (2, -1))}
 
 # Per bar: (beat, length, voice of the chord from below; None is the whole chord).
-_COMPING = {
+_COMPING: dict[str, list[Stroke]] = {
     "quarters": [(b, 0.9, None) for b in range(4)],
     "offbeats": [(b + 0.5, 0.4, None) for b in range(4)],
     "charleston": [(0, 1.4, None), (1.5, 0.6, None), (3, 0.5, None)],
@@ -79,7 +80,7 @@ _COMPING = {
 }
 
 # Per bar: (beat, length, chord tone counted from the root; 3 is the octave).
-_BASS_LINES = {
+_BASS_LINES: dict[str, list[Stroke]] = {
     "twos": [(0, 1.8, 0), (2, 1.8, 2)],
     "quarters": [(b, 0.9, 0) for b in range(4)],
     "eighths": [(i / 2, 0.45, 0) for i in range(8)],
@@ -138,6 +139,7 @@ def _tune(rng: np.random.Generator, plan: Plan, start: int, low: int, high: int)
     for length in (*first, *second, *first, *last):
         if length > 0 and start + beat < len(plan.chords):
             chord = plan.chords[int(start + beat)]
+            allowed: tuple[int, ...]
             if beat >= close and chord != NO_CHORD:
                 allowed = (chord.root,)
             elif chord != NO_CHORD and (beat % plan.meter in (0, 2) or length >= 1.5):
@@ -164,7 +166,8 @@ def chords(rng: np.random.Generator, plan: Plan, low: int, high: int) -> list[Ev
     """Writes the accompaniment: close voicings, smoothly led, in one pattern or simply held."""
     style = str(rng.choice([*_COMPING, "held", "held"]))
     stagger = 0.03 if style == "strum" else 0.0  # beats between the strings of a strum
-    events, voices = [], ()
+    events: list[Event] = []
+    voices: tuple[int, ...] = ()
     for start, end, chord in plan.spans():
         if chord == NO_CHORD:
             continue
@@ -178,9 +181,7 @@ def chords(rng: np.random.Generator, plan: Plan, low: int, high: int) -> list[Ev
     return events
 
 
-def _strokes(
-    pattern: list[tuple] | None, meter: int, start: int, end: int
-) -> Iterator[tuple[float, float, int | None]]:
+def _strokes(pattern: list[Stroke] | None, meter: int, start: int, end: int) -> Iterator[Stroke]:
     """Yields a bar pattern's (beat, length, voice) within a span; None: one held chord."""
     if pattern is None:
         yield start, end - start, None
@@ -195,7 +196,8 @@ def _strokes(
 def inner(rng: np.random.Generator, plan: Plan, low: int, high: int) -> list[Event]:
     """Writes one to three held voices that move as little as the chords let them."""
     count = int(rng.integers(1, 4))
-    events, voices = [], ()
+    events: list[Event] = []
+    voices: tuple[int, ...] = ()
     for start, end, chord in plan.spans():
         if chord == NO_CHORD:
             continue

@@ -86,7 +86,8 @@ def design(name: str, sizes: Mapping[str, int]) -> dict[str, list[Stimulus]]:
     Raises:
       ValueError: there are not so many constellations.
     """
-    taken, found = set(), {}
+    taken: set[tuple[tuple[int, str], ...]] = set()
+    found = {}
     for split, size in sizes.items():
         rng = np.random.default_rng((list(SETS).index(name), SPLITS.index(split)))
         rows = _rows(rng, SETS[name], size)

@@ -16,6 +16,7 @@ from data_pipelines.composer.timbres import (
     KIT,
     TIMBRES,
     Layer,
+    Noise,
     Note,
     Timbre,
     drum_seconds,
@@ -140,7 +141,7 @@ class _Player:
                 * _contour(t, layer, ringing)
             )
         if timbre.noise:
-            audio += self._breath(t)
+            audio += self._breath(timbre.noise, t)
         if timbre.tremolo:
             audio *= 1 - np.float32(timbre.tremolo / 2) * (1 - self._wobble(t))
         return (
@@ -162,9 +163,8 @@ class _Player:
         """Returns a slow sine [n] at the player's own rate."""
         return np.sin(np.float32(2 * np.pi * self.rate) * t)
 
-    def _breath(self, t: np.ndarray) -> np.ndarray:
+    def _breath(self, noise: Noise, t: np.ndarray) -> np.ndarray:
         """Returns the timbre's noise [n], another stretch of it for each note."""
-        noise = self.timbre.noise
         band = _noise(self.sample_rate, noise.low, noise.high)
         start = int(self.rng.integers(len(band)))
         audio = band.take(np.arange(start, start + len(t)), mode="wrap")  # [n]
@@ -216,7 +216,7 @@ def _lookup(table: np.ndarray, slope: np.ndarray, cycles: np.ndarray) -> np.ndar
 
 def _contour(t: np.ndarray, layer: Layer, ringing: float) -> np.ndarray | np.float32:
     """Returns the gain of a layer over time [n], or 1 for a steady layer."""
-    contour = np.float32(1.0)
+    contour: np.ndarray | np.float32 = np.float32(1.0)
     if layer.decay < FOREVER:
         contour = np.exp(t * np.float32(-1 / (layer.decay * ringing)))
     if layer.attack:

@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -31,7 +31,7 @@ _BLOCK = 1 << 16  # samples of each channel at a time
 class Track(NamedTuple):
     """A sound track: its number among the streams, its seconds (0: not known), float samples."""
 
-    index: int
+    number: int
     seconds: float
     floats: bool
 
@@ -54,7 +54,15 @@ def probe(path: Path) -> Track:
     Raises:
       Unusable: FFmpeg finds no sound in it.
     """
-    command = ["ffprobe", "-v", "error", "-of", "json", "-show_entries", _ENTRIES]
+    command: list[str | bytes] = [
+        "ffprobe",
+        "-v",
+        "error",
+        "-of",
+        "json",
+        "-show_entries",
+        _ENTRIES,
+    ]
     command += ["-protocol_whitelist", "file", "-i", _name(path)]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     try:
@@ -109,26 +117,35 @@ def decode(path: Path, track: Track, strict: bool) -> Iterator[Sound]:
     Raises:
       Unusable: nothing can be decoded, or not to the end.
     """
-    command = ["ffmpeg", "-nostdin", "-v", "quiet", "-protocol_whitelist", "file,pipe"]
+    command: list[str | bytes] = [
+        "ffmpeg",
+        "-nostdin",
+        "-v",
+        "quiet",
+        "-protocol_whitelist",
+        "file,pipe",
+    ]
     command += ["-xerror", "-err_detect", "explode"] if strict else []
-    command += ["-i", _name(path), "-map", f"0:{track.index}", "-c:a", "pcm_f32be"]
+    command += ["-i", _name(path), "-map", f"0:{track.number}", "-c:a", "pcm_f32be"]
     command += ["-f", "au", "pipe:1"]
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    assert process.stdout is not None  # it was asked for
     try:
         head = process.stdout.read(24)
         if len(head) < 24:
             raise Unusable(UNKNOWN)
         _, start, _, _, rate, channels = struct.unpack(">4sIIIII", head)
         process.stdout.read(start - len(head))
-        yield Sound(rate, _blocks(process, channels, rate))
+        yield Sound(rate, _blocks(process, process.stdout, channels, rate))
     finally:
         process.kill()
         process.stdout.close()
         process.wait()
 
 
-def _blocks(process: subprocess.Popen, channels: int, rate: int) -> Iterator[np.ndarray]:
-    stream: BinaryIO = process.stdout
+def _blocks(
+    process: subprocess.Popen, stream: IO[bytes], channels: int, rate: int
+) -> Iterator[np.ndarray]:
     decoded = 0
     while raw := stream.read(4 * channels * _BLOCK):
         whole = len(raw) - len(raw) % (4 * channels)

@@ -107,7 +107,8 @@ def _scan(data: mmap.mmap, position: int, end: int) -> tuple[list[Run], int, int
     These are those between frames that are no tags, together with those behind the last one, and
     how many of the latter are zeros. What stands before the first frame is not counted.
     """
-    runs, lost = [], 0
+    runs: list[Run] = []
+    lost = 0
     while (found := _next(data, position, end)) is not None:
         begin, skipped = found
         lost += skipped if runs else 0

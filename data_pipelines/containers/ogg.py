@@ -26,7 +26,9 @@ def parts(path: Path, start: int) -> list[Part]:
 
 def _links(data: mmap.mmap, start: int) -> list[Span]:
     """Returns the spans of the links; what cannot be read between two of them is left out."""
-    begins, ends, flags = [], [], 0
+    begins: list[int] = []
+    ends: list[int] = []
+    flags = 0
     position, lost, left_out = start, 0, 0
     while (found := data.find(b"OggS", position)) >= 0:
         lost += found - position

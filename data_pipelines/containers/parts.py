@@ -6,7 +6,10 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 COMPLETE = 0.95  # less than this share of what a file promises is a truncated file
 UNKNOWN = "not audio, or a kind that cannot be read"
@@ -89,7 +92,8 @@ class View(io.RawIOBase):
         self._position = max(0, start + offset)
         return self._position
 
-    def readinto(self, buffer: memoryview) -> int:
+    def readinto(self, buffer: "Buffer") -> int:
+        room = memoryview(buffer)
         before = self._position
         for begin, end in self._spans:
             if before < end - begin:
@@ -98,10 +102,10 @@ class View(io.RawIOBase):
         else:
             return 0
         begin += before
-        found = bytearray(os.pread(self._file.fileno(), min(len(buffer), end - begin), begin))
+        found = bytearray(os.pread(self._file.fileno(), min(len(room), end - begin), begin))
         for place, other in self._replaced.items():
             for at in range(max(place, begin), min(place + len(other), begin + len(found))):
                 found[at - begin] = other[at - place]
-        buffer[: len(found)] = found
+        room[: len(found)] = found
         self._position += len(found)
         return len(found)

@@ -73,7 +73,7 @@ def read_songs(info: str, static: str, clips: epath.Path) -> dict[str, list[labe
     )
     splits = [split_of(songs[i]["Artist"], songs[i][_SET]) for i in ids]
     scaled = z_score(raw, np.array(splits) != "test")
-    tracks = {"train": [], "validation": [], "test": []}
+    tracks: dict[str, list[labelled.Track]] = {"train": [], "validation": [], "test": []}
     for song, split, original, standard in zip(ids, splits, raw, scaled, strict=True):
         labels = {"emotion_raw": original.astype("f4"), "emotion": standard.astype("f4")}
         name = f"{song}.mp3"

@@ -116,7 +116,7 @@ class Builder(labelled.LabelledBuilder):
             int(file.name.partition(".")[0]): ("test", parse_key(file.read_text(), str(file)))
             for file in files
         }
-        tracks = {"train": [], "validation": [], "test": []}
+        tracks: dict[str, list[labelled.Track]] = {"train": [], "validation": [], "test": []}
         for origin, root, selection in (("train", mtg, chosen), ("test", test, held_out)):
             audio = _audio(dl_manager, root, _AUDIO[origin], sorted(selection))
             for track, (split, key) in sorted(selection.items()):

@@ -99,7 +99,7 @@ def read_beats(text: str, file: str = "beats") -> tuple[np.ndarray, np.ndarray]:
 
 # Not registered: TFDS has a builder of the same name (one split of 1,000 from the dead host), and
 # a second registration is an error. `python -m data_pipelines.build` does not need it.
-class Builder(labelled.LabelledBuilder, skip_registration=True):
+class Builder(labelled.LabelledBuilder, skip_registration=True):  # type: ignore[call-arg]  # TFDS takes it
     """Splits train, validation, test; labels `genre`, `beat_times` and `bar_positions`."""
 
     MANUAL_DOWNLOAD_INSTRUCTIONS = (

@@ -61,7 +61,7 @@ def read_annotations(table: str, audio: epath.Path) -> dict[str, list[labelled.T
     absent = [name for name in ("clip_id", *TAGS, "mp3_path") if name not in columns]
     if absent:
         raise BuildError(f"annotations_final.csv has no column {absent[0]!r}: get it anew")
-    tracks = {"train": [], "validation": [], "test": []}
+    tracks: dict[str, list[labelled.Track]] = {"train": [], "validation": [], "test": []}
     for row in rows:
         path = row["mp3_path"].strip()
         labels = {"tags": np.array([row[tag] == "1" for tag in TAGS], np.uint8)}

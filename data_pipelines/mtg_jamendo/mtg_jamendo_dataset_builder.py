@@ -81,7 +81,8 @@ def merge(
     A track is in the same split of every subset that has it (the subsets were filtered from one
     split); tables in which that does not hold are refused.
     """
-    merged, home = {split: {} for split in SPLITS}, {}
+    merged: dict[str, dict[str, dict[str, Row]]] = {split: {} for split in SPLITS}
+    home: dict[str, str] = {}
     for subset in subsets:
         for split in SPLITS:
             for track, row in tables[f"{subset}/{split}"].items():

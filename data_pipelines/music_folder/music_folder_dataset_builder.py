@@ -69,7 +69,7 @@ class Builder(ShardedBuilder):
             bar = tqdm(lengths, "reading headers", len(found.files), unit=" files", delay=5)
             seconds = dict(zip(found.files, bar, strict=True))
         validation = tree.validation_files(seconds)
-        inputs = {"train": [], "validation": []}
+        inputs: dict[str, list[Input]] = {"train": [], "validation": []}
         for path, length in seconds.items():
             split = "validation" if path in validation else "train"
             size = int(2 * self.sample_rate * length)  # of int16
@@ -108,4 +108,4 @@ def _is_heard(segment: np.ndarray, sample_rate: int) -> bool:
         decode.check_heard(segment, sample_rate)
     except decode.Unusable:
         return False
-    return np.count_nonzero(segment) >= SOUND * len(segment)
+    return bool(np.count_nonzero(segment) >= SOUND * len(segment))

@@ -46,7 +46,7 @@ class _Walk:
         self.files: list[tuple[bool, str]] = []  # whether a link leads there, path
         self.repeated = self.system = 0
         self.unreadable: list[tuple[str, str]] = []
-        self._seen: set[tuple[int, int]] = set()
+        self._seen: set[tuple[int, int] | None] = set()
 
     def below(self, root: str) -> None:
         """Finds all files, those behind links to folders last."""
@@ -56,7 +56,8 @@ class _Walk:
 
     def _enter(self, root: str, linked: bool) -> list[str]:
         """Goes through a folder and those in it; returns the links to folders."""
-        links, folders = [], [root]
+        links: list[str] = []
+        folders = [root]
         while folders:
             folder = folders.pop()
             identity = _identity(folder)

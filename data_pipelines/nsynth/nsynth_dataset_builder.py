@@ -48,7 +48,7 @@ def read_examples(text: str, audio: epath.Path) -> list[labelled.Track]:
 
 
 # Not registered, for TFDS has a builder of the same name.
-class Builder(labelled.LabelledBuilder, skip_registration=True):
+class Builder(labelled.LabelledBuilder, skip_registration=True):  # type: ignore[call-arg]  # TFDS takes it
     """Splits train, validation, test; labels `family` (11 classes) and `pitch` (MIDI, 128)."""
 
     MANUAL_DOWNLOAD_INSTRUCTIONS = (

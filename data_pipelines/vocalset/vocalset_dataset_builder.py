@@ -73,7 +73,8 @@ def read_tree(files: Sequence[str]) -> tuple[list[Recording], dict[str, str]]:
     Returns:
         The recordings in the order of techniques and names, and {path: reason} of faulty files.
     """
-    recordings, faults = {}, {}
+    recordings: dict[str, Recording] = {}
+    faults = {}
     for path in sorted(files):
         parts = path.split("/")
         if len(parts) != 4 or parts[2] not in (*TECHNIQUES, *OTHERS) or parts[3].startswith("."):

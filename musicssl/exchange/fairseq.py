@@ -72,13 +72,13 @@ def read_sections(checkpoint: dict[str, Any], path: Path) -> tuple[dict[str, Any
     config = checkpoint.get("cfg") or checkpoint.get("args")
     if isinstance(config, argparse.Namespace):
         config = {"model": config, "task": config}
-    sections = [
-        config.get(name) if isinstance(config, dict) else None for name in ("model", "task")
-    ]
-    sections = [vars(s) if isinstance(s, argparse.Namespace) else s for s in sections]
-    if not all(isinstance(section, dict) for section in sections):
+    if not isinstance(config, dict):
+        config = {}
+    sections = [config.get("model"), config.get("task")]
+    model, task = (vars(s) if isinstance(s, argparse.Namespace) else s for s in sections)
+    if not (isinstance(model, dict) and isinstance(task, dict)):
         raise ValueError(f"{path} holds no readable configuration under 'cfg' or 'args'")
-    return sections[0], sections[1]
+    return model, task
 
 
 def read_encoder(config: dict[str, Any], path: Path) -> Encoder:

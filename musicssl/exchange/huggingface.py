@@ -129,7 +129,7 @@ def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], Path]:
         index = path / f"{name}.index.json"
         if index.is_file():
             shards = read_json(index).get("weight_map", {}).values()
-            tensors = {}
+            tensors: dict[str, np.ndarray] = {}
             for shard in sorted({Path(shard).name for shard in shards}):
                 tensors |= read(path / shard)
             return tensors, index

@@ -39,7 +39,7 @@ def with_digest(
     digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode())
     for path, array in sorted(traverse_util.flatten_dict(params, sep="/").items()):
         digest.update(path.encode())
-        digest.update(np.ascontiguousarray(array, np.float32))
+        digest.update(np.ascontiguousarray(array, np.float32).data)
     return Loaded(encoder, params, normalize, sample_rate, source, digest.hexdigest())
 
 

@@ -84,7 +84,7 @@ def read_encoder(config: dict[str, Any], path: Path) -> Encoder:
             raise ValueError(
                 f"{path}: {key} is {config[key]!r}: only models with {value!r} are supported"
             )
-    fields = {"pos_conv_depth": 0, "stem_norm": "layer", "pre_norm": False}
+    fields: dict[str, Any] = {"pos_conv_depth": 0, "stem_norm": "layer", "pre_norm": False}
     for field, key, default in FIELDS + (DATA2VEC_FIELDS if data2vec else OTHER_FIELDS):
         fields[field] = read_value(config, key, default, path)
     widths = config.get("conv_dim", [STEM_WIDTH] * len(KERNELS))

@@ -71,8 +71,9 @@ def table(encoder: Encoder) -> list[Row]:
 def _positional(encoder: Encoder) -> list[Row]:
     if not encoder.pos_conv_depth:
         names = "pos_conv_0", "encoder.pos_conv_embed.conv", "encoder.pos_conv.0"
-        length = Row(f"{names[0]}/length", *(f"{name}.{LENGTH}" for name in names[1:]), 2)
-        direction = Row(f"{names[0]}/direction", *(f"{name}.{DIRECTION}" for name in names[1:]))
+        ours, name, fairseq = names
+        length = Row(f"{ours}/length", f"{name}.{LENGTH}", f"{fairseq}.{LENGTH}", 2)
+        direction = Row(f"{ours}/direction", f"{name}.{DIRECTION}", f"{fairseq}.{DIRECTION}")
         return [length, direction, _module(*names)[1]]
     rows = []
     for i in range(encoder.pos_conv_depth):

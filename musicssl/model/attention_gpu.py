@@ -290,7 +290,7 @@ def _kept(
     salts,
     query: jax.Array,
     key: jax.Array,
-    shape: tuple[int, int],
+    shape: tuple[int, ...],
     frames: int,
     rate: float,
     turned: bool = False,

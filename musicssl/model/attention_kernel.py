@@ -13,6 +13,7 @@ v5e.
 
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -70,10 +71,10 @@ attend.defvjp(forward, backward)
 
 def call(
     name: str,
-    body: object,
+    body: Callable[..., None],
     arrays: tuple,
     salts: jax.Array,
-    heads: tuple[int, int],
+    heads: tuple[int, ...],
     interpret: bool,
 ) -> list[jax.Array]:
     """Run a body for each clip, 128 channels and block of rows, in that order.
@@ -185,7 +186,7 @@ def scaled(x: jax.Array, factor: jax.Array) -> jax.Array:
     return (x.astype(jnp.float32) * factor).astype(x.dtype)
 
 
-def kept(salts, head: int, d: int, shape: tuple[int, int], rate: float) -> jax.Array:
+def kept(salts, head: int, d: int, shape: tuple[int, ...], rate: float) -> jax.Array:
     """`dropout.keep` for this block of rows; a TPU compares and multiplies signed words."""
     rows, t = shape
     clip, number = pl.program_id(0), pl.program_id(1) * (LANES // d) + head

@@ -24,7 +24,7 @@ from musicssl.model.dense import Dense
 from musicssl.model.dropout import Dropout, salts
 from musicssl.model.gelu import gelu
 from musicssl.model.grouped_conv import grouped_conv
-from musicssl.model.stem import CHANNELS, KERNELS, NORM_EPSILON, TIME, Layer, stem
+from musicssl.model.stem import CHANNELS, KERNELS, NORM_EPSILON, TIME, Norm, StemLayer, stem
 from musicssl.runtime import sharding
 
 conv_init = nn.initializers.variance_scaling(2.0, "fan_in", "normal")  # kaiming_normal
@@ -273,10 +273,10 @@ class Encoder(nn.Module):
 
     def stem(self, audio: jax.Array) -> jax.Array:
         """[b, n] -> [b, t, c], the features that HuBERT's penalty is computed on."""
-        norms = [norm() for norm in self.norms]
-        norms += [(None, None)] * (len(self.convs) - len(norms))
+        norms: list[Norm | None] = [Norm(*norm()) for norm in self.norms]
+        norms += [None] * (len(self.convs) - len(norms))
         layers = [
-            Layer(*conv(self.stem_width if i else 1), *norm)
+            StemLayer(*conv(self.stem_width if i else 1), norm)
             for i, (conv, norm) in enumerate(zip(self.convs, norms, strict=True))
         ]
         axis = TIME if self.stem_norm == "group" else CHANNELS

@@ -167,7 +167,8 @@ def unpack(wide: jax.Array, together: int) -> jax.Array:
     """The elements that `pack` has put there: [k, together * c, d] -> [k, c, d]."""
     parts = jnp.split(wide, together, axis=1)
     place = jnp.arange(wide.shape[2]) // parts[0].shape[1] % together
-    return sum(jnp.where(place == i, part, 0) for i, part in enumerate(parts))
+    own = [jnp.where(place == i, part, 0) for i, part in enumerate(parts)]
+    return sum(own)  # type: ignore[return-value]  # an int only where there are no parts
 
 
 def turned(weight: jax.Array, groups: int) -> jax.Array:

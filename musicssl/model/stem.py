@@ -27,17 +27,22 @@ ROWS = 32  # pieces that a device should have
 SHORTEST = 16  # frames of a piece: neighbours share 80 samples
 
 
-class Layer(NamedTuple):
-    """One convolution: kernel [k, c_in, c], bias [c] or None; scale and offset [c] of its norm, or
-    None."""
+class Norm(NamedTuple):
+    """The scale and the offset [c] that follow a standardisation."""
+
+    scale: jax.Array
+    offset: jax.Array
+
+
+class StemLayer(NamedTuple):
+    """One convolution: its kernel [k, c_in, c], bias [c] and norm, where it has them."""
 
     kernel: jax.Array
     bias: jax.Array | None
-    scale: jax.Array | None
-    offset: jax.Array | None
+    norm: Norm | None
 
 
-def stem(audio: jax.Array, layers: list[Layer], axis: int) -> jax.Array:
+def stem(audio: jax.Array, layers: list[StemLayer], axis: int) -> jax.Array:
     """Audio [b, n] in the compute type -> features [b, t, c]; norms standardise over `axis`."""
     if sharding.platform() == "tpu":
         return in_pieces(audio, layers, axis)
@@ -49,7 +54,7 @@ def stem(audio: jax.Array, layers: list[Layer], axis: int) -> jax.Array:
     return onward(audio[..., None], layers, axis, 0)
 
 
-def onward(x: jax.Array, layers: list[Layer], axis: int, start: int) -> jax.Array:
+def onward(x: jax.Array, layers: list[StemLayer], axis: int, start: int) -> jax.Array:
     """[b, n, c_in] through the layers from number `start` on."""
     for i, layer in enumerate(layers[start:], start):
         with jax.named_scope(f"stem_{i}"):
@@ -61,22 +66,22 @@ def onward(x: jax.Array, layers: list[Layer], axis: int, start: int) -> jax.Arra
                 dimension_numbers=("NWC", "WIO", "NWC"),
             )  # [b, (n - k) // stride + 1, c]
             x = x if layer.bias is None else x + layer.bias.astype(x.dtype)
-            x = gelu(x if layer.scale is None else normed(x, layer, axis))
+            x = gelu(x if layer.norm is None else normed(x, layer.norm, axis))
     return x
 
 
-def normed(x: jax.Array, layer: Layer, axis: int) -> jax.Array:
+def normed(x: jax.Array, norm: Norm, axis: int) -> jax.Array:
     """Standardised over one axis in one pass, in float32, then scaled and shifted."""
     y = x.astype(jnp.float32)
     mean = y.mean(axis=axis, keepdims=True)
     variance = jnp.square(y).mean(axis=axis, keepdims=True) - jnp.square(mean)
-    inverse = jax.lax.rsqrt(jnp.maximum(variance, 0) + NORM_EPSILON) * layer.scale
+    inverse = jax.lax.rsqrt(jnp.maximum(variance, 0) + NORM_EPSILON) * norm.scale
     if axis == TIME:  # one factor and one summand a channel: two operations an element, not three
-        return (y * inverse + (layer.offset - mean * inverse)).astype(x.dtype)
-    return ((y - mean) * inverse + layer.offset).astype(x.dtype)
+        return (y * inverse + (norm.offset - mean * inverse)).astype(x.dtype)
+    return ((y - mean) * inverse + norm.offset).astype(x.dtype)
 
 
-def in_pieces(audio: jax.Array, layers: list[Layer], axis: int) -> jax.Array:
+def in_pieces(audio: jax.Array, layers: list[StemLayer], axis: int) -> jax.Array:
     """`onward` from the start, for a TPU: the first norm from the audio, clips in pieces."""
     clips, frames = audio.shape[0], frame_count(audio.shape[1])
     pieces = pieces_of(frames, sharding.clips_here(clips))
@@ -84,25 +89,32 @@ def in_pieces(audio: jax.Array, layers: list[Layer], axis: int) -> jax.Array:
     with jax.named_scope("stem_0"):
         form = first_over_time if axis == TIME else first_over_channels
         x = form(audio, rows, layers[0])
-        x = (x.astype(jnp.float32) * layers[0].scale + layers[0].offset).astype(x.dtype)
+        norm = _first_norm(layers[0])
+        x = (x.astype(jnp.float32) * norm.scale + norm.offset).astype(x.dtype)
         x = gelu(x)
     x = onward(x, layers, axis, 1)  # [b * pieces, t / pieces, c]
     return x.reshape(clips, frames, x.shape[-1])
 
 
-def first_on_gpu(audio: jax.Array, layer: Layer, axis: int) -> jax.Array:
+def _first_norm(layer: StemLayer) -> Norm:
+    """Return the norm of the first layer, which both kinds of stem have."""
+    assert layer.norm is not None, "the stem's first layer has no norm"
+    return layer.norm
+
+
+def first_on_gpu(audio: jax.Array, layer: StemLayer, axis: int) -> jax.Array:
     """The first layer with its norm and GELU: [b, n] -> [b, t, c]."""
     from musicssl.model import first_layer_gpu
 
     clips, taps = audio.shape[0], layer.kernel.shape[0]
     windows = first_norm.windows(audio, taps).swapaxes(1, 2).astype(audio.dtype)  # [b, t, k]
-    frames = windows.shape[1]
+    frames, norm = windows.shape[1], _first_norm(layer)
     with jax.named_scope("stem_0"):
         if axis == TIME:  # where a bias makes no difference
             kernel = layer.kernel.astype(audio.dtype)
             mean, inverse = first_norm.over_time(audio, kernel)  # [b, 1, c]
-            scale = (inverse * layer.scale)[:, 0]  # [b, c]
-            offset = layer.offset - mean[:, 0] * scale
+            scale = (inverse * norm.scale)[:, 0]  # [b, c]
+            offset = norm.offset - mean[:, 0] * scale
             rows = [kernel[:, 0].astype(jnp.float32)]
             by_frame = jnp.ones((clips, frames))
         else:
@@ -114,9 +126,7 @@ def first_on_gpu(audio: jax.Array, layer: Layer, axis: int) -> jax.Array:
                 windows = jnp.concatenate([windows, jnp.ones_like(windows[..., :1])], axis=-1)
                 rows.append(shift[None])
             by_frame = first_norm.over_channels(audio, kernel, shift)[..., 0]  # [b, t]
-            scale, offset = (
-                jnp.broadcast_to(x, (clips, len(x))) for x in (layer.scale, layer.offset)
-            )
+            scale, offset = (jnp.broadcast_to(x, (clips, len(x))) for x in norm)
         kernel = jnp.concatenate(rows)  # [k, c]
         kernel = jnp.pad(kernel, ((0, first_layer_gpu.TAPS - len(kernel)), (0, 0)))
         windows = jnp.pad(windows, ((0, 0), (0, 0), (0, first_layer_gpu.TAPS - windows.shape[-1])))
@@ -140,7 +150,7 @@ def cut(audio: jax.Array, frames: int, pieces: int) -> jax.Array:
     return jnp.stack(parts, axis=1).reshape(-1, crop_samples(each))
 
 
-def first_over_time(audio: jax.Array, rows: jax.Array, layer: Layer) -> jax.Array:
+def first_over_time(audio: jax.Array, rows: jax.Array, layer: StemLayer) -> jax.Array:
     """Each channel of a clip standardised over time, where a bias makes no difference."""
     kernel = layer.kernel.astype(audio.dtype)
     each = len(rows) // len(audio)
@@ -151,7 +161,7 @@ def first_over_time(audio: jax.Array, rows: jax.Array, layer: Layer) -> jax.Arra
     return first_norm.standardised(rows, kernel, -mean, inverse)
 
 
-def first_over_channels(audio: jax.Array, rows: jax.Array, layer: Layer) -> jax.Array:
+def first_over_channels(audio: jax.Array, rows: jax.Array, layer: StemLayer) -> jax.Array:
     """Each frame standardised over channels."""
     kernel = layer.kernel - layer.kernel.mean(axis=-1, keepdims=True)
     kernel = kernel.astype(audio.dtype)

@@ -78,8 +78,8 @@ class Checkpoints:
         """
         workdir = self.directory.parent
         steps = steps_on_disk(workdir)
-        newest = steps[-1] if steps else None
-        lost = {}
+        newest = steps[-1] if steps else -1
+        lost: dict[int, str] = {}
         while steps and (reason := self.damage(steps[-1])):
             lost[steps.pop()] = reason
         if lost and (self.on_damage == "stop" or not steps):

@@ -48,7 +48,7 @@ def damage(directory: Path) -> str | None:
     return None
 
 
-class Digested:
+class Digested(ocp.CheckpointHandler):
     """A checkpoint handler whose last act before the commit is to write the digests."""
 
     def finalize(self, directory: epath.Path) -> None:

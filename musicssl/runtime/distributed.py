@@ -19,7 +19,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, cast
 
 import jax
 from absl import flags
@@ -169,7 +169,7 @@ def together() -> Iterator[Callable[[], None]]:
         yield watch.alive
     except SystemExit as leaving:
         if jax.process_count() > 1 and leaving.code not in AGREED:
-            leave(leaving.code)
+            leave(_exit_code(leaving))
         raise
     except Exception as error:
         if jax.process_count() == 1:
@@ -184,11 +184,19 @@ def together() -> Iterator[Callable[[], None]]:
         watch.stop()
 
 
+def _exit_code(leaving: SystemExit) -> int:
+    """Return the code that sys.exit was given; a message instead of one is printed, and means 1."""
+    if isinstance(leaving.code, str):
+        print(leaving.code, file=sys.stderr)
+        return 1
+    return leaving.code or 0
+
+
 class Watch:
     """A thread that ends the process when it is not told for --stall seconds that it is alive."""
 
     def __init__(self) -> None:
-        self.limit = flags.FLAGS["stall"].value  # also where no flags were parsed
+        self.limit = cast(float, flags.FLAGS["stall"].value)  # also where no flags were parsed
         self.seconds = 0.0  # that it ran, not those that the machine slept
         self.stopped = threading.Event()
         self.thread: threading.Thread | None = None

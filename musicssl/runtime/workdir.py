@@ -3,6 +3,7 @@
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import jax
 import ml_collections
@@ -27,7 +28,7 @@ MAY_CHANGE = (
 
 def flat(config: dict, prefix: str = "") -> dict:
     """{"a": {"b": 1}} -> {"a.b": 1}, as command-line flags spell it."""
-    leaves = {}
+    leaves: dict[str, Any] = {}
     for key, value in config.items():
         name = f"{prefix}{key}"
         leaves |= flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
