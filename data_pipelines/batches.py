@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import tensorflow as tf
 
-from data_pipelines.order import InOrder, Plan, Shuffled
+from data_pipelines.order import InOrder, StreamPlan, Shuffled
 from data_pipelines.record_index import Damaged, write_index
 from data_pipelines.records import Dataset, is_built, open_dataset
 
@@ -115,7 +115,7 @@ class _Reader:
     def __init__(
         self,
         dataset: Dataset,
-        plan: Plan,
+        plan: StreamPlan,
         batch_size: int,
         samples: int,
         rows: np.ndarray | None,

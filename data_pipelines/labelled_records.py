@@ -24,7 +24,7 @@ class Labelled(NamedTuple):
     "gtzan/16khz/1.0.0". sizes: {entry: {"built", "published"}} of the builders that say so.
     """
 
-    dataset: "Dataset | _Part"
+    dataset: "Dataset | _ChosenRecords"
     labels: Sequence[Mapping[str, Any]]
     classes: Mapping[str, Sequence[str]]
     sizes: Mapping[str, Mapping[str, int | None]]
@@ -76,10 +76,10 @@ def open_labelled(
         raise ValueError(f"{dataset.directory} is incomplete: build the data set again")
     metadata = builder.info.metadata or {}
     chosen = np.arange(len(labels))
-    records: Dataset | _Part = dataset
+    records: Dataset | _ChosenRecords = dataset
     if 0 < limit < len(labels):
         chosen = np.linspace(0, len(labels) - 1, limit).round().astype(int)
-        records = _Part(dataset, chosen)
+        records = _ChosenRecords(dataset, chosen)
     return Labelled(
         records,
         [labels[i] for i in chosen],
@@ -115,7 +115,7 @@ def build_for(name: str, data_dir: str | os.PathLike, sample_rate: int) -> str:
     return name
 
 
-class _Part:
+class _ChosenRecords:
     """Some records of a Dataset, numbered anew."""
 
     def __init__(self, dataset: Dataset, records: np.ndarray):

@@ -51,7 +51,7 @@ def crop_starts(
     return (uniform * np.maximum(lengths - samples + 1, 1)).astype(np.int64)
 
 
-class Plan(Protocol):
+class StreamPlan(Protocol):
     """Which record, from which sample on, is at each place of a stream."""
 
     def __call__(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

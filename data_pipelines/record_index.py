@@ -178,12 +178,12 @@ def _scan(layout: Layout, sizes: np.ndarray) -> Index:
     return Index(np.array(offset, np.int64), np.array(samples, np.int64), np.concatenate(sums))
 
 
-Row = tuple[int, int, np.ndarray]  # offset, samples, sums of a record
+IndexRow = tuple[int, int, np.ndarray]  # offset, samples, sums of a record
 
 
-def _scan_shard(shard: str, size: int, records: int) -> list[Row]:
+def _scan_shard(shard: str, size: int, records: int) -> list[IndexRow]:
     """A row for each record that the shard should hold."""
-    rows: list[Row] = []
+    rows: list[IndexRow] = []
     for position, record in _records(shard, size):
         if len(rows) == records:
             raise ValueError(
@@ -194,7 +194,7 @@ def _scan_shard(shard: str, size: int, records: int) -> list[Row]:
     return rows + [_row(shard, size, None)] * (records - len(rows))
 
 
-def _row(shard: str, position: int, record: bytes | None) -> Row:
+def _row(shard: str, position: int, record: bytes | None) -> IndexRow:
     if record is None:
         return position, 0, np.zeros(1, np.uint32)
     begin, end = _audio_span(shard, record)

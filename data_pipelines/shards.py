@@ -64,7 +64,7 @@ class Input:
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class ShardTask:
     """One worker's work: the inputs that make one shard, or several if they hold more."""
 
     index: int
@@ -107,7 +107,7 @@ class TaskWriter:
     writer: Any  # of TFDS; writes (key, bytes) pairs in the data set's file format
     folder: str
 
-    def __call__(self, task: Task) -> None:
+    def __call__(self, task: ShardTask) -> None:
         folder = epath.Path(self.folder)
         parts: list[tuple[int, int]] = []
         skipped: list[tuple[str, str]] = []
@@ -124,7 +124,7 @@ class TaskWriter:
         writing.write_text(report)
         writing.replace(folder / task.report)  # whole as soon as it is seen: progress reads it
 
-    def _records(self, task: Task, skipped: list[tuple[str, str]]) -> Iterator[_Record]:
+    def _records(self, task: ShardTask, skipped: list[tuple[str, str]]) -> Iterator[_Record]:
         """Yields the records of a task's inputs, and adds those that have none to `skipped`."""
         for source in task.inputs:
             try:
@@ -196,7 +196,7 @@ class ShardedBuilder(tfds.core.GeneratorBasedBuilder):
 
     def _run(
         self,
-        tasks: Sequence[Task],
+        tasks: Sequence[ShardTask],
         write: TaskWriter,
         download_config: tfds.download.DownloadConfig,
     ) -> None:
@@ -227,7 +227,7 @@ class ShardedBuilder(tfds.core.GeneratorBasedBuilder):
         )
 
     def _number(
-        self, folder: epath.Path, tasks: Sequence[Task], reports: Sequence[Mapping[str, Any]]
+        self, folder: epath.Path, tasks: Sequence[ShardTask], reports: Sequence[Mapping[str, Any]]
     ) -> list[tfds.core.SplitInfo]:
         """Gives the parts their names as shards; a split without any is left out."""
         parts = collections.defaultdict(list)
@@ -252,7 +252,7 @@ def _serialize(features: tfds.features.FeaturesDict, example: Example) -> bytes:
     return record.SerializeToString(deterministic=True)
 
 
-def plan(inputs: Mapping[str, Sequence[Input]]) -> list[Task]:
+def plan(inputs: Mapping[str, Sequence[Input]]) -> list[ShardTask]:
     """Divides the inputs of each split among tasks of about one shard, in the order of a hash.
 
     The order spreads an album over the shards; the sizes are those of the inputs, so that the
@@ -269,7 +269,7 @@ def plan(inputs: Mapping[str, Sequence[Input]]) -> list[Task]:
                 held = 0
             groups[-1][1].append(source)
             held += source.size
-    return [Task(index, split, tuple(group)) for index, (split, group) in enumerate(groups)]
+    return [ShardTask(index, split, tuple(group)) for index, (split, group) in enumerate(groups)]
 
 
 def write_skipped(path: epath.Path, skipped: Sequence[tuple[str, str]]) -> None:
@@ -279,7 +279,7 @@ def write_skipped(path: epath.Path, skipped: Sequence[tuple[str, str]]) -> None:
 
 
 @contextmanager
-def _progress(folder: epath.Path, tasks: Sequence[Task], sample_rate: int) -> Iterator[None]:
+def _progress(folder: epath.Path, tasks: Sequence[ShardTask], sample_rate: int) -> Iterator[None]:
     """Shows files done, hours of audio and times real time while workers write their reports."""
     waiting = {task.report: len(task.inputs) for task in tasks}
     done = threading.Event()
@@ -324,5 +324,5 @@ def _digest(text: str) -> bytes:
     return hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=16).digest()
 
 
-def _part(folder: epath.Path, task: Task, number: int) -> epath.Path:
+def _part(folder: epath.Path, task: ShardTask, number: int) -> epath.Path:
     return folder / f"task{task.index:06d}-{number:04d}.part"

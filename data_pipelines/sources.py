@@ -22,7 +22,7 @@ _BIG = 256 << 20  # bytes; hashing or joining more than this shows progress
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class DownloadSource:
     """One public file: its published name, where it lies, and its digest if one is published.
 
     `digest` is "sha256:<hex>" or "md5:<hex>", or None where the publisher states none; it is
@@ -54,7 +54,7 @@ def placed(folder: epath.Path | None, *names: str) -> epath.Path | None:
 
 
 def fetch(
-    dl_manager: tfds.download.DownloadManager, sources: Mapping[str, Source]
+    dl_manager: tfds.download.DownloadManager, sources: Mapping[str, DownloadSource]
 ) -> dict[str, epath.Path]:
     """Finds each source in manual_dir under its published name, or downloads it.
 

@@ -27,7 +27,7 @@ class Event(NamedTuple):
     accent: float
 
 
-class Plan(NamedTuple):
+class MusicPlan(NamedTuple):
     """What all parts share: key (index into KEYS), beats in a bar, the chord of each beat."""
 
     key: int
@@ -109,7 +109,7 @@ _GROOVES = {
 }  # fmt: skip
 
 
-def melody(rng: np.random.Generator, plan: Plan, low: int, high: int) -> list[Event]:
+def melody(rng: np.random.Generator, plan: MusicPlan, low: int, high: int) -> list[Event]:
     """Writes a tune in phrases of four bars; a phrase comes back when the form says so."""
     length = PHRASE * plan.meter
     tunes: dict[str, list[Event]] = {}
@@ -123,7 +123,9 @@ def melody(rng: np.random.Generator, plan: Plan, low: int, high: int) -> list[Ev
     return [e for e in events if e.beat < end and plan.chords[int(e.beat)] != NO_CHORD]
 
 
-def _tune(rng: np.random.Generator, plan: Plan, start: int, low: int, high: int) -> list[Event]:
+def _tune(
+    rng: np.random.Generator, plan: MusicPlan, start: int, low: int, high: int
+) -> list[Event]:
     """Writes one phrase over the chords from beat `start` on; its events count from 0.
 
     Bar 3 repeats the rhythm of bar 1, and the last bar comes to rest on the root of its chord. On
@@ -162,7 +164,7 @@ def _next_pitch(
     return min(ladder, key=lambda p: (abs(p - target) + 2.5 * (p == pitch), p))
 
 
-def chords(rng: np.random.Generator, plan: Plan, low: int, high: int) -> list[Event]:
+def chords(rng: np.random.Generator, plan: MusicPlan, low: int, high: int) -> list[Event]:
     """Writes the accompaniment: close voicings, smoothly led, in one pattern or simply held."""
     style = str(rng.choice([*_COMPING, "held", "held"]))
     stagger = 0.03 if style == "strum" else 0.0  # beats between the strings of a strum
@@ -193,7 +195,7 @@ def _strokes(pattern: list[Stroke] | None, meter: int, start: int, end: int) -> 
             yield beat, min(length, end - beat), voice
 
 
-def inner(rng: np.random.Generator, plan: Plan, low: int, high: int) -> list[Event]:
+def inner(rng: np.random.Generator, plan: MusicPlan, low: int, high: int) -> list[Event]:
     """Writes one to three held voices that move as little as the chords let them."""
     count = int(rng.integers(1, 4))
     events: list[Event] = []
@@ -207,7 +209,7 @@ def inner(rng: np.random.Generator, plan: Plan, low: int, high: int) -> list[Eve
     return events
 
 
-def bass(rng: np.random.Generator, plan: Plan, low: int, high: int) -> list[Event]:
+def bass(rng: np.random.Generator, plan: MusicPlan, low: int, high: int) -> list[Event]:
     """Writes a bass line: the root where the chord changes, then its pattern."""
     style = str(rng.choice([*_BASS_LINES, "held"]))
     events = []
@@ -223,7 +225,7 @@ def bass(rng: np.random.Generator, plan: Plan, low: int, high: int) -> list[Even
     return events
 
 
-def drums(rng: np.random.Generator, plan: Plan) -> list[Event]:
+def drums(rng: np.random.Generator, plan: MusicPlan) -> list[Event]:
     """Writes a groove, a crash where a phrase begins, a fill where one ends."""
     grooves = _GROOVES[plan.meter]
     groove = grooves[rng.integers(len(grooves))]

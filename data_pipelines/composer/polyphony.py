@@ -68,7 +68,7 @@ class Stimulus:
     labels: Mapping[str, int]
 
 
-class Set(NamedTuple):
+class StimulusSet(NamedTuple):
     """What is drawn: a first factor, what is balanced at each of its levels, and from them a clip.
 
     `draw` is called again where its constellation is taken, so it has choices of its own.
@@ -115,7 +115,7 @@ def sound(stimulus: Stimulus, seed: tuple[int, ...], sample_rate: int) -> np.nda
     return synth.loudness(rng, synth.room(rng, audio, sample_rate), -36, -22)
 
 
-def _rows(rng: np.random.Generator, of: Set, size: int) -> list[dict]:
+def _rows(rng: np.random.Generator, of: StimulusSet, size: int) -> list[dict]:
     """Levels of all factors for each clip, balanced at each level of the first factor."""
     first = np.resize(np.arange(len(of.levels)), size)
     columns = {of.first: np.asarray(of.levels)[first]}
@@ -207,8 +207,8 @@ def _pitches(rng: np.random.Generator, row: dict, rank: int) -> np.ndarray:
 _BAND = {"pitch_class": range(12), "span": SPAN, "octave": range(3), "detuning": DETUNING}
 _TIMBRE = {"octave": OCTAVES, "timbre": TIMBRES, "detuning": DETUNING}
 SETS = {
-    "target": Set("voices", VOICES, _BAND | {"rank": range(60)}, _target),
-    "voices": Set("voices", VOICES, _BAND | {"player": PLAYERS}, _voices),
-    "interval": Set("interval", range(1, 13), _TIMBRE, _interval),
-    "chord": Set("chord", tuple(CHORDS), _TIMBRE, _chord),
+    "target": StimulusSet("voices", VOICES, _BAND | {"rank": range(60)}, _target),
+    "voices": StimulusSet("voices", VOICES, _BAND | {"player": PLAYERS}, _voices),
+    "interval": StimulusSet("interval", range(1, 13), _TIMBRE, _interval),
+    "chord": StimulusSet("chord", tuple(CHORDS), _TIMBRE, _chord),
 }

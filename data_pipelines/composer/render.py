@@ -15,7 +15,7 @@ from data_pipelines.composer.timbres import (
     FOREVER,
     KIT,
     TIMBRES,
-    Layer,
+    TimbreLayer,
     Noise,
     Note,
     Timbre,
@@ -181,7 +181,7 @@ class _Player:
             self.tables[pitch] = [_table(s / np.sqrt(power)) for s in spectra]
         return self.tables[pitch]
 
-    def _spectrum(self, layer: Layer, pitch: float) -> np.ndarray:
+    def _spectrum(self, layer: TimbreLayer, pitch: float) -> np.ndarray:
         """Returns the amplitudes of harmonics 0, 1, 2, ... up to the highest allowed."""
         timbre, f0 = self.timbre, float(frequency(pitch)) * layer.ratio
         h = np.arange(min(layer.last, int(HIGHEST * self.sample_rate / f0), TABLE_SIZE // 4) + 1)
@@ -214,7 +214,7 @@ def _lookup(table: np.ndarray, slope: np.ndarray, cycles: np.ndarray) -> np.ndar
     return table[index] + fraction * slope[index]
 
 
-def _contour(t: np.ndarray, layer: Layer, ringing: float) -> np.ndarray | np.float32:
+def _contour(t: np.ndarray, layer: TimbreLayer, ringing: float) -> np.ndarray | np.float32:
     """Returns the gain of a layer over time [n], or 1 for a steady layer."""
     contour: np.ndarray | np.float32 = np.float32(1.0)
     if layer.decay < FOREVER:

@@ -14,7 +14,7 @@ import scipy.signal
 
 from data_pipelines.composer import harmony, parts, timbres
 from data_pipelines.composer.harmony import NO_CHORD, Chord
-from data_pipelines.composer.parts import Event, Plan
+from data_pipelines.composer.parts import Event, MusicPlan
 from data_pipelines.composer.render import render
 from data_pipelines.composer.timbres import Note
 
@@ -34,7 +34,7 @@ _TEXTURES = (
 class Role(NamedTuple):
     """How a part is written, who may play it, in which range of MIDI pitches, and how loud."""
 
-    write: Callable[[np.random.Generator, Plan, int, int], list[Event]]
+    write: Callable[[np.random.Generator, MusicPlan, int, int], list[Event]]
     instruments: tuple[str, ...]
     low: int
     high: int
@@ -108,7 +108,7 @@ def clip(seed: int, seconds: float = 30.0, sample_rate: int = 16000) -> Clip:
     rng = np.random.default_rng(seed)
     key = int(np.random.default_rng((seed // 24, 24)).permutation(24)[seed % 24])
     grid, skipped = _grid(rng, seconds)
-    plan = Plan(key, grid.meter, _harmony(rng, key, len(grid.times) // grid.meter, grid.meter))
+    plan = MusicPlan(key, grid.meter, _harmony(rng, key, len(grid.times) // grid.meter, grid.meter))
     heard = slice(skipped, int(np.searchsorted(grid.times, seconds)))
     notes = [
         note._replace(offset=min(note.offset, seconds))
@@ -197,7 +197,7 @@ def _harmony(rng: np.random.Generator, key: int, bars: int, meter: int) -> tuple
     return tuple(chords)
 
 
-def _perform(rng: np.random.Generator, plan: Plan, grid: Grid, first: int) -> list[Note]:
+def _perform(rng: np.random.Generator, plan: MusicPlan, grid: Grid, first: int) -> list[Note]:
     """Chooses a texture and its players, has each part written, and plays it from a beat on."""
     texture = _TEXTURES[rng.integers(len(_TEXTURES))]
     notes = []

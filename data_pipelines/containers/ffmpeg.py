@@ -28,7 +28,7 @@ _SURE = 50  # of 100: the least score of a format that is not guessed from a few
 _BLOCK = 1 << 16  # samples of each channel at a time
 
 
-class Track(NamedTuple):
+class SoundTrack(NamedTuple):
     """A sound track: its number among the streams, its seconds (0: not known), float samples."""
 
     number: int
@@ -48,7 +48,7 @@ def is_installed() -> bool:
     return bool(shutil.which("ffmpeg") and shutil.which("ffprobe"))
 
 
-def probe(path: Path) -> Track:
+def probe(path: Path) -> SoundTrack:
     """Chooses the track of a file: the first of those that are marked as default, or the first.
 
     Raises:
@@ -83,7 +83,7 @@ def probe(path: Path) -> Track:
     floats = kinds.startswith("pcm_f") or (
         kinds == "wavpack" and chosen.get("sample_fmt", "").startswith(("flt", "dbl"))
     )
-    return Track(chosen["index"], seconds, floats)
+    return SoundTrack(chosen["index"], seconds, floats)
 
 
 def _seconds(stream: dict[str, Any], container: dict[str, Any], alone: bool) -> float:
@@ -108,7 +108,7 @@ def _number(values: dict[str, Any], key: str) -> float:
 
 
 @contextmanager
-def decode(path: Path, track: Track, strict: bool) -> Iterator[Sound]:
+def decode(path: Path, track: SoundTrack, strict: bool) -> Iterator[Sound]:
     """Decodes a track with its own rate and channels, which the head of FFmpeg's output tells.
 
     Args:

@@ -15,12 +15,12 @@ from data_pipelines.shards import BuildError
 _HOST = "https://cvml.unige.ch/databases/emoMusic"
 _INFO, _STATIC = "songs_info.csv", "static_annotations.csv"
 _SET = "Mediaeval 2013 set"  # the column that tells the official evaluation songs
-ANNOTATIONS = sources.Source(  # digests: jukemir assets/emomusic.json
+ANNOTATIONS = sources.DownloadSource(  # digests: jukemir assets/emomusic.json
     "annotations.tar.gz",
     f"{_HOST}/annotations.tar.gz",
     "sha256:e0cb0b06e1b0ce7f04b1572fc410937699b7fad9dae67ddaa745f06cda4b0b33",
 )
-CLIPS = sources.Source(
+CLIPS = sources.DownloadSource(
     "clips_45sec.tar.gz",
     f"{_HOST}/clips_45sec.tar.gz",
     "sha256:3994a5d5fefc27f9540d1a69cd7f1294c68e6cb311ce49765021e2e9c7a1057b",

@@ -21,11 +21,11 @@ _AUDIO_HOST = "http://www.cp.jku.at/datasets/giantsteps"
 # GitHub does not promise that an archive's bytes stay the same, so there is no digest: the commit
 # in the URL names the content, and the archives carry the MD5 of every audio file.
 REPOSITORIES = {
-    "test": sources.Source(
+    "test": sources.DownloadSource(
         "giantsteps-key-dataset.zip",
         f"{_GITHUB}/giantsteps-key-dataset/archive/c8cb8aad2cb53f165be51ea099d0dc75c64a844f.zip",
     ),
-    "train": sources.Source(
+    "train": sources.DownloadSource(
         "giantsteps-mtg-key-dataset.zip",
         f"{_GITHUB}/giantsteps-mtg-key-dataset/archive/"
         "fd7b8c584f7bd6d720d170c325a6d42c9bf75a6b.zip",

@@ -35,19 +35,19 @@ _LIST_DIGESTS = {
     "test": "09cafa6a89ce0a27f30ed250d56ecb4d03c22fffb5a693f96c7ae655ee02ac72",
 }
 LISTS = {
-    "validation" if name == "valid" else name: sources.Source(
+    "validation" if name == "valid" else name: sources.DownloadSource(
         f"{name}_filtered.txt", f"{_DNN_MGR}/{name}_filtered.txt", f"sha256:{digest}"
     )
     for name, digest in _LIST_DIGESTS.items()
 }
 # The original host (opihi.cs.uvic.ca) is gone; this is the mirror that Hugging Face's loader used.
-AUDIO = sources.Source(
+AUDIO = sources.DownloadSource(
     "genres.tar.gz",
     "https://huggingface.co/datasets/marsyas/gtzan/resolve/main/data/genres.tar.gz",
 )
 # GTZAN-Rhythm (Marchand, Fresnel and Peeters 2015) as plain text.
 _COMMIT = "fd9cafdebb6426fee41c3718791be61306323dd7"
-BEATS = sources.Source(
+BEATS = sources.DownloadSource(
     f"gtzan_tempo_beat-{_COMMIT}.zip",
     f"https://github.com/TempoBeatDownbeat/gtzan_tempo_beat/archive/{_COMMIT}.zip",
 )

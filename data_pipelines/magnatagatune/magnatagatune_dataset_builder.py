@@ -23,13 +23,15 @@ TAGS = _BY_FREQUENCY.split(",")
 
 _HOST = "https://mirg.city.ac.uk/datasets/magnatagatune"
 _HEX = "0123456789abcdef"  # the folders of the archive
-ANNOTATIONS = sources.Source(  # this and the digests below: jukemir assets/magnatagatune.json
-    "annotations_final.csv",
-    f"{_HOST}/annotations_final.csv",
-    "sha256:99b94e95825d4fa576386a5367b9c96e0ec636e9f9c240aceb492f4728f68c3c",
+ANNOTATIONS = (
+    sources.DownloadSource(  # this and the digests below: jukemir assets/magnatagatune.json
+        "annotations_final.csv",
+        f"{_HOST}/annotations_final.csv",
+        "sha256:99b94e95825d4fa576386a5367b9c96e0ec636e9f9c240aceb492f4728f68c3c",
+    )
 )
 PARTS = {
-    part: sources.Source(f"mp3.zip.{part}", f"{_HOST}/mp3.zip.{part}", f"sha256:{digest}")
+    part: sources.DownloadSource(f"mp3.zip.{part}", f"{_HOST}/mp3.zip.{part}", f"sha256:{digest}")
     for part, digest in (
         ("001", "f857fe185968773058cc71662c2ef5d8f2d4b7338e3c122cfd52f82dcb9760b9"),
         ("002", "fc2e1ec441755556ed1398b1808f1b08b6034372f8bc27394510c0c58cdb52ce"),

@@ -24,7 +24,7 @@ _RAW = (
     "d6252e4a3b378ba045b0159401b805b3a0cfe9de/data"
 )
 TABLES = {  # split-0, the one that published figures use
-    f"{subset}/{split}": sources.Source(
+    f"{subset}/{split}": sources.DownloadSource(
         f"autotagging_{published}-{split}.tsv",
         f"{_RAW}/splits/split-0/autotagging_{published}-{split}.tsv",
     )
@@ -42,7 +42,7 @@ class JamendoConfig(labelled.RateConfig):
     collection: str = "raw_30s"  # the download that holds them
 
 
-class Row(NamedTuple):
+class TableRow(NamedTuple):
     """A track of a split file: its path, its length in seconds, its tags of one subset."""
 
     path: str
@@ -50,7 +50,7 @@ class Row(NamedTuple):
     tags: tuple[str, ...]
 
 
-def read_table(text: str) -> dict[str, Row]:
+def read_table(text: str) -> dict[str, TableRow]:
     """Reads a split file into {track id: row}.
 
     The files have CRLF or LF ends and as many columns as a track has tags: five fixed ones, then
@@ -60,10 +60,10 @@ def read_table(text: str) -> dict[str, Row]:
     if header.split("\t")[:5] != ["TRACK_ID", "ARTIST_ID", "ALBUM_ID", "PATH", "DURATION"]:
         raise BuildError(f"not an MTG-Jamendo split file: its first line is {header[:60]!r}")
     rows = (line.split("\t") for line in lines if line)
-    return {row[0]: Row(row[3], float(row[4]), tuple(filter(None, row[5:]))) for row in rows}
+    return {row[0]: TableRow(row[3], float(row[4]), tuple(filter(None, row[5:]))) for row in rows}
 
 
-def vocabulary(tables: Mapping[str, Mapping[str, Row]], subset: str) -> list[str]:
+def vocabulary(tables: Mapping[str, Mapping[str, TableRow]], subset: str) -> list[str]:
     """Returns the sorted tags of a subset's three split files.
 
     The split files, not the whole-subset files: those hold 95, 41 and 59 genre, instrument and
@@ -74,14 +74,14 @@ def vocabulary(tables: Mapping[str, Mapping[str, Row]], subset: str) -> list[str
 
 
 def merge(
-    tables: Mapping[str, Mapping[str, Row]], subsets: Iterable[str]
-) -> dict[str, dict[str, dict[str, Row]]]:
+    tables: Mapping[str, Mapping[str, TableRow]], subsets: Iterable[str]
+) -> dict[str, dict[str, dict[str, TableRow]]]:
     """Joins the subsets' tables into {split: {track: {subset: row}}}.
 
     A track is in the same split of every subset that has it (the subsets were filtered from one
     split); tables in which that does not hold are refused.
     """
-    merged: dict[str, dict[str, dict[str, Row]]] = {split: {} for split in SPLITS}
+    merged: dict[str, dict[str, dict[str, TableRow]]] = {split: {} for split in SPLITS}
     home: dict[str, str] = {}
     for subset in subsets:
         for split in SPLITS:
@@ -160,7 +160,7 @@ class Builder(labelled.LabelledBuilder):
 def _track(
     split: str,
     track: str,
-    rows: Mapping[str, Row],
+    rows: Mapping[str, TableRow],
     classes: Mapping[str, Sequence[str]],
     locate: Callable[[str], epath.Path | labelled.Member],
 ) -> labelled.Track:
@@ -212,10 +212,12 @@ def _download_tars(
 ) -> dict[str, epath.Path]:
     """Downloads the 100 archives of a collection, checked by its published list of SHA-256."""
     published = f"{collection}_audio-low_sha256_tars.txt"
-    digests = sources.Source(published, f"{_RAW}/download/{published}")
+    digests = sources.DownloadSource(published, f"{_RAW}/download/{published}")
     lines = sources.fetch(dl_manager, {"digests": digests})["digests"].read_text().split("\n")
     tars = {
-        name[-6:-4]: sources.Source(name, f"{_CDN}/{collection}/audio-low/{name}", f"sha256:{hex_}")
+        name[-6:-4]: sources.DownloadSource(
+            name, f"{_CDN}/{collection}/audio-low/{name}", f"sha256:{hex_}"
+        )
         for hex_, name in (line.split() for line in lines if line.strip())
     }
     return sources.fetch(dl_manager, tars)

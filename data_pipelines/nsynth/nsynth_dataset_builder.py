@@ -29,7 +29,9 @@ FAMILIES = [  # in the order of instrument_family, 0 to 10
 ]
 _HOST = "http://download.magenta.tensorflow.org/datasets/nsynth"
 ARCHIVES = {  # no digest is published
-    split: sources.Source(f"nsynth-{name}.jsonwav.tar.gz", f"{_HOST}/nsynth-{name}.jsonwav.tar.gz")
+    split: sources.DownloadSource(
+        f"nsynth-{name}.jsonwav.tar.gz", f"{_HOST}/nsynth-{name}.jsonwav.tar.gz"
+    )
     for split, name in (("train", "train"), ("validation", "valid"), ("test", "test"))
 }
 

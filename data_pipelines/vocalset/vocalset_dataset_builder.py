@@ -36,12 +36,12 @@ DELETED = (
     "row_vibrato",
     "slow_vibrato_arps",
 )
-ARCHIVE = sources.Source(
+ARCHIVE = sources.DownloadSource(
     "VocalSet11.zip",
     "https://zenodo.org/records/1203819/files/VocalSet11.zip?download=1",
     "md5:0c09396242f946e7111ad7d8fc649b81",  # Zenodo record 1203819
 )
-ARCHIVE_1_2 = sources.Source(
+ARCHIVE_1_2 = sources.DownloadSource(
     "VocalSet1-2.zip",
     "https://zenodo.org/records/1442513/files/VocalSet1-2.zip?download=1",
     "md5:c5e5efab412637fc94972b93c343a2f0",  # Zenodo record 1442513, as quoted in public code

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from musicssl.exchange import state_dict, torch_file
-from musicssl.exchange.loaded import Loaded, with_digest
+from musicssl.exchange.loaded import LoadedEncoder, with_digest
 from musicssl.exchange.model_config import read_value
 from musicssl.model.encoder import Encoder
 from musicssl.model.stem import KERNELS, STRIDES
@@ -38,7 +38,7 @@ STEM_NORMS = {"default": "group", "layer_norm": "layer"}
 FIXED = {"activation_fn": "gelu", "layer_type": "transformer", "conv_pos_batch_norm": False}
 
 
-def load(path: str | os.PathLike) -> Loaded:
+def read_checkpoint(path: str | os.PathLike) -> LoadedEncoder:
     """Read a .pt file whose weights PyTorch can read without running code from the file.
 
     The student is read; fairseq's EMA teacher and pre-training heads are left out.

@@ -17,10 +17,10 @@ import safetensors
 import safetensors.numpy
 
 from musicssl.exchange import model_config, state_dict, torch_file
-from musicssl.exchange.loaded import Loaded, with_digest
+from musicssl.exchange.loaded import LoadedEncoder, with_digest
 
 
-def load(path: str | os.PathLike) -> Loaded:
+def read_directory(path: str | os.PathLike) -> LoadedEncoder:
     """Read a local directory of a data2vec-audio, HuBERT, wav2vec 2.0 or MERT model.
 
     Heads beside the encoder are left out (`state_dict.HEADS`). feature_grad_mult, which
@@ -53,7 +53,7 @@ def load(path: str | os.PathLike) -> Loaded:
 
 def write(
     output: str | os.PathLike,
-    pretrained: Loaded,
+    pretrained: LoadedEncoder,
     model: str,
     masking: model_config.Masking,
     card: str,

@@ -13,7 +13,7 @@ from musicssl.model.encoder import Encoder
 TRAINING_ONLY = ("dropout", "layerdrop", "feature_grad_mult", "dtype")  # ends of field names
 
 
-class Loaded(NamedTuple):
+class LoadedEncoder(NamedTuple):
     """A pre-trained encoder.
 
     params: NumPy float32 arrays in the tree of Encoder.init(...)["params"].
@@ -33,14 +33,14 @@ class Loaded(NamedTuple):
 
 def with_digest(
     encoder: Encoder, params: dict, normalize: bool, sample_rate: int, source: str
-) -> Loaded:
+) -> LoadedEncoder:
     """Return a loaded encoder with its digest, of the shape of the computation and every weight."""
     what = architecture(encoder) | {"normalize": normalize, "sample_rate": sample_rate}
     digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode())
     for path, array in sorted(traverse_util.flatten_dict(params, sep="/").items()):
         digest.update(path.encode())
         digest.update(np.ascontiguousarray(array, np.float32).data)
-    return Loaded(encoder, params, normalize, sample_rate, source, digest.hexdigest())
+    return LoadedEncoder(encoder, params, normalize, sample_rate, source, digest.hexdigest())
 
 
 def architecture(encoder: Encoder) -> dict[str, Any]:

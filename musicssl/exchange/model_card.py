@@ -9,7 +9,7 @@ import ml_collections
 from musicssl import audio
 from musicssl.exchange import model_config, state_dict
 from musicssl.exchange.huggingface import read_json
-from musicssl.exchange.loaded import Loaded
+from musicssl.exchange.loaded import LoadedEncoder
 
 PAPER = (
     '"On the Effectiveness of Speech Self-supervised Learning for Music" '
@@ -69,7 +69,7 @@ each layer, {rate:g} frames a second.
 
 
 def model_card(
-    pretrained: Loaded,
+    pretrained: LoadedEncoder,
     config: ml_collections.ConfigDict,
     step: int,
     ema: bool,
@@ -103,7 +103,7 @@ def model_card(
 
 
 def training_figures(
-    pretrained: Loaded, config: ml_collections.ConfigDict, step: int, ema: bool
+    pretrained: LoadedEncoder, config: ml_collections.ConfigDict, step: int, ema: bool
 ) -> dict[str, Any]:
     """The run in the terms of its configuration."""
     data, mask = config.data, config.mask

@@ -33,7 +33,7 @@ HEADS = (
 NAMED_AT_MOST = 3  # problems an error lists
 
 
-class Row(NamedTuple):
+class ParameterNames(NamedTuple):
     """One parameter.
 
     ours: its path in our tree, joined by slashes.
@@ -48,10 +48,10 @@ class Row(NamedTuple):
     added_axes: int = 0
 
 
-def table(encoder: Encoder) -> list[Row]:
+def table(encoder: Encoder) -> list[ParameterNames]:
     """Every parameter of an encoder; fairseq's names are those of wav2vec2.py, hubert.py and
     data2vec_audio.py, old weight-norm names already replaced."""
-    rows = [Row("mask_embedding", "masked_spec_embed", "mask_emb")]
+    rows = [ParameterNames("mask_embedding", "masked_spec_embed", "mask_emb")]
     for i in range(len(KERNELS)):
         name = f"feature_extractor.conv_layers.{i}"
         rows += _module(f"stem_conv_{i}", f"{name}.conv", f"{name}.0", bias=encoder.stem_bias)
@@ -68,12 +68,14 @@ def table(encoder: Encoder) -> list[Row]:
     return rows
 
 
-def _positional(encoder: Encoder) -> list[Row]:
+def _positional(encoder: Encoder) -> list[ParameterNames]:
     if not encoder.pos_conv_depth:
         names = "pos_conv_0", "encoder.pos_conv_embed.conv", "encoder.pos_conv.0"
         ours, name, fairseq = names
-        length = Row(f"{ours}/length", f"{name}.{LENGTH}", f"{fairseq}.{LENGTH}", 2)
-        direction = Row(f"{ours}/direction", f"{name}.{DIRECTION}", f"{fairseq}.{DIRECTION}")
+        length = ParameterNames(f"{ours}/length", f"{name}.{LENGTH}", f"{fairseq}.{LENGTH}", 2)
+        direction = ParameterNames(
+            f"{ours}/direction", f"{name}.{DIRECTION}", f"{fairseq}.{DIRECTION}"
+        )
         return [length, direction, _module(*names)[1]]
     rows = []
     for i in range(encoder.pos_conv_depth):
@@ -82,7 +84,7 @@ def _positional(encoder: Encoder) -> list[Row]:
     return rows
 
 
-def _block(ours: str, name: str) -> list[Row]:
+def _block(ours: str, name: str) -> list[ParameterNames]:
     rows = []
     for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
         theirs = f"{name}.attention.{part}", f"{name}.self_attn.{part}"
@@ -100,10 +102,10 @@ def _block(ours: str, name: str) -> list[Row]:
 
 def _module(
     ours: str, name: str, fairseq: str, weight: str = "kernel", bias: bool = True
-) -> list[Row]:
+) -> list[ParameterNames]:
     """Weight and bias of a dense layer, a convolution or, with weight="scale", a norm."""
     leaves = [(weight, "weight"), ("bias", "bias")][: 1 + bias]
-    return [Row(f"{ours}/{a}", f"{name}.{b}", f"{fairseq}.{b}") for a, b in leaves]
+    return [ParameterNames(f"{ours}/{a}", f"{name}.{b}", f"{fairseq}.{b}") for a, b in leaves]
 
 
 @functools.cache
