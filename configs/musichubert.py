@@ -113,7 +113,7 @@ VARIANTS |= {f"{name}_demo": STUDY | SCALED.get(name, STUDIED[name]) for name in
 
 
 def get_config(variant: str = "k500") -> ml_collections.ConfigDict:
-    """The configuration of one variant, locked."""
+    """Return the configuration of one variant, locked."""
     if variant not in VARIANTS:
         raise ValueError(f"no variant {variant!r} in configs/musichubert.py: use {list(VARIANTS)}")
     config = common.get_config()

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import tensorflow as tf
 
-from data_pipelines.order import InOrder, StreamPlan, Shuffled
+from data_pipelines.order import InOrder, Shuffled, StreamPlan
 from data_pipelines.record_index import Damaged, write_index
 from data_pipelines.records import Dataset, is_built, open_dataset
 
@@ -42,7 +42,7 @@ LOST_SHARE, LOST_FEW = 0.01, 10  # "skip" ends when both this share and this num
 
 
 def check_crop(dataset: Dataset, samples: int) -> None:
-    """Raises ValueError if more than half of the records are shorter than the crop."""
+    """Raise ValueError if more than half of the records are shorter than the crop."""
     lengths = dataset.samples[dataset.samples > 0]
     if not len(lengths):
         raise ValueError(f"{dataset.directory} has no readable record in split {dataset.split!r}")
@@ -67,7 +67,7 @@ def iterate(
     on_damage: str = "stop",
     threads: int | None = None,
 ) -> "Batches":
-    """Yields the global batches' rows from a step on, without end.
+    """Yield the global batches' rows from a step on, without end.
 
     Args:
       batch_size: rows of the global batch.
@@ -100,7 +100,7 @@ def sequential(
     on_damage: str = "stop",
     threads: int | None = None,
 ) -> "Batches":
-    """Yields every record once, in order, its first `samples` samples; arguments as in `iterate`.
+    """Yield every record once, in order, its first `samples` samples; arguments as in `iterate`.
 
     The last batch is as large as the others: a row of zeros with record -1 belongs to none. So
     does the row of a record skipped as damaged.
@@ -138,7 +138,7 @@ class _Reader:
         self.closed = False
 
     def __call__(self, step: int, pool: ThreadPoolExecutor) -> tuple[np.ndarray, np.ndarray]:
-        """Audio [rows, samples] and records [rows] of a step, read by the threads of `pool`."""
+        """Read a step's audio [rows, samples] and records [rows] in the threads of `pool`."""
         audio = _aligned(len(self.rows), self.samples)
         places = step * self.batch_size + self.rows
         try:
@@ -163,7 +163,7 @@ class _Reader:
             records[row] = self._row(place, int(records[row]), int(starts[row]), audio[row])
 
     def _row(self, place: int, record: int, start: int, out: np.ndarray) -> int:
-        """Fills out with the crop of a place, or of what stands in for it, and names the record."""
+        """Fill `out` with the crop of a place, or of its substitute, and return the record."""
         for attempt in range(ATTEMPTS):
             if record < 0:
                 out[:] = 0
@@ -177,7 +177,7 @@ class _Reader:
         raise Damaged(f"{self.dataset.directory}: {ATTEMPTS} records drawn in turn are damaged")
 
     def _count(self, record: int, error: Damaged) -> None:
-        """Notes a damaged record, or raises if it is not to be skipped."""
+        """Note a damaged record, or raise the error where none may be skipped."""
         if not self.skips:
             raise error
         if record in self.damaged:
@@ -228,7 +228,7 @@ def _close(reader: _Reader, pool: ThreadPoolExecutor, running: list) -> None:
 
 
 def _pipeline(reader: _Reader, steps: range, pool: ThreadPoolExecutor) -> tf.data.Dataset:
-    """The batches of the steps in order, {"audio": [rows, samples], "record": [rows]}."""
+    """Return the batches of the steps in order, {"audio": [rows, samples], "record": [rows]}."""
     alive = weakref.ref(reader)  # TensorFlow keeps every function that it was ever given
     working = weakref.ref(pool)
 
@@ -251,7 +251,7 @@ def _pipeline(reader: _Reader, steps: range, pool: ThreadPoolExecutor) -> tf.dat
 
 
 def _aligned(rows: int, samples: int) -> np.ndarray:
-    """int16 [rows, samples] as TensorFlow aligns its own, so that it takes them uncopied."""
+    """Return int16 [rows, samples], aligned so that TensorFlow takes it without a copy."""
     size = 2 * rows * samples
     memory = np.empty(size + 64, np.uint8)
     begin = -memory.ctypes.data % 64

@@ -33,7 +33,7 @@ class Counts(NamedTuple):
 
 
 def read(task: str) -> Counts:
-    """Returns the counts of one of TABLES."""
+    """Return the counts of one of TABLES."""
     source, _, *lines = (Path(__file__).parent / TABLES[task]).read_text().splitlines()
     rows = [line.split("\t") for line in lines]
     (items,) = {int(row[2]) for row in rows}
@@ -41,7 +41,7 @@ def read(task: str) -> Counts:
 
 
 def chance(task: str) -> float:
-    """Returns the score of an answer that does not hear: what a test score is to be compared with.
+    """Return the score of an answer that does not hear, with which a test score is to be compared.
 
     Of tags it is the average precision of any constant, the mean share of items that have a tag;
     of genres and keys the accuracy and the weighted score of the class most frequent in training.

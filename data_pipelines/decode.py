@@ -77,7 +77,7 @@ class _Sound:
     peak: float = 0.0
 
     def add(self, mono: np.ndarray, floats: bool) -> None:
-        """Adds float32 [n], which is overwritten."""
+        """Add float32 [n], which is overwritten."""
         end = self.samples + len(mono)
         if end > len(self.audio):
             self.audio.resize(max(end, 2 * len(self.audio)), refcheck=False)  # no second copy
@@ -100,7 +100,7 @@ class _Mix:
         self.channels = np.zeros(0)
 
     def __call__(self, block: np.ndarray) -> np.ndarray:
-        """Returns a new float32 [n] of a block, float32 [n, channels]."""
+        """Return a new float32 [n] of a block, float32 [n, channels]."""
         count = block.shape[1]
         if self.channel is not None:
             return block[:, min(self.channel, count - 1)].copy()
@@ -131,7 +131,7 @@ def load(
     min_seconds: float = 0.0,
     quietest: float = QUIETEST,
 ) -> np.ndarray:
-    """Decodes a file to int16 mono [n] at `sample_rate`.
+    """Decode a file to int16 mono [n] at `sample_rate`.
 
     Channels are averaged, or a loud one is taken where they cancel one another; soxr resamples
     (its HQ setting, librosa's default), values are scaled by 32768, rounded to nearest and
@@ -167,7 +167,7 @@ def load(
 
 
 def check_heard(audio: np.ndarray, sample_rate: int, quietest: float = QUIETEST) -> None:
-    """Raises Unusable for int16 [n] in which nothing is to be heard.
+    """Raise Unusable for int16 [n] in which nothing is to be heard.
 
     The tenth of a second at both ends is not looked at if the rest is longer: a constant rings
     there when it is resampled.
@@ -192,7 +192,7 @@ def check_heard(audio: np.ndarray, sample_rate: int, quietest: float = QUIETEST)
 
 
 def duration(path: str | os.PathLike) -> float:
-    """Returns a file's length in seconds by its header alone, 0.0 where that cannot be said.
+    """Return a file's length in seconds by its header alone, 0.0 where that cannot be said.
 
     Of what soundfile does not read it is a guess by the size: starting a decoder costs too much.
     """
@@ -209,7 +209,7 @@ def duration(path: str | os.PathLike) -> float:
 
 
 def _check_readable(path: Path) -> None:
-    """Raises Unusable for what can be told without a decoder."""
+    """Raise Unusable for what can be told without a decoder."""
     if not path.is_file():
         raise Unusable("unreadable: a broken link or not a regular file")
     if path.stat().st_size == 0:
@@ -223,7 +223,7 @@ def _check_readable(path: Path) -> None:
 
 
 def _decode(path: Path, sample_rate: int) -> _Sound:
-    """Decodes with the decoder that the contents ask for, then with the other.
+    """Decode with the decoder that the contents ask for, then with the other.
 
     If both fail, the reason is that of the first, unless only the second knows the file.
     """
@@ -257,7 +257,7 @@ def _decode(path: Path, sample_rate: int) -> _Sound:
 
 
 def _energy(samples: np.ndarray) -> float:
-    """Returns the sum of squares; not by a matrix product, which would start threads."""
+    """Return the sum of squares; not by a matrix product, which would start threads."""
     samples = np.ascontiguousarray(samples)
     return float(np.einsum("n,n->", samples, samples))
 
@@ -267,7 +267,7 @@ def _no_decoder(kind: str) -> Unusable:
 
 
 def _whole(decoder: _Decoder, path: Path, sample_rate: int) -> _Sound:
-    """Decodes a file and compares its length with what it promises."""
+    """Decode a file and compare its length with what it promises."""
     mix = _Mix()
     sound = _convert(decoder, path, sample_rate, mix)
     if (channel := mix.alone) is not None:
@@ -283,7 +283,7 @@ def _whole(decoder: _Decoder, path: Path, sample_rate: int) -> _Sound:
 
 
 def _convert(decoder: _Decoder, path: Path, sample_rate: int, mix: _Mix) -> _Sound:
-    """Mixes and resamples the blocks of all parts of a file."""
+    """Mix and resample the blocks of all parts of a file."""
     sound = _Sound(np.empty(0, np.int16))
     last = np.zeros((0, 1), np.float32)  # flushes the resampler
     with contextlib.closing(decoder(path)) as streams:
@@ -318,7 +318,7 @@ def _resampler(source: int, target: int) -> Callable[[np.ndarray, bool], np.ndar
 
 
 def _by_ffmpeg(strict: bool) -> _Decoder:
-    """Returns a decoder: FFmpeg, lenient or strict about damage."""
+    """Return a decoder: FFmpeg, lenient or strict about damage."""
 
     def decoder(path: Path) -> Generator[_Stream, None, None]:
         track = ffmpeg.probe(path)
@@ -329,7 +329,7 @@ def _by_ffmpeg(strict: bool) -> _Decoder:
 
 
 def _by_libsndfile(path: Path) -> Generator[_Stream, None, None]:
-    """Opens the parts of what libsndfile reads; its errors become Unusable."""
+    """Open the parts of what libsndfile reads; its errors become Unusable."""
     for part in _parts(path):
         try:
             with _open(path, part) as file:
@@ -366,7 +366,7 @@ def _open(path: Path, part: Part) -> Iterator[soundfile.SoundFile]:
 
 @contextlib.contextmanager
 def _pipe(path: Path, part: Part) -> Iterator[soundfile.SoundFile]:
-    """Opens a part of an mp3 through a pipe.
+    """Open a part of an mp3 through a pipe.
 
     libsndfile guesses the length of an mp3 that does not state it, and stops there, which can be
     long before the end. From a pipe it has no length to stop at.
@@ -394,7 +394,7 @@ def _feed(path: Path, part: Part, write_end: int) -> None:
 
 
 def _blocks(file: soundfile.SoundFile, frames: int) -> Iterator[np.ndarray]:
-    """Yields float32 [n, channels], one buffer used again and again; `frames` of them if not 0."""
+    """Yield float32 [n, channels], one buffer used again and again; `frames` of them if not 0."""
     block_size = min(_BLOCK, 8 * _BLOCK // file.channels)
     buffer = np.empty((block_size, file.channels), np.float32)
     decoded = 0

@@ -46,7 +46,7 @@ class Labelled(NamedTuple):
         return scaled.astype(np.int64)
 
     def read(self, record: int) -> np.ndarray:
-        """One record's audio, int16 [n], resampled where the data set has another rate."""
+        """Read one record's audio, int16 [n], resampled where the data set has another rate."""
         audio = np.empty(int(self.dataset.samples[record]), np.int16)
         self.dataset.read(record, 0, audio)
         if self.dataset.sample_rate != self.sample_rate:
@@ -58,7 +58,7 @@ class Labelled(NamedTuple):
 def open_labelled(
     name: str, data_dir: str | os.PathLike, split: str, sample_rate: int, limit: int = 0
 ) -> Labelled:
-    """Opens a split of DATA_DIR/NAME, in its build for `sample_rate` if there is one.
+    """Open a split of DATA_DIR/NAME, in its build for `sample_rate` if there is one.
 
     Args:
       limit: use that many records, spread evenly over the split; 0 for all.
@@ -92,7 +92,7 @@ def open_labelled(
 
 @functools.lru_cache(3)  # a data set's splits: its next task need not read hours of audio past
 def _labels(directory: str, split: str) -> list[Mapping[str, Any]]:
-    """All records of a split without their audio, in the order of Dataset's."""
+    """Read all records of a split without their audio, in the order of Dataset's."""
     builder = tfds.builder_from_directory(directory)
     features = [key for key in builder.info.features if key not in _AUDIO]
     decoders = tfds.decode.PartialDecoding(dict.fromkeys(features, True))
@@ -103,7 +103,7 @@ def _labels(directory: str, split: str) -> list[Mapping[str, Any]]:
 
 
 def build_for(name: str, data_dir: str | os.PathLike, sample_rate: int) -> str:
-    """The build of DATA_DIR/NAME for `sample_rate` if there is one, else its default.
+    """Return the build of DATA_DIR/NAME for `sample_rate` if there is one, else its default.
 
     Raises:
       FileNotFoundError, ValueError: as `records.require`.
@@ -128,7 +128,7 @@ class _ChosenRecords:
 
 
 def _classes(features: Mapping[str, Any]) -> dict[str, list[str]]:
-    """The names of the class labels, also of those inside a sequence, as in "chords/quality"."""
+    """Return the names of the class labels, also inside a sequence, as in "chords/quality"."""
     found = {}
     for key, feature in features.items():
         inner = getattr(feature, "feature", feature)

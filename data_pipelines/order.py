@@ -15,7 +15,7 @@ ORDER, CROP, INSTEAD = 0, 1, 2  # streams of the hash
 
 
 def hash64(*words: int | np.ndarray) -> np.ndarray:
-    """Hashes integers, element by element, to uint64: SplitMix64's mixer after each word.
+    """Hash integers, element by element, to uint64: SplitMix64's mixer after each word.
 
     Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014. NumPy's
     own generators may change their streams between versions; a run's data order must not.
@@ -34,14 +34,14 @@ def _as_uint64(word: int | np.ndarray) -> np.uint64 | np.ndarray:
 
 
 def epoch_order(records: int, seed: int, epoch: int) -> np.ndarray:
-    """Returns the order in which an epoch visits the records, int64 [records]."""
+    """Return the order in which an epoch visits the records, int64 [records]."""
     return np.argsort(hash64(seed, ORDER, epoch, np.arange(records)), kind="stable")
 
 
 def crop_starts(
     lengths: np.ndarray, samples: int, seed: int, epochs: np.ndarray, records: np.ndarray
 ) -> np.ndarray:
-    """Returns the first sample of each record's crop in its epoch, uniform over those possible.
+    """Return the first sample of each record's crop in its epoch, uniform over those possible.
 
     Args:
       lengths: samples of each of the records, int64 [rows].
@@ -55,10 +55,10 @@ class StreamPlan(Protocol):
     """Which record, from which sample on, is at each place of a stream."""
 
     def __call__(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns (records, starts), int64; record -1 is none."""
+        """Return (records, starts), int64; record -1 is none."""
 
     def instead(self, place: int, attempt: int) -> tuple[int, int]:
-        """Returns (record, start) to try when what belongs at a place is damaged."""
+        """Return (record, start) to try when what belongs at a place is damaged."""
 
 
 class Shuffled:

@@ -44,7 +44,7 @@ class Layout(NamedTuple):
     path: epath.Path  # of the index
 
     def where(self, record: int, offset: int) -> str:
-        """Names a record of the split that lies at byte `offset` of its shard."""
+        """Name a record of the split that lies at byte `offset` of its shard."""
         ends = np.cumsum(self.lengths)
         shard = int(np.searchsorted(ends, record, "right"))
         number = record - int(ends[shard]) + self.lengths[shard]
@@ -62,18 +62,18 @@ class Index(NamedTuple):
     sums: np.ndarray  # uint32; for each record 0, then the CRC-32 up to each block's end
 
     def first(self) -> np.ndarray:
-        """Returns the place in sums of each record's 0, int64 [records]."""
+        """Return the place in sums of each record's 0, int64 [records]."""
         counts = blocks(self.samples) + 1
         return np.cumsum(counts) - counts
 
 
 def blocks(samples: np.ndarray) -> np.ndarray:
-    """Returns how many blocks, the last perhaps short, hold so many int16 samples."""
+    """Return how many blocks, the last perhaps short, hold so many int16 samples."""
     return -(-2 * samples // BLOCK)
 
 
 def layouts(directory: epath.Path) -> dict[str, Layout]:
-    """Returns the splits that have records, of a data set's version directory."""
+    """Return the splits that have records, of a data set's version directory."""
     info = tfds.builder_from_directory(directory).info
     if info.file_format.value != "tfrecord":
         raise ValueError(f"{directory} holds {info.file_format.value} files: build it as tfrecord")
@@ -89,7 +89,7 @@ def layouts(directory: epath.Path) -> dict[str, Layout]:
 
 
 def write_index(directory: str) -> None:
-    """Verifies and indexes every split of a data set's version directory.
+    """Verify and index every split of a data set's version directory.
 
     Raises:
       Damaged: a record is not readable; its split is left without an index.
@@ -101,7 +101,7 @@ def write_index(directory: str) -> None:
 
 
 def read_index(layout: Layout) -> Index:
-    """Returns the index beside the shards, or a new one, saved if it can be.
+    """Return the index beside the shards, or a new one, saved if it can be.
 
     Damage is no error here, and is not saved: it may be mended.
     """
@@ -117,7 +117,7 @@ def read_index(layout: Layout) -> Index:
 
 
 def shard_sizes(layout: Layout) -> np.ndarray:
-    """Returns the bytes of each shard, 0 for one that is missing, int64 [shards]."""
+    """Return the bytes of each shard, 0 for one that is missing, int64 [shards]."""
 
     def size(shard: str) -> int:
         path = epath.Path(shard)
@@ -128,7 +128,7 @@ def shard_sizes(layout: Layout) -> np.ndarray:
 
 
 def _load(layout: Layout, sizes: np.ndarray) -> Index | None:
-    """The saved index, or None if there is none that fits the shards."""
+    """Load the saved index, or return None if there is none that fits the shards."""
     if not layout.path.exists():
         return None
     try:
@@ -152,7 +152,7 @@ def _load(layout: Layout, sizes: np.ndarray) -> Index | None:
 
 
 def _save(layout: Layout, sizes: np.ndarray, index: Index) -> None:
-    """Writes the index aside and renames it, unless a record is damaged."""
+    """Write the index aside and rename it, unless a record is damaged."""
     if not index.samples.all():
         record = int(np.argmin(index.samples))
         raise Damaged(f"{layout.where(record, index.offset[record])}: missing, empty or damaged")
@@ -167,7 +167,7 @@ def _save(layout: Layout, sizes: np.ndarray, index: Index) -> None:
 
 
 def _scan(layout: Layout, sizes: np.ndarray) -> Index:
-    """Reads and verifies every shard."""
+    """Read and verify every shard."""
     rows = []
     name = f"indexing {layout.path.name.removesuffix('.index.npz')}"
     with ThreadPoolExecutor(SCANNERS) as pool:
@@ -182,7 +182,7 @@ IndexRow = tuple[int, int, np.ndarray]  # offset, samples, sums of a record
 
 
 def _scan_shard(shard: str, size: int, records: int) -> list[IndexRow]:
-    """A row for each record that the shard should hold."""
+    """Return a row for each record that the shard should hold."""
     rows: list[IndexRow] = []
     for position, record in _records(shard, size):
         if len(rows) == records:
@@ -206,7 +206,7 @@ def _row(shard: str, position: int, record: bytes | None) -> IndexRow:
 
 
 def _records(shard: str, size: int) -> Iterator[tuple[int, bytes | None]]:
-    """(position, record) of a TFRecord file, None for one that TensorFlow finds damaged.
+    """Yield (position, record) of a TFRecord file, None for one that TensorFlow finds damaged.
 
     What follows a damaged record is found through its length. If that is damaged too, it leads to
     more damage or past the end, and the rest of the shard is lost.
@@ -236,7 +236,7 @@ def _records(shard: str, size: int) -> Iterator[tuple[int, bytes | None]]:
 
 
 def _audio_span(shard: str, example: bytes) -> tuple[int, int]:
-    """Where the bytes of the feature "audio" lie in a serialised tf.train.Example.
+    """Find the bytes of the feature "audio" in a serialised tf.train.Example.
 
     By its wire format, since parsing would copy the audio: Example.features (field 1) holds
     entries (1) of a key (1) and a Feature (2), whose bytes_list (1) holds values (1).
@@ -254,7 +254,7 @@ def _audio_span(shard: str, example: bytes) -> tuple[int, int]:
 
 
 def _fields(message: bytes, begin: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """(number, begin, end) of the fields of a Protocol Buffers message of such fields only."""
+    """Yield (number, begin, end) of each field of a Protocol Buffers message that has no others."""
     while begin < end:
         number = message[begin] >> 3
         size = shift = 0

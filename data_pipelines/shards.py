@@ -86,7 +86,7 @@ class Summary:
     seconds: float
 
     def reasons(self) -> list[tuple[str, int]]:
-        """Returns (kind of reason, number of files), the most frequent first."""
+        """Return (kind of reason, number of files), the most frequent first."""
         return collections.Counter(why.split(":")[0] for _, why in self.skipped).most_common()
 
 
@@ -125,7 +125,7 @@ class TaskWriter:
         writing.replace(folder / task.report)  # whole as soon as it is seen: progress reads it
 
     def _records(self, task: ShardTask, skipped: list[tuple[str, str]]) -> Iterator[_Record]:
-        """Yields the records of a task's inputs, and adds those that have none to `skipped`."""
+        """Yield the records of a task's inputs, and add those that have none to `skipped`."""
         for source in task.inputs:
             try:
                 for key, example in self.generate(source):
@@ -136,7 +136,7 @@ class TaskWriter:
 
 
 def _grouped(records: Iterable[_Record]) -> Iterator[list[_Record]]:
-    """Yields the records in lists, each as long as LARGEST_SHARD allows."""
+    """Yield the records in lists, each as long as LARGEST_SHARD allows."""
     group: list[_Record] = []
     held = 0
     for record in records:
@@ -173,7 +173,7 @@ class ShardedBuilder(tfds.core.GeneratorBasedBuilder):
         dl_manager: tfds.download.DownloadManager,
         download_config: tfds.download.DownloadConfig,
     ) -> Sequence[tfds.core.SplitInfo]:
-        """Plans, writes and numbers the shards (TFDS's hook, run in a folder set aside)."""
+        """Plan, write and number the shards (TFDS's hook, run in a folder set aside)."""
         tasks = plan(self._split_generators(dl_manager))
         folder = epath.Path(self.data_path)
         _check_space(folder, sum(source.size for task in tasks for source in task.inputs))
@@ -200,7 +200,7 @@ class ShardedBuilder(tfds.core.GeneratorBasedBuilder):
         write: TaskWriter,
         download_config: tfds.download.DownloadConfig,
     ) -> None:
-        """Runs the tasks on Beam, if a runner or options are given, or on this machine."""
+        """Run the tasks on Beam, if a runner or options are given, or on this machine."""
         runner, options = download_config.beam_runner, download_config.beam_options
         if runner or options:
             workers.run_on_beam(write, tasks, runner, options)
@@ -213,7 +213,7 @@ class ShardedBuilder(tfds.core.GeneratorBasedBuilder):
             ) from error
 
     def _check_lost(self, folder: epath.Path) -> None:
-        """Raises BuildError if too few files are usable, and leaves the list of the others."""
+        """Raise BuildError if too few files are usable, and leave the list of the others."""
         summary, lost = self.summary, len(self.summary.skipped)
         listed = folder.parent / f"{self.version}.{SKIPPED}"
         if lost < summary.files and lost <= self.max_lost * summary.files:
@@ -229,7 +229,7 @@ class ShardedBuilder(tfds.core.GeneratorBasedBuilder):
     def _number(
         self, folder: epath.Path, tasks: Sequence[ShardTask], reports: Sequence[Mapping[str, Any]]
     ) -> list[tfds.core.SplitInfo]:
-        """Gives the parts their names as shards; a split without any is left out."""
+        """Give the parts their names as shards; a split without any is left out."""
         parts = collections.defaultdict(list)
         for task, report in zip(tasks, reports, strict=True):
             for number, (records, size) in enumerate(report["parts"]):
@@ -247,13 +247,13 @@ class ShardedBuilder(tfds.core.GeneratorBasedBuilder):
 
 
 def _serialize(features: tfds.features.FeaturesDict, example: Example) -> bytes:
-    """Returns an example's bytes, its fields in the same order in every process."""
+    """Return an example's bytes, its fields in the same order in every process."""
     record = tf.train.Example.FromString(features.serialize_example(example))
     return record.SerializeToString(deterministic=True)
 
 
 def plan(inputs: Mapping[str, Sequence[Input]]) -> list[ShardTask]:
-    """Divides the inputs of each split among tasks of about one shard, in the order of a hash.
+    """Divide the inputs of each split among tasks of about one shard, in the order of a hash.
 
     The order spreads an album over the shards; the sizes are those of the inputs, so that the
     plan is the same on every machine.
@@ -273,14 +273,14 @@ def plan(inputs: Mapping[str, Sequence[Input]]) -> list[ShardTask]:
 
 
 def write_skipped(path: epath.Path, skipped: Sequence[tuple[str, str]]) -> None:
-    """Writes one line, path<TAB>reason, for each file that was left out."""
+    """Write one line, path<TAB>reason, for each file that was left out."""
     lines = [f"{name.translate(_TSV)}\t{reason.translate(_TSV)}\n" for name, reason in skipped]
     path.write_bytes("".join(lines).encode("utf-8", "backslashreplace"))  # names need not be UTF-8
 
 
 @contextmanager
 def _progress(folder: epath.Path, tasks: Sequence[ShardTask], sample_rate: int) -> Iterator[None]:
-    """Shows files done, hours of audio and times real time while workers write their reports."""
+    """Show files done, hours of audio and times real time while workers write their reports."""
     waiting = {task.report: len(task.inputs) for task in tasks}
     done = threading.Event()
     bar = tqdm(total=sum(waiting.values()), unit=" files", desc="building", smoothing=0)
@@ -308,7 +308,7 @@ def _progress(folder: epath.Path, tasks: Sequence[ShardTask], sample_rate: int) 
 
 
 def _check_space(folder: epath.Path, needed: int) -> None:
-    """Raises BuildError if a local disk cannot hold `needed` bytes."""
+    """Raise BuildError if a local disk cannot hold `needed` bytes."""
     try:
         free = shutil.disk_usage(str(folder)).free
     except OSError:  # not a local folder

@@ -36,7 +36,7 @@ class DownloadSource:
 
 
 def manual_dir(dl_manager: tfds.download.DownloadManager) -> epath.Path | None:
-    """Returns the reader's own folder, or None if there is none or it is empty."""
+    """Return the reader's own folder, or None if there is none or it is empty."""
     try:
         return epath.Path(dl_manager.manual_dir)
     except AssertionError:  # how TFDS says that the folder is not there
@@ -44,7 +44,7 @@ def manual_dir(dl_manager: tfds.download.DownloadManager) -> epath.Path | None:
 
 
 def placed(folder: epath.Path | None, *names: str) -> epath.Path | None:
-    """Returns the first of `names` (relative paths, globs allowed) that exists in `folder`."""
+    """Return the first of `names` (relative paths, globs allowed) that exists in `folder`."""
     if folder is None:
         return None
     for name in names:
@@ -56,7 +56,7 @@ def placed(folder: epath.Path | None, *names: str) -> epath.Path | None:
 def fetch(
     dl_manager: tfds.download.DownloadManager, sources: Mapping[str, DownloadSource]
 ) -> dict[str, epath.Path]:
-    """Finds each source in manual_dir under its published name, or downloads it.
+    """Find each source in manual_dir under its published name, or download it.
 
     A download whose digest is wrong is an error. A file that the reader placed by hand is used
     all the same, with a warning: it may be a corrected copy, and the built sizes are compared
@@ -84,7 +84,7 @@ def fetch(
 def download(
     dl_manager: tfds.download.DownloadManager, urls: Mapping[str, str]
 ) -> dict[str, epath.Path]:
-    """Downloads `urls` with TFDS; an unreachable host becomes one line with the remedy."""
+    """Download `urls` with TFDS; an unreachable host becomes one line with the remedy."""
     try:
         files = dl_manager.download(dict(urls))
     except Exception as error:  # requests, urllib3, ssl and TFDS each raise their own
@@ -97,7 +97,7 @@ def download(
 
 
 def mismatch(path: epath.Path, digest: str | None) -> str | None:
-    """Returns what is wrong with a file's or a folder's digest in words, or None."""
+    """Return what is wrong with a file's or a folder's digest in words, or None."""
     if digest is None:
         return None
     algorithm, _, expected = digest.partition(":")
@@ -115,7 +115,7 @@ def _digest(path: epath.Path, algorithm: str) -> str:
 
 
 def git_tree(folder: epath.Path) -> str:
-    """Returns what git calls a folder of plain files, by their contents (SHA-1)."""
+    """Return what git calls a folder of plain files, by their contents (SHA-1)."""
 
     def name(kind: bytes, content: bytes) -> bytes:
         return hashlib.sha1(b"%s %d\0%s" % (kind, len(content), content)).digest()
@@ -126,7 +126,7 @@ def git_tree(folder: epath.Path) -> str:
 
 
 def join(parts: list[epath.Path], target: epath.Path) -> epath.Path:
-    """Concatenates `parts` into `target`, unless a whole one is there from an earlier run."""
+    """Concatenate `parts` into `target`, unless a whole one is there from an earlier run."""
     whole = sum(paths.size(part) for part in parts)
     if target.exists() and paths.size(target) == whole:
         return target
@@ -142,7 +142,7 @@ def unpack(
     archive: epath.Path,
     method: tfds.download.ExtractMethod,
 ) -> epath.Path:
-    """Extracts an archive once, below TFDS's download folder, and returns the new folder.
+    """Extract an archive once, below TFDS's download folder, and return the new folder.
 
     The method is said explicitly: TFDS guesses it from the extension, which `?download=1` and
     `.tar_.gz` hide from it.
@@ -152,7 +152,7 @@ def unpack(
 
 
 def _blocks(files: list[epath.Path], what: str) -> Iterator[bytes]:
-    """Yields the bytes of `files` in order, with a bar if that takes a while."""
+    """Yield the bytes of `files` in order, with a bar if that takes a while."""
     size = sum(paths.size(file) for file in files)
     with tqdm(total=size, unit="B", unit_scale=True, desc=what, disable=size < _BIG) as bar:
         for path in files:

@@ -46,7 +46,7 @@ class Batches:
         batches.check_crop(self.dataset, self.samples)
 
     def open(self, first: int) -> Iterator[jax.Array]:
-        """The batches from step `first` on: int16 [b, n]."""
+        """Return the batches from step `first` on: int16 [b, n]."""
         config = self.config
         rows = sharding.rows_here(self.mesh, config.batch_size)
         self.reading = reading = self.iterate(
@@ -64,14 +64,14 @@ class Batches:
         )
 
     def counts(self) -> dict[str, int]:
-        """What the order of batches depends on; samples of damaged records cannot be told."""
+        """Count what the order of batches depends on; samples of damaged records cannot be told."""
         found = {"records": len(self.dataset)}
         if self.config.data.on_damage == "stop":
             found["samples"] = int(self.dataset.samples.sum())
         return found
 
     def damage(self) -> dict[str, int]:
-        """The damaged records that this process has met since it started, where they may be."""
+        """Count the damaged records that this process has met, where a run goes on without them."""
         if self.config.data.on_damage == "stop" or self.reading is None:
             return {}
         return {"damaged_records": len(self.reading.damaged)}

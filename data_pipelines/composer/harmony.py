@@ -79,7 +79,7 @@ _SEVENTHS = {"maj": "maj7", "min": "min7", "dim": "hdim7", "7": "7"}
 def progression(
     rng: np.random.Generator, key: int, length: int, cadence: str, sevenths: float
 ) -> list[Chord]:
-    """Returns a phrase of `length` >= 3 chords in a key (index into KEYS) from the tonic on.
+    """Return a phrase of `length` >= 3 chords in a key (index into KEYS) from the tonic on.
 
     The last two chords make the cadence: "full" (V I), "half" (IV or ii, then V) or "open" (the
     walk goes on). `sevenths` is the probability that a triad gets its seventh.
@@ -100,7 +100,7 @@ def progression(
 def _chord(
     rng: np.random.Generator, key: int, name: str, degrees: dict[str, Degree], sevenths: float
 ) -> Chord:
-    """Returns the chord of a degree, sometimes with its seventh or, on V, a suspended fourth."""
+    """Return the chord of a degree, sometimes with its seventh or, on V, a suspended fourth."""
     interval, quality, _ = degrees[name]
     if rng.random() < sevenths:
         quality = "7" if name == "V" else _SEVENTHS[quality]
@@ -110,7 +110,7 @@ def _chord(
 
 
 def scale(key: int, chord: Chord) -> tuple[int, ...]:
-    """Returns the sorted pitch classes a melody may use over a chord in a key.
+    """Return the sorted pitch classes a melody may use over a chord in a key.
 
     They are the key's own scale, except that a degree gives way to the chord's alteration of it:
     the natural seventh of minor to the leading tone over V, the third to iv's borrowed sixth.
@@ -126,7 +126,7 @@ def scale(key: int, chord: Chord) -> tuple[int, ...]:
 
 
 def voicing(chord: Chord, previous: tuple[int, ...], low: int, high: int) -> tuple[int, ...]:
-    """Returns the close position of a chord in [low, high) nearest to the previous voicing."""
+    """Return the close position of a chord in [low, high) nearest to the previous voicing."""
     tones = chord.pitch_classes
     options = []
     for inversion in range(len(tones)):

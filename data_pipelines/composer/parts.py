@@ -35,7 +35,7 @@ class MusicPlan(NamedTuple):
     chords: tuple[Chord, ...]
 
     def spans(self) -> Iterator[tuple[int, int, Chord]]:
-        """Yields (first beat, one past the last beat, chord), cut at bar lines."""
+        """Yield (first beat, one past the last beat, chord), cut at bar lines."""
         start = 0
         for beat in range(1, len(self.chords) + 1):
             if (
@@ -47,7 +47,7 @@ class MusicPlan(NamedTuple):
                 start = beat
 
     def accent(self, beat: float) -> float:
-        """Returns the metrical weight of a position: downbeat 1, beat 0.8, off-beat 0.65."""
+        """Return the metrical weight of a position: downbeat 1, beat 0.8, off-beat 0.65."""
         if beat % self.meter == 0:
             return 1.0
         return 0.8 if beat % 1 == 0 else 0.65
@@ -110,7 +110,7 @@ _GROOVES = {
 
 
 def melody(rng: np.random.Generator, plan: MusicPlan, low: int, high: int) -> list[Event]:
-    """Writes a tune in phrases of four bars; a phrase comes back when the form says so."""
+    """Write a tune in phrases of four bars; a phrase comes back when the form says so."""
     length = PHRASE * plan.meter
     tunes: dict[str, list[Event]] = {}
     events = []
@@ -126,7 +126,7 @@ def melody(rng: np.random.Generator, plan: MusicPlan, low: int, high: int) -> li
 def _tune(
     rng: np.random.Generator, plan: MusicPlan, start: int, low: int, high: int
 ) -> list[Event]:
-    """Writes one phrase over the chords from beat `start` on; its events count from 0.
+    """Write one phrase over the chords from beat `start` on; its events count from 0.
 
     Bar 3 repeats the rhythm of bar 1, and the last bar comes to rest on the root of its chord. On
     strong beats stand chord tones; between them the line moves by small steps of the scale.
@@ -157,7 +157,7 @@ def _tune(
 def _next_pitch(
     rng: np.random.Generator, allowed: tuple[int, ...], pitch: int, low: int, high: int
 ) -> int:
-    """Returns the next pitch of a line: mostly steps, some leaps, drawn to the middle."""
+    """Return the next pitch of a line: mostly steps, some leaps, drawn to the middle."""
     pull = 3.0 * ((low + high) / 2 - pitch) / (high - low)
     target = pitch + pull + rng.normal(0, 3.0)
     ladder = [p for p in range(low, high) if p % 12 in allowed]
@@ -165,7 +165,7 @@ def _next_pitch(
 
 
 def chords(rng: np.random.Generator, plan: MusicPlan, low: int, high: int) -> list[Event]:
-    """Writes the accompaniment: close voicings, smoothly led, in one pattern or simply held."""
+    """Write the accompaniment: close voicings, smoothly led, in one pattern or simply held."""
     style = str(rng.choice([*_COMPING, "held", "held"]))
     stagger = 0.03 if style == "strum" else 0.0  # beats between the strings of a strum
     events: list[Event] = []
@@ -184,7 +184,7 @@ def chords(rng: np.random.Generator, plan: MusicPlan, low: int, high: int) -> li
 
 
 def _strokes(pattern: list[Stroke] | None, meter: int, start: int, end: int) -> Iterator[Stroke]:
-    """Yields a bar pattern's (beat, length, voice) within a span; None: one held chord."""
+    """Yield a bar pattern's (beat, length, voice) within a span; None: one held chord."""
     if pattern is None:
         yield start, end - start, None
         return
@@ -196,7 +196,7 @@ def _strokes(pattern: list[Stroke] | None, meter: int, start: int, end: int) -> 
 
 
 def inner(rng: np.random.Generator, plan: MusicPlan, low: int, high: int) -> list[Event]:
-    """Writes one to three held voices that move as little as the chords let them."""
+    """Write one to three held voices that move as little as the chords let them."""
     count = int(rng.integers(1, 4))
     events: list[Event] = []
     voices: tuple[int, ...] = ()
@@ -210,7 +210,7 @@ def inner(rng: np.random.Generator, plan: MusicPlan, low: int, high: int) -> lis
 
 
 def bass(rng: np.random.Generator, plan: MusicPlan, low: int, high: int) -> list[Event]:
-    """Writes a bass line: the root where the chord changes, then its pattern."""
+    """Write a bass line: the root where the chord changes, then its pattern."""
     style = str(rng.choice([*_BASS_LINES, "held"]))
     events = []
     for start, end, chord in plan.spans():
@@ -226,7 +226,7 @@ def bass(rng: np.random.Generator, plan: MusicPlan, low: int, high: int) -> list
 
 
 def drums(rng: np.random.Generator, plan: MusicPlan) -> list[Event]:
-    """Writes a groove, a crash where a phrase begins, a fill where one ends."""
+    """Write a groove, a crash where a phrase begins, a fill where one ends."""
     grooves = _GROOVES[plan.meter]
     groove = grooves[rng.integers(len(grooves))]
     crashes, fills = rng.random(2) < 0.6

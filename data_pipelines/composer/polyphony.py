@@ -81,7 +81,7 @@ class StimulusSet(NamedTuple):
 
 
 def design(name: str, sizes: Mapping[str, int]) -> dict[str, list[Stimulus]]:
-    """The clips of a set of SETS by split, given how many; the same ones at each call.
+    """Return the clips of a set of SETS by split, given how many; each call returns the same ones.
 
     Raises:
       ValueError: there are not so many constellations.
@@ -97,12 +97,12 @@ def design(name: str, sizes: Mapping[str, int]) -> dict[str, list[Stimulus]]:
 
 
 def constellation(stimulus: Stimulus) -> tuple[tuple[int, str], ...]:
-    """The pitches that sound, and who plays them."""
+    """Return the pitches that sound, and who plays them."""
     return tuple((voice.pitch, voice.player) for voice in stimulus.voices)
 
 
 def sound(stimulus: Stimulus, seed: tuple[int, ...], sample_rate: int) -> np.ndarray:
-    """Renders a stimulus, int16 [n]; the seed draws the players' colours, levels and the room."""
+    """Render a stimulus, int16 [n]; the seed draws the players' colours, levels and the room."""
     rng = np.random.default_rng(seed)
     onset = rng.uniform(0.05, 0.2)
     audio = np.zeros(round(SECONDS * sample_rate), np.float32)  # [n]
@@ -116,7 +116,7 @@ def sound(stimulus: Stimulus, seed: tuple[int, ...], sample_rate: int) -> np.nda
 
 
 def _rows(rng: np.random.Generator, of: StimulusSet, size: int) -> list[dict]:
-    """Levels of all factors for each clip, balanced at each level of the first factor."""
+    """Draw the levels of all factors for each clip, balanced at each level of the first factor."""
     first = np.resize(np.arange(len(of.levels)), size)
     columns = {of.first: np.asarray(of.levels)[first]}
     for name, levels in of.balanced.items():
@@ -130,7 +130,7 @@ def _rows(rng: np.random.Generator, of: StimulusSet, size: int) -> list[dict]:
 
 
 def _fresh(rng: np.random.Generator, name: str, row: dict, taken: set) -> Stimulus:
-    """A stimulus of a row, of one note or of a constellation that is not in `taken`."""
+    """Draw a stimulus for a row: of one note, or of a constellation that is not in `taken`."""
     for _ in range(1000):
         stimulus = SETS[name].draw(rng, row)
         if len(stimulus.voices) == 1 or constellation(stimulus) not in taken:
@@ -192,7 +192,7 @@ def _stimulus(
 
 
 def _pitches(rng: np.random.Generator, row: dict, rank: int) -> np.ndarray:
-    """MIDI pitches, ascending and two semitones apart; that of a rank has the row's pitch class.
+    """Draw ascending MIDI pitches, two semitones apart; that of a rank has the row's pitch class.
 
     The lowest of two or more is in the first octave, a note alone in any of the three.
     """

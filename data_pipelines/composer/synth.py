@@ -91,7 +91,7 @@ class Grid(NamedTuple):
     swing: float
 
     def seconds(self, beat: float) -> float:
-        """Returns the second of a position in beats, the second half of each beat swung."""
+        """Return the second of a position in beats, the second half of each beat swung."""
         whole, part = divmod(beat, 1.0)
         late = self.swing
         part = part * 2 * late if part < 0.5 else late + (part - 0.5) * 2 * (1 - late)
@@ -99,7 +99,7 @@ class Grid(NamedTuple):
 
 
 def clip(seed: int, seconds: float = 30.0, sample_rate: int = 16000) -> Clip:
-    """Composes, performs and renders one clip; the same arguments give the same clip.
+    """Compose, perform and render one clip; the same arguments give the same clip.
 
     The 24 seeds from any multiple of 24 on have the 24 keys once each.
     """
@@ -129,7 +129,7 @@ def clip(seed: int, seconds: float = 30.0, sample_rate: int = 16000) -> Clip:
 
 
 def room(rng: np.random.Generator, audio: np.ndarray, sample_rate: int) -> np.ndarray:
-    """Adds the reverberation of a random room to audio [n]; the direct sound stays in place."""
+    """Add the reverberation of a random room to audio [n]; the direct sound stays in place."""
     decay = rng.uniform(0.2, 1.1)  # seconds to -60 dB
     wet = 10 ** (rng.uniform(-26, -11) / 20)
     t = np.arange(int(decay * sample_rate)) / sample_rate  # [taps]
@@ -146,7 +146,7 @@ def room(rng: np.random.Generator, audio: np.ndarray, sample_rate: int) -> np.nd
 def loudness(
     rng: np.random.Generator, audio: np.ndarray, low: float = -30, high: float = -14
 ) -> np.ndarray:
-    """Scales audio [n] to a random level of `low` to `high` dBFS RMS, peaks below -0.3 dBFS, int16.
+    """Scale audio [n] to a random level of `low` to `high` dBFS RMS, peaks below -0.3 dBFS, int16.
 
     A hiss of -80 to -60 dBFS lies under it, as under any recording: no stretch of it is digital
     silence, which has no variance to normalise by.
@@ -160,7 +160,7 @@ def loudness(
 
 
 def _grid(rng: np.random.Generator, seconds: float) -> tuple[Grid, int]:
-    """Draws meter, tempo, drift and swing; returns the grid and the beats before the clip.
+    """Draw meter, tempo, drift and swing; return the grid and the beats before the clip.
 
     The clip begins inside the first bar: the beats of that bar before it have negative times.
     """
@@ -178,7 +178,7 @@ def _grid(rng: np.random.Generator, seconds: float) -> tuple[Grid, int]:
 
 
 def _harmony(rng: np.random.Generator, key: int, bars: int, meter: int) -> tuple[Chord, ...]:
-    """Returns the chord of each beat, four-bar phrases in the form that the melody follows."""
+    """Return the chord of each beat, four-bar phrases in the form that the melody follows."""
     sevenths = float(rng.choice([0.0, 0.15, 0.8]))
     slot = 2 if meter == 4 and rng.random() < 0.3 else meter  # beats to a chord
     phrases = {}
@@ -198,7 +198,7 @@ def _harmony(rng: np.random.Generator, key: int, bars: int, meter: int) -> tuple
 
 
 def _perform(rng: np.random.Generator, plan: MusicPlan, grid: Grid, first: int) -> list[Note]:
-    """Chooses a texture and its players, has each part written, and plays it from a beat on."""
+    """Choose a texture and its players, have each part written, and play it from a beat on."""
     texture = _TEXTURES[rng.integers(len(_TEXTURES))]
     notes = []
     for number, name in enumerate(texture):
@@ -217,7 +217,7 @@ def _perform(rng: np.random.Generator, plan: MusicPlan, grid: Grid, first: int) 
 
 
 def _from(events: list[Event], first: int) -> list[Event]:
-    """Leaves out what ends before a beat, and starts on it what would be sounding there."""
+    """Leave out what ends before a beat, and start on it what would be sounding there."""
     heard = [event for event in events if event.beat + event.length > first + 0.2]
     return [
         event
@@ -230,7 +230,7 @@ def _from(events: list[Event], first: int) -> list[Event]:
 def _play(
     rng: np.random.Generator, events: list[Event], instrument: int, velocity: float, grid: Grid
 ) -> list[Note]:
-    """Turns events into notes: a touch of jitter, an articulation, louder and softer strokes."""
+    """Turn events into notes: a touch of jitter, an articulation, louder and softer strokes."""
     articulation = rng.uniform(0.7, 1.0)
     velocity *= 10 ** (rng.uniform(-3, 3) / 20)
     jitter = np.clip(rng.normal(0, 0.006, len(events)), -0.015, 0.015).tolist()  # seconds

@@ -30,7 +30,7 @@ class Note(NamedTuple):
     velocity: float = 0.7
 
 
-class TimbreLayer(NamedTuple):
+class Layer(NamedTuple):
     """Harmonics `first` to `last` of `ratio` x f0, rising and dying with time constants (s)."""
 
     first: int
@@ -66,7 +66,7 @@ class Timbre:
     family: str
     low: int
     high: int
-    layers: tuple[TimbreLayer, ...]
+    layers: tuple[Layer, ...]
     tilt: float = 1.0  # harmonic h has amplitude h ** -tilt before everything else
     even: float = 1.0  # gain of the even harmonics: a closed pipe has hardly any
     pluck: float = 0.0  # where the string is struck, as a share of its length
@@ -81,7 +81,7 @@ class Timbre:
     level: float = 1.0
 
 
-_STRINGS = (TimbreLayer(1, 6, 1.0, 1.6), TimbreLayer(7, 40, 1.0, 0.35, ratio=1.0005))
+_STRINGS = (Layer(1, 6, 1.0, 1.6), Layer(7, 40, 1.0, 0.35, ratio=1.0005))
 
 TIMBRES = (
     Timbre(
@@ -91,51 +91,51 @@ TIMBRES = (
     ),
     Timbre(
         "harpsichord", "plucked", 36, 86,
-        (TimbreLayer(1, 40, 1.0, 0.9), TimbreLayer(1, 30, 0.6, 0.6, ratio=2.0)),
+        (Layer(1, 40, 1.0, 0.9), Layer(1, 30, 0.6, 0.6, ratio=2.0)),
         tilt=0.45, pluck=0.11, noise=Noise(0.5, 2000, 7000, 0.006), attack=0.001, release=0.05,
     ),
     Timbre(
         "piano", "struck", 28, 96,
         (
-            TimbreLayer(1, 4, 1.0, 1.8),
-            TimbreLayer(5, 9, 1.0, 0.7, ratio=1.001),
-            TimbreLayer(10, 24, 1.0, 0.3, ratio=1.004),
+            Layer(1, 4, 1.0, 1.8),
+            Layer(5, 9, 1.0, 0.7, ratio=1.001),
+            Layer(10, 24, 1.0, 0.3, ratio=1.004),
         ),
         tilt=1.2, pluck=0.12, noise=Noise(0.35, 100, 1200, 0.02), attack=0.003, level=1.4,
     ),
     Timbre(
         "marimba", "mallet", 45, 96,
         (
-            TimbreLayer(1, 1, 1.0, 0.35), TimbreLayer(1, 1, 0.45, 0.07, ratio=3.93),
-            TimbreLayer(1, 1, 0.2, 0.03, ratio=9.2),
+            Layer(1, 1, 1.0, 0.35), Layer(1, 1, 0.45, 0.07, ratio=3.93),
+            Layer(1, 1, 0.2, 0.03, ratio=9.2),
         ),
         noise=Noise(0.4, 300, 2500, 0.008), attack=0.001, release=0.3, level=1.8,
     ),
     Timbre(
         "vibraphone", "mallet", 53, 89,
         (
-            TimbreLayer(1, 1, 1.0, 2.5), TimbreLayer(1, 1, 0.35, 1.0, ratio=4.0),
-            TimbreLayer(1, 1, 0.1, 0.2, ratio=10.0),
+            Layer(1, 1, 1.0, 2.5), Layer(1, 1, 0.35, 1.0, ratio=4.0),
+            Layer(1, 1, 0.1, 0.2, ratio=10.0),
         ),
         attack=0.002, release=0.5, tremolo=0.35, level=1.2,
     ),
     Timbre(
-        "flute", "blown", 60, 96, (TimbreLayer(1, 2, 1.0), TimbreLayer(3, 8, 0.7, attack=0.05)),
+        "flute", "blown", 60, 96, (Layer(1, 2, 1.0), Layer(3, 8, 0.7, attack=0.05)),
         tilt=1.9, noise=Noise(0.1, 900, 3500), attack=0.045, release=0.07, vibrato=14,
     ),
     Timbre(
-        "clarinet", "reed", 50, 89, (TimbreLayer(1, 5, 1.0), TimbreLayer(6, 25, 1.0, attack=0.03)),
+        "clarinet", "reed", 50, 89, (Layer(1, 5, 1.0), Layer(6, 25, 1.0, attack=0.03)),
         tilt=1.1, even=0.06, formants=(Formant(1500, 500, 1.0),),
         noise=Noise(0.03, 1500, 6000), attack=0.025, release=0.05, vibrato=3,
     ),
     Timbre(
         "trumpet", "brass", 52, 86,
-        (TimbreLayer(1, 3, 0.9), TimbreLayer(4, 9, 1.2, attack=0.05), TimbreLayer(10, 30, 1.2, attack=0.09)),
+        (Layer(1, 3, 0.9), Layer(4, 9, 1.2, attack=0.05), Layer(10, 30, 1.2, attack=0.09)),
         tilt=0.55, formants=(Formant(1200, 500, 1.2), Formant(2400, 900, 0.6)),
         floor=0.5, attack=0.02, release=0.06, vibrato=7,
     ),
     Timbre(
-        "violin", "bowed", 36, 96, (TimbreLayer(1, 8, 1.0), TimbreLayer(9, 60, 1.0, attack=0.06)),
+        "violin", "bowed", 36, 96, (Layer(1, 8, 1.0), Layer(9, 60, 1.0, attack=0.06)),
         tilt=0.95, floor=0.5, attack=0.07, release=0.12, vibrato=18,
         formants=(Formant(290, 60, 0.8), Formant(480, 90, 1.0), Formant(2700, 800, 1.5)),
         noise=Noise(0.07, 1500, 7000),
@@ -143,35 +143,35 @@ TIMBRES = (
     Timbre(
         "organ", "organ", 36, 96,
         (
-            TimbreLayer(1, 1, 1.0), TimbreLayer(1, 1, 0.8, ratio=2.0), TimbreLayer(1, 1, 0.5, ratio=3.0),
-            TimbreLayer(1, 1, 0.5, ratio=4.0), TimbreLayer(1, 1, 0.35, ratio=8.0),
+            Layer(1, 1, 1.0), Layer(1, 1, 0.8, ratio=2.0), Layer(1, 1, 0.5, ratio=3.0),
+            Layer(1, 1, 0.5, ratio=4.0), Layer(1, 1, 0.35, ratio=8.0),
         ),
         noise=Noise(0.25, 1500, 6000, 0.004), attack=0.006, release=0.03, tremolo=0.12,
     ),
     Timbre(
         "electric_piano", "electric", 36, 93,
-        (TimbreLayer(1, 3, 1.0, 1.6), TimbreLayer(2, 8, 0.8, 0.3), TimbreLayer(1, 1, 0.35, 0.09, ratio=14.0)),
+        (Layer(1, 3, 1.0, 1.6), Layer(2, 8, 0.8, 0.3), Layer(1, 1, 0.35, 0.09, ratio=14.0)),
         tilt=1.6, attack=0.002, release=0.1, tremolo=0.2, level=1.3,
     ),
     Timbre(
         "synth", "electric", 28, 96,
-        (TimbreLayer(1, 80, 1.0), TimbreLayer(1, 80, 0.8, ratio=0.9955), TimbreLayer(1, 80, 0.8, ratio=1.0045)),
+        (Layer(1, 80, 1.0), Layer(1, 80, 0.8, ratio=0.9955), Layer(1, 80, 0.8, ratio=1.0045)),
         tilt=1.0, formants=(Formant(500, 900, 2.0),), floor=0.3, attack=0.012, release=0.15,
     ),
     Timbre(
         "overdriven_guitar", "electric", 40, 86,
-        (TimbreLayer(1, 4, 1.0, 1.6), TimbreLayer(5, 12, 1.0, 0.5)), tilt=1.0, pluck=0.17,
+        (Layer(1, 4, 1.0, 1.6), Layer(5, 12, 1.0, 0.5)), tilt=1.0, pluck=0.17,
         noise=Noise(0.2, 800, 4000, 0.008), release=0.06, vibrato=5, drive=5.0, level=0.8,
     ),
     Timbre(
         "voice", "voice", 45, 84,
-        (TimbreLayer(1, 60, 1.0), TimbreLayer(1, 60, 0.5, ratio=0.997), TimbreLayer(1, 60, 0.5, ratio=1.003)),
+        (Layer(1, 60, 1.0), Layer(1, 60, 0.5, ratio=0.997), Layer(1, 60, 0.5, ratio=1.003)),
         tilt=0.8, floor=0.02, attack=0.08, release=0.12, vibrato=22,
         formants=(Formant(700, 110, 1.0), Formant(1150, 130, 0.6), Formant(2800, 250, 0.35)),
         noise=Noise(0.04, 2000, 7000),
     ),
     Timbre(
-        "bass", "bass", 24, 60, (TimbreLayer(1, 3, 1.0, 1.4), TimbreLayer(4, 20, 1.0, 0.25)),
+        "bass", "bass", 24, 60, (Layer(1, 3, 1.0, 1.4), Layer(4, 20, 1.0, 0.25)),
         tilt=1.2, pluck=0.3, noise=Noise(0.3, 300, 2500, 0.006), attack=0.003, level=1.4,
     ),
 )  # fmt: skip
@@ -207,11 +207,11 @@ KIT = {
 
 
 def frequency(pitch: float | np.ndarray) -> float | np.ndarray:
-    """Returns the frequency in Hz of a MIDI pitch, A4 = 69 = 440 Hz."""
+    """Return the frequency in Hz of a MIDI pitch, A4 = 69 = 440 Hz."""
     return 440.0 * 2.0 ** ((np.asarray(pitch) - 69.0) / 12.0)
 
 
 def drum_seconds(pitch: int) -> float:
-    """Returns how long a drum sounds: until its slower part has fallen by 43 dB."""
+    """Return how long a drum sounds: until its slower part has fallen by 43 dB."""
     drum = KIT[pitch]
     return 5.0 * max(drum.decay if drum.body else 0.0, drum.hiss_decay)

@@ -51,7 +51,7 @@ class _Chunk(NamedTuple):
 
 
 def parts(path: Path, start: int) -> list[Part]:
-    """Returns the file as one part, with its size put right if it is a placeholder.
+    """Return the file as one part, with its size put right if it is a placeholder.
 
     Raises:
       Unusable: there is far more in the file than its header says, and nothing tells what it is.
@@ -71,7 +71,7 @@ def parts(path: Path, start: int) -> list[Part]:
 
 
 def _part(found: _Chunk, there: int, closed: bool, counted: int) -> Part:
-    """Compares the size of the samples with the bytes that are there."""
+    """Compare the size of the samples with the bytes that are there."""
     narrow = found.form[1] == "I"
     whole = min(there, _AROUND - 1) if narrow else there + counted
     mended = {found.field: struct.pack(found.form, whole)}
@@ -89,7 +89,7 @@ def _part(found: _Chunk, there: int, closed: bool, counted: int) -> Part:
 
 
 def _audio(file: BinaryIO, start: int, size: int, layout: _Layout) -> _Chunk | None:
-    """Finds the chunk of samples."""
+    """Find the chunk of samples."""
     position = start + layout.first
     while position < size and (chunk := _chunk(file, position, layout)):
         if not layout.audio:
@@ -113,7 +113,7 @@ def _chunk(file: BinaryIO, position: int, layout: _Layout) -> _Chunk | None:
 
 
 def _wide(file: BinaryIO, start: int, found: _Chunk) -> _Chunk:
-    """Returns RF64's chunk of samples with the size of 64 bits that its first chunk holds."""
+    """Return RF64's chunk of samples with the size of 64 bits that its first chunk holds."""
     file.seek(start + 12)
     head = file.read(24)
     if len(head) < 24 or head[:4] != b"ds64":
@@ -123,13 +123,13 @@ def _wide(file: BinaryIO, start: int, found: _Chunk) -> _Chunk:
 
 
 def _behind(chunk: _Chunk, layout: _Layout) -> int:
-    """Returns where the next chunk begins; never before the end of the chunk's own header."""
+    """Return where the next chunk begins; never before the end of the chunk's own header."""
     end = chunk.start + max(0, chunk.size)
     return end + -end % layout.align
 
 
 def _ends_well(file: BinaryIO, position: int, size: int, layout: _Layout) -> bool:
-    """Tells whether nothing but chunks, tags or zeros stands between `position` and the end."""
+    """Return whether nothing but chunks, tags or zeros stands between `position` and the end."""
     position += -position % layout.align
     while position < size:
         file.seek(position)

@@ -44,12 +44,12 @@ class Sound(NamedTuple):
 
 
 def is_installed() -> bool:
-    """Tells whether there are `ffmpeg` and `ffprobe` to be called."""
+    """Return whether `ffmpeg` and `ffprobe` can be called."""
     return bool(shutil.which("ffmpeg") and shutil.which("ffprobe"))
 
 
 def probe(path: Path) -> SoundTrack:
-    """Chooses the track of a file: the first of those that are marked as default, or the first.
+    """Choose the track of a file: the first of those that are marked as default, or the first.
 
     Raises:
       Unusable: FFmpeg finds no sound in it.
@@ -87,7 +87,7 @@ def probe(path: Path) -> SoundTrack:
 
 
 def _seconds(stream: dict[str, Any], container: dict[str, Any], alone: bool) -> float:
-    """Returns what a stream's length should be, 0.0 where nothing says it."""
+    """Return what a stream's length should be, 0.0 where nothing says it."""
     if _RAW & set(container.get("format_name", "").split(",")):
         return 0.0
     if stated := _number(stream, "duration"):
@@ -109,7 +109,7 @@ def _number(values: dict[str, Any], key: str) -> float:
 
 @contextmanager
 def decode(path: Path, track: SoundTrack, strict: bool) -> Iterator[Sound]:
-    """Decodes a track with its own rate and channels, which the head of FFmpeg's output tells.
+    """Decode a track with its own rate and channels, which the head of FFmpeg's output tells.
 
     Args:
       strict: any error of a decoder ends it, else frames that cannot be decoded are left out.
@@ -158,5 +158,5 @@ def _blocks(
 
 
 def _name(path: Path) -> bytes:
-    """Returns a name that is nothing else to FFmpeg, whatever stands in it."""
+    """Return a name that is nothing else to FFmpeg, whatever stands in it."""
     return b"file:" + os.path.abspath(os.fsencode(path))

@@ -14,7 +14,7 @@ _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
 def parts(path: Path, start: int) -> list[Part]:
-    """Returns a part for each link of the chain, which is one in most files.
+    """Return a part for each link of the chain, which is one in most files.
 
     Raises:
       Unusable: a page is damaged, or the last page is incomplete or not its stream's last.
@@ -25,7 +25,7 @@ def parts(path: Path, start: int) -> list[Part]:
 
 
 def _links(data: mmap.mmap, start: int) -> list[Span]:
-    """Returns the spans of the links; what cannot be read between two of them is left out."""
+    """Return the spans of the links; what cannot be read between two of them is left out."""
     begins: list[int] = []
     ends: list[int] = []
     flags = 0
@@ -54,7 +54,7 @@ def _links(data: mmap.mmap, start: int) -> list[Span]:
 
 
 def _page(data: mmap.mmap, start: int) -> int:
-    """Returns the bytes of the page at `start`, 0 if it is damaged or cut."""
+    """Return the bytes of the page at `start`, 0 if it is damaged or cut."""
     header = data[start : start + 27]
     if len(header) < 27:
         return 0

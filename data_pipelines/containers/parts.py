@@ -29,7 +29,7 @@ class Unusable(Exception):
 
 @contextmanager
 def mapped(path: Path) -> Iterator[mmap.mmap]:
-    """Gives the bytes of a file, which stay on disk.
+    """Yield the bytes of a file, which stay on disk.
 
     They are read once before: an error of the disk is an OSError then, and would be the end of
     the process later.

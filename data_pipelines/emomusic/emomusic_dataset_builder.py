@@ -28,7 +28,7 @@ CLIPS = sources.DownloadSource(
 
 
 def read_table(text: str) -> dict[int, dict[str, str]]:
-    """Reads one of the comma-separated tables, by song_id, without the stray spaces."""
+    """Read one of the comma-separated tables, by song_id, without the stray spaces."""
     rows = csv.DictReader(io.StringIO(text), skipinitialspace=True)
     cleaned = (
         {(key or "").strip(): (value or "").strip() for key, value in row.items() if key}
@@ -38,7 +38,7 @@ def read_table(text: str) -> dict[int, dict[str, str]]:
 
 
 def split_of(artist: str, mediaeval_set: str) -> str:
-    """Returns the split of a song: jukemir's rule.
+    """Return the split of a song: jukemir's rule.
 
     The official evaluation songs are the test set. Development songs go by their artist's name,
     reduced to lower-case ASCII letters and single spaces: sha1 mod 10 below 8 is train. So no
@@ -53,7 +53,7 @@ def split_of(artist: str, mediaeval_set: str) -> str:
 
 
 def z_score(raw: np.ndarray, development: np.ndarray) -> np.ndarray:
-    """Standardises [songs, 2] with the mean and population deviation of development songs.
+    """Standardise [songs, 2] with the mean and population deviation of development songs.
 
     Published values: arousal 4.7561 and 1.3860, valence 4.9739 and 1.2546. `development` is
     boolean [songs], true for train and validation songs.
@@ -63,7 +63,7 @@ def z_score(raw: np.ndarray, development: np.ndarray) -> np.ndarray:
 
 
 def read_songs(info: str, static: str, clips: epath.Path) -> dict[str, list[labelled.Track]]:
-    """Joins songs_info.csv and static_annotations.csv into tracks by split."""
+    """Join songs_info.csv and static_annotations.csv into tracks by split."""
     songs, annotations = read_table(info), read_table(static)
     ids = sorted(songs)
     if lacking := [song for song in ids if song not in annotations]:

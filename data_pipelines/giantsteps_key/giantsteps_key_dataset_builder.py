@@ -35,7 +35,7 @@ _AUDIO = {"test": f"{_AUDIO_HOST}/backup", "train": f"{_AUDIO_HOST}/mtg_key_back
 
 
 def parse_key(text: str, where: str = "key") -> str:
-    """Returns `C minor` and the like as one of KEYS: tonic as a flat, mode in lower case.
+    """Return `C minor` and the like as one of KEYS: tonic as a flat, mode in lower case.
 
     Args:
       where: file and track, for the error.
@@ -49,14 +49,14 @@ def parse_key(text: str, where: str = "key") -> str:
 
 
 def artist_splits(credits: Iterable[str]) -> dict[str, str]:
-    """Assigns every artist to train or validation: jukemir's rule.
+    """Assign every artist to train or validation: jukemir's rule.
 
     An artist's split is sha1 of the lower-case name mod 116: below 100 train, else validation.
     Whoever shares a credit with a validation artist becomes one too; that pass runs twice, in
     the order of the table.
 
     Args:
-        credits: the ARTIST field of each track, names separated by commas.
+      credits: the ARTIST field of each track, names separated by commas.
     """
     teams = [_names(credit) for credit in credits]
     split = {}
@@ -70,7 +70,7 @@ def artist_splits(credits: Iterable[str]) -> dict[str, str]:
 
 
 def select_mtg(annotations: str, metadata: str) -> dict[int, tuple[str, str]]:
-    """Returns {track id: (split, key)} of the MTG key set's usable tracks.
+    """Return {track id: (split, key)} of the MTG key set's usable tracks.
 
     Confidence must be 2 and the key a single one (no "/"): 1,159 of 1,486 tracks, as in jukemir
     and MARBLE (their papers say 1,077).
@@ -142,7 +142,7 @@ def _names(credit: str) -> list[str]:
 
 
 def _numbered(folder: epath.Path, track: int, kind: str) -> epath.Path | None:
-    """Finds <id>.LOFI.<kind>; older revisions of the repositories pad the id to seven digits."""
+    """Find <id>.LOFI.<kind>; older revisions of the repositories pad the id to seven digits."""
     return sources.placed(folder, f"{track}.LOFI.{kind}", f"{track:07d}.LOFI.{kind}")
 
 
@@ -151,7 +151,7 @@ def _name(origin: str) -> str:
 
 
 def _repository(dl_manager: tfds.download.DownloadManager, origin: str) -> epath.Path:
-    """Returns the root of the test ("test") or the MTG ("train") repository."""
+    """Return the root of the test ("test") or the MTG ("train") repository."""
     name = _name(origin)
     manual = sources.manual_dir(dl_manager)
     table = sources.placed(manual, f"{name}/annotations", f"{name}-*/annotations")
@@ -165,7 +165,7 @@ def _repository(dl_manager: tfds.download.DownloadManager, origin: str) -> epath
 def _audio(
     dl_manager: tfds.download.DownloadManager, root: epath.Path, host: str, tracks: list[int]
 ) -> dict[int, epath.Path]:
-    """Returns where each track's audio is: in the repository's audio/ folder, or downloaded.
+    """Return where each track's audio is: in the repository's audio/ folder, or downloaded.
 
     With an audio/ folder nothing is downloaded: a file that it lacks goes to the skipped list.
     """

@@ -55,7 +55,7 @@ BEATS_TREE = "git-tree:76c2d35e0a94124013253719c22644a646079ccf"  # of its beats
 
 
 def read_list(text: str) -> list[tuple[str, str]]:
-    """Reads a fault-filtered list, one `blues/blues.00029.wav` a line, into (genre, path)."""
+    """Read a fault-filtered list, one `blues/blues.00029.wav` a line, into (genre, path)."""
     clips = []
     for line in filter(None, map(str.strip, text.splitlines())):
         genre, _, name = line.partition("/")
@@ -66,7 +66,7 @@ def read_list(text: str) -> list[tuple[str, str]]:
 
 
 def read_beats(text: str, file: str = "beats") -> tuple[np.ndarray, np.ndarray]:
-    """Reads a .beats file, `seconds<TAB>position in the bar` a line, in order of time.
+    """Read a .beats file, `seconds<TAB>position in the bar` a line, in order of time.
 
     Args:
       file: its name, for the error.
@@ -75,9 +75,9 @@ def read_beats(text: str, file: str = "beats") -> tuple[np.ndarray, np.ndarray]:
       BuildError: a line is none of these.
 
     Returns:
-        Times, float32 [beats], in seconds, and positions, int32 [beats], 1 for a downbeat and 0
-        where the file has none. Some times lie behind the end of the audio (up to 30.52 s): they
-        are kept as annotated.
+      Times, float32 [beats], in seconds, and positions, int32 [beats], 1 for a downbeat and 0
+      where the file has none. Some times lie behind the end of the audio (up to 30.52 s): they
+      are kept as annotated.
     """
     rows = []
     for number, line in enumerate(text.splitlines(), 1):
@@ -140,7 +140,7 @@ def _track(genre: str, path: str, audio: epath.Path, beats: epath.Path) -> label
 
 
 def _lacking(tracks: dict[str, list[labelled.Track]], beats: epath.Path) -> list[str]:
-    """Returns a line on the clips that have no beats; if none has any, the folder is wrong."""
+    """Return a line on the clips that have no beats; if none has any, the folder is wrong."""
     clips = [track for members in tracks.values() for track in members]
     without = [track.id for track in clips if not len(track.labels["beat_times"])]
     if clips and len(without) == len(clips):
@@ -149,7 +149,7 @@ def _lacking(tracks: dict[str, list[labelled.Track]], beats: epath.Path) -> list
 
 
 def _audio_folder(dl_manager: tfds.download.DownloadManager) -> epath.Path:
-    """Returns the folder that holds blues ... rock."""
+    """Return the folder that holds blues ... rock."""
     manual = sources.manual_dir(dl_manager)
     folders = ("genres", "genres_original", "Data/genres_original")
     if (folder := sources.placed(manual, *folders)) is not None:
@@ -159,7 +159,7 @@ def _audio_folder(dl_manager: tfds.download.DownloadManager) -> epath.Path:
 
 
 def _beats_folder(dl_manager: tfds.download.DownloadManager) -> epath.Path:
-    """Returns the folder that holds gtzan_<genre>_<NNNNN>.beats."""
+    """Return the folder that holds gtzan_<genre>_<NNNNN>.beats."""
     manual = sources.manual_dir(dl_manager)
     folder = sources.placed(manual, "beats", "gtzan_tempo_beat*/beats")
     archive = sources.placed(manual, "gtzan_tempo_beat*.zip")

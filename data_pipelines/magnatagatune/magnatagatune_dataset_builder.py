@@ -41,7 +41,7 @@ PARTS = {
 
 
 def split_of(mp3_path: str) -> str:
-    """Returns the split of a clip: folders 0-9, a, b train; c validation; d, e, f test.
+    """Return the split of a clip: folders 0-9, a, b train; c validation; d, e, f test.
 
     The "12:1:3" split of jukemir, musicnn and MARBLE. Songs are disjoint over it, artists are
     not.
@@ -53,7 +53,7 @@ def split_of(mp3_path: str) -> str:
 
 
 def read_annotations(table: str, audio: epath.Path) -> dict[str, list[labelled.Track]]:
-    """Reads annotations_final.csv (tabs, quotes, 188 tag columns) into tracks by split.
+    """Read annotations_final.csv (tabs, quotes, 188 tag columns) into tracks by split.
 
     Clips without any of the 50 tags stay, as in jukemir, MARBLE and musicnn (the "minz" lists
     drop them: figures of the two are not comparable).
@@ -96,7 +96,7 @@ class Builder(labelled.LabelledBuilder):
 
 
 def _audio_folder(dl_manager: tfds.download.DownloadManager) -> epath.Path:
-    """Returns the folder that holds 0 ... f: placed by hand, or unpacked from the archive."""
+    """Return the folder that holds 0 ... f: placed by hand, or unpacked from the archive."""
     manual = sources.manual_dir(dl_manager)
     folder = sources.placed(manual, *_HEX, *(f"mp3/{digit}" for digit in _HEX))
     if folder is not None:

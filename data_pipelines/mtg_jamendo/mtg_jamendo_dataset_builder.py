@@ -51,7 +51,7 @@ class TableRow(NamedTuple):
 
 
 def read_table(text: str) -> dict[str, TableRow]:
-    """Reads a split file into {track id: row}.
+    """Read a split file into {track id: row}.
 
     The files have CRLF or LF ends and as many columns as a track has tags: five fixed ones, then
     one tag each, such as `genre---rock`.
@@ -64,7 +64,7 @@ def read_table(text: str) -> dict[str, TableRow]:
 
 
 def vocabulary(tables: Mapping[str, Mapping[str, TableRow]], subset: str) -> list[str]:
-    """Returns the sorted tags of a subset's three split files.
+    """Return the sorted tags of a subset's three split files.
 
     The split files, not the whole-subset files: those hold 95, 41 and 59 genre, instrument and
     mood/theme tags, of which 87, 40 and 56 are in all splits (README of the data set).
@@ -76,7 +76,7 @@ def vocabulary(tables: Mapping[str, Mapping[str, TableRow]], subset: str) -> lis
 def merge(
     tables: Mapping[str, Mapping[str, TableRow]], subsets: Iterable[str]
 ) -> dict[str, dict[str, dict[str, TableRow]]]:
-    """Joins the subsets' tables into {split: {track: {subset: row}}}.
+    """Join the subsets' tables into {split: {track: {subset: row}}}.
 
     A track is in the same split of every subset that has it (the subsets were filtered from one
     split); tables in which that does not hold are refused.
@@ -172,14 +172,14 @@ def _track(
 
 
 def multi_hot(tags: Sequence[str], names: Sequence[str]) -> np.ndarray:
-    """Returns uint8 [classes]: 1 for each of `names` that is among `tags`."""
+    """Return uint8 [classes]: 1 for each of `names` that is among `tags`."""
     return np.array([name in tags for name in names], np.uint8)
 
 
 def _locator(
     dl_manager: tfds.download.DownloadManager, collection: str
 ) -> Callable[[str], epath.Path | labelled.Member]:
-    """Returns the function from a table's path (41/241.mp3) to where that track's audio is.
+    """Return the function from a table's path (41/241.mp3) to where that track's audio is.
 
     Hand-placed folders come first, each file by either of its names, then hand-placed archives,
     then a download of the 100 archives of mono mp3 ("audio-low"), which are read as they are:
@@ -210,7 +210,7 @@ def _locator(
 def _download_tars(
     dl_manager: tfds.download.DownloadManager, collection: str
 ) -> dict[str, epath.Path]:
-    """Downloads the 100 archives of a collection, checked by its published list of SHA-256."""
+    """Download the 100 archives of a collection, checked by its published list of SHA-256."""
     published = f"{collection}_audio-low_sha256_tars.txt"
     digests = sources.DownloadSource(published, f"{_RAW}/download/{published}")
     lines = sources.fetch(dl_manager, {"digests": digests})["digests"].read_text().split("\n")

@@ -91,7 +91,7 @@ class Builder(ShardedBuilder):
 
 
 def _say(folder: epath.Path, found: tree.Tree) -> None:
-    """Tells what a walk found, and what it left alone."""
+    """Print what a walk found, and what it left alone."""
     print(
         f"{paths.shown(folder)}: {len(found.files)} audio files; left alone: {found.others} other "
         f"files, {found.repeated} second names of a file or folder, {found.system} folders of the "
@@ -103,7 +103,7 @@ def _say(folder: epath.Path, found: tree.Tree) -> None:
 
 
 def _is_heard(segment: np.ndarray, sample_rate: int) -> bool:
-    """Tells whether int16 [n] is more than silence, the noise of rounding or a constant."""
+    """Return whether int16 [n] is more than silence, the noise of rounding or a constant."""
     try:
         decode.check_heard(segment, sample_rate)
     except decode.Unusable:

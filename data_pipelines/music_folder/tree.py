@@ -49,13 +49,13 @@ class _Walk:
         self._seen: set[tuple[int, int] | None] = set()
 
     def below(self, root: str) -> None:
-        """Finds all files, those behind links to folders last."""
+        """Find all files, those behind links to folders last."""
         links = self._enter(root, linked=False)
         while links:
             links = [link for path in sorted(links) for link in self._enter(path, linked=True)]
 
     def _enter(self, root: str, linked: bool) -> list[str]:
-        """Goes through a folder and those in it; returns the links to folders."""
+        """Go through a folder and those in it; return the links to folders."""
         links: list[str] = []
         folders = [root]
         while folders:
@@ -84,7 +84,7 @@ class _Walk:
 
 
 def walk(root: str | os.PathLike) -> Tree:
-    """Finds the audio files below `root` by their extensions, in the order of their paths.
+    """Find the audio files below `root` by their extensions, in the order of their paths.
 
     Links are followed, and a folder or a file that can be reached twice (by links, also hard ones)
     counts once, by a name without a link if it has one: otherwise a file could be in both splits.
@@ -125,7 +125,7 @@ def _relative(path: str, root: str) -> str:
 
 
 def validation_files(seconds: Mapping[str, float]) -> set[str]:
-    """Chooses the files of the validation split: whole folders, by a hash of their paths.
+    """Choose the files of the validation split: whole folders, by a hash of their paths.
 
     Files are divided at the highest level of the tree that has MANY folders side by side, so
     that in artist/album/track no artist is on both sides; in a smaller tree, by the folder that
@@ -155,7 +155,7 @@ def validation_files(seconds: Mapping[str, float]) -> set[str]:
 
 
 def _groups(paths: Iterable[str]) -> dict[str, list[str]]:
-    """Returns the files of each folder at the level at which folders are divided."""
+    """Return the files of each folder at the level at which folders are divided."""
     folders = {path: _album(PurePosixPath(path).parent.parts) for path in paths}
     deepest = max((len(parts) for parts in folders.values()), default=0)
     level = deepest
@@ -170,20 +170,20 @@ def _groups(paths: Iterable[str]) -> dict[str, list[str]]:
 
 
 def _album(parts: tuple[str, ...]) -> tuple[str, ...]:
-    """Returns a folder's parts without the discs that it is cut into."""
+    """Return a folder's parts without the discs that it is cut into."""
     while len(parts) > 1 and DISC.fullmatch(parts[-1]):
         parts = parts[:-1]
     return parts
 
 
 def _fraction(name: str) -> float:
-    """Returns a number in [0, 1) that depends on `name` alone."""
+    """Return a number in [0, 1) that depends on `name` alone."""
     digest = hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64
 
 
 def _identity(path: str) -> tuple[int, int] | None:
-    """Returns what all names of a file have in common, None where there is no file."""
+    """Return what all names of a file have in common, None where there is no file."""
     try:
         found = os.stat(path)
     except OSError:

@@ -37,7 +37,7 @@ ARCHIVES = {  # no digest is published
 
 
 def read_examples(text: str, audio: epath.Path) -> list[labelled.Track]:
-    """Reads examples.json, a dict by note name, into tracks; `audio` is the folder beside it."""
+    """Read examples.json, a dict by note name, into tracks; `audio` is the folder beside it."""
     tracks = []
     for name, note in sorted(json.loads(text).items()):
         family, pitch = note["instrument_family_str"], note["pitch"]
@@ -78,7 +78,7 @@ class Builder(labelled.LabelledBuilder, skip_registration=True):  # type: ignore
 
 
 def _folder(dl_manager: tfds.download.DownloadManager, split: str) -> epath.Path:
-    """Returns nsynth-<split>/: placed by hand, or unpacked."""
+    """Return nsynth-<split>/: placed by hand, or unpacked."""
     name = ARCHIVES[split].filename.partition(".")[0]
     if (folder := sources.placed(sources.manual_dir(dl_manager), name)) is not None:
         return folder

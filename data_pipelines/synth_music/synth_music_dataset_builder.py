@@ -62,7 +62,7 @@ class Builder(ShardedBuilder):
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
-        """Returns the clips to render by split; nothing is downloaded or read."""
+        """Return the clips to render by split; nothing is downloaded or read."""
         config = self.builder_config
         size = 2 * round(config.seconds * config.sample_rate)  # bytes of audio
         return {
@@ -74,14 +74,14 @@ class Builder(ShardedBuilder):
         }
 
     def _generate_examples(self, source: Input) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yields the one record of a clip; `source.origin` is its seed."""
+        """Yield the one record of a clip; `source.origin` is its seed."""
         config = self.builder_config
         clip = synth.clip(source.origin, config.seconds, config.sample_rate)
         yield source.path, record(source.path, clip)
 
 
 def record(path: str, clip: synth.Clip) -> dict[str, Any]:
-    """Returns a clip and its annotations as a record of the data set."""
+    """Return a clip and its annotations as a record of the data set."""
     return {
         "id": path.replace("/", "-"),
         "path": path,

@@ -63,7 +63,7 @@ class Recording:
 
 
 def read_tree(files: Sequence[str]) -> tuple[list[Recording], dict[str, str]]:
-    """Selects and names the recordings among `<singer>/<context>/<technique>/<file>.wav` paths.
+    """Select and name the recordings among `<singer>/<context>/<technique>/<file>.wav` paths.
 
     The singer is the folder (female2 is f2), and files that lack the prefix get it: MARBLE v1
     renames 28 such files to the same names. Paths of another depth, of a folder that is not one
@@ -71,7 +71,7 @@ def read_tree(files: Sequence[str]) -> tuple[list[Recording], dict[str, str]]:
     part of the task.
 
     Returns:
-        The recordings in the order of techniques and names, and {path: reason} of faulty files.
+      The recordings in the order of techniques and names, and {path: reason} of faulty files.
     """
     recordings: dict[str, Recording] = {}
     faults = {}
@@ -102,7 +102,7 @@ def _singer(folder: str) -> str:
 
 
 def split_tables(recordings: Sequence[Recording]) -> dict[str, list[Recording]]:
-    """Splits for both tasks as MARBLE v1's code does, by recording.
+    """Split for both tasks as MARBLE v1's code does, by recording.
 
     A recording's group is its index in the sorted listing of its technique, so the groups of
     different techniques run together. With NumPy's legacy generator, seed 42617, one shuffle of
@@ -139,7 +139,7 @@ def _shuffle_groups(
     share: float,
     random: np.random.RandomState,
 ) -> tuple[list[Recording], list[Recording]]:
-    """Takes the first ceil(share) of the shuffled groups out, as sklearn's GroupShuffleSplit."""
+    """Take the first ceil(share) of the shuffled groups out, as sklearn's GroupShuffleSplit."""
     groups = np.unique([group[recording.key] for recording in recordings])
     order = groups[random.permutation(len(groups))]
     out = set(order[: int(np.ceil(share * len(groups)))].tolist())
@@ -188,7 +188,7 @@ def _track(recording: Recording, root: epath.Path) -> labelled.Track:
 
 
 def _singers_folder(dl_manager: tfds.download.DownloadManager) -> epath.Path:
-    """Returns the folder of the singers' folders: placed by hand, or from either archive.
+    """Return the folder of the singers' folders: placed by hand, or from either archive.
 
     Version 1.2 holds the recordings three times, sorted by singer, by technique and by vowel.
     """

@@ -68,7 +68,7 @@ def read_checkpoint(path: str | os.PathLike) -> LoadedEncoder:
 
 
 def read_sections(checkpoint: dict[str, Any], path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The model's and the task's configuration; in old checkpoints they are one."""
+    """Return the configurations of the model and of the task; in old checkpoints they are one."""
     config = checkpoint.get("cfg") or checkpoint.get("args")
     if isinstance(config, argparse.Namespace):
         config = {"model": config, "task": config}
@@ -82,7 +82,7 @@ def read_sections(checkpoint: dict[str, Any], path: Path) -> tuple[dict[str, Any
 
 
 def read_encoder(config: dict[str, Any], path: Path) -> Encoder:
-    """The encoder that a fairseq model configuration describes."""
+    """Return the encoder that a fairseq model configuration describes."""
     missing = [key for _, key, _ in FIELDS if key not in config]
     missing += [key for key in ("conv_feature_layers", "conv_pos") if key not in config]
     if missing:
@@ -109,7 +109,7 @@ def read_encoder(config: dict[str, Any], path: Path) -> Encoder:
 
 
 def read_stem_width(layers: str, path: Path) -> int:
-    """The width of a stem written as Python, such as "[(512, 10, 5)] + [(512, 2, 2)] * 6"."""
+    """Return the width of a stem written as Python, like "[(512, 10, 5)] + [(512, 2, 2)] * 6"."""
     convs = []
     for inside, times in re.findall(r"\[([^\]]*)\]\s*(?:\*\s*(\d+))?", layers):
         found = re.findall(r"\((\d+), *(\d+), *(\d+)\)", inside)

@@ -101,7 +101,7 @@ def refuse_occupied(output: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A file of the directory that holds one JSON object."""
+    """Read a file of the directory that holds one JSON object."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -117,7 +117,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], Path]:
-    """The encoder's tensors under their current names, and the file that lists them.
+    """Read the encoder's tensors under their current names, and name the file that lists them.
 
     Raises:
       FileNotFoundError: the directory has no weights, or a shard is missing.
@@ -137,7 +137,7 @@ def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], Path]:
 
 
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """One safetensors file, without PyTorch."""
+    """Read one safetensors file, without PyTorch."""
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             names = state_dict.canonical(file.keys())
@@ -149,7 +149,7 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def read_pickle(path: Path) -> dict[str, np.ndarray]:
-    """One pytorch_model.bin."""
+    """Read one pytorch_model.bin."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing")
     tensors = torch_file.read(path)

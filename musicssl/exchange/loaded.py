@@ -34,7 +34,7 @@ class LoadedEncoder(NamedTuple):
 def with_digest(
     encoder: Encoder, params: dict, normalize: bool, sample_rate: int, source: str
 ) -> LoadedEncoder:
-    """Return a loaded encoder with its digest, of the shape of the computation and every weight."""
+    """Return a loaded encoder with the digest of what it computes and of every weight."""
     what = architecture(encoder) | {"normalize": normalize, "sample_rate": sample_rate}
     digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode())
     for path, array in sorted(traverse_util.flatten_dict(params, sep="/").items()):
@@ -44,7 +44,7 @@ def with_digest(
 
 
 def architecture(encoder: Encoder) -> dict[str, Any]:
-    """The fields that decide what an encoder computes from its weights."""
+    """Return the fields that decide what an encoder computes from its weights."""
     return {
         field.name: getattr(encoder, field.name)
         for field in dataclasses.fields(encoder)

@@ -76,7 +76,7 @@ def model_card(
     workdir: Path,
     directory: str,
 ) -> str:
-    """The card of a run's encoder as Markdown.
+    """Return the card of a run's encoder as Markdown.
 
     Args:
       step: of the checkpoint.
@@ -105,7 +105,7 @@ def model_card(
 def training_figures(
     pretrained: LoadedEncoder, config: ml_collections.ConfigDict, step: int, ema: bool
 ) -> dict[str, Any]:
-    """The run in the terms of its configuration."""
+    """Describe the run in the terms of its configuration."""
     data, mask = config.data, config.mask
     seconds = audio.crop_samples(data.crop_frames) / data.sample_rate
     return {
@@ -125,7 +125,7 @@ def training_figures(
 
 
 def final_metrics(workdir: Path, step: int) -> dict[str, Any]:
-    """The last line of metrics.jsonl that is not past `step`; empty without one."""
+    """Return the last line of metrics.jsonl that is not past `step`; empty without one."""
     path = workdir / "metrics.jsonl"
     if not path.is_file():
         return {}
@@ -135,7 +135,7 @@ def final_metrics(workdir: Path, step: int) -> dict[str, Any]:
 
 
 def probe_scores(workdir: Path, digest: str) -> str:
-    """What probe/results.json (`report.save`) says of the encoder of this digest, as Markdown."""
+    """Return what probe/results.json says of the encoder with this digest, as Markdown."""
     path = workdir / "probe" / "results.json"
     if not path.is_file():
         return "The run has not been probed."
@@ -151,7 +151,7 @@ def probe_scores(workdir: Path, digest: str) -> str:
 
 
 def rows(figures: dict[str, Any]) -> str:
-    """A Markdown table of two columns, "" of nothing."""
+    """Return a Markdown table of two columns, "" where there is nothing to show."""
     if not figures:
         return ""
     lines = [f"| {k} | {f'{v:.5g}' if isinstance(v, float) else v} |" for k, v in figures.items()]

@@ -68,7 +68,7 @@ class Masking(NamedTuple):
 
 
 def read_encoder(config: dict[str, Any], path: Path) -> Encoder:
-    """The encoder that a config.json describes.
+    """Return the encoder that a config.json describes.
 
     Raises:
       ValueError: the key, its value, and what is supported.
@@ -106,8 +106,10 @@ def read_encoder(config: dict[str, Any], path: Path) -> Encoder:
 
 
 def read_value(config: dict[str, Any], key: str, default: Any, path: Path) -> Any:
-    """A key of a configuration, of the kind of its default; counts are positive, rates not
-    negative."""
+    """Return a key of a configuration, of the kind of its default.
+
+    Counts must be positive, and rates not negative.
+    """
     value = config.get(key, default)
     kinds = (int, float) if isinstance(default, float) else (type(default),)
     fits = isinstance(value, kinds) and isinstance(value, bool) == isinstance(default, bool)
@@ -119,13 +121,13 @@ def read_value(config: dict[str, Any], key: str, default: Any, path: Path) -> An
 
 
 def read_preprocessor(config: dict[str, Any], path: Path) -> tuple[bool, int]:
-    """Whether clips are normalised, and the sample rate, of a preprocessor_config.json."""
+    """Return whether clips are normalised, and the sample rate, of a preprocessor_config.json."""
     normalize = read_value(config, "do_normalize", True, path)
     return normalize, read_value(config, "sampling_rate", 16_000, path)
 
 
 def config_json(encoder: Encoder, model: str, masking: Masking) -> dict[str, Any]:
-    """config.json with every value of the encoder said, as it was trained.
+    """Return config.json with every value of the encoder said, as it was trained.
 
     `apply_spec_augment` is off: transformers otherwise masks frames of its own accord in training
     mode. The mask values are kept, since the mask embedding exists only where they are positive.
@@ -159,7 +161,7 @@ def config_json(encoder: Encoder, model: str, masking: Masking) -> dict[str, Any
 
 
 def preprocessor_json(encoder: Encoder, normalize: bool, sample_rate: int) -> dict[str, Any]:
-    """preprocessor_config.json as data.
+    """Return preprocessor_config.json as data.
 
     An attention mask goes with a layer-norm stem only: a group norm takes in the padding whatever
     the mask says (transformers' Wav2Vec2FeatureExtractor on return_attention_mask).
@@ -176,5 +178,5 @@ def preprocessor_json(encoder: Encoder, normalize: bool, sample_rate: int) -> di
 
 
 def model_type(encoder: Encoder) -> str:
-    """The transformers family of an encoder trained here."""
+    """Return the transformers family of an encoder trained here."""
     return "data2vec-audio" if encoder.pos_conv_depth else "hubert"

@@ -49,8 +49,11 @@ class ParameterNames(NamedTuple):
 
 
 def table(encoder: Encoder) -> list[ParameterNames]:
-    """Every parameter of an encoder; fairseq's names are those of wav2vec2.py, hubert.py and
-    data2vec_audio.py, old weight-norm names already replaced."""
+    """Return the names of every parameter of an encoder.
+
+    fairseq's are those of wav2vec2.py, hubert.py and data2vec_audio.py, with old weight-norm names
+    already replaced.
+    """
     rows = [ParameterNames("mask_embedding", "masked_spec_embed", "mask_emb")]
     for i in range(len(KERNELS)):
         name = f"feature_extractor.conv_layers.{i}"
@@ -103,14 +106,14 @@ def _block(ours: str, name: str) -> list[ParameterNames]:
 def _module(
     ours: str, name: str, fairseq: str, weight: str = "kernel", bias: bool = True
 ) -> list[ParameterNames]:
-    """Weight and bias of a dense layer, a convolution or, with weight="scale", a norm."""
+    """Name weight and bias of a dense layer, a convolution or, with weight="scale", a norm."""
     leaves = [(weight, "weight"), ("bias", "bias")][: 1 + bias]
     return [ParameterNames(f"{ours}/{a}", f"{name}.{b}", f"{fairseq}.{b}") for a, b in leaves]
 
 
 @functools.cache
 def shapes(encoder: Encoder) -> Mapping[str, tuple[int, ...]]:
-    """The shape of every parameter by its path in our tree; nothing is computed.
+    """Return the shape of every parameter by its path in our tree; nothing is computed.
 
     Traced once for each unbound encoder, which takes a third of a second for twelve blocks.
     """
@@ -121,12 +124,12 @@ def shapes(encoder: Encoder) -> Mapping[str, tuple[int, ...]]:
 
 
 def parameter_count(encoder: Encoder) -> int:
-    """The number of values in all parameters."""
+    """Return the number of values in all parameters."""
     return sum(math.prod(shape) for shape in shapes(encoder).values())
 
 
 def to_tensors(encoder: Encoder, params: dict) -> dict[str, np.ndarray]:
-    """Our parameter tree as transformers' state dict of contiguous float32 arrays.
+    """Turn our parameter tree into transformers' state dict of contiguous float32 arrays.
 
     Raises:
       ValueError: the tree is not this encoder's, naming what differs.
@@ -151,7 +154,7 @@ def to_tensors(encoder: Encoder, params: dict) -> dict[str, np.ndarray]:
 
 
 def from_tensors(encoder: Encoder, tensors: dict[str, np.ndarray], source: str) -> dict:
-    """transformers' state dict as our parameter tree of float32 arrays.
+    """Turn transformers' state dict into our parameter tree of float32 arrays.
 
     `tensors` is emptied on the way, so that memory holds one copy of the model.
 
@@ -178,7 +181,7 @@ def from_tensors(encoder: Encoder, tensors: dict[str, np.ndarray], source: str) 
 
 
 def canonical(names: Iterable[str]) -> dict[str, str]:
-    """transformers' current name of the bare model's tensors for each name that a file holds.
+    """Return transformers' name of the bare model's tensors for each name that a file holds.
 
     Strips the prefix of models with a head, drops HEADS and replaces old weight-norm names.
     """
@@ -195,6 +198,6 @@ def canonical(names: Iterable[str]) -> dict[str, str]:
 
 
 def listed(problems: list[str]) -> str:
-    """The first few problems and the number of the others, in one line."""
+    """Name the first few problems and count the others, in one line."""
     others = len(problems) - NAMED_AT_MOST
     return "; ".join(problems[:NAMED_AT_MOST]) + (f"; and {others} others" if others > 0 else "")

@@ -37,7 +37,7 @@ STAND_INS = (
 
 
 def read(path: Path) -> Any:
-    """What torch.load reads from `path` on the CPU with weights_only, memory-mapped if it can be.
+    """Read what torch.load gives on the CPU with weights_only, memory-mapped if that is possible.
 
     Raises:
       ValueError: PyTorch is not installed, the file is damaged, or reading it would run code.
@@ -66,7 +66,7 @@ def read(path: Path) -> Any:
 
 
 def to_numpy(tensors: dict[str, Any]) -> dict[str, np.ndarray]:
-    """A state dict's tensors as NumPy arrays, half precisions as float32; others are left out."""
+    """Return a state dict's tensors alone, as NumPy arrays, half precisions as float32."""
     import torch
 
     halves = (torch.float16, torch.bfloat16)

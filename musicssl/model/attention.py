@@ -24,7 +24,7 @@ LONG = 512  # frames from which on `attend_long` takes fewer cycles than `attend
 def attention(
     q: jax.Array, k: jax.Array, v: jax.Array, key: jax.Array | None, dropout: float
 ) -> jax.Array:
-    """[b, t, h, d] each -> [b, t, h, d], with dropout of the weights where there is a key."""
+    """Attend [b, t, h, d] each -> [b, t, h, d]; where there is a key, weights are dropped."""
     if sharding.platform() == "gpu":
         from musicssl.model import attention_gpu
 
@@ -47,7 +47,7 @@ def attention(
 def on_gpu(
     q: jax.Array, k: jax.Array, v: jax.Array, key: jax.Array | None, dropout: float
 ) -> jax.Array:
-    """cuDNN's fused attention; with dropout our own, whose masks are a function of the key."""
+    """Attend by cuDNN's fused kernel; with dropout by our own, whose masks follow from the key."""
     from musicssl.model import attention_gpu
 
     if key is None:
@@ -59,13 +59,13 @@ def on_gpu(
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, key: jax.Array, dropout: float) -> jax.Array:
-    """Attention as it is written, softmax in float32."""
+    """Attend as it is written, with a softmax in float32."""
     dropped = drop(softmax(q, k), key, dropout)
     return jnp.einsum("bhqk,bkhd->bqhd", dropped, v)
 
 
 def softmax(q: jax.Array, k: jax.Array) -> jax.Array:
-    """Weights [b, h, q, k] in the compute type."""
+    """Return the weights [b, h, q, k] in the compute type."""
     scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
     return jax.nn.softmax(scores / math.sqrt(q.shape[-1])).astype(q.dtype)
 
@@ -78,7 +78,7 @@ def drop(weights: jax.Array, key: jax.Array, dropout: float) -> jax.Array:
 def attend_long(
     q: jax.Array, k: jax.Array, v: jax.Array, key: jax.Array, dropout: float
 ) -> jax.Array:
-    """The same as `attend`, with a gradient that keeps less."""
+    """Do the same as `attend`, with a gradient that keeps less."""
     return attend(q, k, v, key, dropout)
 
 

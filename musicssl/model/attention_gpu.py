@@ -42,7 +42,7 @@ KEYS = Blocks(64, 64, 4, 3)
 
 
 def fits(q: jax.Array) -> bool:
-    """Whether `attend` is made for queries [b, t, h, d] of this type and width."""
+    """Return whether `attend` is made for queries [b, t, h, d] of this type and width."""
     return q.dtype == jnp.bfloat16 and q.shape[3] in WIDTHS
 
 
@@ -123,17 +123,17 @@ attend.defvjp(_forward, _backward)
 
 
 def _rows(rows: int, d: int) -> pl.BlockSpec:
-    """One block of one head's rows."""
+    """Return the spec of one block of one head's rows."""
     return pl.BlockSpec((None, rows, None, d), lambda i, j, n: (i, n, j, 0))
 
 
 def _whole(t: int, d: int) -> pl.BlockSpec:
-    """All rows of one head."""
+    """Return the spec of all rows of one head."""
     return pl.BlockSpec((None, t, None, d), lambda i, j, n: (i, 0, j, 0))
 
 
 def _row_values(rows: int) -> pl.BlockSpec:
-    """One number for each row of a block."""
+    """Return the spec of one number for each row of a block."""
     return pl.BlockSpec((None, None, rows), lambda i, j, n: (i, j, n))
 
 
@@ -165,7 +165,7 @@ def _call(
 
 
 def _forward_body(q, k, v, salts, y, sums, *, frames: int, rate: float, blocks: Blocks) -> None:
-    """One block of rows of the output, and the base-2 logarithm of their softmax's sums."""
+    """Compute a block of rows of the output, and the base-2 logarithms of their softmax's sums."""
     first = pl.program_id(2) * blocks.queries
     queries = _load(q, frames - first)  # [r, d]
     unit = LOG2_E / math.sqrt(q.shape[1])
@@ -201,7 +201,7 @@ def _forward_body(q, k, v, salts, y, sums, *, frames: int, rate: float, blocks: 
 def _query_body(
     q, k, v, salts, y, dy, sums, dq, means, *, frames: int, rate: float, blocks: Blocks
 ) -> None:
-    """One block of rows of the gradient of queries.
+    """Compute one block of rows of the gradient of queries.
 
     And for each row the sum over keys of weights times their gradient, which is the product of the
     output with its own gradient.
@@ -236,7 +236,7 @@ def _query_body(
 def _key_body(
     q, k, v, salts, dy, sums, means, dk, dv, *, frames: int, rate: float, blocks: Blocks
 ) -> None:
-    """One block of rows of the gradients of keys and values."""
+    """Compute one block of rows of the gradients of keys and values."""
     first = pl.program_id(2) * blocks.keys
     keys, values = _load(k, frames - first), _load(v, frames - first)  # [c, d]
     unit = LOG2_E / math.sqrt(q.shape[1])
@@ -266,23 +266,23 @@ def _key_body(
 
 
 def _inside(start: jax.Array, rows: int, frames: int) -> jax.Array:
-    """Which of a block's rows there are: bool [rows]."""
+    """Return which of a block's rows there are: bool [rows]."""
     return start + jnp.arange(rows) < frames
 
 
 def _load(ref, left: jax.Array) -> jax.Array:
-    """A block [r, d] of which `left` rows there are, the others zero."""
+    """Load a block [r, d] of which `left` rows there are; the others are zero."""
     return plgpu.load(ref, mask=(jnp.arange(ref.shape[0]) < left)[:, None], other=0.0)
 
 
 def _load_block(ref, start: jax.Array, rows: int, frames: int) -> jax.Array:
-    """Rows from `start` on of a whole head [t, d]; those beyond the end are zero."""
+    """Load rows from `start` on of a whole head [t, d]; those beyond the end are zero."""
     mask = _inside(start, rows, frames)[:, None]
     return plgpu.load(ref.at[pl.dslice(start, rows), :], mask=mask, other=0.0)
 
 
 def _product(x: jax.Array, y: jax.Array) -> jax.Array:
-    """[r, n] times [n, c], summed in float32."""
+    """Multiply [r, n] by [n, c], with sums in float32."""
     return jax.lax.dot(x, y, preferred_element_type=jnp.float32)
 
 
@@ -295,7 +295,7 @@ def _kept(
     rate: float,
     turned: bool = False,
 ) -> jax.Array:
-    """`dropout.keep` for the weights of a block that begins at this query and key.
+    """Return `dropout.keep` for the weights of a block that begins at this query and key.
 
     turned: the block's rows are keys, its columns queries.
     """

@@ -29,12 +29,12 @@ PRODUCTS = {"forward": 2, "backward": 5}
 
 
 def fits(t: int, heads: int, d: int) -> bool:
-    """Whether `attend` is made for so many frames and heads of d channels."""
+    """Return whether `attend` is made for so many frames and heads of d channels."""
     return LANES % d == 0 and heads * d % LANES == 0 and rows_of(t) is not None
 
 
 def rows_of(t: int) -> int | None:
-    """Rows of a block: the most that divide t and fit."""
+    """Return the rows of a block: the most that divide t and fit."""
     most = min(LARGEST_ROWS, LARGEST_BLOCK // t)
     return max((n for n in range(8, most + 1, 8) if t % n == 0), default=None)
 
@@ -43,7 +43,7 @@ def rows_of(t: int) -> int | None:
 def attend(
     q: jax.Array, k: jax.Array, v: jax.Array, salts: jax.Array, rate: float, interpret: bool
 ) -> jax.Array:
-    """[b, t, h, d] each -> [b, t, h, d], with a share `rate` of the weights dropped.
+    """Attend [b, t, h, d] each -> [b, t, h, d], with a share `rate` of the weights dropped.
 
     Args:
       salts: uint32 [b, h, 2], `dropout.salts` of each clip and head.
@@ -115,7 +115,7 @@ def call(
 
 
 def forward_body(salts, q, k, v, y, *, d: int, rate: float) -> None:
-    """One block of rows of the output."""
+    """Compute one block of rows of the output."""
     total = jnp.zeros(q.shape[1:], jnp.float32)
     for head in range(LANES // d):
         powers, sums = exponentials(of_head(q[0], head, d), k[0], d)  # [r, t], [r, 1]
@@ -128,7 +128,7 @@ def forward_body(salts, q, k, v, y, *, d: int, rate: float) -> None:
 def backward_body(
     salts, q, k, v, y, dy, dq, dk, dv, dk_sum, dv_sum, *, d: int, rate: float
 ) -> None:
-    """One block of rows of the gradient of queries, and its part of those of keys and values."""
+    """Compute a block of rows of the queries' gradient, and its part of the keys' and values'."""
 
     @pl.when(pl.program_id(2) == 0)
     def _() -> None:
@@ -162,19 +162,19 @@ def backward_body(
 
 
 def of_head(x: jax.Array, head: int, d: int) -> jax.Array:
-    """[r, 128] with the channels of the other heads set to zero."""
+    """Return [r, 128] with the channels of the other heads set to zero."""
     place = jax.lax.div(jax.lax.broadcasted_iota(jnp.int32, x.shape, 1), d)
     return jnp.where(place == head, x, jnp.zeros_like(x))
 
 
 def product(x: jax.Array, y: jax.Array, over: tuple[int, int] = (1, 0)) -> jax.Array:
-    """Summed in float32 over the given axis of each."""
+    """Multiply two matrices, with sums in float32 over the given axis of each."""
     dimensions = (((over[0],), (over[1],)), ((), ()))
     return jax.lax.dot_general(x, y, dimensions, preferred_element_type=jnp.float32)
 
 
 def exponentials(q: jax.Array, k: jax.Array, d: int) -> tuple[jax.Array, jax.Array]:
-    """A row's softmax [r, t] before it is divided by its sum [r, 1], in float32."""
+    """Return the undivided softmax [r, t] of rows and the sums [r, 1] to divide by, in float32."""
     scores = product(q, k, (1, 1))
     unit = math.log2(math.e) / math.sqrt(d)
     powers = jnp.exp2(scores * unit - scores.max(axis=1, keepdims=True) * unit)
@@ -182,12 +182,12 @@ def exponentials(q: jax.Array, k: jax.Array, d: int) -> tuple[jax.Array, jax.Arr
 
 
 def scaled(x: jax.Array, factor: jax.Array) -> jax.Array:
-    """Rows [r, c] times factors [r, 1] in float32."""
+    """Multiply rows [r, c] by factors [r, 1] in float32."""
     return (x.astype(jnp.float32) * factor).astype(x.dtype)
 
 
 def kept(salts, head: int, d: int, shape: tuple[int, ...], rate: float) -> jax.Array:
-    """`dropout.keep` for this block of rows; a TPU compares and multiplies signed words."""
+    """Return `dropout.keep` for these rows; a TPU compares and multiplies signed words."""
     rows, t = shape
     clip, number = pl.program_id(0), pl.program_id(1) * (LANES // d) + head
     salt, second = salts[clip, number, 0], salts[clip, number, 1]
@@ -200,5 +200,5 @@ def kept(salts, head: int, d: int, shape: tuple[int, ...], rate: float) -> jax.A
 
 
 def signed(word: int) -> int:
-    """The int32 of the same bits, as a Python number."""
+    """Return the int32 of the same bits, as a Python number."""
     return word - 2**32 if word >= 2**31 else word

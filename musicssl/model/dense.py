@@ -47,7 +47,7 @@ def plus(x: jax.Array, bias: jax.Array) -> jax.Array:
 
 
 def total(dy: jax.Array) -> jax.Array:
-    """[..., d] -> [d], summed in float32."""
+    """Sum [..., d] -> [d] in float32."""
     ones = jax.lax.optimization_barrier(jnp.ones((ROWS, *dy.shape[:-1]), dy.dtype))
     axes = tuple(range(dy.ndim - 1))
     rows = jax.lax.dot_general(

@@ -32,7 +32,7 @@ bert_init = nn.initializers.normal(0.02)  # fairseq init_bert_params
 
 
 def torch_init(fan_in: int):
-    """PyTorch's default for linear and convolution layers: uniform in +-1/sqrt(fan_in)."""
+    """Return PyTorch's default for linear and convolution layers: uniform in +-1/sqrt(fan_in)."""
     bound = 1 / math.sqrt(fan_in)
     return lambda key, shape, dtype=jnp.float32: jax.random.uniform(
         key, shape, dtype, -bound, bound
@@ -175,7 +175,7 @@ class Block(nn.Module):
     def normed_sum(
         self, name: str, x: jax.Array, y: jax.Array, dropout: Dropout, train: bool
     ) -> jax.Array:
-        """The named norm of x + dropout(y); on a GPU in one kernel each way."""
+        """Apply the named norm to x + dropout(y); on a GPU in one kernel each way."""
         if sharding.platform() != "gpu" or self.dtype != jnp.bfloat16:
             return layer_norm(name, self.dtype)(x + dropout(y, deterministic=not train))
         from musicssl.model import residual_norm_gpu
@@ -193,7 +193,7 @@ class Block(nn.Module):
 
 
 def layer_norm(name: str, dtype: jnp.dtype, affine: bool = True) -> nn.LayerNorm:
-    """Layer norm over the last axis with float32 statistics."""
+    """Return a layer norm over the last axis with float32 statistics."""
     return nn.LayerNorm(NORM_EPSILON, dtype=dtype, use_bias=affine, use_scale=affine, name=name)
 
 
@@ -268,11 +268,11 @@ class Encoder(nn.Module):
         self.drop_input = Dropout(self.input_dropout)
 
     def __call__(self, audio: jax.Array, train: bool = False) -> Output:
-        """Audio [b, n], as the model was trained (normalised or raw), to every hidden state."""
+        """Turn audio [b, n], normalised or raw as in training, into every hidden state."""
         return self.contextualize(self.project(self.stem(audio)), train)
 
     def stem(self, audio: jax.Array) -> jax.Array:
-        """[b, n] -> [b, t, c], the features that HuBERT's penalty is computed on."""
+        """Turn [b, n] into [b, t, c], the features that HuBERT's penalty is computed on."""
         norms: list[Norm | None] = [Norm(*norm()) for norm in self.norms]
         norms += [None] * (len(self.convs) - len(norms))
         layers = [
@@ -284,22 +284,22 @@ class Encoder(nn.Module):
         return scale_gradient(x, self.feature_grad_mult)
 
     def project(self, features: jax.Array) -> jax.Array:
-        """[b, t, c] -> [b, t, d]."""
+        """Project features [b, t, c] -> [b, t, d]."""
         return self.projection(self.projection_norm(features))
 
     def mask(self, x: jax.Array, mask: jax.Array, train: bool = True) -> jax.Array:
-        """Input dropout, then the learned embedding in place of the frames of mask [b, t]."""
+        """Drop some of the input, then put the learned embedding where the mask [b, t] is."""
         x = self.drop_input(x, deterministic=not train)
         return jnp.where(mask[..., None], self.mask_embedding.astype(x.dtype), x)
 
     def contextualize(self, x: jax.Array, train: bool = False) -> Output:
-        """Projected features [b, t, d] through positional convolution and transformer."""
+        """Take projected features [b, t, d] through positional convolution and transformer."""
         with jax.named_scope("positional"):
             x = x + self.position(x)
         return self.transform(x, train)
 
     def transform(self, x: jax.Array, train: bool = False) -> Output:
-        """Frames that know their place [b, t, d] through the transformer."""
+        """Take frames that know their place [b, t, d] through the transformer."""
         x = x if self.pre_norm else self.encoder_norm(x)
         x = self.drop(x, deterministic=not train)
         hidden, ffn = [x], []
@@ -314,7 +314,7 @@ class Encoder(nn.Module):
         return Output(hidden, ffn)
 
     def position(self, x: jax.Array) -> jax.Array:
-        """What the positional convolutions add to [b, t, d]."""
+        """Compute what the positional convolutions add to [b, t, d]."""
         for conv in self.pos_convs:
             x = conv(x)
             if self.pos_conv_depth:
@@ -323,7 +323,7 @@ class Encoder(nn.Module):
         return x
 
     def keep_layers(self, train: bool) -> list[jax.Array | None]:
-        """One draw a layer and step (LayerDrop), None where no layer can be dropped."""
+        """Draw which layers are kept in this step (LayerDrop); None where none can be dropped."""
         if not (train and self.layerdrop):
             return [None] * self.layers
         key = self.make_rng("layerdrop")
@@ -331,7 +331,7 @@ class Encoder(nn.Module):
 
 
 def standardise(x: jax.Array) -> jax.Array:
-    """Zero mean, unit variance over the last axis, in float32 (layer norm without parameters)."""
+    """Standardise over the last axis in float32: a layer norm without parameters."""
     x = x.astype(jnp.float32)
     mean = x.mean(axis=-1, keepdims=True)
     variance = jnp.square(x - mean).mean(axis=-1, keepdims=True)
@@ -339,7 +339,7 @@ def standardise(x: jax.Array) -> jax.Array:
 
 
 def scale_gradient(x: jax.Array, factor: float) -> jax.Array:
-    """The same value, its gradient times factor (fairseq GradMultiply)."""
+    """Return the same value, whose gradient is multiplied by `factor` (fairseq GradMultiply)."""
     if factor == 1:
         return x
     fixed = jax.lax.stop_gradient(x)

@@ -21,7 +21,7 @@ WARPS = 4
 
 
 def fits(kernel: jax.Array, dtype: jnp.dtype) -> bool:
-    """Whether `layer` is made for kernels [k, 1, c] and activations of this type."""
+    """Return whether `layer` is made for kernels [k, 1, c] and activations of this type."""
     return dtype == jnp.bfloat16 and kernel.shape[0] < TAPS and kernel.shape[2] % CHANNELS == 0
 
 
@@ -34,7 +34,7 @@ def layer(
     offset: jax.Array,
     varies: bool,
 ) -> jax.Array:
-    """GELU of windows @ kernel * by_frame * scale + offset: [b, t, c] in the windows' type.
+    """Return GELU(windows @ kernel * by_frame * scale + offset): [b, t, c] in the windows' type.
 
     Args:
       windows: [b, t, TAPS], samples of each frame; nothing asks for their gradient.
@@ -156,7 +156,7 @@ def _product(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def _normal(z: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The normal distribution function and its density.
+    """Return the normal distribution function and its density.
 
     Kernels have no erf: this is formula 7.1.26 of Abramowitz and Stegun, off by 1.5e-7 at most,
     whose exponential is the density's.

@@ -18,10 +18,10 @@ EXACT = jax.lax.Precision.HIGHEST
 
 
 def over_time(audio: jax.Array, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mean and inverse deviation [b, 1, c] of each channel of the convolution of audio [b, n].
+    """Return each channel's mean and inverse deviation [b, 1, c] in the convolved audio [b, n].
 
-    Of the steps from sample to sample, and of the kernel's sums from each sample on: the moments of
-    neighbouring samples of music are so nearly equal that a difference of them loses its digits.
+    Both come from the steps between samples, and from the kernel's sums from each sample on: the
+    moments of neighbouring samples are so nearly equal that their difference loses its digits.
     """
     w = windows(audio, kernel.shape[0])  # [b, k, t]
     w = jnp.concatenate([w[:, :1], w[:, 1:] - w[:, :-1], jnp.ones_like(w[:, :1])], axis=1)
@@ -34,7 +34,7 @@ def over_time(audio: jax.Array, kernel: jax.Array) -> tuple[jax.Array, jax.Array
 
 
 def over_channels(audio: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
-    """Inverse deviation [b, t, 1] of each frame, of a kernel and bias of mean 0 over channels."""
+    """Return each frame's inverse deviation [b, t, 1], for a kernel and bias of channel mean 0."""
     w = windows(audio, kernel.shape[0])  # [b, k, t]
     k = kernel[:, 0].astype(jnp.float32)  # [k, c]
     if bias is not None:
@@ -50,7 +50,7 @@ def inverse_deviation(variance: jax.Array) -> jax.Array:
 
 
 def windows(audio: jax.Array, kernel: int) -> jax.Array:
-    """[b, n] -> float32 [b, k, t], windows of `kernel` samples, each half a window on."""
+    """Cut [b, n] into float32 [b, k, t]: windows of `kernel` samples, each half a window on."""
     hop = kernel // 2
     t = (audio.shape[1] - kernel) // hop + 1
     blocks = audio[:, : (t + 1) * hop].astype(jnp.float32).reshape(-1, t + 1, hop)
@@ -62,7 +62,7 @@ def windows(audio: jax.Array, kernel: int) -> jax.Array:
 def standardised(
     audio: jax.Array, kernel: jax.Array, shift: jax.Array, inverse: jax.Array
 ) -> jax.Array:
-    """(convolution + shift) * inverse: audio [b, n], kernel [k, 1, c] -> [b, t, c].
+    """Return (convolution + shift) * inverse: audio [b, n], kernel [k, 1, c] -> [b, t, c].
 
     shift and inverse, in float32, have one element on each axis that they are the same over.
     """
@@ -71,7 +71,7 @@ def standardised(
 
 
 def convolve(audio: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Two blocks of half a window a frame, a stride of one: [b, n] -> [b, t, c]."""
+    """Convolve two blocks of half a window a frame with a stride of one: [b, n] -> [b, t, c]."""
     k, _, c = kernel.shape
     t = (audio.shape[1] - k) // (k // 2) + 1
     blocks = audio[:, : (t + 1) * (k // 2)].reshape(-1, t + 1, k // 2)
@@ -101,7 +101,7 @@ def backward(saved: tuple, dy: jax.Array) -> tuple:
 
 
 def sum_to(x: jax.Array, like: jax.Array) -> jax.Array:
-    """The sum of x over the axes on which `like` has one element."""
+    """Sum x over the axes on which `like` has one element."""
     axes = [i for i, n in enumerate(like.shape) if n == 1 < x.shape[i]]
     return x.sum(axis=axes, keepdims=True)
 

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 
 @jax.custom_jvp
 def gelu(x: jax.Array) -> jax.Array:
-    """x times the normal distribution function, exactly; its derivative is kept, not its terms.
+    """Multiply x by the normal distribution function, exactly; only the derivative is kept.
 
-    By erf in float32, as PyTorch has it. jax.nn.gelu goes by erfc, which costs a TPU a third of a
+    It uses erf in float32, as PyTorch does. jax.nn.gelu uses erfc, which costs a TPU a third of a
     feed-forward layer's cycles more (the compiler's estimate) and takes four times as long to
     compile.
     """

@@ -25,7 +25,7 @@ TPU_LANES = 128
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def grouped_conv(x: jax.Array, weight: jax.Array, groups: int) -> jax.Array:
-    """[b, t, d] with weight [k, d / groups, d] -> [b, t, d], padded by k // 2.
+    """Convolve [b, t, d] with weight [k, d / groups, d] -> [b, t, d], padded by k // 2.
 
     An even kernel's surplus last frame is cut, as in wav2vec 2.0.
     """
@@ -71,13 +71,13 @@ grouped_conv.defvjp(forward, backward)
 def gradients(
     x: jax.Array, weight: jax.Array, dy: jax.Array, groups: int
 ) -> tuple[jax.Array, jax.Array]:
-    """XLA's for the input, `weight_gradient` for the weights."""
+    """Return XLA's gradient for the input, and `weight_gradient` for the weights."""
     dx = jax.vjp(lambda x: convolve(x, weight, groups), x)[1](dy)[0]
     return dx, weight_gradient(x, weight, dy, groups)
 
 
 def weight_gradient(x: jax.Array, weight: jax.Array, dy: jax.Array, groups: int) -> jax.Array:
-    """Each group's as one dense convolution: x's channels are its batch, clips its features."""
+    """Convolve densely for each group, with x's channels as the batch and clips as features."""
     by_group = [
         jax.lax.conv_general_dilated(
             xg,
@@ -95,21 +95,21 @@ FOLD = 8  # frames that a GPU has side by side
 
 
 def convolve_apart(x: jax.Array, weight: jax.Array, groups: int) -> jax.Array:
-    """`convolve` as one dense convolution for each group, over frames folded into channels."""
+    """Compute `convolve` as one dense convolution a group, over frames folded into channels."""
     return apart(x, weight, groups, padding(weight.shape[0]))
 
 
 def gradients_apart(
     x: jax.Array, weight: jax.Array, dy: jax.Array, groups: int
 ) -> tuple[jax.Array, jax.Array]:
-    """`gradients` with a dense convolution for each group."""
+    """Compute `gradients` with a dense convolution for each group."""
     before, after = (weight.shape[0] - 1 - n for n in padding(weight.shape[0]))
     dx = apart(dy, turned(weight, groups), groups, (before, after))
     return dx, weight_gradient(x, weight, dy, groups)
 
 
 def apart(x: jax.Array, weight: jax.Array, groups: int, pad: tuple[int, int]) -> jax.Array:
-    """[b, t, d] -> [b, t, d]; FOLD frames of a group are the channels of one."""
+    """Convolve [b, t, d] -> [b, t, d]; FOLD frames of a group are the channels of one."""
     b, t, _ = x.shape
     k, c, _ = weight.shape
     steps = -(-t // FOLD)
@@ -132,7 +132,7 @@ def apart(x: jax.Array, weight: jax.Array, groups: int, pad: tuple[int, int]) ->
 
 
 def convolve_packed(x: jax.Array, weight: jax.Array, groups: int) -> jax.Array:
-    """`convolve` with neighbouring groups as one."""
+    """Compute `convolve` with neighbouring groups as one."""
     together = groups_together(weight, groups)
     return convolve(x, pack(weight, together), groups // together)
 
@@ -140,7 +140,7 @@ def convolve_packed(x: jax.Array, weight: jax.Array, groups: int) -> jax.Array:
 def gradients_packed(
     x: jax.Array, weight: jax.Array, dy: jax.Array, groups: int
 ) -> tuple[jax.Array, jax.Array]:
-    """`gradients` with neighbouring groups as one."""
+    """Compute `gradients` with neighbouring groups as one."""
     together = groups_together(weight, groups)
     wide, fewer = pack(weight, together), groups // together
     before, after = (weight.shape[0] - 1 - n for n in padding(weight.shape[0]))
@@ -150,13 +150,13 @@ def gradients_packed(
 
 
 def groups_together(weight: jax.Array, groups: int) -> int:
-    """The most neighbouring groups that the TPU's lanes hold."""
+    """Return the largest number of neighbouring groups that the TPU's lanes hold."""
     most = max(1, TPU_LANES // weight.shape[1])
     return max(n for n in range(1, most + 1) if groups % n == 0)
 
 
 def pack(weight: jax.Array, together: int) -> jax.Array:
-    """[k, c, d] -> [k, together * c, d], zero where input and output are of different groups."""
+    """Spread [k, c, d] to [k, together * c, d], zero between inputs and outputs of two groups."""
     if together == 1:
         return weight
     place = jnp.arange(weight.shape[2]) // weight.shape[1] % together
@@ -164,7 +164,7 @@ def pack(weight: jax.Array, together: int) -> jax.Array:
 
 
 def unpack(wide: jax.Array, together: int) -> jax.Array:
-    """The elements that `pack` has put there: [k, together * c, d] -> [k, c, d]."""
+    """Return the elements that `pack` has put there: [k, together * c, d] -> [k, c, d]."""
     parts = jnp.split(wide, together, axis=1)
     place = jnp.arange(wide.shape[2]) // parts[0].shape[1] % together
     own = [jnp.where(place == i, part, 0) for i, part in enumerate(parts)]
@@ -172,7 +172,7 @@ def unpack(wide: jax.Array, together: int) -> jax.Array:
 
 
 def turned(weight: jax.Array, groups: int) -> jax.Array:
-    """Each group's taps reversed, inputs and outputs exchanged: [k, c, d] -> [k, c, d].
+    """Reverse each group's taps and exchange inputs and outputs: [k, c, d] -> [k, c, d].
 
     The barrier keeps XLA from doing so inside the convolution, which takes twice the cycles.
     """

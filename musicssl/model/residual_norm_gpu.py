@@ -82,7 +82,7 @@ def _rows(rows: int, d: int) -> pl.BlockSpec:
 
 
 def _clip(d: int) -> pl.BlockSpec:
-    """What all frames of a clip share."""
+    """Return the spec of what all frames of a clip share."""
     return pl.BlockSpec((None, d), lambda i, n: (i, 0))
 
 
@@ -133,7 +133,7 @@ def _backward_body(
 
 
 def _load(ref, mask: jax.Array, rows: object = None) -> jax.Array:
-    """Rows of a block in float32, zero beyond the end and the width."""
+    """Load the rows of a block in float32, zero beyond the end and the width."""
     rows = pl.dslice(0, mask.shape[0]) if rows is None else rows
     block = plgpu.load(ref.at[rows, pl.dslice(0, mask.shape[1])], mask=mask, other=0.0)
     return block.astype(jnp.float32)
@@ -145,7 +145,7 @@ def _store(ref, x: jax.Array, mask: jax.Array, rows: object = None) -> None:
 
 
 def _standardised(x: jax.Array, inside: jax.Array, width: int) -> tuple[jax.Array, jax.Array]:
-    """Zero mean and unit variance over the columns that there are; and the inverse deviation."""
+    """Standardise over the columns that there are; return the inverse deviation too."""
     mean = x.sum(axis=1, keepdims=True) / width
     centred = jnp.where(inside[None], x - mean, 0)
     variance = (centred * centred).sum(axis=1, keepdims=True) / width
@@ -156,7 +156,7 @@ def _standardised(x: jax.Array, inside: jax.Array, width: int) -> tuple[jax.Arra
 def _dropped(
     x: jax.Array, salts, row: jax.Array, columns: jax.Array, width: int, rate: float
 ) -> jax.Array:
-    """What `dropout.Dropout` makes of these rows of a clip."""
+    """Return what `dropout.Dropout` makes of these rows of a clip."""
     if not rate:
         return x
     place = row.astype(jnp.uint32)[:, None] * jnp.uint32(width) + columns.astype(jnp.uint32)[None]

@@ -43,7 +43,7 @@ class StemLayer(NamedTuple):
 
 
 def stem(audio: jax.Array, layers: list[StemLayer], axis: int) -> jax.Array:
-    """Audio [b, n] in the compute type -> features [b, t, c]; norms standardise over `axis`."""
+    """Turn audio [b, n] in the compute type into features [b, t, c]; norms go over `axis`."""
     if sharding.platform() == "tpu":
         return in_pieces(audio, layers, axis)
     if sharding.platform() == "gpu":
@@ -55,7 +55,7 @@ def stem(audio: jax.Array, layers: list[StemLayer], axis: int) -> jax.Array:
 
 
 def onward(x: jax.Array, layers: list[StemLayer], axis: int, start: int) -> jax.Array:
-    """[b, n, c_in] through the layers from number `start` on."""
+    """Take [b, n, c_in] through the layers from number `start` on."""
     for i, layer in enumerate(layers[start:], start):
         with jax.named_scope(f"stem_{i}"):
             x = jax.lax.conv_general_dilated(
@@ -71,7 +71,7 @@ def onward(x: jax.Array, layers: list[StemLayer], axis: int, start: int) -> jax.
 
 
 def normed(x: jax.Array, norm: Norm, axis: int) -> jax.Array:
-    """Standardised over one axis in one pass, in float32, then scaled and shifted."""
+    """Standardise over one axis in one pass, in float32, then scale and shift."""
     y = x.astype(jnp.float32)
     mean = y.mean(axis=axis, keepdims=True)
     variance = jnp.square(y).mean(axis=axis, keepdims=True) - jnp.square(mean)
@@ -82,7 +82,7 @@ def normed(x: jax.Array, norm: Norm, axis: int) -> jax.Array:
 
 
 def in_pieces(audio: jax.Array, layers: list[StemLayer], axis: int) -> jax.Array:
-    """`onward` from the start, for a TPU: the first norm from the audio, clips in pieces."""
+    """Compute `onward` from the start for a TPU: the first norm from the audio, clips in pieces."""
     clips, frames = audio.shape[0], frame_count(audio.shape[1])
     pieces = pieces_of(frames, sharding.clips_here(clips))
     rows = cut(audio, frames, pieces)  # [b * pieces, n']
@@ -103,7 +103,7 @@ def _first_norm(layer: StemLayer) -> Norm:
 
 
 def first_on_gpu(audio: jax.Array, layer: StemLayer, axis: int) -> jax.Array:
-    """The first layer with its norm and GELU: [b, n] -> [b, t, c]."""
+    """Compute the first layer with its norm and GELU: [b, n] -> [b, t, c]."""
     from musicssl.model import first_layer_gpu
 
     clips, taps = audio.shape[0], layer.kernel.shape[0]
@@ -137,13 +137,13 @@ def first_on_gpu(audio: jax.Array, layer: StemLayer, axis: int) -> jax.Array:
 
 
 def pieces_of(frames: int, clips: int) -> int:
-    """How many equal pieces a clip is cut into: the fewest that make ROWS, or else the most."""
+    """Return how many pieces to cut a clip into: the fewest that make ROWS, or else the most."""
     possible = [n for n in range(1, frames + 1) if frames % n == 0 and frames // n >= SHORTEST]
     return min((n for n in possible if n * clips >= ROWS), default=max(possible, default=1))
 
 
 def cut(audio: jax.Array, frames: int, pieces: int) -> jax.Array:
-    """[b, n] -> [b * pieces, n'], the samples that each piece's own frames see."""
+    """Cut [b, n] -> [b * pieces, n'], the samples that each piece's own frames see."""
     each = frames // pieces
     starts = range(0, frames * STEM_HOP, each * STEM_HOP)
     parts = [audio[:, i : i + crop_samples(each)] for i in starts]
@@ -151,7 +151,7 @@ def cut(audio: jax.Array, frames: int, pieces: int) -> jax.Array:
 
 
 def first_over_time(audio: jax.Array, rows: jax.Array, layer: StemLayer) -> jax.Array:
-    """Each channel of a clip standardised over time, where a bias makes no difference."""
+    """Standardise each channel of a clip over time, where a bias makes no difference."""
     kernel = layer.kernel.astype(audio.dtype)
     each = len(rows) // len(audio)
     mean, inverse = (
@@ -162,7 +162,7 @@ def first_over_time(audio: jax.Array, rows: jax.Array, layer: StemLayer) -> jax.
 
 
 def first_over_channels(audio: jax.Array, rows: jax.Array, layer: StemLayer) -> jax.Array:
-    """Each frame standardised over channels."""
+    """Standardise each frame over channels."""
     kernel = layer.kernel - layer.kernel.mean(axis=-1, keepdims=True)
     kernel = kernel.astype(audio.dtype)
     shift = jnp.zeros((1, 1, 1)) if layer.bias is None else layer.bias - layer.bias.mean()

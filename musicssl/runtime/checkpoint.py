@@ -33,7 +33,7 @@ class Checkpoints:
     def __init__(
         self, workdir: Path, config: ml_collections.ConfigDict, data: dict[str, int] | None = None
     ):
-        """data: counts that tell the data set trained on from others; kept with each save."""
+        """Open the saves of `workdir`; `data` counts what tells its data set from others."""
         self.directory = Path(workdir).absolute() / "checkpoints"
         self.about = {
             "config": json.loads(config.to_json()),
@@ -68,7 +68,7 @@ class Checkpoints:
         )
 
     def latest(self) -> int | None:
-        """The newest step that is committed on disk and whole; None where nothing is.
+        """Return the newest step that is committed on disk and whole; None where there is none.
 
         With checkpoint.on_damage="older", damaged ones that are newer are moved to
         <workdir>/damaged.
@@ -107,7 +107,7 @@ class Checkpoints:
         self.manager.reload()
 
     def restore(self, step: int, abstract):
-        """The state of a step, placed as the abstract tree's shardings say.
+        """Restore the state of a step, placed as the abstract tree's shardings say.
 
         Raises:
           ValueError: the checkpoint cannot be read, is of another shape or of other data.
@@ -131,7 +131,7 @@ class Checkpoints:
         )
 
     def other_data(self, step: int) -> str | None:
-        """How the data that a step was trained on differ from today's, None if they do not."""
+        """Describe how the data that a step was trained on differ from today's, if they do."""
         there, here = self.about_step(step)["data"], self.about["data"]
         changed = [
             f"{there[x]} {x} then, {here[x]} now"
@@ -141,11 +141,11 @@ class Checkpoints:
         return f"the data set has changed: {', '.join(changed)}" if changed else None
 
     def about_step(self, step: int) -> dict:
-        """What was written beside the state of a step: what made it, and on how many devices."""
+        """Read what was written beside a step's state: what made it, and on how many devices."""
         return json.loads((self.directory / str(step) / "about" / "metadata").read_text())
 
     def save(self, step: int, state, force: bool = False) -> bool:
-        """Save if due, or if forced and not there yet. Returns whether a save began."""
+        """Save if it is due, or if forced and not there yet; return whether a save began."""
         if not force and not self.manager.should_save(step):
             return False
         if step in self.manager.all_steps():
@@ -173,7 +173,7 @@ class Checkpoints:
             ) from error
 
     def check_space(self, state) -> None:
-        """Raises OSError before a save that the disk cannot hold."""
+        """Raise OSError before a save that the disk cannot hold."""
         needed = sum(x.nbytes for x in jax.tree.leaves(state))
         free = shutil.disk_usage(self.directory).free
         if free < needed:
@@ -190,12 +190,12 @@ class Checkpoints:
 
 
 def damage(checkpoint: Path) -> str | None:
-    """What differs on disk from what was saved, None if nothing does."""
+    """Return what differs on disk from what was saved, None if nothing does."""
     return digests.damage(checkpoint / "about") or digests.damage(checkpoint / "state")
 
 
 def difference(directory: Path, abstract) -> str | None:
-    """The first array that a saved tree has otherwise than the wanted one, None if it is none."""
+    """Describe the first array that a saved tree has otherwise than the wanted one, if any."""
     saved = ocp.tree.to_flat_dict(metadata(directory), sep=".")
     wanted = ocp.tree.to_flat_dict(abstract, sep=".")
     for name in sorted(saved.keys() | wanted.keys()):
@@ -209,14 +209,14 @@ def difference(directory: Path, abstract) -> str | None:
 
 
 def metadata(directory: Path) -> dict:
-    """The shapes and types of a saved tree, its empty branches left out."""
+    """Return the shapes and types of a saved tree, without its empty branches."""
     return ocp.PyTreeCheckpointHandler().metadata(epath.Path(directory)).tree
 
 
 def load_params(
     workdir: Path, step: int | None = None
 ) -> tuple[dict, dict, ml_collections.ConfigDict, int]:
-    """Parameters and teacher of a run as NumPy arrays; the optimizer is not read.
+    """Load parameters and teacher of a run as NumPy arrays, without the optimizer.
 
     Returns:
       params {"encoder", "head"}, the teacher's tree, the run's configuration, the step.
@@ -248,7 +248,7 @@ def load_params(
 
 
 def read_parts(directory: Path, names: tuple[str, ...]) -> dict:
-    """These parts of a saved tree as NumPy arrays, without those that are empty."""
+    """Read these parts of a saved tree as NumPy arrays, without those that are empty."""
     saved = metadata(directory)
     wanted = {name: saved[name] for name in names if saved.get(name)}
     kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)

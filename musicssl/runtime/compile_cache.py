@@ -24,7 +24,7 @@ def keep() -> None:
 
 
 def machine() -> str:
-    """A name for this kind of processor: a program compiled for one may not run on another."""
+    """Name this kind of processor: a program compiled for one may not run on another."""
     path = Path("/proc/cpuinfo")
     info = path.read_text() if path.exists() else platform.processor()
     features = re.findall(r"^(?:flags|Features)\s*:(.*)$", info, re.MULTILINE)[:1]

@@ -29,7 +29,7 @@ def write(directory: Path) -> None:
 
 
 def damage(directory: Path) -> str | None:
-    """What is wrong with a directory that `write` has seen: its first fault, None if it is whole.
+    """Return the first fault of a directory that `write` has seen, None if it is whole.
 
     Files that came after are not looked at.
     """
@@ -66,7 +66,7 @@ class DocumentHandler(Digested, ocp.JsonCheckpointHandler):
 
 
 def handlers() -> ocp.handlers.CheckpointHandlerRegistry:
-    """Orbax's handlers of a checkpoint's two parts, `state` and `about`, with digests."""
+    """Return Orbax's handlers, with digests, of a checkpoint's two parts, `state` and `about`."""
     registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
     state, about = StateHandler(), DocumentHandler()
     registry.add("state", ocp.args.StandardSave, state)

@@ -87,7 +87,7 @@ def start() -> None:
 
 
 def described() -> dict | None:
-    """What jax.distributed.initialize has to be told; None for one process."""
+    """Return what jax.distributed.initialize has to be told; None for one process."""
     if PROCESSES.value == 1:
         return None
     if COORDINATOR.value:
@@ -106,7 +106,7 @@ def described() -> dict | None:
 
 
 def slurm() -> dict:
-    """A task a GPU is what JAX expects; a task a node has all of its node's."""
+    """Return the GPUs of this process where Slurm runs a task a node: JAX expects a task a GPU."""
     environment = os.environ
     if environment["SLURM_STEP_NUM_TASKS"] != environment.get("SLURM_STEP_NUM_NODES"):
         return {}
@@ -115,7 +115,7 @@ def slurm() -> dict:
 
 
 def on_a_pod() -> bool:
-    """Whether a TPU's environment describes the job, on Kubernetes or on a TPU VM.
+    """Return whether a TPU's environment describes the job, on Kubernetes or on a TPU VM.
 
     JAX asks a TPU VM's metadata itself; it has set TPU_SKIP_MDS_QUERY where it sees no chip.
     """
@@ -129,7 +129,7 @@ def on_a_pod() -> bool:
 
 
 def as_flags() -> list[str]:
-    """The flags of this process, for a command that takes its place."""
+    """Return the flags of this process, for a command that takes its place."""
     every = (COORDINATOR, PROCESSES, PROCESS, MEET, HEARTBEAT, STALL)
     given = [flag.name for flag in every if flags.FLAGS[flag.name].present]
     return [f"--{name}={flags.FLAGS[name].value}" for name in given]
@@ -146,7 +146,7 @@ def meet(what: str) -> None:
 
 
 def check_shared(path: Path) -> None:
-    """Raises ValueError where process 0 has written a file that this process does not see."""
+    """Raise ValueError where process 0 has written a file that this process does not see."""
     if jax.process_count() > 1:
         meet(f"{path} written")
         if not path.exists():
@@ -158,7 +158,7 @@ def check_shared(path: Path) -> None:
 
 @contextlib.contextmanager
 def together() -> Iterator[Callable[[], None]]:
-    """Ends this process at once where it cannot go on but others would wait for it, or it for them.
+    """End this process at once where it cannot go on and others would wait for it, or it for them.
 
     Yields:
       a function to be called at every step; from its first call on, --stall seconds without
@@ -185,7 +185,7 @@ def together() -> Iterator[Callable[[], None]]:
 
 
 def _exit_code(leaving: SystemExit) -> int:
-    """Return the code that sys.exit was given; a message instead of one is printed, and means 1."""
+    """Return the code of sys.exit; 1 where it was given a message, which is printed."""
     if isinstance(leaving.code, str):
         print(leaving.code, file=sys.stderr)
         return 1

@@ -16,7 +16,7 @@ _began = _counted = time.monotonic()
 
 
 def begin() -> None:
-    """A run begins now."""
+    """Start the account of a run, which begins now."""
     global _began, _counted
     _began = _counted = time.monotonic()
     _seconds.update(dict.fromkeys(KINDS, 0.0))
@@ -44,7 +44,7 @@ def _count() -> None:
 
 
 def shares() -> dict[str, float]:
-    """Of the time since the run began in this process: "time/goodput", and "time/<kind>" lost."""
+    """Return the shares of the run's time so far: "time/goodput", and "time/<kind>" of losses."""
     _count()
     total = max(time.monotonic() - _began, 1e-9)
     found = {f"time/{kind}": seconds / total for kind, seconds in _seconds.items()}
@@ -52,7 +52,7 @@ def shares() -> dict[str, float]:
 
 
 def line() -> str:
-    """The shares, the largest loss first."""
+    """Describe the shares in one line, the largest loss first."""
     found, total = shares(), int(time.monotonic() - _began)
     good = found.pop("time/goodput")
     parts = sorted(((share, name) for name, share in found.items() if share > 0), reverse=True)

@@ -27,7 +27,7 @@ MAY_CHANGE = (
 
 
 def flat(config: dict, prefix: str = "") -> dict:
-    """{"a": {"b": 1}} -> {"a.b": 1}, as command-line flags spell it."""
+    """Flatten {"a": {"b": 1}} to {"a.b": 1}, as command-line flags spell it."""
     leaves: dict[str, Any] = {}
     for key, value in config.items():
         name = f"{prefix}{key}"
@@ -77,7 +77,7 @@ def spelt(leaves: dict, name: str) -> str:
 
 
 def wrote(path: Path) -> bool:
-    """Whether `claim` wrote this file: a Hugging Face directory has a config.json too."""
+    """Return whether `claim` wrote this file: a Hugging Face directory has a config.json too."""
     try:
         return {"name", "variant", "method"} <= json.loads(path.read_text()).keys()
     except (OSError, ValueError, AttributeError):
@@ -85,7 +85,7 @@ def wrote(path: Path) -> bool:
 
 
 def git_commit() -> str:
-    """The commit that the code is at, "-dirty" added where files differ, "" outside git."""
+    """Return the commit of the code, with "-dirty" where files differ, or "" outside git."""
     command = ["git", "--no-optional-locks", "-C", str(Path(__file__).parent)]
     command += ["describe", "--always", "--dirty", "--abbrev=40"]
     try:
@@ -96,7 +96,7 @@ def git_commit() -> str:
 
 
 def steps_on_disk(workdir: Path) -> list[int]:
-    """The committed steps of a workdir, ascending."""
+    """Return the committed steps of a workdir, ascending."""
     root = Path(workdir) / "checkpoints"
     if not root.is_dir():
         return []
