@@ -112,10 +112,10 @@ class LabelledBuilder(shards.ShardedBuilder, skip_registration=True):  # type: i
         def size(track: Track) -> int:
             return int(2 * self.sample_rate * (track.seconds or self.TRACK_SECONDS))  # int16
 
-        return {
-            split: [shards.Input(track.path, size(track), track) for track in tracks]
-            for split, tracks in contents.tracks.items()
-        }
+        inputs = {}
+        for split, tracks in contents.tracks.items():
+            inputs[split] = [shards.Input(track.path, size(track), track) for track in tracks]
+        return inputs
 
     def _generate_examples(self, source: shards.Input) -> Iterator[tuple[str, dict[str, Any]]]:
         track = source.origin
@@ -174,8 +174,10 @@ def _sizes(
         if not left:
             reason = skipped[members[0].path]
             raise shards.BuildError(f"{name}: split {split} has no usable track ({reason})")
-        planned.update(entry for track in members for entry in track.counted or [split])
-        built.update(entry for track in left for entry in track.counted or [split])
+        for track in members:
+            planned.update(track.counted or [split])
+        for track in left:
+            built.update(track.counted or [split])
     return {entry: {"built": built[entry], "published": published.get(entry)} for entry in planned}
 
 

@@ -79,7 +79,7 @@ def layouts(directory: epath.Path) -> dict[str, Layout]:
         raise ValueError(f"{directory} holds {info.file_format.value} files: build it as tfrecord")
     return {
         name: Layout(
-            shards=tuple(str(path) for path in split.filepaths),
+            shards=tuple(map(str, split.filepaths)),
             lengths=tuple(split.shard_lengths),
             path=directory / f"{info.name}-{name}.index.npz",
         )

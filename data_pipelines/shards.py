@@ -11,6 +11,7 @@ any Beam runner.
 import collections
 import dataclasses
 import hashlib
+import itertools
 import json
 import shutil
 import threading
@@ -176,19 +177,27 @@ class ShardedBuilder(tfds.core.GeneratorBasedBuilder):
         """Plan, write and number the shards (TFDS's hook, run in a folder set aside)."""
         tasks = plan(self._split_generators(dl_manager))
         folder = epath.Path(self.data_path)
-        _check_space(folder, sum(source.size for task in tasks for source in task.inputs))
+        every_input = itertools.chain.from_iterable(task.inputs for task in tasks)
+        _check_space(folder, sum(source.size for source in every_input))
+
+        # the workers write parts, and a report on each task
         write = TaskWriter(
             self._generate_examples, self.info.features, self._example_writer(), str(folder)
         )
         with _progress(folder, tasks, self.sample_rate):
             self._run(tasks, write, download_config)
+
+        # what they did, and whether that is enough to be kept
         reports = [json.loads((folder / task.report).read_text()) for task in tasks]
-        skipped = sorted((path, reason) for report in reports for path, reason in report["skipped"])
+        listed = itertools.chain.from_iterable(report["skipped"] for report in reports)
+        skipped = sorted((path, reason) for path, reason in listed)
         samples = sum(report["samples"] for report in reports)
         files = sum(len(task.inputs) for task in tasks)
         self.summary = Summary(files, skipped, samples / self.sample_rate)
         self._check_lost(folder)
         write_skipped(folder / SKIPPED, skipped)
+
+        # the parts become shards of splits
         splits = self._number(folder, tasks, reports)
         if "train" in {task.split for task in tasks} - {split.name for split in splits}:
             raise BuildError("no file of split train is usable; add some or mend them")
@@ -258,7 +267,7 @@ def plan(inputs: Mapping[str, Sequence[Input]]) -> list[ShardTask]:
     The order spreads an album over the shards; the sizes are those of the inputs, so that the
     plan is the same on every machine.
     """
-    total = sum(source.size for sources in inputs.values() for source in sources)
+    total = sum(source.size for source in itertools.chain.from_iterable(inputs.values()))
     target = min(SHARD_BYTES, max(SMALLEST_SHARD, total // 16))
     groups: list[tuple[str, list[Input]]] = []
     for split, sources in inputs.items():

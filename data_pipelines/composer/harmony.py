@@ -1,11 +1,13 @@
 """Keys, chords and functional progressions: the grammar of the composer in synth.py."""
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
 
 PITCH_CLASSES = ("C", "Db", "D", "Eb", "E", "F", "Gb", "G", "Ab", "A", "Bb", "B")
-KEYS = tuple(f"{tonic} {mode}" for mode in ("major", "minor") for tonic in PITCH_CLASSES)
+_MODES = ("major", "minor")
+KEYS = tuple(f"{tonic} {mode}" for mode, tonic in itertools.product(_MODES, PITCH_CLASSES))
 
 # Intervals above the root, in semitones; the names are those of mir_eval. N is "no chord".
 QUALITIES: dict[str, tuple[int, ...]] = {

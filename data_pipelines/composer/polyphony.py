@@ -126,7 +126,8 @@ def _rows(rng: np.random.Generator, of: StimulusSet, size: int) -> list[dict]:
             each = np.resize(rng.permutation(len(levels)), len(here))
             column[here] = rng.permutation(each)
         columns[name] = np.asarray(levels)[column]
-    return [{name: column[i].item() for name, column in columns.items()} for i in range(size)]
+    values = [column.tolist() for column in columns.values()]
+    return [dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)]
 
 
 def _fresh(rng: np.random.Generator, name: str, row: dict, taken: set) -> Stimulus:
@@ -141,7 +142,8 @@ def _fresh(rng: np.random.Generator, name: str, row: dict, taken: set) -> Stimul
 def _target(rng: np.random.Generator, row: dict) -> Stimulus:
     rank = row["rank"] % row["voices"]
     pitches = _pitches(rng, row, rank)
-    others = [str(name) for name in rng.permutation([p for p in PLAYERS if p != TARGET])]
+    candidates = [player for player in PLAYERS if player != TARGET]
+    others = [str(name) for name in rng.permutation(candidates)]
     players = [*others[:rank], TARGET, *others[rank:]][: row["voices"]]
     labels = {"target": row["pitch_class"]}
     return _stimulus(rng, pitches, players, row["detuning"], labels, rank)

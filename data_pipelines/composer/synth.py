@@ -185,12 +185,13 @@ def _harmony(rng: np.random.Generator, key: int, bars: int, meter: int) -> tuple
     for letter, cadences in (("A", ("full", "full", "half")), ("B", ("open", "half"))):
         slots = parts.PHRASE * meter // slot
         phrases[letter] = harmony.progression(rng, key, slots, str(rng.choice(cadences)), sevenths)
-    chords = [
-        chord
-        for phrase in range(-(-bars // parts.PHRASE))
-        for chord in phrases[parts.FORM[phrase % len(parts.FORM)]]
-        for _ in range(slot)
-    ][: bars * meter]
+
+    # each phrase in its turn, each of its chords for `slot` beats, up to the last bar
+    chords: list[Chord] = []
+    for phrase in range(-(-bars // parts.PHRASE)):
+        for chord in phrases[parts.FORM[phrase % len(parts.FORM)]]:
+            chords += [chord] * slot
+    chords = chords[: bars * meter]
     if rng.random() < 0.15:  # a bar in which everyone but the drummer stops
         start = meter * int(rng.integers(1, bars - 1))
         chords[start : start + meter] = [NO_CHORD] * meter

@@ -3,6 +3,7 @@
 An mp3 has no length but what its first frame may say, and that is often another file's.
 """
 
+import itertools
 import mmap
 import struct
 from pathlib import Path
@@ -78,7 +79,8 @@ def parts(path: Path, start: int) -> list[Part]:
         if not runs:
             return [Part()]
         stated, *_ = [_leave_out_header(data, run) for run in runs]
-    held = sum(stop - begin for run in runs for begin, stop in run.spans)
+    spans = itertools.chain.from_iterable(run.spans for run in runs)
+    held = sum(stop - begin for begin, stop in spans)
     if zeros > (1 - COMPLETE) * (held + zeros):
         raise Unusable(f"truncated: the last {zeros:,} of {end:,} bytes are zeros")
     if lost > (1 - COMPLETE) * (held + lost):

@@ -30,11 +30,11 @@ CLIPS = sources.DownloadSource(
 def read_table(text: str) -> dict[int, dict[str, str]]:
     """Read one of the comma-separated tables, by song_id, without the stray spaces."""
     rows = csv.DictReader(io.StringIO(text), skipinitialspace=True)
-    cleaned = (
-        {(key or "").strip(): (value or "").strip() for key, value in row.items() if key}
-        for row in rows
-    )
-    return {int(row["song_id"]): row for row in cleaned}
+    table = {}
+    for row in rows:
+        cleaned = {key.strip(): (value or "").strip() for key, value in row.items() if key}
+        table[int(cleaned["song_id"])] = cleaned
+    return table
 
 
 def split_of(artist: str, mediaeval_set: str) -> str:
@@ -68,9 +68,9 @@ def read_songs(info: str, static: str, clips: epath.Path) -> dict[str, list[labe
     ids = sorted(songs)
     if lacking := [song for song in ids if song not in annotations]:
         raise BuildError(f"{_STATIC} has no row for song_id {lacking[0]}: get annotations.tar.gz")
-    raw = np.array(
-        [[float(annotations[i][name]) for name in ("mean_arousal", "mean_valence")] for i in ids]
-    )
+    arousal = [float(annotations[song]["mean_arousal"]) for song in ids]
+    valence = [float(annotations[song]["mean_valence"]) for song in ids]
+    raw = np.array(list(zip(arousal, valence, strict=True)))  # [songs, 2]
     splits = [split_of(songs[i]["Artist"], songs[i][_SET]) for i in ids]
     scaled = z_score(raw, np.array(splits) != "test")
     tracks: dict[str, list[labelled.Track]] = {"train": [], "validation": [], "test": []}

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import io
+import itertools
 from collections.abc import Iterable
 from typing import ClassVar
 
@@ -13,7 +14,7 @@ from data_pipelines import labelled, paths, sources
 from data_pipelines.shards import BuildError
 
 TONICS = ["C", "Db", "D", "Eb", "E", "F", "Gb", "G", "Ab", "A", "Bb", "B"]
-KEYS = [f"{tonic} {mode}" for mode in ("major", "minor") for tonic in TONICS]
+KEYS = [f"{tonic} {mode}" for mode, tonic in itertools.product(("major", "minor"), TONICS)]
 _FLATS = {"C#": "Db", "D#": "Eb", "F#": "Gb", "G#": "Ab", "A#": "Bb"}
 
 _GITHUB = "https://github.com/GiantSteps"

@@ -1,5 +1,6 @@
 """GTZAN with the fault-filtered split: 930 clips of 30 s, their genre, beats and bar positions."""
 
+import itertools
 import sys
 from typing import ClassVar
 
@@ -121,12 +122,10 @@ class Builder(labelled.LabelledBuilder, skip_registration=True):  # type: ignore
     def contents(self, dl_manager: tfds.download.DownloadManager) -> labelled.Contents:
         lists = sources.fetch(dl_manager, LISTS)
         audio, beats = _audio_folder(dl_manager), _beats_folder(dl_manager)
-        tracks = {
-            split: [
-                _track(genre, path, audio, beats) for genre, path in read_list(file.read_text())
-            ]
-            for split, file in lists.items()
-        }
+        tracks = {}
+        for split, file in lists.items():
+            listed = read_list(file.read_text())
+            tracks[split] = [_track(genre, path, audio, beats) for genre, path in listed]
         return labelled.Contents(tracks, {"genre": GENRES}, notes=_lacking(tracks, beats))
 
 
@@ -141,7 +140,7 @@ def _track(genre: str, path: str, audio: epath.Path, beats: epath.Path) -> label
 
 def _lacking(tracks: dict[str, list[labelled.Track]], beats: epath.Path) -> list[str]:
     """Return a line on the clips that have no beats; if none has any, the folder is wrong."""
-    clips = [track for members in tracks.values() for track in members]
+    clips = list(itertools.chain.from_iterable(tracks.values()))
     without = [track.id for track in clips if not len(track.labels["beat_times"])]
     if clips and len(without) == len(clips):
         raise BuildError(f"{beats} has no file gtzan_<genre>_<NNNNN>.beats of any listed clip")

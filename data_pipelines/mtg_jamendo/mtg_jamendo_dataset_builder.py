@@ -1,6 +1,7 @@
 """MTG-Jamendo: 55,000 full tracks with instrument, mood/theme, genre and top-50 tags."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
@@ -25,11 +26,10 @@ _RAW = (
 )
 TABLES = {  # split-0, the one that published figures use
     f"{subset}/{split}": sources.DownloadSource(
-        f"autotagging_{published}-{split}.tsv",
-        f"{_RAW}/splits/split-0/autotagging_{published}-{split}.tsv",
+        f"autotagging_{SUBSETS[subset]}-{split}.tsv",
+        f"{_RAW}/splits/split-0/autotagging_{SUBSETS[subset]}-{split}.tsv",
     )
-    for subset, published in SUBSETS.items()
-    for split in SPLITS
+    for subset, split in itertools.product(SUBSETS, SPLITS)
 }
 _CDN = "https://cdn.freesound.org/mtg-jamendo"
 
@@ -69,8 +69,11 @@ def vocabulary(tables: Mapping[str, Mapping[str, TableRow]], subset: str) -> lis
     The split files, not the whole-subset files: those hold 95, 41 and 59 genre, instrument and
     mood/theme tags, of which 87, 40 and 56 are in all splits (README of the data set).
     """
-    rows = (row for split in SPLITS for row in tables[f"{subset}/{split}"].values())
-    return sorted({tag for row in rows for tag in row.tags})
+    tags: set[str] = set()
+    for split in SPLITS:
+        for row in tables[f"{subset}/{split}"].values():
+            tags.update(row.tags)
+    return sorted(tags)
 
 
 def merge(
@@ -150,10 +153,11 @@ class Builder(labelled.LabelledBuilder):
         tables = {name: read_table(file.read_text()) for name, file in files.items()}
         classes = {subset: vocabulary(tables, subset) for subset in config.subsets}
         locate = _locator(dl_manager, config.collection)
-        tracks = {
-            split: [_track(split, track, rows, classes, locate) for track, rows in members.items()]
-            for split, members in merge(tables, config.subsets).items()
-        }
+        tracks: dict[str, list[labelled.Track]] = {}
+        for split, members in merge(tables, config.subsets).items():
+            tracks[split] = [
+                _track(split, track, rows, classes, locate) for track, rows in members.items()
+            ]
         return labelled.Contents(tracks, classes)
 
 
@@ -214,10 +218,9 @@ def _download_tars(
     published = f"{collection}_audio-low_sha256_tars.txt"
     digests = sources.DownloadSource(published, f"{_RAW}/download/{published}")
     lines = sources.fetch(dl_manager, {"digests": digests})["digests"].read_text().split("\n")
-    tars = {
-        name[-6:-4]: sources.DownloadSource(
-            name, f"{_CDN}/{collection}/audio-low/{name}", f"sha256:{hex_}"
-        )
-        for hex_, name in (line.split() for line in lines if line.strip())
-    }
+    tars = {}
+    for line in filter(str.strip, lines):
+        digest, name = line.split()
+        url = f"{_CDN}/{collection}/audio-low/{name}"
+        tars[name[-6:-4]] = sources.DownloadSource(name, url, f"sha256:{digest}")
     return sources.fetch(dl_manager, tars)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 import os
 import re
 from collections import defaultdict
@@ -52,7 +53,8 @@ class _Walk:
         """Find all files, those behind links to folders last."""
         links = self._enter(root, linked=False)
         while links:
-            links = [link for path in sorted(links) for link in self._enter(path, linked=True)]
+            entered = [self._enter(path, linked=True) for path in sorted(links)]
+            links = list(itertools.chain.from_iterable(entered))
 
     def _enter(self, root: str, linked: bool) -> list[str]:
         """Go through a folder and those in it; return the links to folders."""
@@ -143,7 +145,7 @@ def validation_files(seconds: Mapping[str, float]) -> set[str]:
         groups = {path: [path] for path in seconds}
     if len(groups) < 2:
         return set()
-    held = {name: sum(seconds[path] for path in paths) for name, paths in groups.items()}
+    held = {name: sum(map(seconds.__getitem__, paths)) for name, paths in groups.items()}
     limit = LARGEST * sum(held.values())
     small = sorted((name for name in groups if held[name] <= limit), key=_fraction)
     chosen = [name for name in small if _fraction(name) < VALIDATION] or small[:1]
@@ -151,7 +153,7 @@ def validation_files(seconds: Mapping[str, float]) -> set[str]:
         chosen = [min(groups, key=lambda name: (held[name], _fraction(name)))]
     if len(chosen) == len(groups):  # one is left for training
         chosen.pop()
-    return {path for name in chosen for path in groups[name]}
+    return set(itertools.chain.from_iterable(groups[name] for name in chosen))
 
 
 def _groups(paths: Iterable[str]) -> dict[str, list[str]]:

@@ -65,13 +65,11 @@ class Builder(ShardedBuilder):
         """Return the clips to render by split; nothing is downloaded or read."""
         config = self.builder_config
         size = 2 * round(config.seconds * config.sample_rate)  # bytes of audio
-        return {
-            split: [
-                Input(f"{split}/{seed:08d}", size, seed)
-                for seed in range(first, first + getattr(config, split))
-            ]
-            for split, first in FIRST_SEED.items()
-        }
+        inputs = {}
+        for split, first in FIRST_SEED.items():
+            seeds = range(first, first + getattr(config, split))
+            inputs[split] = [Input(f"{split}/{seed:08d}", size, seed) for seed in seeds]
+        return inputs
 
     def _generate_examples(self, source: Input) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield the one record of a clip; `source.origin` is its seed."""

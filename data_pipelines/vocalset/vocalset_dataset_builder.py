@@ -115,7 +115,9 @@ def split_tables(recordings: Sequence[Recording]) -> dict[str, list[Recording]]:
     nothing but shorter ones would shift the shuffle.
     """
     by_technique = itertools.groupby(recordings, lambda recording: recording.technique)
-    group = {r.key: index for _, members in by_technique for index, r in enumerate(members)}
+    group: dict[str, int] = {}
+    for _, members in by_technique:
+        group |= {recording.key: index for index, recording in enumerate(members)}
     random = np.random.RandomState(42617)
     technique = [r for r in recordings if r.technique in TECHNIQUES]
     train, validation = _shuffle_groups(
@@ -174,10 +176,9 @@ class Builder(labelled.LabelledBuilder):
         root = _singers_folder(dl_manager)
         files = paths.matching(root, "*/*/*/*.wav")
         recordings, faults = read_tree([file.relative_to(root).as_posix() for file in files])
-        tracks = {
-            split: [_track(recording, root) for recording in chosen]
-            for split, chosen in split_tables(recordings).items()
-        }
+        tracks = {}
+        for split, chosen in split_tables(recordings).items():
+            tracks[split] = [_track(recording, root) for recording in chosen]
         classes = {"technique": TECHNIQUES, "singer": SINGERS}
         return labelled.Contents(tracks, classes, faults)
 

@@ -186,15 +186,20 @@ def canonical(names: Iterable[str]) -> dict[str, str]:
     Strips the prefix of models with a head, drops HEADS and replaces old weight-norm names.
     """
     names = list(names)
-    prefix = next((p for p in PREFIXES if any(name.startswith(p) for name in names)), "")
-    found = {}
+    prefix = ""
+    for candidate in PREFIXES:
+        if any(name.startswith(candidate) for name in names):
+            prefix = candidate
+            break
+
+    current = {}
     for name in names:
         bare = name.removeprefix(prefix)
         if any(bare == head or (head[-1] == "." and bare.startswith(head)) for head in HEADS):
             continue
         module, _, leaf = bare.rpartition(".")
-        found[name] = f"{module}.{OLD_NAMES[leaf]}" if leaf in OLD_NAMES else bare
-    return found
+        current[name] = f"{module}.{OLD_NAMES[leaf]}" if leaf in OLD_NAMES else bare
+    return current
 
 
 def listed(problems: list[str]) -> str:
