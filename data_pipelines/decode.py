@@ -153,6 +153,7 @@ def load(
         sound = _decode(path, sample_rate)
     except OSError as error:
         raise Unusable(f"unreadable: {error.strerror or error}") from error
+
     audio = sound.audio
     if len(audio) < min_seconds * sample_rate:
         seconds = len(audio) / sample_rate
@@ -174,6 +175,8 @@ def check_heard(audio: np.ndarray, sample_rate: int, quietest: float = QUIETEST)
     """
     if not audio.any():
         raise Unusable("no sound: digital silence")
+
+    # the deviation from the mean, in blocks
     edge = sample_rate // 10
     inner = audio[edge:-edge] if len(audio) > 4 * edge else audio
     total = square = 0.0
@@ -347,8 +350,8 @@ def _by_libsndfile(path: Path) -> Generator[_Stream, None, None]:
 
 def _parts(path: Path) -> list[Part]:
     kind, start = kinds.kind(path)
-    found = {"chunks": chunks.parts, "flac": flac.parts, "ogg": ogg.parts, "": mpeg.parts}
-    return found[kind](path, start)
+    parts_of = {"chunks": chunks.parts, "flac": flac.parts, "ogg": ogg.parts, "": mpeg.parts}
+    return parts_of[kind](path, start)
 
 
 @contextlib.contextmanager

@@ -70,10 +70,14 @@ def open_labelled(
     dataset = open_dataset(build_for(name, data_dir, sample_rate), data_dir, split)
     if lost := np.flatnonzero(dataset.samples == 0).tolist():
         raise ValueError(str(dataset.damage(lost[0], f"one of {len(lost)} unreadable records")))
+
+    # the labels, one set a record
     builder = tfds.builder_from_directory(dataset.directory)
     labels = _labels(dataset.directory, split)
     if len(labels) != len(dataset):
         raise ValueError(f"{dataset.directory} is incomplete: build the data set again")
+
+    # the records asked for
     metadata = builder.info.metadata or {}
     chosen = np.arange(len(labels))
     records: Dataset | _ChosenRecords = dataset
@@ -129,11 +133,13 @@ class _ChosenRecords:
 
 def _classes(features: Mapping[str, Any]) -> dict[str, list[str]]:
     """Return the names of the class labels, also inside a sequence, as in "chords/quality"."""
-    found = {}
+    classes = {}
     for key, feature in features.items():
         inner = getattr(feature, "feature", feature)
         if hasattr(inner, "names"):
-            found[key] = list(inner.names)
+            classes[key] = list(inner.names)
         elif isinstance(inner, Mapping):
-            found |= {f"{key}/{k}": list(v.names) for k, v in inner.items() if hasattr(v, "names")}
-    return found
+            classes |= {
+                f"{key}/{k}": list(v.names) for k, v in inner.items() if hasattr(v, "names")
+            }
+    return classes

@@ -34,15 +34,15 @@ def _matching(folder: epath.Path, parts: list[str]) -> Iterator[epath.Path]:
     if not folder.is_dir():
         return
     if not set(parts[0]) & set("*?["):
-        found = [folder / parts[0]] if (folder / parts[0]).exists() else []
+        matches = [folder / parts[0]] if (folder / parts[0]).exists() else []
     else:
         hidden = parts[0].startswith(".")
-        found = [
+        matches = [
             path
             for path in folder.iterdir()
             if path.name.startswith(".") == hidden and fnmatch.fnmatchcase(path.name, parts[0])
         ]
-    for path in found:
+    for path in matches:
         if len(parts) > 1:
             yield from _matching(path, parts[1:])
         else:

@@ -137,6 +137,8 @@ def _load(layout: Layout, sizes: np.ndarray) -> Index | None:
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         logging.getLogger(__name__).warning("%s: %s; indexing again", layout.path, error)
         return None
+
+    # an index of other shards, or of another format, does not fit
     expected: dict[str, npt.ArrayLike] = {
         "format": FORMAT,
         "sizes": sizes,
@@ -213,17 +215,17 @@ def _records(shard: str, size: int) -> Iterator[tuple[int, bytes | None]]:
     """
 
     def records_from(position: tf.Tensor) -> tf.data.Dataset:
-        found = tf.raw_ops.TFRecordDatasetV2(
+        variant = tf.raw_ops.TFRecordDatasetV2(
             filenames=[shard], compression_type="", buffer_size=1 << 20, byte_offsets=[position]
         )
-        return tf.data.experimental.from_variant(found, tf.TensorSpec([], tf.string))
+        return tf.data.experimental.from_variant(variant, tf.TensorSpec([], tf.string))
 
     position = 0
     while position < size:
         # In a flat_map, since TensorFlow cannot serialise this operation as a data set of its own.
-        found = tf.data.Dataset.from_tensors(np.int64(position)).flat_map(records_from)
+        remaining = tf.data.Dataset.from_tensors(np.int64(position)).flat_map(records_from)
         try:
-            for record in found:
+            for record in remaining:
                 raw = record.numpy()
                 yield position, raw
                 position += FRAMING + len(raw)

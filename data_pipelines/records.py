@@ -82,6 +82,8 @@ class Dataset:
         samples = min(len(out), int(self.samples[record]) - start)
         if samples <= 0:
             raise self.damage(record, "missing, empty or damaged")
+
+        # whole blocks around the samples, since a checksum is of a whole block
         low, high = 2 * start // BLOCK, -(-2 * (start + samples) // BLOCK)
         begin = low * BLOCK
         size = min(high * BLOCK, 2 * int(self.samples[record])) - begin
@@ -91,6 +93,7 @@ class Dataset:
             raise self.damage(record, str(error)) from error
         if len(raw) < size:
             raise self.damage(record, "the shard is cut off")
+
         sums = self.index.sums[self._first[record] :]
         if zlib.crc32(raw, sums[low]) != sums[high]:
             raise self.damage(record, "its checksum does not match")
@@ -158,7 +161,12 @@ def find(name: str, data_dir: str | os.PathLike) -> epath.Path | None:
         return None
     if versions := _versions(root):
         return versions[-1]
-    configs = {c.name: found for c in root.iterdir() if c.is_dir() and (found := _versions(c))}
+
+    # a folder for each config, of which one is the default
+    configs = {}
+    for folder in root.iterdir():
+        if folder.is_dir() and (built := _versions(folder)):
+            configs[folder.name] = built
     if not configs:
         return None
     default = root / ".config" / "metadata.json"  # TFDS's
@@ -172,9 +180,9 @@ def find(name: str, data_dir: str | os.PathLike) -> epath.Path | None:
 
 def _versions(root: epath.Path) -> list[epath.Path]:
     """Return the finished version directories in `root`, oldest first."""
-    found = [path.parent for path in paths.matching(root, "*/dataset_info.json")]
-    found = [path for path in found if re.fullmatch(r"\d+\.\d+\.\d+", path.name)]
-    return sorted(found, key=lambda path: [int(part) for part in path.name.split(".")])
+    versions = [path.parent for path in paths.matching(root, "*/dataset_info.json")]
+    versions = [path for path in versions if re.fullmatch(r"\d+\.\d+\.\d+", path.name)]
+    return sorted(versions, key=lambda path: [int(part) for part in path.name.split(".")])
 
 
 def _sample_rate(directory: epath.Path) -> int:

@@ -139,13 +139,13 @@ class TaskWriter:
 def _grouped(records: Iterable[_Record]) -> Iterator[list[_Record]]:
     """Yield the records in lists, each as long as LARGEST_SHARD allows."""
     group: list[_Record] = []
-    held = 0
+    size = 0
     for record in records:
-        if group and held + len(record.serialized) > LARGEST_SHARD:
+        if group and size + len(record.serialized) > LARGEST_SHARD:
             yield group
-            group, held = [], 0
+            group, size = [], 0
         group.append(record)
-        held += len(record.serialized)
+        size += len(record.serialized)
     if group:
         yield group
 
@@ -245,12 +245,12 @@ class ShardedBuilder(tfds.core.GeneratorBasedBuilder):
                 parts[task.split].append((_part(folder, task, number), records, size))
             (folder / task.report).unlink()
         splits = []
-        for split, found in parts.items():
+        for split, members in parts.items():
             template = self._get_filename_template(split_name=split)
-            for shard, (path, _, _) in enumerate(found):
-                path.rename(template.sharded_filepath(shard_index=shard, num_shards=len(found)))
-            lengths = [records for _, records, _ in found]
-            size = sum(size for _, _, size in found)
+            for shard, (path, _, _) in enumerate(members):
+                path.rename(template.sharded_filepath(shard_index=shard, num_shards=len(members)))
+            lengths = [records for _, records, _ in members]
+            size = sum(size for _, _, size in members)
             splits.append(tfds.core.SplitInfo(split, lengths, size, template))
         return splits
 
@@ -271,13 +271,13 @@ def plan(inputs: Mapping[str, Sequence[Input]]) -> list[ShardTask]:
     target = min(SHARD_BYTES, max(SMALLEST_SHARD, total // 16))
     groups: list[tuple[str, list[Input]]] = []
     for split, sources in inputs.items():
-        held = target
+        filled = target
         for source in sorted(sources, key=lambda source: (_digest(source.path), source.path)):
-            if held + source.size / 2 >= target:  # nearest to the target on average
+            if filled + source.size / 2 >= target:  # nearest to the target on average
                 groups.append((split, []))
-                held = 0
+                filled = 0
             groups[-1][1].append(source)
-            held += source.size
+            filled += source.size
     return [ShardTask(index, split, tuple(group)) for index, (split, group) in enumerate(groups)]
 
 

@@ -48,8 +48,8 @@ def placed(folder: epath.Path | None, *names: str) -> epath.Path | None:
     if folder is None:
         return None
     for name in names:
-        if found := paths.matching(folder, name):
-            return found[0]
+        if matches := paths.matching(folder, name):
+            return matches[0]
     return None
 
 
@@ -66,6 +66,8 @@ def fetch(
     by_hand = {name: placed(folder, source.filename) for name, source in sources.items()}
     wanted = {name: sources[name].url for name, path in by_hand.items() if path is None}
     downloaded = download(dl_manager, wanted) if wanted else {}
+
+    # each is checked, whoever brought it
     chosen = {}
     for name, source in sources.items():
         path = by_hand[name] or downloaded[name]
@@ -101,17 +103,17 @@ def mismatch(path: epath.Path, digest: str | None) -> str | None:
     if digest is None:
         return None
     algorithm, _, expected = digest.partition(":")
-    found = git_tree(path) if algorithm == "git-tree" else _digest(path, algorithm)
-    if found == expected:
+    actual = git_tree(path) if algorithm == "git-tree" else _digest(path, algorithm)
+    if actual == expected:
         return None
-    return f"{algorithm} is {found}, published is {expected}"
+    return f"{algorithm} is {actual}, published is {expected}"
 
 
 def _digest(path: epath.Path, algorithm: str) -> str:
-    found = hashlib.new(algorithm)
+    hasher = hashlib.new(algorithm)
     for block in _blocks([path], f"checking {path.name}"):
-        found.update(block)
-    return found.hexdigest()
+        hasher.update(block)
+    return hasher.hexdigest()
 
 
 def git_tree(folder: epath.Path) -> str:

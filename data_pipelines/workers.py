@@ -39,6 +39,8 @@ def run(function: Callable[[Any], None], tasks: Sequence[Any], workers: int, pre
         print(f"no processes can be started ({error}): one process does it all", file=sys.stderr)
         run(function, tasks, 1, preload)
         return
+
+    # the first error ends them all
     try:
         for future in as_completed([pool.submit(function, task) for task in tasks]):
             future.result()

@@ -65,10 +65,10 @@ class Batches:
 
     def counts(self) -> dict[str, int]:
         """Count what the order of batches depends on; samples of damaged records cannot be told."""
-        found = {"records": len(self.dataset)}
+        counts = {"records": len(self.dataset)}
         if self.config.data.on_damage == "stop":
-            found["samples"] = int(self.dataset.samples.sum())
-        return found
+            counts["samples"] = int(self.dataset.samples.sum())
+        return counts
 
     def damage(self) -> dict[str, int]:
         """Count the damaged records that this process has met, where a run goes on without them."""

@@ -135,6 +135,8 @@ def _tune(
     first, second = (patterns[rng.integers(len(patterns))] for _ in range(2))
     closings = _CLOSING[plan.meter]
     last = closings[rng.integers(len(closings))]
+
+    # a note for each length, until the chords end
     pitch = int(rng.integers(low + 4, high - 4))
     close = 3 * plan.meter
     events, beat = [], 0.0
@@ -231,6 +233,7 @@ def drums(rng: np.random.Generator, plan: MusicPlan) -> list[Event]:
     groove = grooves[rng.integers(len(grooves))]
     crashes, fills = rng.random(2) < 0.6
     events = []
+
     for bar in range(len(plan.chords) // plan.meter):
         start = bar * plan.meter
         fill = plan.meter - 1 if fills and bar % PHRASE == PHRASE - 1 else plan.meter

@@ -87,13 +87,13 @@ def design(name: str, sizes: Mapping[str, int]) -> dict[str, list[Stimulus]]:
       ValueError: there are not so many constellations.
     """
     taken: set[tuple[tuple[int, str], ...]] = set()
-    found = {}
+    clips = {}
     for split, size in sizes.items():
         rng = np.random.default_rng((list(SETS).index(name), SPLITS.index(split)))
         rows = _rows(rng, SETS[name], size)
-        found[split] = [_fresh(rng, name, row, taken) for row in rows]
-        taken |= {constellation(stimulus) for stimulus in found[split]}
-    return found
+        clips[split] = [_fresh(rng, name, row, taken) for row in rows]
+        taken |= {constellation(stimulus) for stimulus in clips[split]}
+    return clips
 
 
 def constellation(stimulus: Stimulus) -> tuple[tuple[int, str], ...]:

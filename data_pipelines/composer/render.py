@@ -132,6 +132,8 @@ class _Player:
         # Low strings ring longer than high ones.
         ringing = (220.0 / f0) ** 0.5
         audio = np.zeros(n, np.float32)  # [n]
+
+        # the layers of the tone, then its breath and tremolo
         for layer, (table, slope) in zip(timbre.layers, self._tables(note.pitch), strict=True):
             # Playing softly is playing darker: the upper layers follow velocity more steeply.
             gain = layer.level * (note.velocity ** (0.6 if layer.first > 1 else 0.0))

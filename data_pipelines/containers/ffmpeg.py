@@ -66,19 +66,23 @@ def probe(path: Path) -> SoundTrack:
     command += ["-protocol_whitelist", "file", "-i", _name(path)]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     try:
-        found = json.loads(done.stdout.decode(errors="replace") or "{}")
+        report = json.loads(done.stdout.decode(errors="replace") or "{}")
     except ValueError:
-        found = {}
-    streams = found.get("streams", [])
+        report = {}
+
+    # the sound tracks, of which there must be one
+    streams = report.get("streams", [])
     sounds = [s for s in streams if s.get("codec_type") == "audio" and _number(s, "sample_rate")]
-    if _number(found.get("format", {}), "probe_score") < _SURE:
+    if _number(report.get("format", {}), "probe_score") < _SURE:
         raise Unusable(UNKNOWN)
     if not sounds:
         raise Unusable("no sound: no sound track")
+
+    # its length, and whether its samples are floats
     chosen = next((s for s in sounds if s["disposition"]["default"]), sounds[0])
     pictures = sum(s.get("disposition", {}).get("attached_pic", 0) for s in streams)
     alone = len(streams) - pictures == 1
-    seconds = _seconds(chosen, found.get("format", {}), alone)
+    seconds = _seconds(chosen, report.get("format", {}), alone)
     kinds = chosen.get("codec_name", "")
     floats = kinds.startswith("pcm_f") or (
         kinds == "wavpack" and chosen.get("sample_fmt", "").startswith(("flt", "dbl"))
@@ -128,6 +132,8 @@ def decode(path: Path, track: SoundTrack, strict: bool) -> Iterator[Sound]:
     command += ["-xerror", "-err_detect", "explode"] if strict else []
     command += ["-i", _name(path), "-map", f"0:{track.number}", "-c:a", "pcm_f32be"]
     command += ["-f", "au", "pipe:1"]
+
+    # the head of the output, then blocks of samples
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
     assert process.stdout is not None  # it was asked for
     try:

@@ -79,11 +79,13 @@ def parts(path: Path, start: int) -> list[Part]:
         if not runs:
             return [Part()]
         stated, *_ = [_leave_out_header(data, run) for run in runs]
+
+    # how much of the file is frames, and how much is nothing known
     spans = itertools.chain.from_iterable(run.spans for run in runs)
-    held = sum(stop - begin for begin, stop in spans)
-    if zeros > (1 - COMPLETE) * (held + zeros):
+    in_frames = sum(stop - begin for begin, stop in spans)
+    if zeros > (1 - COMPLETE) * (in_frames + zeros):
         raise Unusable(f"truncated: the last {zeros:,} of {end:,} bytes are zeros")
-    if lost > (1 - COMPLETE) * (held + lost):
+    if lost > (1 - COMPLETE) * (in_frames + lost):
         raise Unusable(f"corrupt: {lost:,} of {end:,} bytes are no frames of MPEG audio")
     if stated >= COMPLETE * sum(run.frames for run in runs) and len(runs) == 1:
         return [Part()]
@@ -111,8 +113,8 @@ def _scan(data: mmap.mmap, position: int, end: int) -> tuple[list[Run], int, int
     """
     runs: list[Run] = []
     lost = 0
-    while (found := _next(data, position, end)) is not None:
-        begin, skipped = found
+    while (pair := _next(data, position, end)) is not None:
+        begin, skipped = pair
         lost += skipped if runs else 0
         position = _follow(data, begin, end, runs)
     behind = end - _past_tags(data, position, end)

@@ -29,23 +29,26 @@ def _links(data: mmap.mmap, start: int) -> list[Span]:
     begins: list[int] = []
     ends: list[int] = []
     flags = 0
+
+    # page by page; a link begins with a first page that follows others
     position, lost, left_out = start, 0, 0
-    while (found := data.find(b"OggS", position)) >= 0:
-        lost += found - position
-        size = _page(data, found)
+    while (page := data.find(b"OggS", position)) >= 0:
+        lost += page - position
+        size = _page(data, page)
         if not size:
-            lost, position = lost + 4, found + 4
+            lost, position = lost + 4, page + 4
             continue
-        first = data[found + 5] & _FIRST
+        first = data[page + 5] & _FIRST
         if first and not (begins and flags & _FIRST):  # several streams may begin side by side
-            begins.append(found)
-            ends.append(found)
+            begins.append(page)
+            ends.append(page)
             left_out += lost
         elif lost:
-            raise Unusable(f"corrupt: {lost:,} damaged bytes before byte {found:,}")
-        flags, lost, position = data[found + 5], 0, found + size
+            raise Unusable(f"corrupt: {lost:,} damaged bytes before byte {page:,}")
+        flags, lost, position = data[page + 5], 0, page + size
         if ends:
             ends[-1] = position
+
     if lost or not begins or not flags & _LAST:
         raise Unusable("truncated: the Ogg end-of-stream page is missing")
     if left_out > (1 - COMPLETE) * len(data):

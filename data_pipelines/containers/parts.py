@@ -102,10 +102,10 @@ class View(io.RawIOBase):
         else:
             return 0
         begin += before
-        found = bytearray(os.pread(self._file.fileno(), min(len(room), end - begin), begin))
+        content = bytearray(os.pread(self._file.fileno(), min(len(room), end - begin), begin))
         for place, other in self._replaced.items():
-            for at in range(max(place, begin), min(place + len(other), begin + len(found))):
-                found[at - begin] = other[at - place]
-        room[: len(found)] = found
-        self._position += len(found)
-        return len(found)
+            for at in range(max(place, begin), min(place + len(other), begin + len(content))):
+                content[at - begin] = other[at - place]
+        room[: len(content)] = content
+        self._position += len(content)
+        return len(content)

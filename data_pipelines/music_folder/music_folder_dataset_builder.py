@@ -54,20 +54,26 @@ class Builder(ShardedBuilder):
             raise BuildError(
                 "music_folder needs --manual_dir=DIR, a folder with music in it"
             ) from error
+
+        # which files there are
         try:
-            found = tree.walk(folder)
+            listing = tree.walk(folder)
         except OSError as error:
             raise BuildError(
                 f"{paths.shown(folder)}: {error.strerror}; make it readable"
             ) from error
-        _say(folder, found)
-        if not found.files:
+        _say(folder, listing)
+        if not listing.files:
             kinds = " ".join(sorted(decode.SUFFIXES))
             raise BuildError(f"{paths.shown(folder)} holds no audio file (known are {kinds})")
+
+        # how long they are, by their headers
         with ThreadPoolExecutor(SCANNERS) as pool:
-            lengths = pool.map(lambda path: decode.duration(folder / path), found.files)
-            bar = tqdm(lengths, "reading headers", len(found.files), unit=" files", delay=5)
-            seconds = dict(zip(found.files, bar, strict=True))
+            lengths = pool.map(lambda path: decode.duration(folder / path), listing.files)
+            bar = tqdm(lengths, "reading headers", len(listing.files), unit=" files", delay=5)
+            seconds = dict(zip(listing.files, bar, strict=True))
+
+        # whole folders go to validation
         validation = tree.validation_files(seconds)
         inputs: dict[str, list[Input]] = {"train": [], "validation": []}
         for path, length in seconds.items():
@@ -90,15 +96,15 @@ class Builder(ShardedBuilder):
             yield key, {"id": key, "path": name, "start": seconds, "audio": segment}
 
 
-def _say(folder: epath.Path, found: tree.Tree) -> None:
+def _say(folder: epath.Path, listing: tree.Tree) -> None:
     """Print what a walk found, and what it left alone."""
     print(
-        f"{paths.shown(folder)}: {len(found.files)} audio files; left alone: {found.others} other "
-        f"files, {found.repeated} second names of a file or folder, {found.system} folders of the "
-        f"system, {len(found.unreadable)} folders that cannot be read",
+        f"{paths.shown(folder)}: {len(listing.files)} audio files; left alone: {listing.others} "
+        f"other files, {listing.repeated} second names of a file or folder, {listing.system} "
+        f"folders of the system, {len(listing.unreadable)} folders that cannot be read",
         file=sys.stderr,
     )
-    for path, why in found.unreadable[:TOLD]:
+    for path, why in listing.unreadable[:TOLD]:
         print(f"{paths.shown(path)}: {why}; left alone", file=sys.stderr)
 
 

@@ -67,13 +67,15 @@ class _Walk:
                 self.repeated += 1
                 continue
             self._seen.add(identity)
+
             try:
                 with os.scandir(folder) as entries:
-                    found = sorted(entries, key=lambda entry: entry.name, reverse=True)
+                    inside = sorted(entries, key=lambda entry: entry.name, reverse=True)
             except OSError as error:
                 self.unreadable.append((folder, error.strerror or str(error)))
                 continue
-            for entry in found:
+
+            for entry in inside:
                 if entry.name.startswith("."):
                     continue
                 if not _is_folder(entry):
@@ -100,6 +102,8 @@ def walk(root: str | os.PathLike) -> Tree:
     os.scandir(root).close()
     walked = _Walk()
     walked.below(root)
+
+    # one name for each file, without a link where there is one
     files, seen = [], set()
     others, repeated = 0, walked.repeated
     for _, path in sorted(walked.files):
@@ -145,12 +149,12 @@ def validation_files(seconds: Mapping[str, float]) -> set[str]:
         groups = {path: [path] for path in seconds}
     if len(groups) < 2:
         return set()
-    held = {name: sum(map(seconds.__getitem__, paths)) for name, paths in groups.items()}
-    limit = LARGEST * sum(held.values())
-    small = sorted((name for name in groups if held[name] <= limit), key=_fraction)
+    lengths = {name: sum(map(seconds.__getitem__, paths)) for name, paths in groups.items()}
+    limit = LARGEST * sum(lengths.values())
+    small = sorted((name for name in groups if lengths[name] <= limit), key=_fraction)
     chosen = [name for name in small if _fraction(name) < VALIDATION] or small[:1]
     if not small:
-        chosen = [min(groups, key=lambda name: (held[name], _fraction(name)))]
+        chosen = [min(groups, key=lambda name: (lengths[name], _fraction(name)))]
     if len(chosen) == len(groups):  # one is left for training
         chosen.pop()
     return set(itertools.chain.from_iterable(groups[name] for name in chosen))
@@ -187,7 +191,7 @@ def _fraction(name: str) -> float:
 def _identity(path: str) -> tuple[int, int] | None:
     """Return what all names of a file have in common, None where there is no file."""
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except OSError:
         return None
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino

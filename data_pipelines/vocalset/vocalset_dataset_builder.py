@@ -118,6 +118,8 @@ def split_tables(recordings: Sequence[Recording]) -> dict[str, list[Recording]]:
     group: dict[str, int] = {}
     for _, members in by_technique:
         group |= {recording.key: index for index, recording in enumerate(members)}
+
+    # three shuffles by one generator, whose order is part of the rule
     random = np.random.RandomState(42617)
     technique = [r for r in recordings if r.technique in TECHNIQUES]
     train, validation = _shuffle_groups(

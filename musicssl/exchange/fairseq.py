@@ -53,6 +53,8 @@ def read_checkpoint(path: str | os.PathLike) -> LoadedEncoder:
     model, task = read_sections(checkpoint, path)
     encoder = read_encoder(model, path)
     tensors = torch_file.to_numpy(checkpoint["model"])
+
+    # the tensors under transformers' names
     names = {row.fairseq: row.name for row in state_dict.table(encoder)}
     renamed = {
         names.get(current, current): tensors[name]
@@ -95,6 +97,8 @@ def read_encoder(config: dict[str, Any], path: Path) -> Encoder:
             raise ValueError(
                 f"{path}: {key} is {config[key]!r}: only models with {value!r} are supported"
             )
+
+    # the fields that fairseq writes in other words
     norm = config.get("extractor_mode", "default")
     if norm not in STEM_NORMS:
         raise ValueError(f"{path}: extractor_mode is {norm!r}: use 'default' or 'layer_norm'")
@@ -112,8 +116,8 @@ def read_stem_width(layers: str, path: Path) -> int:
     """Return the width of a stem written as Python, like "[(512, 10, 5)] + [(512, 2, 2)] * 6"."""
     convs = []
     for inside, times in re.findall(r"\[([^\]]*)\]\s*(?:\*\s*(\d+))?", layers):
-        found = re.findall(r"\((\d+), *(\d+), *(\d+)\)", inside)
-        convs += [tuple(map(int, conv)) for conv in found] * int(times or 1)
+        triples = re.findall(r"\((\d+), *(\d+), *(\d+)\)", inside)
+        convs += [tuple(map(int, conv)) for conv in triples] * int(times or 1)
     widths = {conv[0] for conv in convs}
     if [conv[1:] for conv in convs] != list(zip(KERNELS, STRIDES, strict=True)) or len(widths) > 1:
         raise ValueError(

@@ -37,6 +37,8 @@ def read_directory(path: str | os.PathLike) -> LoadedEncoder:
     normalize, sample_rate = model_config.read_preprocessor(
         read_json(path / "preprocessor_config.json"), path / "preprocessor_config.json"
     )
+
+    # the weights; a model that masks nothing may lack its mask embedding
     tensors, source = read_tensors(path)
     masks = config.get("mask_time_prob", 0.05) or config.get("mask_feature_prob", 0)
     if not masks:
@@ -72,12 +74,16 @@ def write(
     """
     output = Path(output).absolute()
     refuse_occupied(output)
+
+    # all that may refuse comes before anything is written
     encoder = pretrained.encoder
     config = model_config.config_json(encoder, model, masking)
     preprocessor = model_config.preprocessor_json(
         encoder, pretrained.normalize, pretrained.sample_rate
     )
     tensors = state_dict.to_tensors(encoder, pretrained.params)
+
+    # written aside, then renamed
     aside = output.parent / f".{output.name}.{os.getpid()}"
     aside.mkdir(parents=True)
     try:

@@ -84,9 +84,13 @@ def read_encoder(config: dict[str, Any], path: Path) -> Encoder:
             raise ValueError(
                 f"{path}: {key} is {config[key]!r}: only models with {value!r} are supported"
             )
+
+    # the fields, by the table of this kind of model
     fields: dict[str, Any] = {"pos_conv_depth": 0, "stem_norm": "layer", "pre_norm": False}
     for field, key, default in FIELDS + (DATA2VEC_FIELDS if data2vec else OTHER_FIELDS):
         fields[field] = read_value(config, key, default, path)
+
+    # what the tables cannot check
     widths = config.get("conv_dim", [STEM_WIDTH] * len(KERNELS))
     if not isinstance(widths, list) or widths != widths[:1] * len(KERNELS):
         raise ValueError(
@@ -143,6 +147,7 @@ def config_json(encoder: Encoder, model: str, masking: Masking) -> dict[str, Any
             "encoder.pos_conv_depth > 0 needs stem_norm 'layer' and pre_norm False: "
             "Data2VecAudioModel knows nothing else"
         )
+
     fields = FIELDS + (DATA2VEC_FIELDS if data2vec else OTHER_FIELDS)
     return {
         "architectures": [MODELS[model]],

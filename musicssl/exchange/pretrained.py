@@ -63,6 +63,8 @@ def load_run(
             f"the checkpoint of {workdir} cannot be read ({first_line(error)}): give the step of "
             "another"
         ) from error
+
+    # the student's parameters, or the teacher's where it has its own
     tree = params["encoder"]
     if ema:
         if config.method != "data2vec":
@@ -70,6 +72,7 @@ def load_run(
                 f"{workdir} is a {config.method} run, which has no EMA teacher: leave --ema out"
             )
         tree = tree | teacher["encoder"]
+
     try:
         encoder = Encoder(**config.encoder)
     except TypeError as error:

@@ -144,6 +144,7 @@ def to_tensors(encoder: Encoder, params: dict) -> dict[str, np.ndarray]:
     ]
     if problems:
         raise ValueError(f"the parameters are not this encoder's: {listed(problems)}")
+
     tensors = {}
     for row in table(encoder):
         array = np.asarray(given[row.ours], np.float32)
@@ -174,6 +175,7 @@ def from_tensors(encoder: Encoder, tensors: dict[str, np.ndarray], source: str) 
         else:
             array = np.array(tensor.T, np.float32, order="C")
             flat[row.ours] = array.reshape(expected[row.ours])
+
     problems += [f"{name} is unexpected" for name in tensors]
     if problems:
         raise ValueError(f"{source} contradicts its configuration: {listed(problems)}")

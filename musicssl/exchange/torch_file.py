@@ -49,20 +49,21 @@ def read(path: Path) -> Any:
             f"{path} is a pickle, which needs PyTorch to read: pip install torch, or convert the "
             "file to model.safetensors"
         ) from None
+
     try:
         with torch.serialization.safe_globals(list(STAND_INS)):
             mapped = zipfile.is_zipfile(path)
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        if found is None:
-            raise ValueError(f"{path} is damaged or no PyTorch file: {told(error)}") from None
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        if named is None:
+            raise ValueError(f"{path} is damaged or no PyTorch file: {_described(error)}") from None
         raise ValueError(
-            f"{path} is refused: reading it would run code ({found[1]}); have its author save the "
+            f"{path} is refused: reading it would run code ({named[1]}); have its author save the "
             "tensors as model.safetensors"
         ) from None
     except (EOFError, RuntimeError, KeyError, IndexError, ValueError) as error:
-        raise ValueError(f"{path} is damaged: {told(error)}") from None
+        raise ValueError(f"{path} is damaged: {_described(error)}") from None
 
 
 def to_numpy(tensors: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -77,6 +78,6 @@ def to_numpy(tensors: dict[str, Any]) -> dict[str, np.ndarray]:
     }
 
 
-def told(error: Exception) -> str:
+def _described(error: Exception) -> str:
     """Return an error's kind and the first line of what it says."""
     return f"{type(error).__name__}: {first_line(error)}"

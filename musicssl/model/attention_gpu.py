@@ -77,6 +77,8 @@ def _forward(
 def _backward(rate: float, saved: tuple, dy: jax.Array) -> tuple:
     q, k, v, salts, y, sums = saved
     _, t, _, d = q.shape
+
+    # the queries' gradient, and the means that the next kernel needs
     blocks = QUERIES
     dq, means = _call(
         functools.partial(_query_body, frames=t, rate=rate, blocks=blocks),
@@ -96,6 +98,8 @@ def _backward(rate: float, saved: tuple, dy: jax.Array) -> tuple:
         blocks,
         blocks.queries,
     )
+
+    # the keys' and values' gradients
     blocks = KEYS
     all_values = pl.BlockSpec((None, None, t), lambda i, j, n: (i, j, 0))
     dk, dv = _call(

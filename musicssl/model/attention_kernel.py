@@ -88,6 +88,8 @@ def call(
     rows = rows_of(t)
     by_rows = pl.BlockSpec((1, rows, LANES), lambda i, j, r: (i, r, j))
     whole = pl.BlockSpec((1, t, LANES), lambda i, j, r: (i, 0, j))
+
+    # what comes out, and what it costs, for the scheduler
     back = name == "backward"
     like = jax.ShapeDtypeStruct((b, t, h * d), arrays[0].dtype)
     flops = PRODUCTS[name] * 2 * b * h * t * t * d

@@ -229,6 +229,8 @@ class Encoder(nn.Module):
         self.mask_embedding = self.param(
             "mask_embedding", nn.initializers.uniform(1.0), (self.width,)
         )
+
+        # the stem
         self.convs = [
             ConvValues(self.stem_width, taps, self.stem_bias, name=f"stem_conv_{i}")
             for i, taps in enumerate(KERNELS)
@@ -237,9 +239,13 @@ class Encoder(nn.Module):
             raise ValueError(f"encoder.stem_norm is {self.stem_norm!r}: use 'layer' or 'group'")
         norms = 7 if self.stem_norm == "layer" else 1
         self.norms = [NormValues(self.stem_width, name=f"stem_norm_{i}") for i in range(norms)]
+
+        # the projection
         self.projection_norm = layer_norm("projection_norm", self.dtype)
         init = torch_init(self.stem_width)
         self.projection = Dense(self.width, self.dtype, init, init, name="projection")
+
+        # the positional convolutions
         self.pos_convs = [
             PositionalConv(
                 self.pos_conv_kernel,
@@ -250,6 +256,8 @@ class Encoder(nn.Module):
             )
             for i in range(self.pos_conv_depth or 1)
         ]
+
+        # the transformer
         self.encoder_norm = layer_norm("encoder_norm", self.dtype)
         self.blocks = [
             Block(

@@ -95,6 +95,8 @@ def _backward(varies: bool, saved: tuple, dy: jax.Array) -> tuple:
         ],
         compiler_params=plgpu.CompilerParams(num_warps=WARPS),
     )(windows, kernels.astype(windows.dtype), by_frame, scale, offset, dy)
+
+    # the programs' sums together
     products = products.sum(axis=1)  # [b, TAPS, c], windows times what reaches the convolution
     d_scale = (products * kernels).sum(axis=1)
     d_kernels = products * scale[:, None]

@@ -115,6 +115,7 @@ def apart(x: jax.Array, weight: jax.Array, groups: int, pad: tuple[int, int]) ->
     steps = -(-t // FOLD)
     taps = -(-(k + FOLD - 1) // FOLD)
     x = jnp.pad(x, ((0, 0), (pad[0], (steps + taps - 1) * FOLD - t - pad[0]), (0, 0)))
+
     results = []
     for xg, wg in zip(jnp.split(x, groups, -1), jnp.split(weight, groups, -1), strict=True):
         # tap i of output frame r sees input frame r + i

@@ -62,6 +62,7 @@ def _backward(rate: float, saved: tuple, dout: jax.Array) -> tuple:
     sums = jax.ShapeDtypeStruct((b, programs, d), jnp.float32)
     one = pl.BlockSpec((None, None, d), lambda i, n: (i, n, 0))
     like = jax.ShapeDtypeStruct(dout.shape, dout.dtype)
+
     dx, dy, dscale, doffset = pl.pallas_call(
         functools.partial(_backward_body, frames=t, width=d, rate=rate),
         name="normed_sum_backward",

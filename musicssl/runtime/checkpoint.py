@@ -44,6 +44,8 @@ class Checkpoints:
         }
         self.on_damage = config.checkpoint.on_damage
         self.damage = functools.cache(lambda step: damage(self.directory / str(step)))
+
+        # which saves stay, and when one is due
         keep = preservation_policy.AnyPreservationPolicy(
             [
                 preservation_policy.LatestN(config.checkpoint.keep),
@@ -56,6 +58,7 @@ class Checkpoints:
                 save_decision_policy.SpecificStepsPolicy({config.steps}),
             ]
         )
+
         self.manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
@@ -82,6 +85,8 @@ class Checkpoints:
         lost: dict[int, str] = {}
         while steps and (reason := self.damage(steps[-1])):
             lost[steps.pop()] = reason
+
+        # either the run stops here, or what is damaged is set aside
         if lost and (self.on_damage == "stop" or not steps):
             remedy = "no other save is whole: put it back"
             if steps:
@@ -117,6 +122,7 @@ class Checkpoints:
             "move that directory away to go on from the save before it, or start anew with another "
             "--workdir"
         )
+
         try:
             reason = self.damage(step) or difference(directory / "state", abstract)
             if not reason and (reason := self.other_data(step)):
@@ -233,6 +239,7 @@ def load_params(
     step = steps[-1] if step is None else step
     if step not in steps:
         raise FileNotFoundError(f"{workdir} has no checkpoint of step {step}: it has {steps}")
+
     directory = Path(workdir).absolute() / "checkpoints" / str(step)
     if reason := damage(directory):
         raise ValueError(f"{directory} cannot be read ({reason}): it is damaged, use another step")
@@ -243,6 +250,7 @@ def load_params(
         raise ValueError(
             f"{directory} cannot be read ({first_line(error)}): it is damaged, use another step"
         ) from error
+
     config = ml_collections.ConfigDict(about["config"]).lock()
     return tree["params"], tree.get("teacher", {}), config, step
 

@@ -24,8 +24,8 @@ def of_file(path: Path) -> str:
 def write(directory: Path) -> None:
     """Write the digests of all files that the directory holds, at any depth, but for its own."""
     files = sorted(x for x in directory.rglob("*") if x.is_file() and x.name != NAME)
-    found = {path.relative_to(directory).as_posix(): of_file(path) for path in files}
-    (directory / NAME).write_text(json.dumps(found, indent=1) + "\n")
+    digests = {path.relative_to(directory).as_posix(): of_file(path) for path in files}
+    (directory / NAME).write_text(json.dumps(digests, indent=1) + "\n")
 
 
 def damage(directory: Path) -> str | None:

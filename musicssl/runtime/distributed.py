@@ -67,6 +67,8 @@ def start() -> None:
     job = described()
     if job is None:
         return
+
+    # a timer, and then the meeting itself
     reason = f"not all processes came within {MEET.value} s"
     late = threading.Timer(MEET.value, leave, (EXIT_PEER, reason))
     late.start()  # JAX itself would end the process with a page of addresses

@@ -64,6 +64,8 @@ def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
             )
     elif path.exists() and not wrote(path):
         raise ValueError(f"{path} is not of a run: it would be lost, use another --workdir")
+
+    # written by one process, and only where it changes something
     text = json.dumps(mine, indent=2) + "\n"
     if jax.process_index() == 0 and not (path.exists() and path.read_text() == text):
         workdir.mkdir(parents=True, exist_ok=True)
