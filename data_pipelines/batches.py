@@ -31,14 +31,14 @@ __all__ = [
     "write_index",
 ]
 
-ENDLESS = 1 << 40  # steps
-FAILED = -2  # in place of a record; -1 is a row without one
-PIECE = 8  # rows that a thread reads in one go
+_ENDLESS = 1 << 40  # steps
+_FAILED = -2  # in place of a record; -1 is a row without one
+_PIECE = 8  # rows that a thread reads in one go
 READING = 2  # batches that are read at once, so that no thread waits for the last row of one
 AHEAD = 1  # whole batches that wait beside those
 THREADS = 8  # at most by default: more of them wait for Python's lock
-ATTEMPTS = 16  # records tried for one row
-LOST_SHARE, LOST_FEW = 0.01, 10  # "skip" ends when both this share and this number are damaged
+_ATTEMPTS = 16  # records tried for one row
+_LOST_SHARE, _LOST_FEW = 0.01, 10  # "skip" ends when both this share and this number are damaged
 
 
 def check_crop(dataset: Dataset, samples: int) -> None:
@@ -88,7 +88,7 @@ def iterate(
     check_crop(dataset, samples)
     plan = Shuffled(dataset.samples, seed, samples)
     reader = _Reader(dataset, plan, batch_size, samples, rows, on_damage)
-    return Batches(reader, range(start_step, ENDLESS), threads)
+    return Batches(reader, range(start_step, _ENDLESS), threads)
 
 
 def sequential(
@@ -143,7 +143,7 @@ class _Reader:
         places = step * self.batch_size + self.rows
         try:
             records, starts = self.plan(places)  # [rows], [rows]
-            pieces = [slice(row, row + PIECE) for row in range(0, len(places), PIECE)]
+            pieces = [slice(row, row + _PIECE) for row in range(0, len(places), _PIECE)]
             running = [
                 pool.submit(self._fill, places[p], records[p], starts[p], audio[p]) for p in pieces
             ]
@@ -151,7 +151,7 @@ class _Reader:
                 piece.result()
         except Exception as error:  # to be raised by Batches: TensorFlow would print pages about it
             self.errors[step] = error
-            records = np.full(len(places), FAILED)
+            records = np.full(len(places), _FAILED)
         return audio, records
 
     def _fill(
@@ -164,7 +164,7 @@ class _Reader:
 
     def _row(self, place: int, record: int, start: int, out: np.ndarray) -> int:
         """Fill `out` with the crop of a place, or of its substitute, and return the record."""
-        for attempt in range(ATTEMPTS):
+        for attempt in range(_ATTEMPTS):
             if record < 0:
                 out[:] = 0
                 return record
@@ -174,7 +174,7 @@ class _Reader:
             except Damaged as error:
                 self._count(record, error)
             record, start = self.plan.instead(place, attempt)
-        raise Damaged(f"{self.dataset.directory}: {ATTEMPTS} records drawn in turn are damaged")
+        raise Damaged(f"{self.dataset.directory}: {_ATTEMPTS} records drawn in turn are damaged")
 
     def _count(self, record: int, error: Damaged) -> None:
         """Note a damaged record, or raise the error where none may be skipped."""
@@ -184,10 +184,10 @@ class _Reader:
             return
         self.damaged[record] = str(error)
         logging.getLogger(__name__).warning("skipped: %s", error)
-        if len(self.damaged) > max(LOST_FEW, LOST_SHARE * len(self.dataset)):
+        if len(self.damaged) > max(_LOST_FEW, _LOST_SHARE * len(self.dataset)):
             raise Damaged(
                 f"{self.dataset.directory}: {len(self.damaged)} damaged records, more than "
-                f"{LOST_SHARE:.0%} of {len(self.dataset)}: build it again; the last is {error}"
+                f"{_LOST_SHARE:.0%} of {len(self.dataset)}: build it again; the last is {error}"
             )
 
 
@@ -208,7 +208,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         if not self._running:
             raise StopIteration
         batch = next(self._running[0])
-        if batch["record"][0] == FAILED:
+        if batch["record"][0] == _FAILED:
             self.close()
             raise self._reader.errors[min(self._reader.errors)]
         if self._reader.closed:  # by another thread meanwhile: the batch may be cut off

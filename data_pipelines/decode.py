@@ -33,8 +33,10 @@ _BYTES_PER_SECOND = {  # typical; 16,000 (128 kbit/s) for the others: duration()
     ".wv": 90_000,
 }
 
-MIN_RATE = 4000  # Hz; less is not music, and a header of 1 Hz would ask for 16,000 times the memory
-QUIETEST = 1e-4  # of full scale, -80 dB: what is below is no music, but the noise of rounding
+_MIN_RATE = (
+    4000  # Hz; less is not music, and a header of 1 Hz would ask for 16,000 times the memory
+)
+_QUIETEST = 1e-4  # of full scale, -80 dB: what is below is no music, but the noise of rounding
 _TOO_LONG = 1.05  # a file with more than this share of what it promises is not what was meant
 _GRACE = 0.2  # seconds beyond it that encoders add to short files
 _FRAME = 0.02  # seconds: less than a decoder leaves out at a time
@@ -129,7 +131,7 @@ def load(
     path: str | os.PathLike,
     sample_rate: int,
     min_seconds: float = 0.0,
-    quietest: float = QUIETEST,
+    quietest: float = _QUIETEST,
 ) -> np.ndarray:
     """Decode a file to int16 mono [n] at `sample_rate`.
 
@@ -167,7 +169,7 @@ def load(
     return audio
 
 
-def check_heard(audio: np.ndarray, sample_rate: int, quietest: float = QUIETEST) -> None:
+def check_heard(audio: np.ndarray, sample_rate: int, quietest: float = _QUIETEST) -> None:
     """Raise Unusable for int16 [n] in which nothing is to be heard.
 
     The tenth of a second at both ends is not looked at if the rest is longer: a constant rings
@@ -291,7 +293,7 @@ def _convert(decoder: _Decoder, path: Path, sample_rate: int, mix: _Mix) -> _Sou
     last = np.zeros((0, 1), np.float32)  # flushes the resampler
     with contextlib.closing(decoder(path)) as streams:
         for stream in streams:
-            if stream.sample_rate < MIN_RATE:
+            if stream.sample_rate < _MIN_RATE:
                 raise Unusable(f"not music: a sample rate of {stream.sample_rate} Hz")
             sound.promised += stream.promised
             expected = int(sound.promised * sample_rate) + _BLOCK

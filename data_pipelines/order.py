@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-ORDER, CROP, INSTEAD = 0, 1, 2  # streams of the hash
+ORDER, _CROP, _INSTEAD = 0, 1, 2  # streams of the hash
 
 
 def hash64(*words: int | np.ndarray) -> np.ndarray:
@@ -47,7 +47,7 @@ def crop_starts(
       lengths: samples of each of the records, int64 [rows].
       samples: of the crop; a record that is shorter is taken from its start, and repeated.
     """
-    uniform = (hash64(seed, CROP, epochs, records) >> np.uint64(11)) * 2.0**-53  # [0, 1)
+    uniform = (hash64(seed, _CROP, epochs, records) >> np.uint64(11)) * 2.0**-53  # [0, 1)
     return (uniform * np.maximum(lengths - samples + 1, 1)).astype(np.int64)
 
 
@@ -79,7 +79,7 @@ class Shuffled:
         return records, self._starts(epochs, records)
 
     def instead(self, place: int, attempt: int) -> tuple[int, int]:
-        drawn = hash64(self.seed, INSTEAD, place, attempt) % np.uint64(len(self.lengths))
+        drawn = hash64(self.seed, _INSTEAD, place, attempt) % np.uint64(len(self.lengths))
         records = drawn.astype(np.int64)
         return records[0], self._starts(np.array([place // len(self.lengths)]), records)[0]
 

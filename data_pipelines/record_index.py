@@ -25,9 +25,9 @@ from tqdm import tqdm
 from data_pipelines import paths
 
 BLOCK = 1 << 16  # bytes of audio to a checksum
-FORMAT = 1  # of the file
-SCANNERS = 4  # shards that are read at once
-FRAMING = 16  # bytes around a record in a TFRecord file: length 8, checksums 4 and 4
+_FORMAT = 1  # of the file
+_SCANNERS = 4  # shards that are read at once
+_FRAMING = 16  # bytes around a record in a TFRecord file: length 8, checksums 4 and 4
 
 tf.config.set_visible_devices([], "GPU")  # TensorFlow reads files here and nothing else
 
@@ -96,7 +96,7 @@ def write_index(directory: str) -> None:
     """
     for layout in layouts(epath.Path(directory)).values():
         layout.path.unlink(missing_ok=True)
-        sizes = shard_sizes(layout)
+        sizes = _shard_sizes(layout)
         _save(layout, sizes, _scan(layout, sizes))
 
 
@@ -105,7 +105,7 @@ def read_index(layout: Layout) -> Index:
 
     Damage is no error here, and is not saved: it may be mended.
     """
-    sizes = shard_sizes(layout)
+    sizes = _shard_sizes(layout)
     index = _load(layout, sizes)
     if index is None:
         index = _scan(layout, sizes)
@@ -116,7 +116,7 @@ def read_index(layout: Layout) -> Index:
     return index
 
 
-def shard_sizes(layout: Layout) -> np.ndarray:
+def _shard_sizes(layout: Layout) -> np.ndarray:
     """Return the bytes of each shard, 0 for one that is missing, int64 [shards]."""
 
     def size(shard: str) -> int:
@@ -140,7 +140,7 @@ def _load(layout: Layout, sizes: np.ndarray) -> Index | None:
 
     # an index of other shards, or of another format, does not fit
     expected: dict[str, npt.ArrayLike] = {
-        "format": FORMAT,
+        "format": _FORMAT,
         "sizes": sizes,
         "lengths": layout.lengths,
     }
@@ -161,7 +161,7 @@ def _save(layout: Layout, sizes: np.ndarray, index: Index) -> None:
     aside = layout.path.parent / f".{layout.path.name}.{uuid.uuid4().hex}"
     try:
         with aside.open("wb") as file:
-            np.savez(file, format=FORMAT, sizes=sizes, lengths=layout.lengths, **index._asdict())
+            np.savez(file, format=_FORMAT, sizes=sizes, lengths=layout.lengths, **index._asdict())
         aside.replace(layout.path)
     except OSError:
         aside.unlink(missing_ok=True)
@@ -172,7 +172,7 @@ def _scan(layout: Layout, sizes: np.ndarray) -> Index:
     """Read and verify every shard."""
     rows = []
     name = f"indexing {layout.path.name.removesuffix('.index.npz')}"
-    with ThreadPoolExecutor(SCANNERS) as pool:
+    with ThreadPoolExecutor(_SCANNERS) as pool:
         shards = pool.map(_scan_shard, layout.shards, sizes.tolist(), layout.lengths)
         for shard in tqdm(shards, name, len(sizes), unit=" shards", delay=2):
             rows.extend(shard)
@@ -180,12 +180,12 @@ def _scan(layout: Layout, sizes: np.ndarray) -> Index:
     return Index(np.array(offset, np.int64), np.array(samples, np.int64), np.concatenate(sums))
 
 
-IndexRow = tuple[int, int, np.ndarray]  # offset, samples, sums of a record
+_IndexRow = tuple[int, int, np.ndarray]  # offset, samples, sums of a record
 
 
-def _scan_shard(shard: str, size: int, records: int) -> list[IndexRow]:
+def _scan_shard(shard: str, size: int, records: int) -> list[_IndexRow]:
     """Return a row for each record that the shard should hold."""
-    rows: list[IndexRow] = []
+    rows: list[_IndexRow] = []
     for position, record in _records(shard, size):
         if len(rows) == records:
             raise ValueError(
@@ -196,7 +196,7 @@ def _scan_shard(shard: str, size: int, records: int) -> list[IndexRow]:
     return rows + [_row(shard, size, None)] * (records - len(rows))
 
 
-def _row(shard: str, position: int, record: bytes | None) -> IndexRow:
+def _row(shard: str, position: int, record: bytes | None) -> _IndexRow:
     if record is None:
         return position, 0, np.zeros(1, np.uint32)
     begin, end = _audio_span(shard, record)
@@ -228,13 +228,13 @@ def _records(shard: str, size: int) -> Iterator[tuple[int, bytes | None]]:
             for record in remaining:
                 raw = record.numpy()
                 yield position, raw
-                position += FRAMING + len(raw)
+                position += _FRAMING + len(raw)
             return
         except tf.errors.DataLossError:
             yield position, None
             with epath.Path(shard).open("rb") as file:
                 file.seek(position)
-                position += FRAMING + int.from_bytes(file.read(8), "little")
+                position += _FRAMING + int.from_bytes(file.read(8), "little")
 
 
 def _audio_span(shard: str, example: bytes) -> tuple[int, int]:

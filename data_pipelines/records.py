@@ -15,7 +15,7 @@ from data_pipelines import paths
 from data_pipelines.record_index import BLOCK, Damaged, Index, Layout, layouts, read_index
 
 OPEN_FILES = 128  # shards that a data set keeps open
-DEFAULT_RATE = 16_000  # Hz, of a data set whose config does not say otherwise
+_DEFAULT_RATE = 16_000  # Hz, of a data set whose config does not say otherwise
 
 
 class _File:
@@ -188,4 +188,4 @@ def _versions(root: epath.Path) -> list[epath.Path]:
 def _sample_rate(directory: epath.Path) -> int:
     """Return the rate in Hz that a config's name says, as in "24khz"."""
     said = re.search(r"(\d+)khz", directory.parent.name)
-    return 1000 * int(said.group(1)) if said else DEFAULT_RATE
+    return 1000 * int(said.group(1)) if said else _DEFAULT_RATE

@@ -29,8 +29,8 @@ from tqdm import tqdm
 from data_pipelines import workers
 from data_pipelines.decode import Unusable
 
-SHARD_BYTES = 64 << 20  # planned size of a shard of a data set of 1 GiB and more
-SMALLEST_SHARD = 4 << 20  # bytes; a smaller data set is still cut for about 16 workers
+_SHARD_BYTES = 64 << 20  # planned size of a shard of a data set of 1 GiB and more
+_SMALLEST_SHARD = 4 << 20  # bytes; a smaller data set is still cut for about 16 workers
 LARGEST_SHARD = 128 << 20  # bytes; an input that holds more than its plan said starts a new shard
 SKIPPED = "skipped.tsv"
 _TSV = str.maketrans({"\t": "\\t", "\n": "\\n", "\r": "\\r"})
@@ -268,7 +268,7 @@ def plan(inputs: Mapping[str, Sequence[Input]]) -> list[ShardTask]:
     plan is the same on every machine.
     """
     total = sum(source.size for source in itertools.chain.from_iterable(inputs.values()))
-    target = min(SHARD_BYTES, max(SMALLEST_SHARD, total // 16))
+    target = min(_SHARD_BYTES, max(_SMALLEST_SHARD, total // 16))
     groups: list[tuple[str, list[Input]]] = []
     for split, sources in inputs.items():
         filled = target

@@ -19,12 +19,12 @@ STEM_HOP = 320
 # Frames of `log_mel` and `mfcc`: Kaldi's 25 ms windows every 10 ms, and a 512-point transform.
 SAMPLE_RATE = 16_000
 WINDOW = 400
-HOP = 160
+_HOP = 160
 FFT = 512
 PARTIALS = 80  # bands of `partials`
 AROUND = 9  # of them that each is compared with
-QUIET = -12.0  # log energy below which a band tells nothing
-TIMBRE = 0.03  # of MFCC beside them: with it both parts vary alike
+_QUIET = -12.0  # log energy below which a band tells nothing
+_TIMBRE = 0.03  # of MFCC beside them: with it both parts vary alike
 EXACT = jax.lax.Precision.HIGHEST
 
 
@@ -125,11 +125,11 @@ def partials(audio: jax.Array, ceps: int = 13) -> jax.Array:
     Returns:
       [b, t, 80 + 3 * ceps] float32 at 100 Hz.
     """
-    bands = jnp.maximum(log_mel(audio, PARTIALS), QUIET)
+    bands = jnp.maximum(log_mel(audio, PARTIALS), _QUIET)
     beside = AROUND // 2
     padded = jnp.pad(bands, ((0, 0), (0, 0), (beside, beside)), mode="edge")  # [b, t, 88]
     around = sum(padded[..., i : i + PARTIALS] for i in range(AROUND)) / AROUND  # [b, t, 80]
-    return jnp.concatenate([bands - around, TIMBRE * mfcc(audio, ceps)], -1)
+    return jnp.concatenate([bands - around, _TIMBRE * mfcc(audio, ceps)], -1)
 
 
 def targets_at_50hz(features: jax.Array, frames: int) -> jax.Array:
@@ -157,12 +157,12 @@ def _windows(audio: jax.Array) -> jax.Array:
     batch, samples = audio.shape
     if samples < WINDOW:
         raise ValueError(f"audio of {samples} samples is shorter than one window of {WINDOW}")
-    count = (samples - WINDOW) // HOP + 1
+    count = (samples - WINDOW) // _HOP + 1
     # Window i is hops i and i + 1 and the first half of hop i + 2.
-    used = (count + 2) * HOP
+    used = (count + 2) * _HOP
     audio = jnp.pad(audio, ((0, 0), (0, max(used - samples, 0))))[:, :used]
-    hops = audio.reshape(batch, count + 2, HOP)  # [b, n] -> [b, t + 2, 160]
-    parts = [hops[:, :-2], hops[:, 1:-1], hops[:, 2:, : WINDOW - 2 * HOP]]
+    hops = audio.reshape(batch, count + 2, _HOP)  # [b, n] -> [b, t + 2, 160]
+    parts = [hops[:, :-2], hops[:, 1:-1], hops[:, 2:, : WINDOW - 2 * _HOP]]
     return jnp.concatenate(parts, -1)  # [b, t, 400]
 
 
@@ -227,7 +227,7 @@ def spectral_definition(feature: str, ceps: int) -> dict[str, str | int | float]
     cepstral: dict[str, str | int | float] = {"feature": feature, "ceps": ceps, "differences": 2}
     if feature == "mfcc":
         return cepstral
-    return cepstral | {"bands": PARTIALS, "around": AROUND, "quiet": QUIET, "timbre": TIMBRE}
+    return cepstral | {"bands": PARTIALS, "around": AROUND, "quiet": _QUIET, "timbre": _TIMBRE}
 
 
 def spectral_width(feature: str, ceps: int) -> int:

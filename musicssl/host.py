@@ -33,7 +33,7 @@ class Batches:
         if data.name.split("/")[0] == "synth_music" and not batches.is_built(
             data.name, data.data_dir
         ):
-            compose(data.name, data.data_dir)
+            _compose(data.name, data.data_dir)
         self.config, self.mesh = config, mesh
         self.reading: batches.Batches | None = None
         self.iterate = batches.iterate
@@ -77,7 +77,7 @@ class Batches:
         return {"damaged_records": len(self.reading.damaged)}
 
 
-def compose(name: str, data_dir: str) -> None:
+def _compose(name: str, data_dir: str) -> None:
     """Build the synthetic data set, which needs no download, on its first use."""
     if jax.process_index() == 0:
         say(f"{name} is not in {data_dir} yet: composing it")

@@ -15,7 +15,7 @@ from data_pipelines.composer.timbres import CRASH, HAT, KICK, OPEN_HAT, RIDE, RI
 
 PHRASE = 4  # bars
 FORM = "AABA"
-Stroke = tuple[float, float, int | None]  # beat, length and voice
+_Stroke = tuple[float, float, int | None]  # beat, length and voice
 
 
 class Event(NamedTuple):
@@ -68,7 +68,7 @@ _RHYTHMS = {
 _CLOSING = {4: ((4,), (3, -1), (2, -2)), 3: ((3,), (2, -1))}
 
 # Per bar: (beat, length, voice of the chord from below; None is the whole chord).
-_COMPING: dict[str, list[Stroke]] = {
+_COMPING: dict[str, list[_Stroke]] = {
     "quarters": [(b, 0.9, None) for b in range(4)],
     "offbeats": [(b + 0.5, 0.4, None) for b in range(4)],
     "charleston": [(0, 1.4, None), (1.5, 0.6, None), (3, 0.5, None)],
@@ -80,7 +80,7 @@ _COMPING: dict[str, list[Stroke]] = {
 }
 
 # Per bar: (beat, length, chord tone counted from the root; 3 is the octave).
-_BASS_LINES: dict[str, list[Stroke]] = {
+_BASS_LINES: dict[str, list[_Stroke]] = {
     "twos": [(0, 1.8, 0), (2, 1.8, 2)],
     "quarters": [(b, 0.9, 0) for b in range(4)],
     "eighths": [(i / 2, 0.45, 0) for i in range(8)],
@@ -185,7 +185,7 @@ def chords(rng: np.random.Generator, plan: MusicPlan, low: int, high: int) -> li
     return events
 
 
-def _strokes(pattern: list[Stroke] | None, meter: int, start: int, end: int) -> Iterator[Stroke]:
+def _strokes(pattern: list[_Stroke] | None, meter: int, start: int, end: int) -> Iterator[_Stroke]:
     """Yield a bar pattern's (beat, length, voice) within a span; None: one held chord."""
     if pattern is None:
         yield start, end - start, None

@@ -31,13 +31,13 @@ SECONDS = 2.0
 VOICES = range(1, 7)
 # Cents that every note is off equal temperament, up or down. Two notes are then at most 40 cents
 # from their interval, so that the nearest in semitones is the one meant.
-DETUNING = (0, 10, 20)
-LOWEST = 48  # C3: of the sets target and voices, three octaves up from here
+_DETUNING = (0, 10, 20)
+_LOWEST = 48  # C3: of the sets target and voices, three octaves up from here
 PLAYERS = ("guitar", "harpsichord", "piano", "violin", "organ", "electric_piano", "synth", "voice")
-TARGET = "voice"
-SPAN = range(12, 24)  # semitones from the lowest to the highest voice
+_TARGET = "voice"
+_SPAN = range(12, 24)  # semitones from the lowest to the highest voice
 TIMBRES = ("harpsichord", "piano", "violin", "organ", "electric_piano", "synth")  # from C2 to B5
-OCTAVES = (2, 3, 4)  # of the lowest note of an interval or a chord
+_OCTAVES = (2, 3, 4)  # of the lowest note of an interval or a chord
 INTERVALS = ("m2", "M2", "m3", "M3", "P4", "TT", "P5", "m6", "M6", "m7", "M7", "P8")
 CHORDS = {  # semitones above the root
     name: (*steps, 12)[:4] for name, steps in harmony.QUALITIES.items() if steps
@@ -142,9 +142,9 @@ def _fresh(rng: np.random.Generator, name: str, row: dict, taken: set) -> Stimul
 def _target(rng: np.random.Generator, row: dict) -> Stimulus:
     rank = row["rank"] % row["voices"]
     pitches = _pitches(rng, row, rank)
-    candidates = [player for player in PLAYERS if player != TARGET]
+    candidates = [player for player in PLAYERS if player != _TARGET]
     others = [str(name) for name in rng.permutation(candidates)]
-    players = [*others[:rank], TARGET, *others[rank:]][: row["voices"]]
+    players = [*others[:rank], _TARGET, *others[rank:]][: row["voices"]]
     labels = {"target": row["pitch_class"]}
     return _stimulus(rng, pitches, players, row["detuning"], labels, rank)
 
@@ -200,14 +200,14 @@ def _pitches(rng: np.random.Generator, row: dict, rank: int) -> np.ndarray:
     """
     count, span = row["voices"], row["span"]
     if count == 1:
-        return np.array([LOWEST + 12 * row["octave"] + row["pitch_class"]])
+        return np.array([_LOWEST + 12 * row["octave"] + row["pitch_class"]])
     inner = np.sort(rng.choice(span - count, count - 2, replace=False))
     steps = np.array([0, *(inner + 2 + np.arange(count - 2)), span])
-    return LOWEST + (row["pitch_class"] - steps[rank]) % 12 + steps
+    return _LOWEST + (row["pitch_class"] - steps[rank]) % 12 + steps
 
 
-_BAND = {"pitch_class": range(12), "span": SPAN, "octave": range(3), "detuning": DETUNING}
-_TIMBRE = {"octave": OCTAVES, "timbre": TIMBRES, "detuning": DETUNING}
+_BAND = {"pitch_class": range(12), "span": _SPAN, "octave": range(3), "detuning": _DETUNING}
+_TIMBRE = {"octave": _OCTAVES, "timbre": TIMBRES, "detuning": _DETUNING}
 SETS = {
     "target": StimulusSet("voices", VOICES, _BAND | {"rank": range(60)}, _target),
     "voices": StimulusSet("voices", VOICES, _BAND | {"player": PLAYERS}, _voices),

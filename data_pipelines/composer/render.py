@@ -23,9 +23,9 @@ from data_pipelines.composer.timbres import (
     frequency,
 )
 
-TABLE_SIZE = 2048
-HIGHEST = 0.47  # of the sample rate: no partial is above
-NOISE_SECONDS = 4.0
+_TABLE_SIZE = 2048
+_HIGHEST = 0.47  # of the sample rate: no partial is above
+_NOISE_SECONDS = 4.0
 
 
 def render(
@@ -63,7 +63,7 @@ def _check(note: Note, sample_rate: int) -> None:
         raise ValueError(f"render: {note} must have 0 <= onset < offset")
     if note.instrument == DRUMS and note.pitch not in KIT:
         raise ValueError(f"render: {note} is no drum of the kit; it has pitches {sorted(KIT)}")
-    if note.instrument != DRUMS and frequency(note.pitch) > HIGHEST * sample_rate:
+    if note.instrument != DRUMS and frequency(note.pitch) > _HIGHEST * sample_rate:
         raise ValueError(f"render: {note} is too high for a sample rate of {sample_rate} Hz")
 
 
@@ -186,7 +186,7 @@ class _Player:
     def _spectrum(self, layer: Layer, pitch: float) -> np.ndarray:
         """Return the amplitudes of harmonics 0, 1, 2, ... up to the highest allowed."""
         timbre, f0 = self.timbre, float(frequency(pitch)) * layer.ratio
-        h = np.arange(min(layer.last, int(HIGHEST * self.sample_rate / f0), TABLE_SIZE // 4) + 1)
+        h = np.arange(min(layer.last, int(_HIGHEST * self.sample_rate / f0), _TABLE_SIZE // 4) + 1)
         hertz = h * f0 / self.formant_shift
         amplitude = np.maximum(h, 1.0) ** -self.tilt
         amplitude *= np.where(h % 2, 1.0, timbre.even)
@@ -202,17 +202,17 @@ def _table(spectrum: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return one period of the waveform and its differences, float32 [TABLE_SIZE] each."""
     h = np.arange(len(spectrum))
     # Phases that grow with h squared spread the energy over the period: no clicks, more headroom.
-    coefficients = spectrum * np.exp(1j * np.pi * h * h / 7.3) * (TABLE_SIZE / 2)
-    table = np.fft.irfft(coefficients, TABLE_SIZE)
+    coefficients = spectrum * np.exp(1j * np.pi * h * h / 7.3) * (_TABLE_SIZE / 2)
+    table = np.fft.irfft(coefficients, _TABLE_SIZE)
     return table.astype(np.float32), (np.roll(table, -1) - table).astype(np.float32)
 
 
 def _lookup(table: np.ndarray, slope: np.ndarray, cycles: np.ndarray) -> np.ndarray:
     """Read a wavetable at phases in cycles [n] with linear interpolation, float32 [n]."""
-    position = cycles * TABLE_SIZE
+    position = cycles * _TABLE_SIZE
     index = position.astype(np.int32)
     fraction = (position - index).astype(np.float32)
-    index &= TABLE_SIZE - 1
+    index &= _TABLE_SIZE - 1
     return table[index] + fraction * slope[index]
 
 
@@ -239,7 +239,7 @@ def _envelope(n: int, held: int, attack: float) -> np.ndarray:
 @functools.lru_cache(maxsize=64)
 def _noise(sample_rate: int, low: float, high: float) -> np.ndarray:
     """Return some seconds of unit-variance noise between two frequencies in Hz, float32 [n]."""
-    n = int(NOISE_SECONDS * sample_rate)
+    n = int(_NOISE_SECONDS * sample_rate)
     spectrum = np.fft.rfft(np.random.default_rng(0).standard_normal(n))
     hertz = np.fft.rfftfreq(n, 1 / sample_rate)
     # Second-order slopes on both sides, as a gentle band-pass filter has.

@@ -13,15 +13,15 @@ from etils import epath
 from data_pipelines import labelled, paths, sources
 from data_pipelines.shards import BuildError
 
-TONICS = ["C", "Db", "D", "Eb", "E", "F", "Gb", "G", "Ab", "A", "Bb", "B"]
-KEYS = [f"{tonic} {mode}" for mode, tonic in itertools.product(("major", "minor"), TONICS)]
+_TONICS = ["C", "Db", "D", "Eb", "E", "F", "Gb", "G", "Ab", "A", "Bb", "B"]
+KEYS = [f"{tonic} {mode}" for mode, tonic in itertools.product(("major", "minor"), _TONICS)]
 _FLATS = {"C#": "Db", "D#": "Eb", "F#": "Gb", "G#": "Ab", "A#": "Bb"}
 
 _GITHUB = "https://github.com/GiantSteps"
 _AUDIO_HOST = "http://www.cp.jku.at/datasets/giantsteps"
 # GitHub does not promise that an archive's bytes stay the same, so there is no digest: the commit
 # in the URL names the content, and the archives carry the MD5 of every audio file.
-REPOSITORIES = {
+_REPOSITORIES = {
     "test": sources.DownloadSource(
         "giantsteps-key-dataset.zip",
         f"{_GITHUB}/giantsteps-key-dataset/archive/c8cb8aad2cb53f165be51ea099d0dc75c64a844f.zip",
@@ -70,7 +70,7 @@ def artist_splits(credits: Iterable[str]) -> dict[str, str]:
     return split
 
 
-def select_mtg(annotations: str, metadata: str) -> dict[int, tuple[str, str]]:
+def _select_mtg(annotations: str, metadata: str) -> dict[int, tuple[str, str]]:
     """Return {track id: (split, key)} of the MTG key set's usable tracks.
 
     Confidence must be 2 and the key a single one (no "/"): 1,159 of 1,486 tracks, as in jukemir
@@ -111,7 +111,7 @@ class Builder(labelled.LabelledBuilder):
     def contents(self, dl_manager: tfds.download.DownloadManager) -> labelled.Contents:
         mtg, test = _repository(dl_manager, "train"), _repository(dl_manager, "test")
         tables = (mtg / "annotations" / f"{t}.txt" for t in ("annotations", "beatport_metadata"))
-        chosen = select_mtg(*(table.read_text() for table in tables))
+        chosen = _select_mtg(*(table.read_text() for table in tables))
         files = paths.matching(test / "annotations" / "key", "*.LOFI.key")
         held_out = {
             int(file.name.partition(".")[0]): ("test", parse_key(file.read_text(), str(file)))
@@ -148,7 +148,7 @@ def _numbered(folder: epath.Path, track: int, kind: str) -> epath.Path | None:
 
 
 def _name(origin: str) -> str:
-    return REPOSITORIES[origin].filename.removesuffix(".zip")
+    return _REPOSITORIES[origin].filename.removesuffix(".zip")
 
 
 def _repository(dl_manager: tfds.download.DownloadManager, origin: str) -> epath.Path:
@@ -157,7 +157,7 @@ def _repository(dl_manager: tfds.download.DownloadManager, origin: str) -> epath
     manual = sources.manual_dir(dl_manager)
     table = sources.placed(manual, f"{name}/annotations", f"{name}-*/annotations")
     if table is None:
-        archive = sources.fetch(dl_manager, {origin: REPOSITORIES[origin]})[origin]
+        archive = sources.fetch(dl_manager, {origin: _REPOSITORIES[origin]})[origin]
         root = sources.unpack(dl_manager, archive, tfds.download.ExtractMethod.ZIP)
         table = sources.placed(root, "*/annotations") or root / "annotations"
     return table.parent

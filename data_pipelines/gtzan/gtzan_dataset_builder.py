@@ -35,14 +35,14 @@ _LIST_DIGESTS = {
     "valid": "f8fbee7c52397a0e0f3a91dc54fedecb2e27f5bdc9a9daeab8cb10d077e26956",
     "test": "09cafa6a89ce0a27f30ed250d56ecb4d03c22fffb5a693f96c7ae655ee02ac72",
 }
-LISTS = {
+_LISTS = {
     "validation" if name == "valid" else name: sources.DownloadSource(
         f"{name}_filtered.txt", f"{_DNN_MGR}/{name}_filtered.txt", f"sha256:{digest}"
     )
     for name, digest in _LIST_DIGESTS.items()
 }
 # The original host (opihi.cs.uvic.ca) is gone; this is the mirror that Hugging Face's loader used.
-AUDIO = sources.DownloadSource(
+_AUDIO = sources.DownloadSource(
     "genres.tar.gz",
     "https://huggingface.co/datasets/marsyas/gtzan/resolve/main/data/genres.tar.gz",
 )
@@ -120,7 +120,7 @@ class Builder(labelled.LabelledBuilder, skip_registration=True):  # type: ignore
         }
 
     def contents(self, dl_manager: tfds.download.DownloadManager) -> labelled.Contents:
-        lists = sources.fetch(dl_manager, LISTS)
+        lists = sources.fetch(dl_manager, _LISTS)
         audio, beats = _audio_folder(dl_manager), _beats_folder(dl_manager)
         tracks = {}
         for split, file in lists.items():
@@ -153,7 +153,7 @@ def _audio_folder(dl_manager: tfds.download.DownloadManager) -> epath.Path:
     folders = ("genres", "genres_original", "Data/genres_original")
     if (folder := sources.placed(manual, *folders)) is not None:
         return folder
-    archive = sources.fetch(dl_manager, {"audio": AUDIO})["audio"]
+    archive = sources.fetch(dl_manager, {"audio": _AUDIO})["audio"]
     return sources.unpack(dl_manager, archive, tfds.download.ExtractMethod.TAR_GZ) / "genres"
 
 

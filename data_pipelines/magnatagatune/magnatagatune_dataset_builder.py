@@ -23,14 +23,14 @@ TAGS = _BY_FREQUENCY.split(",")
 
 _HOST = "https://mirg.city.ac.uk/datasets/magnatagatune"
 _HEX = "0123456789abcdef"  # the folders of the archive
-ANNOTATIONS = (
+_ANNOTATIONS = (
     sources.DownloadSource(  # this and the digests below: jukemir assets/magnatagatune.json
         "annotations_final.csv",
         f"{_HOST}/annotations_final.csv",
         "sha256:99b94e95825d4fa576386a5367b9c96e0ec636e9f9c240aceb492f4728f68c3c",
     )
 )
-PARTS = {
+_PARTS = {
     part: sources.DownloadSource(f"mp3.zip.{part}", f"{_HOST}/mp3.zip.{part}", f"sha256:{digest}")
     for part, digest in (
         ("001", "f857fe185968773058cc71662c2ef5d8f2d4b7338e3c122cfd52f82dcb9760b9"),
@@ -52,7 +52,7 @@ def split_of(mp3_path: str) -> str:
     return {"c": "validation", "d": "test", "e": "test", "f": "test"}.get(folder, "train")
 
 
-def read_annotations(table: str, audio: epath.Path) -> dict[str, list[labelled.Track]]:
+def _read_annotations(table: str, audio: epath.Path) -> dict[str, list[labelled.Track]]:
     """Read annotations_final.csv (tabs, quotes, 188 tag columns) into tracks by split.
 
     Clips without any of the 50 tags stay, as in jukemir, MARBLE and musicnn (the "minz" lists
@@ -90,8 +90,8 @@ class Builder(labelled.LabelledBuilder):
         return {"tags": tfds.features.Tensor(shape=(len(TAGS),), dtype=np.uint8)}
 
     def contents(self, dl_manager: tfds.download.DownloadManager) -> labelled.Contents:
-        table = sources.fetch(dl_manager, {"table": ANNOTATIONS})["table"]
-        tracks = read_annotations(table.read_text(), _audio_folder(dl_manager))
+        table = sources.fetch(dl_manager, {"table": _ANNOTATIONS})["table"]
+        tracks = _read_annotations(table.read_text(), _audio_folder(dl_manager))
         return labelled.Contents(tracks, {"tags": TAGS})
 
 
@@ -103,8 +103,8 @@ def _audio_folder(dl_manager: tfds.download.DownloadManager) -> epath.Path:
         return folder.parent
     archive = sources.placed(manual, "mp3.zip")
     if archive is None:
-        parts = sources.fetch(dl_manager, PARTS)
+        parts = sources.fetch(dl_manager, _PARTS)
         target = epath.Path(dl_manager.download_dir) / "magnatagatune" / "mp3.zip"
         target.parent.mkdir(parents=True, exist_ok=True)
-        archive = sources.join([parts[part] for part in sorted(PARTS)], target)
+        archive = sources.join([parts[part] for part in sorted(_PARTS)], target)
     return sources.unpack(dl_manager, archive, tfds.download.ExtractMethod.ZIP)

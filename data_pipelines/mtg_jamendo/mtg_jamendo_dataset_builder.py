@@ -18,7 +18,7 @@ SUBSETS = {  # our name: that of the published files
     "genre": "genre",
     "top50": "top50tags",
 }
-SPLITS = ("train", "validation", "test")
+_SPLITS = ("train", "validation", "test")
 
 _RAW = (
     "https://raw.githubusercontent.com/MTG/mtg-jamendo-dataset/"
@@ -29,7 +29,7 @@ TABLES = {  # split-0, the one that published figures use
         f"autotagging_{SUBSETS[subset]}-{split}.tsv",
         f"{_RAW}/splits/split-0/autotagging_{SUBSETS[subset]}-{split}.tsv",
     )
-    for subset, split in itertools.product(SUBSETS, SPLITS)
+    for subset, split in itertools.product(SUBSETS, _SPLITS)
 }
 _CDN = "https://cdn.freesound.org/mtg-jamendo"
 
@@ -63,20 +63,20 @@ def read_table(text: str) -> dict[str, TableRow]:
     return {row[0]: TableRow(row[3], float(row[4]), tuple(filter(None, row[5:]))) for row in rows}
 
 
-def vocabulary(tables: Mapping[str, Mapping[str, TableRow]], subset: str) -> list[str]:
+def _vocabulary(tables: Mapping[str, Mapping[str, TableRow]], subset: str) -> list[str]:
     """Return the sorted tags of a subset's three split files.
 
     The split files, not the whole-subset files: those hold 95, 41 and 59 genre, instrument and
     mood/theme tags, of which 87, 40 and 56 are in all splits (README of the data set).
     """
     tags: set[str] = set()
-    for split in SPLITS:
+    for split in _SPLITS:
         for row in tables[f"{subset}/{split}"].values():
             tags.update(row.tags)
     return sorted(tags)
 
 
-def merge(
+def _merge(
     tables: Mapping[str, Mapping[str, TableRow]], subsets: Iterable[str]
 ) -> dict[str, dict[str, dict[str, TableRow]]]:
     """Join the subsets' tables into {split: {track: {subset: row}}}.
@@ -84,10 +84,10 @@ def merge(
     A track is in the same split of every subset that has it (the subsets were filtered from one
     split); tables in which that does not hold are refused.
     """
-    merged: dict[str, dict[str, dict[str, TableRow]]] = {split: {} for split in SPLITS}
+    merged: dict[str, dict[str, dict[str, TableRow]]] = {split: {} for split in _SPLITS}
     home: dict[str, str] = {}
     for subset in subsets:
-        for split in SPLITS:
+        for split in _SPLITS:
             for track, row in tables[f"{subset}/{split}"].items():
                 if home.setdefault(track, split) != split:
                     raise BuildError(f"{track} is in {home[track]} and {split}: mixed split files")
@@ -151,10 +151,10 @@ class Builder(labelled.LabelledBuilder):
         wanted = {name: t for name, t in TABLES.items() if name.split("/")[0] in config.subsets}
         files = sources.fetch(dl_manager, wanted)
         tables = {name: read_table(file.read_text()) for name, file in files.items()}
-        classes = {subset: vocabulary(tables, subset) for subset in config.subsets}
+        classes = {subset: _vocabulary(tables, subset) for subset in config.subsets}
         locate = _locator(dl_manager, config.collection)
         tracks: dict[str, list[labelled.Track]] = {}
-        for split, members in merge(tables, config.subsets).items():
+        for split, members in _merge(tables, config.subsets).items():
             tracks[split] = [
                 _track(split, track, rows, classes, locate) for track, rows in members.items()
             ]
@@ -170,12 +170,12 @@ def _track(
 ) -> labelled.Track:
     path, seconds, _ = next(iter(rows.values()))
     tags = {subset: rows[subset].tags if subset in rows else () for subset in classes}
-    labels = {subset: multi_hot(tags[subset], names) for subset, names in classes.items()}
+    labels = {subset: _multi_hot(tags[subset], names) for subset, names in classes.items()}
     counted = tuple(f"{subset}/{split}" for subset in rows)
     return labelled.Track(track, path, locate(path), labels, seconds=seconds, counted=counted)
 
 
-def multi_hot(tags: Sequence[str], names: Sequence[str]) -> np.ndarray:
+def _multi_hot(tags: Sequence[str], names: Sequence[str]) -> np.ndarray:
     """Return uint8 [classes]: 1 for each of `names` that is among `tags`."""
     return np.array([name in tags for name in names], np.uint8)
 

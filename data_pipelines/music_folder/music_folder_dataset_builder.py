@@ -15,11 +15,11 @@ from data_pipelines import decode, paths
 from data_pipelines.music_folder import tree
 from data_pipelines.shards import RECORDED, BuildError, Input, ShardedBuilder
 
-SEGMENT = 30  # seconds of a record
-SHORTEST = 2  # seconds of the last record of a file, and of a file
-SOUND = 0.01  # share of a record's samples that are not 0; resampling rings into digital silence
-TOLD = 20  # folders that cannot be read, by name
-SCANNERS = 16  # threads that read headers; a disk is what they wait for
+_SEGMENT = 30  # seconds of a record
+_SHORTEST = 2  # seconds of the last record of a file, and of a file
+_SOUND = 0.01  # share of a record's samples that are not 0; resampling rings into digital silence
+_TOLD = 20  # folders that cannot be read, by name
+_SCANNERS = 16  # threads that read headers; a disk is what they wait for
 
 
 @dataclasses.dataclass
@@ -68,7 +68,7 @@ class Builder(ShardedBuilder):
             raise BuildError(f"{paths.shown(folder)} holds no audio file (known are {kinds})")
 
         # how long they are, by their headers
-        with ThreadPoolExecutor(SCANNERS) as pool:
+        with ThreadPoolExecutor(_SCANNERS) as pool:
             lengths = pool.map(lambda path: decode.duration(folder / path), listing.files)
             bar = tqdm(lengths, "reading headers", len(listing.files), unit=" files", delay=5)
             seconds = dict(zip(listing.files, bar, strict=True))
@@ -83,11 +83,11 @@ class Builder(ShardedBuilder):
         return inputs
 
     def _generate_examples(self, source: Input) -> Iterator[tuple[str, dict[str, Any]]]:
-        audio = decode.load(source.origin, self.sample_rate, SHORTEST)
+        audio = decode.load(source.origin, self.sample_rate, _SHORTEST)
         name = paths.shown(source.path)
-        for index, start in enumerate(range(0, len(audio), SEGMENT * self.sample_rate)):
-            segment = audio[start : start + SEGMENT * self.sample_rate]  # [n] -> [<= 30 s]
-            if len(segment) < SHORTEST * self.sample_rate:
+        for index, start in enumerate(range(0, len(audio), _SEGMENT * self.sample_rate)):
+            segment = audio[start : start + _SEGMENT * self.sample_rate]  # [n] -> [<= 30 s]
+            if len(segment) < _SHORTEST * self.sample_rate:
                 continue
             if not _is_heard(segment, self.sample_rate):
                 continue  # nothing to hear, and no variance to normalise by
@@ -104,7 +104,7 @@ def _say(folder: epath.Path, listing: tree.Tree) -> None:
         f"folders of the system, {len(listing.unreadable)} folders that cannot be read",
         file=sys.stderr,
     )
-    for path, why in listing.unreadable[:TOLD]:
+    for path, why in listing.unreadable[:_TOLD]:
         print(f"{paths.shown(path)}: {why}; left alone", file=sys.stderr)
 
 
@@ -114,4 +114,4 @@ def _is_heard(segment: np.ndarray, sample_rate: int) -> bool:
         decode.check_heard(segment, sample_rate)
     except decode.Unusable:
         return False
-    return bool(np.count_nonzero(segment) >= SOUND * len(segment))
+    return bool(np.count_nonzero(segment) >= _SOUND * len(segment))

@@ -11,14 +11,14 @@ from pathlib import Path, PurePosixPath
 
 from data_pipelines.decode import SUFFIXES
 
-VALIDATION = 0.015  # share of the folders, by hash
-LARGEST = 0.2  # share of the audio that a validation folder may hold
-DISC = re.compile(r"(cd|dis[ck]|lp|side|volume|vol\.?)[ ._-]*(\d+|[a-d])", re.IGNORECASE)
-MANY = 20  # folders side by side that are enough to divide at their level
+_VALIDATION = 0.015  # share of the folders, by hash
+_LARGEST = 0.2  # share of the audio that a validation folder may hold
+_DISC = re.compile(r"(cd|dis[ck]|lp|side|volume|vol\.?)[ ._-]*(\d+|[a-d])", re.IGNORECASE)
+_MANY = 20  # folders side by side that are enough to divide at their level
 
 
 # Folders of operating systems and storage servers: deleted files, snapshots, pictures of files.
-SYSTEM = frozenset(
+_SYSTEM = frozenset(
     (
         *("lost+found", "$recycle.bin", "system volume information", "found.000", "__macosx"),
         *("#recycle", "@recycle", "#snapshot", "@snapshot", "@recently-snapshot", "@eadir", "@tmp"),
@@ -80,7 +80,7 @@ class _Walk:
                     continue
                 if not _is_folder(entry):
                     self.files.append((linked or entry.is_symlink(), entry.path))
-                elif entry.name.lower() in SYSTEM:
+                elif entry.name.lower() in _SYSTEM:
                     self.system += 1
                 else:
                     (links if entry.is_symlink() else folders).append(entry.path)
@@ -150,9 +150,9 @@ def validation_files(seconds: Mapping[str, float]) -> set[str]:
     if len(groups) < 2:
         return set()
     lengths = {name: sum(map(seconds.__getitem__, paths)) for name, paths in groups.items()}
-    limit = LARGEST * sum(lengths.values())
+    limit = _LARGEST * sum(lengths.values())
     small = sorted((name for name in groups if lengths[name] <= limit), key=_fraction)
-    chosen = [name for name in small if _fraction(name) < VALIDATION] or small[:1]
+    chosen = [name for name in small if _fraction(name) < _VALIDATION] or small[:1]
     if not small:
         chosen = [min(groups, key=lambda name: (lengths[name], _fraction(name)))]
     if len(chosen) == len(groups):  # one is left for training
@@ -166,7 +166,7 @@ def _groups(paths: Iterable[str]) -> dict[str, list[str]]:
     deepest = max((len(parts) for parts in folders.values()), default=0)
     level = deepest
     for depth in range(1, deepest):
-        if len({parts[:depth] for parts in folders.values() if len(parts) >= depth}) >= MANY:
+        if len({parts[:depth] for parts in folders.values() if len(parts) >= depth}) >= _MANY:
             level = depth
             break
     groups = defaultdict(list)
@@ -177,7 +177,7 @@ def _groups(paths: Iterable[str]) -> dict[str, list[str]]:
 
 def _album(parts: tuple[str, ...]) -> tuple[str, ...]:
     """Return a folder's parts without the discs that it is cut into."""
-    while len(parts) > 1 and DISC.fullmatch(parts[-1]):
+    while len(parts) > 1 and _DISC.fullmatch(parts[-1]):
         parts = parts[:-1]
     return parts
 

@@ -20,7 +20,7 @@ ANSWERS = {
     "interval": polyphony.INTERVALS,
     "quality": tuple(polyphony.CHORDS),
 }
-NO_ANSWER = -1  # of labels that another set has
+_NO_ANSWER = -1  # of labels that another set has
 
 
 @dataclasses.dataclass
@@ -105,6 +105,6 @@ def record(path: str, stimulus: Stimulus, audio: np.ndarray) -> dict[str, Any]:
             "cents": [voice.cents for voice in stimulus.voices],
             "instrument": [voice.player for voice in stimulus.voices],
         },
-        **dict.fromkeys(ANSWERS, NO_ANSWER),
+        **dict.fromkeys(ANSWERS, _NO_ANSWER),
         **stimulus.labels,
     }

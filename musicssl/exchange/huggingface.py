@@ -39,7 +39,7 @@ def read_directory(path: str | os.PathLike) -> LoadedEncoder:
     )
 
     # the weights; a model that masks nothing may lack its mask embedding
-    tensors, source = read_tensors(path)
+    tensors, source = _read_tensors(path)
     masks = config.get("mask_time_prob", 0.05) or config.get("mask_feature_prob", 0)
     if not masks:
         tensors.setdefault("masked_spec_embed", np.zeros(encoder.width, np.float32))
@@ -122,14 +122,17 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], Path]:
+def _read_tensors(path: Path) -> tuple[dict[str, np.ndarray], Path]:
     """Read the encoder's tensors under their current names, and name the file that lists them.
 
     Raises:
       FileNotFoundError: the directory has no weights, or a shard is missing.
       ValueError: a file is damaged, or refused.
     """
-    for name, read in (("model.safetensors", read_safetensors), ("pytorch_model.bin", read_pickle)):
+    for name, read in (
+        ("model.safetensors", _read_safetensors),
+        ("pytorch_model.bin", _read_pickle),
+    ):
         if (path / name).is_file():
             return read(path / name), path / name
         index = path / f"{name}.index.json"
@@ -142,7 +145,7 @@ def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], Path]:
     raise FileNotFoundError(f"{path} holds neither model.safetensors nor pytorch_model.bin")
 
 
-def read_safetensors(path: Path) -> dict[str, np.ndarray]:
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     """Read one safetensors file, without PyTorch."""
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
@@ -154,7 +157,7 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{path} is damaged: {error}") from None
 
 
-def read_pickle(path: Path) -> dict[str, np.ndarray]:
+def _read_pickle(path: Path) -> dict[str, np.ndarray]:
     """Read one pytorch_model.bin."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing")

@@ -10,7 +10,7 @@ from flax import traverse_util
 
 from musicssl.model.encoder import Encoder
 
-TRAINING_ONLY = ("dropout", "layerdrop", "feature_grad_mult", "dtype")  # ends of field names
+_TRAINING_ONLY = ("dropout", "layerdrop", "feature_grad_mult", "dtype")  # ends of field names
 
 
 class LoadedEncoder(NamedTuple):
@@ -48,5 +48,5 @@ def architecture(encoder: Encoder) -> dict[str, Any]:
     return {
         field.name: getattr(encoder, field.name)
         for field in dataclasses.fields(encoder)
-        if field.name not in ("parent", "name") and not field.name.endswith(TRAINING_ONLY)
+        if field.name not in ("parent", "name") and not field.name.endswith(_TRAINING_ONLY)
     }

@@ -11,18 +11,18 @@ from musicssl.exchange import model_config, state_dict
 from musicssl.exchange.huggingface import read_json
 from musicssl.exchange.loaded import LoadedEncoder
 
-PAPER = (
+_PAPER = (
     '"On the Effectiveness of Speech Self-supervised Learning for Music" '
     "([arXiv:2307.05161](https://arxiv.org/abs/2307.05161))"
 )
-METHODS = {
+_METHODS = {
     "data2vec": "music2vec, that is data2vec 1.0 "
     "([arXiv:2202.03555](https://arxiv.org/abs/2202.03555)) on music",
     "hubert": "musicHuBERT, that is HuBERT "
     "([arXiv:2106.07447](https://arxiv.org/abs/2106.07447)) on music",
 }
 
-CARD = """\
+_CARD = """\
 ---
 library_name: transformers
 pipeline_tag: feature-extraction
@@ -85,24 +85,24 @@ def model_card(
       directory: what the example loads.
     """
     encoder = pretrained.encoder
-    return CARD.format(
+    return _CARD.format(
         model=model_config.model_type(encoder),
         title=f"{config.name} {config.variant}".strip() or workdir.name,
         parameters=state_dict.parameter_count(encoder),
-        method=METHODS[config.method],
-        paper=PAPER,
+        method=_METHODS[config.method],
+        paper=_PAPER,
         directory=directory,
         sample_rate=pretrained.sample_rate,
         states=encoder.layers + 1,
         width=encoder.width,
         rate=pretrained.sample_rate / audio.STEM_HOP,
-        training=rows(training_figures(pretrained, config, step, ema)),
-        health=rows(final_metrics(workdir, step)) or "The run has no metrics.jsonl.",
-        probes=probe_scores(workdir, pretrained.digest),
+        training=rows(_training_figures(pretrained, config, step, ema)),
+        health=rows(_final_metrics(workdir, step)) or "The run has no metrics.jsonl.",
+        probes=_probe_scores(workdir, pretrained.digest),
     )
 
 
-def training_figures(
+def _training_figures(
     pretrained: LoadedEncoder, config: ml_collections.ConfigDict, step: int, ema: bool
 ) -> dict[str, Any]:
     """Describe the run in the terms of its configuration."""
@@ -124,7 +124,7 @@ def training_figures(
     }
 
 
-def final_metrics(workdir: Path, step: int) -> dict[str, Any]:
+def _final_metrics(workdir: Path, step: int) -> dict[str, Any]:
     """Return the last line of metrics.jsonl that is not past `step`; empty without one."""
     path = workdir / "metrics.jsonl"
     if not path.is_file():
@@ -134,7 +134,7 @@ def final_metrics(workdir: Path, step: int) -> dict[str, Any]:
     return logged[-1] if logged else {}
 
 
-def probe_scores(workdir: Path, digest: str) -> str:
+def _probe_scores(workdir: Path, digest: str) -> str:
     """Return what probe/results.json says of the encoder with this digest, as Markdown."""
     path = workdir / "probe" / "results.json"
     if not path.is_file():

@@ -21,8 +21,8 @@ from musicssl.model.stem import KERNELS
 
 LENGTH = "parametrizations.weight.original0"  # of torch's weight_norm
 DIRECTION = "parametrizations.weight.original1"
-OLD_NAMES = {"weight_g": LENGTH, "weight_v": DIRECTION}  # before PyTorch 2.0, and fairseq's
-PREFIXES = ("data2vec_audio.", "hubert.", "wav2vec2.", "mert_model.")
+_OLD_NAMES = {"weight_g": LENGTH, "weight_v": DIRECTION}  # before PyTorch 2.0, and fairseq's
+_PREFIXES = ("data2vec_audio.", "hubert.", "wav2vec2.", "mert_model.")
 # What checkpoints hold beside the encoder: fine-tuning heads, wav2vec 2.0's quantizer, fairseq's
 # pre-training heads and EMA teacher. A name that ends in a dot stands for a module.
 HEADS = (
@@ -30,7 +30,7 @@ HEADS = (
     *("quantizer.", "project_q.", "project_hid."),
     *("final_proj.", "label_embs_concat", "_ema"),
 )
-NAMED_AT_MOST = 3  # problems an error lists
+_NAMED_AT_MOST = 3  # problems an error lists
 
 
 class ParameterNames(NamedTuple):
@@ -143,7 +143,7 @@ def to_tensors(encoder: Encoder, params: dict) -> dict[str, np.ndarray]:
         if path in given and np.shape(given[path]) != shape
     ]
     if problems:
-        raise ValueError(f"the parameters are not this encoder's: {listed(problems)}")
+        raise ValueError(f"the parameters are not this encoder's: {_listed(problems)}")
 
     tensors = {}
     for row in table(encoder):
@@ -178,7 +178,7 @@ def from_tensors(encoder: Encoder, tensors: dict[str, np.ndarray], source: str) 
 
     problems += [f"{name} is unexpected" for name in tensors]
     if problems:
-        raise ValueError(f"{source} contradicts its configuration: {listed(problems)}")
+        raise ValueError(f"{source} contradicts its configuration: {_listed(problems)}")
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
@@ -189,7 +189,7 @@ def canonical(names: Iterable[str]) -> dict[str, str]:
     """
     names = list(names)
     prefix = ""
-    for candidate in PREFIXES:
+    for candidate in _PREFIXES:
         if any(name.startswith(candidate) for name in names):
             prefix = candidate
             break
@@ -200,11 +200,11 @@ def canonical(names: Iterable[str]) -> dict[str, str]:
         if any(bare == head or (head[-1] == "." and bare.startswith(head)) for head in HEADS):
             continue
         module, _, leaf = bare.rpartition(".")
-        current[name] = f"{module}.{OLD_NAMES[leaf]}" if leaf in OLD_NAMES else bare
+        current[name] = f"{module}.{_OLD_NAMES[leaf]}" if leaf in _OLD_NAMES else bare
     return current
 
 
-def listed(problems: list[str]) -> str:
+def _listed(problems: list[str]) -> str:
     """Name the first few problems and count the others, in one line."""
-    others = len(problems) - NAMED_AT_MOST
-    return "; ".join(problems[:NAMED_AT_MOST]) + (f"; and {others} others" if others > 0 else "")
+    others = len(problems) - _NAMED_AT_MOST
+    return "; ".join(problems[:_NAMED_AT_MOST]) + (f"; and {others} others" if others > 0 else "")

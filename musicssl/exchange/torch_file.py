@@ -12,10 +12,10 @@ import numpy as np
 from musicssl.command import first_line
 
 
-class Unread:
+class _Unread:
     """Stands in for an object that a checkpoint holds beside its weights; nothing of it is kept."""
 
-    def __new__(cls, *_: Any) -> "Unread":
+    def __new__(cls, *_: Any) -> "_Unread":
         return super().__new__(cls)
 
     def __init__(self, *_: Any) -> None:
@@ -27,11 +27,11 @@ class Unread:
 
 # fairseq stores its task's dictionaries, NumPy scalars among its statistics, and in checkpoints
 # before 2021 the command line, as a Namespace that holds the model's configuration.
-STAND_INS = (
-    (Unread, "fairseq.data.dictionary.Dictionary"),
-    (Unread, "numpy.core.multiarray.scalar"),
-    (Unread, "numpy._core.multiarray.scalar"),
-    (Unread, "numpy.dtype"),
+_STAND_INS = (
+    (_Unread, "fairseq.data.dictionary.Dictionary"),
+    (_Unread, "numpy.core.multiarray.scalar"),
+    (_Unread, "numpy._core.multiarray.scalar"),
+    (_Unread, "numpy.dtype"),
     argparse.Namespace,
 )
 
@@ -51,7 +51,7 @@ def read(path: Path) -> Any:
         ) from None
 
     try:
-        with torch.serialization.safe_globals(list(STAND_INS)):
+        with torch.serialization.safe_globals(list(_STAND_INS)):
             mapped = zipfile.is_zipfile(path)
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from musicssl.model.dropout import keep, salts
 from musicssl.runtime import sharding
 
-KERNEL = 256  # frames from which on a TPU has a kernel of its own
+_KERNEL = 256  # frames from which on a TPU has a kernel of its own
 LONG = 512  # frames from which on `attend_long` takes fewer cycles than `attend`
 
 
@@ -29,10 +29,10 @@ def attention(
         from musicssl.model import attention_gpu
 
         if attention_gpu.fits(q):
-            return on_gpu(q, k, v, key, dropout)
+            return _on_gpu(q, k, v, key, dropout)
     if key is None:
         return jax.nn.dot_product_attention(q, k, v)
-    if sharding.platform() == "tpu" and q.shape[1] >= KERNEL:
+    if sharding.platform() == "tpu" and q.shape[1] >= _KERNEL:
         from musicssl.model import attention_kernel  # Pallas takes half a second to import
 
         if attention_kernel.fits(*q.shape[1:]):
@@ -44,7 +44,7 @@ def attention(
     return attend_long(q, k, v, key, dropout)
 
 
-def on_gpu(
+def _on_gpu(
     q: jax.Array, k: jax.Array, v: jax.Array, key: jax.Array | None, dropout: float
 ) -> jax.Array:
     """Attend by cuDNN's fused kernel; with dropout by our own, whose masks follow from the key."""

@@ -23,8 +23,8 @@ from jax.experimental.pallas import triton as plgpu
 
 from musicssl.model import dropout
 
-LOG2_E = math.log2(math.e)
-WIDTHS = (32, 64, 128)  # channels of a head that a kernel is made for
+_LOG2_E = math.log2(math.e)
+_WIDTHS = (32, 64, 128)  # channels of a head that a kernel is made for
 
 
 class Blocks(NamedTuple):
@@ -36,14 +36,14 @@ class Blocks(NamedTuple):
     stages: int
 
 
-FORWARD = Blocks(128, 64, 4, 3)
-QUERIES = Blocks(128, 32, 4, 3)
+_FORWARD = Blocks(128, 64, 4, 3)
+_QUERIES = Blocks(128, 32, 4, 3)
 KEYS = Blocks(64, 64, 4, 3)
 
 
 def fits(q: jax.Array) -> bool:
     """Return whether `attend` is made for queries [b, t, h, d] of this type and width."""
-    return q.dtype == jnp.bfloat16 and q.shape[3] in WIDTHS
+    return q.dtype == jnp.bfloat16 and q.shape[3] in _WIDTHS
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -60,7 +60,7 @@ def _forward(
     q: jax.Array, k: jax.Array, v: jax.Array, salts: jax.Array, rate: float
 ) -> tuple[jax.Array, tuple]:
     b, t, h, d = q.shape
-    blocks = FORWARD
+    blocks = _FORWARD
     y, sums = _call(
         functools.partial(_forward_body, frames=t, rate=rate, blocks=blocks),
         "attention_forward",
@@ -79,7 +79,7 @@ def _backward(rate: float, saved: tuple, dy: jax.Array) -> tuple:
     _, t, _, d = q.shape
 
     # the queries' gradient, and the means that the next kernel needs
-    blocks = QUERIES
+    blocks = _QUERIES
     dq, means = _call(
         functools.partial(_query_body, frames=t, rate=rate, blocks=blocks),
         "attention_backward_queries",
@@ -172,7 +172,7 @@ def _forward_body(q, k, v, salts, y, sums, *, frames: int, rate: float, blocks: 
     """Compute a block of rows of the output, and the base-2 logarithms of their softmax's sums."""
     first = pl.program_id(2) * blocks.queries
     queries = _load(q, frames - first)  # [r, d]
-    unit = LOG2_E / math.sqrt(q.shape[1])
+    unit = _LOG2_E / math.sqrt(q.shape[1])
 
     def add(i: jax.Array, carry: tuple) -> tuple:
         total, highest, mass = carry
@@ -218,7 +218,7 @@ def _query_body(
     mean = (outputs * dys.astype(jnp.float32)).sum(axis=1)
     plgpu.store(means, mean, mask=inside)
     mean = mean[:, None]
-    unit = LOG2_E / math.sqrt(q.shape[1])
+    unit = _LOG2_E / math.sqrt(q.shape[1])
 
     def add(i: jax.Array, total: jax.Array) -> jax.Array:
         start = i * blocks.keys
@@ -243,7 +243,7 @@ def _key_body(
     """Compute one block of rows of the gradients of keys and values."""
     first = pl.program_id(2) * blocks.keys
     keys, values = _load(k, frames - first), _load(v, frames - first)  # [c, d]
-    unit = LOG2_E / math.sqrt(q.shape[1])
+    unit = _LOG2_E / math.sqrt(q.shape[1])
 
     def add(i: jax.Array, totals: tuple) -> tuple:
         dk_total, dv_total = totals

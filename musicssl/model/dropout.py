@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 GOLDEN = 0x9E3779B9  # 2**32 over the golden ratio: neighbouring places differ in many bits
-FIRST, SECOND = 0x7FEB352D, 0x846CA68B  # lowbias32, github.com/skeeto/hash-prospector
+_FIRST, SECOND = 0x7FEB352D, 0x846CA68B  # lowbias32, github.com/skeeto/hash-prospector
 
 
 class Dropout(nn.Module):
@@ -68,7 +68,7 @@ def mixed(x: jax.Array, salt: jax.Array) -> jax.Array:
 
     Signed words give the same bits.
     """
-    first, second = (np.uint32(n).view(x.dtype) for n in (FIRST, SECOND))
+    first, second = (np.uint32(n).view(x.dtype) for n in (_FIRST, SECOND))
     x ^= shifted(x, 16)
     x *= first
     x ^= salt

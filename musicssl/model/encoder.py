@@ -27,8 +27,8 @@ from musicssl.model.grouped_conv import grouped_conv
 from musicssl.model.stem import CHANNELS, KERNELS, NORM_EPSILON, TIME, Norm, StemLayer, stem
 from musicssl.runtime import sharding
 
-conv_init = nn.initializers.variance_scaling(2.0, "fan_in", "normal")  # kaiming_normal
-bert_init = nn.initializers.normal(0.02)  # fairseq init_bert_params
+_conv_init = nn.initializers.variance_scaling(2.0, "fan_in", "normal")  # kaiming_normal
+_bert_init = nn.initializers.normal(0.02)  # fairseq init_bert_params
 
 
 def torch_init(fan_in: int):
@@ -60,7 +60,7 @@ class ConvValues(nn.Module):
 
     @nn.compact
     def __call__(self, channels: int) -> tuple[jax.Array, jax.Array | None]:
-        kernel = self.param("kernel", conv_init, (self.taps, channels, self.width))
+        kernel = self.param("kernel", _conv_init, (self.taps, channels, self.width))
         zeros = nn.initializers.zeros
         return kernel, self.param("bias", zeros, (self.width,)) if self.bias else None
 
@@ -119,7 +119,7 @@ class Attention(nn.Module):
         b, t, d = x.shape
 
         def project(name: str, y: jax.Array, alone: bool = False) -> jax.Array:
-            return Dense(d, self.dtype, bert_init, alone=alone, name=name)(y)
+            return Dense(d, self.dtype, _bert_init, alone=alone, name=name)(y)
 
         q, k, v = (
             project(f"{name}_proj", x, alone=True).reshape(b, t, self.heads, -1)  # [b, t, h, d/h]
@@ -139,7 +139,7 @@ class FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        dense = lambda n, name: Dense(n, self.dtype, bert_init, name=name)  # noqa: E731
+        dense = lambda n, name: Dense(n, self.dtype, _bert_init, name=name)  # noqa: E731
         y = gelu(dense(self.width, "intermediate_dense")(x))
         y = Dropout(self.dropout)(y, deterministic=not train)
         return dense(x.shape[-1], "output_dense")(y)
@@ -289,7 +289,7 @@ class Encoder(nn.Module):
         ]
         axis = TIME if self.stem_norm == "group" else CHANNELS
         x = stem(audio.astype(self.dtype), layers, axis)
-        return scale_gradient(x, self.feature_grad_mult)
+        return _scale_gradient(x, self.feature_grad_mult)
 
     def project(self, features: jax.Array) -> jax.Array:
         """Project features [b, t, c] -> [b, t, d]."""
@@ -346,7 +346,7 @@ def standardise(x: jax.Array) -> jax.Array:
     return (x - mean) * jax.lax.rsqrt(variance + NORM_EPSILON)
 
 
-def scale_gradient(x: jax.Array, factor: float) -> jax.Array:
+def _scale_gradient(x: jax.Array, factor: float) -> jax.Array:
     """Return the same value, whose gradient is multiplied by `factor` (fairseq GradMultiply)."""
     if factor == 1:
         return x

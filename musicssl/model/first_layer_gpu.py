@@ -17,7 +17,7 @@ from jax.experimental.pallas import triton as plgpu
 TAPS = 16  # rows of a kernel, the least that a GPU's matrix units take: ten taps, and zeros
 FRAMES, CHANNELS = 32, 128  # of a block
 BLOCKS = 64  # of frames, in a program of the gradient
-WARPS = 4
+_WARPS = 4
 
 
 def fits(kernel: jax.Array, dtype: jnp.dtype) -> bool:
@@ -57,7 +57,7 @@ def layer(
         ],
         out_specs=pl.BlockSpec((None, FRAMES, CHANNELS), lambda i, n, j: (i, n, j)),
         out_shape=jax.ShapeDtypeStruct((b, t, c), windows.dtype),
-        compiler_params=plgpu.CompilerParams(num_warps=WARPS),
+        compiler_params=plgpu.CompilerParams(num_warps=_WARPS),
     )(windows, kernels.astype(windows.dtype), by_frame, scale, offset)
 
 
@@ -93,7 +93,7 @@ def _backward(varies: bool, saved: tuple, dy: jax.Array) -> tuple:
             jax.ShapeDtypeStruct((b, programs, c), jnp.float32),
             jax.ShapeDtypeStruct((b, c // CHANNELS, t), jnp.float32),
         ],
-        compiler_params=plgpu.CompilerParams(num_warps=WARPS),
+        compiler_params=plgpu.CompilerParams(num_warps=_WARPS),
     )(windows, kernels.astype(windows.dtype), by_frame, scale, offset, dy)
 
     # the programs' sums together

@@ -14,10 +14,10 @@ from jax.experimental.pallas import triton as plgpu
 
 from musicssl.model import dropout
 
-EPSILON = 1e-5
-ROWS = 4  # frames at once
-SUMMED = 8  # times that many frames in a program of the gradient
-WARPS = 4
+_EPSILON = 1e-5
+_ROWS = 4  # frames at once
+_SUMMED = 8  # times that many frames in a program of the gradient
+_WARPS = 4
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
@@ -41,15 +41,15 @@ def normed_sum(
 
 def _forward(x, y, scale, offset, salts, rate: float) -> tuple:
     b, t, d = x.shape
-    rows = _rows(ROWS, d)
+    rows = _rows(_ROWS, d)
     out, total = pl.pallas_call(
         functools.partial(_forward_body, frames=t, width=d, rate=rate),
         name="normed_sum_forward",
-        grid=(b, pl.cdiv(t, ROWS)),
+        grid=(b, pl.cdiv(t, _ROWS)),
         in_specs=[rows, rows, _clip(d), _clip(d), _clip(2)],
         out_specs=[rows, rows],
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype)] * 2,
-        compiler_params=plgpu.CompilerParams(num_warps=WARPS),
+        compiler_params=plgpu.CompilerParams(num_warps=_WARPS),
     )(x, y, scale, offset, salts)
     return out, (total, scale, salts)
 
@@ -57,8 +57,8 @@ def _forward(x, y, scale, offset, salts, rate: float) -> tuple:
 def _backward(rate: float, saved: tuple, dout: jax.Array) -> tuple:
     total, scale, salts = saved
     b, t, d = dout.shape
-    programs = pl.cdiv(t, ROWS * SUMMED)
-    rows = _rows(ROWS * SUMMED, d)
+    programs = pl.cdiv(t, _ROWS * _SUMMED)
+    rows = _rows(_ROWS * _SUMMED, d)
     sums = jax.ShapeDtypeStruct((b, programs, d), jnp.float32)
     one = pl.BlockSpec((None, None, d), lambda i, n: (i, n, 0))
     like = jax.ShapeDtypeStruct(dout.shape, dout.dtype)
@@ -70,7 +70,7 @@ def _backward(rate: float, saved: tuple, dout: jax.Array) -> tuple:
         in_specs=[rows, rows, _clip(d), _clip(2)],
         out_specs=[rows, rows, one, one],
         out_shape=[like, like, sums, sums],
-        compiler_params=plgpu.CompilerParams(num_warps=WARPS),
+        compiler_params=plgpu.CompilerParams(num_warps=_WARPS),
     )(total, dout, scale, salts)
     return dx, dy, dscale.sum(axis=1), doffset.sum(axis=1), None
 
@@ -92,7 +92,7 @@ def _forward_body(
 ) -> None:
     columns = jnp.arange(pl.next_power_of_2(width))
     inside = columns < width
-    row = pl.program_id(1) * ROWS + jnp.arange(ROWS)
+    row = pl.program_id(1) * _ROWS + jnp.arange(_ROWS)
     mask = (row < frames)[:, None] & inside[None]
     load = functools.partial(_load, mask=mask)
     summed = (load(x) + _dropped(load(y), salts, row, columns, width, rate)).astype(x.dtype)
@@ -111,12 +111,12 @@ def _backward_body(
     inside = columns < width
     at = pl.dslice(0, columns.shape[0])
     by = plgpu.load(scale.at[at], mask=inside, other=0.0)[None]
-    first = pl.program_id(1) * SUMMED
+    first = pl.program_id(1) * _SUMMED
 
     def add(i: jax.Array, sums: tuple) -> tuple:
-        row = (first + i) * ROWS + jnp.arange(ROWS)
+        row = (first + i) * _ROWS + jnp.arange(_ROWS)
         mask = (row < frames)[:, None] & inside[None]
-        rows = pl.dslice(i * ROWS, ROWS)
+        rows = pl.dslice(i * _ROWS, _ROWS)
         normal, inverse = _standardised(_load(total, mask, rows), inside, width)
         given = _load(dout, mask, rows)
         g = given * by
@@ -128,7 +128,7 @@ def _backward_body(
         return sums[0] + (given * normal).sum(axis=0), sums[1] + given.sum(axis=0)
 
     zeros = jnp.zeros(columns.shape, jnp.float32)
-    by_scale, by_offset = jax.lax.fori_loop(0, SUMMED, add, (zeros, zeros))
+    by_scale, by_offset = jax.lax.fori_loop(0, _SUMMED, add, (zeros, zeros))
     plgpu.store(dscale.at[at], by_scale, mask=inside)
     plgpu.store(doffset.at[at], by_offset, mask=inside)
 
@@ -150,7 +150,7 @@ def _standardised(x: jax.Array, inside: jax.Array, width: int) -> tuple[jax.Arra
     mean = x.sum(axis=1, keepdims=True) / width
     centred = jnp.where(inside[None], x - mean, 0)
     variance = (centred * centred).sum(axis=1, keepdims=True) / width
-    inverse = jax.lax.rsqrt(variance + EPSILON)
+    inverse = jax.lax.rsqrt(variance + _EPSILON)
     return centred * inverse, inverse
 
 

@@ -23,8 +23,8 @@ from musicssl.runtime import sharding
 KERNELS = (10, 3, 3, 3, 3, 2, 2)  # receptive field 400 samples
 STRIDES = (5, 2, 2, 2, 2, 2, 2)  # hop 320 samples
 TIME, CHANNELS = 1, 2  # axes that a norm standardises over
-ROWS = 32  # pieces that a device should have
-SHORTEST = 16  # frames of a piece: neighbours share 80 samples
+_ROWS = 32  # pieces that a device should have
+_SHORTEST = 16  # frames of a piece: neighbours share 80 samples
 
 
 class Norm(NamedTuple):
@@ -87,7 +87,7 @@ def in_pieces(audio: jax.Array, layers: list[StemLayer], axis: int) -> jax.Array
     pieces = pieces_of(frames, sharding.clips_here(clips))
     rows = cut(audio, frames, pieces)  # [b * pieces, n']
     with jax.named_scope("stem_0"):
-        form = first_over_time if axis == TIME else first_over_channels
+        form = _first_over_time if axis == TIME else _first_over_channels
         x = form(audio, rows, layers[0])
         norm = _first_norm(layers[0])
         x = (x.astype(jnp.float32) * norm.scale + norm.offset).astype(x.dtype)
@@ -138,8 +138,8 @@ def first_on_gpu(audio: jax.Array, layer: StemLayer, axis: int) -> jax.Array:
 
 def pieces_of(frames: int, clips: int) -> int:
     """Return how many pieces to cut a clip into: the fewest that make ROWS, or else the most."""
-    possible = [n for n in range(1, frames + 1) if frames % n == 0 and frames // n >= SHORTEST]
-    return min((n for n in possible if n * clips >= ROWS), default=max(possible, default=1))
+    possible = [n for n in range(1, frames + 1) if frames % n == 0 and frames // n >= _SHORTEST]
+    return min((n for n in possible if n * clips >= _ROWS), default=max(possible, default=1))
 
 
 def cut(audio: jax.Array, frames: int, pieces: int) -> jax.Array:
@@ -150,7 +150,7 @@ def cut(audio: jax.Array, frames: int, pieces: int) -> jax.Array:
     return jnp.stack(parts, axis=1).reshape(-1, crop_samples(each))
 
 
-def first_over_time(audio: jax.Array, rows: jax.Array, layer: StemLayer) -> jax.Array:
+def _first_over_time(audio: jax.Array, rows: jax.Array, layer: StemLayer) -> jax.Array:
     """Standardise each channel of a clip over time, where a bias makes no difference."""
     kernel = layer.kernel.astype(audio.dtype)
     each = len(rows) // len(audio)
@@ -161,7 +161,7 @@ def first_over_time(audio: jax.Array, rows: jax.Array, layer: StemLayer) -> jax.
     return first_norm.standardised(rows, kernel, -mean, inverse)
 
 
-def first_over_channels(audio: jax.Array, rows: jax.Array, layer: StemLayer) -> jax.Array:
+def _first_over_channels(audio: jax.Array, rows: jax.Array, layer: StemLayer) -> jax.Array:
     """Standardise each frame over channels."""
     kernel = layer.kernel - layer.kernel.mean(axis=-1, keepdims=True)
     kernel = kernel.astype(audio.dtype)

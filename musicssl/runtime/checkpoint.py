@@ -245,7 +245,7 @@ def load_params(
         raise ValueError(f"{directory} cannot be read ({reason}): it is damaged, use another step")
     try:
         about = json.loads((directory / "about" / "metadata").read_text())
-        tree = read_parts(directory / "state", ("params", "teacher"))
+        tree = _read_parts(directory / "state", ("params", "teacher"))
     except Exception as error:  # Orbax and tensorstore raise many kinds
         raise ValueError(
             f"{directory} cannot be read ({first_line(error)}): it is damaged, use another step"
@@ -255,7 +255,7 @@ def load_params(
     return tree["params"], tree.get("teacher", {}), config, step
 
 
-def read_parts(directory: Path, names: tuple[str, ...]) -> dict:
+def _read_parts(directory: Path, names: tuple[str, ...]) -> dict:
     """Read these parts of a saved tree as NumPy arrays, without those that are empty."""
     saved = metadata(directory)
     wanted = {name: saved[name] for name in names if saved.get(name)}

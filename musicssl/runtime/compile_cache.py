@@ -16,7 +16,7 @@ import jax
 
 def keep() -> None:
     """Find compiled programs, and leave them, in the user's cache."""
-    if jax.config.read("jax_compilation_cache_dir") is None:
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]  # jax adds it
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(folder / "musicssl/xla" / machine()))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:

@@ -13,19 +13,19 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-NAME = "digests.json"
+_NAME = "digests.json"
 
 
-def of_file(path: Path) -> str:
+def _of_file(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write(directory: Path) -> None:
     """Write the digests of all files that the directory holds, at any depth, but for its own."""
-    files = sorted(x for x in directory.rglob("*") if x.is_file() and x.name != NAME)
-    digests = {path.relative_to(directory).as_posix(): of_file(path) for path in files}
-    (directory / NAME).write_text(json.dumps(digests, indent=1) + "\n")
+    files = sorted(x for x in directory.rglob("*") if x.is_file() and x.name != _NAME)
+    digests = {path.relative_to(directory).as_posix(): _of_file(path) for path in files}
+    (directory / _NAME).write_text(json.dumps(digests, indent=1) + "\n")
 
 
 def damage(directory: Path) -> str | None:
@@ -34,14 +34,14 @@ def damage(directory: Path) -> str | None:
     Files that came after are not looked at.
     """
     try:
-        known = json.loads((directory / NAME).read_text())
+        known = json.loads((directory / _NAME).read_text())
     except OSError:
-        return f"{directory.name}/{NAME} is missing"
+        return f"{directory.name}/{_NAME} is missing"
     except ValueError:
-        return f"{directory.name}/{NAME} is not what was saved"
+        return f"{directory.name}/{_NAME} is not what was saved"
     for name, digest in known.items():
         try:
-            if of_file(directory / name) != digest:
+            if _of_file(directory / name) != digest:
                 return f"{directory.name}/{name} is not what was saved"
         except OSError as error:
             return f"{directory.name}/{name} cannot be read: {error.strerror}"

@@ -13,7 +13,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-ByClip = jax.Array | tuple[jax.Array, ...]  # whose rows are a batch's clips
+_ByClip = jax.Array | tuple[jax.Array, ...]  # whose rows are a batch's clips
 CLIPS = P(("data", "fsdp"))
 SMALLEST_SHARDED = 2**16  # elements; below this a parameter is replicated
 
@@ -96,7 +96,7 @@ def clips_here(clips: int) -> int:
     return clips if mesh.empty or clips % mesh.size else clips // mesh.size
 
 
-def by_clip(function: Callable[..., jax.Array], clips: ByClip, *shared: jax.Array) -> jax.Array:
+def by_clip(function: Callable[..., jax.Array], clips: _ByClip, *shared: jax.Array) -> jax.Array:
     """Apply function to each device's own clips, an array or a tree of arrays of as many rows.
 
     XLA does not partition a grouped convolution over the batch on CPU and GPU: it gathers the
@@ -107,7 +107,7 @@ def by_clip(function: Callable[..., jax.Array], clips: ByClip, *shared: jax.Arra
     if devices == 1 or jax.tree.leaves(clips)[0].shape[0] % devices:
         return function(clips, *shared)
 
-    def local(clips: ByClip, *shared: jax.Array) -> jax.Array:
+    def local(clips: _ByClip, *shared: jax.Array) -> jax.Array:
         # Each device has a gradient of its own for what they share: their sum belongs here, not in
         # a custom gradient of the function.
         own = (jax.lax.pcast(x, mesh.axis_names, to="varying") for x in shared)
