@@ -10,7 +10,7 @@ from configs import probe as probe_config
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """The leaves that all methods share, with values that suit neither: a method fills them in."""
+    """Return the leaves that all methods share, with values that a method still has to fill in."""
     config = ml_collections.ConfigDict()
     config.name = ""  # the file's name, and the first part of the default workdir
     config.variant = ""  # the second

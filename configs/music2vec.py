@@ -25,11 +25,16 @@ has one: twice the steps; all of the blocks; crops of a quarter of the length, a
 update (a sixth, as in the paper, would be hardly longer than a span).
 """
 
+from typing import Any
+
 import ml_collections
 
 from configs import common
 
-STUDIED = {  # what launch/study.py compares: the paper's; another is a line more, here and there
+Leaves = dict[str, Any]  # values by the dotted names of a configuration's leaves
+
+# What launch/study.py compares: the paper's variants. Another one is a line here and a line there.
+STUDIED: dict[str, Leaves] = {
     "vanilla": {},
     "800k": {"steps": 800_000},
     "crop5s": {"batch_size": 752, "data.crop_frames": 256, "mask.equal_counts": 47},
@@ -39,13 +44,13 @@ STUDIED = {  # what launch/study.py compares: the paper's; another is a line mor
     "span15": {"mask.span": 15},
     "target12": {"data2vec.top_layers": 12},
 }
-LARGE = {
+LARGE: Leaves = {
     "encoder.layers": 24,
     "encoder.width": 1024,
     "encoder.heads": 16,
     "encoder.ffn_width": 4096,
 }
-DEMO = {
+DEMO: Leaves = {
     "steps": 300,
     "batch_size": 16,
     "precision": "float32",
@@ -67,19 +72,19 @@ DEMO = {
     "data2vec.ema_steps": 200,
     "data2vec.guard_after": 100,
 }
-STUDY = DEMO | {"steps": 150, "batch_size": 8, "data2vec.ema_steps": 100}
-SCALED = {
+STUDY: Leaves = DEMO | {"steps": 150, "batch_size": 8, "data2vec.ema_steps": 100}
+SCALED: dict[str, Leaves] = {
     "800k": {"steps": 300},
     "crop5s": {"batch_size": 32, "data.crop_frames": 24, "mask.equal_counts": 32},
     "target12": {"data2vec.top_layers": 4},
 }
-PROBES = {"probe.at_end": True, "probe.limit": 24, "probe.epochs": 6}
-VARIANTS = STUDIED | {"large": LARGE, "demo": DEMO | PROBES}
+PROBES: Leaves = {"probe.at_end": True, "probe.limit": 24, "probe.epochs": 6}
+VARIANTS: dict[str, Leaves] = STUDIED | {"large": LARGE, "demo": DEMO | PROBES}
 VARIANTS |= {f"{name}_demo": STUDY | SCALED.get(name, STUDIED[name]) for name in STUDIED}
 
 
 def get_config(variant: str = "vanilla") -> ml_collections.ConfigDict:
-    """The configuration of one variant, locked."""
+    """Return the configuration of one variant, locked."""
     if variant not in VARIANTS:
         raise ValueError(f"no variant {variant!r} in configs/music2vec.py: use {list(VARIANTS)}")
     config = common.get_config()

@@ -34,11 +34,15 @@ half its steps, with what the variant changes. Where the paper's value has no pl
 has one: four times the clusters, 1.6 times the steps, the demo's layer.
 """
 
+from typing import Any
+
 import ml_collections
 
 from configs import common
 
-SMALL = {
+Leaves = dict[str, Any]  # values by the dotted names of a configuration's leaves
+
+SMALL: Leaves = {
     "batch_size": 32,
     "precision": "float32",
     "log_every": 20,
@@ -62,7 +66,7 @@ SMALL = {
     "teacher.restarts": 3,
     "teacher.passes": 5,
 }
-LARGE = {
+LARGE: Leaves = {
     "encoder.layers": 24,
     "encoder.width": 1024,
     "encoder.heads": 16,
@@ -73,15 +77,16 @@ LARGE = {
     "encoder.feature_grad_mult": 1.0,
     "hubert.final_dim": 768,
 }
-SECOND = {"teacher.feature": "layer"}
-PROBES = {"probe.at_end": True, "probe.limit": 24, "probe.epochs": 6}
-STUDIED = {  # what launch/study.py compares: the paper's; another is a line more, here and there
+SECOND: Leaves = {"teacher.feature": "layer"}
+PROBES: Leaves = {"probe.at_end": True, "probe.limit": 24, "probe.epochs": 6}
+# What launch/study.py compares: the paper's variants. Another one is a line here and a line there.
+STUDIED: dict[str, Leaves] = {
     "k500": {},
     "k500_mfcc60": {"teacher.ceps": 20},
     "k2000_iter1": {"teacher.clusters": 2000},
     "k2000_iter2": {"teacher.clusters": 2000, "steps": 400_000} | SECOND,
 }
-PITCH = {
+PITCH: Leaves = {
     "steps": 800,
     "encoder.feature_grad_mult": 0.0,
     "encoder.dropout": 0.0,
@@ -93,12 +98,12 @@ PITCH = {
     "teacher.feature": "partials",
     "teacher.clusters": 128,
 }
-STUDY = SMALL | {"steps": 200}
-SCALED = {
+STUDY: Leaves = SMALL | {"steps": 200}
+SCALED: dict[str, Leaves] = {
     "k2000_iter1": {"teacher.clusters": 128},
     "k2000_iter2": {"teacher.clusters": 128, "steps": 320, "teacher.layer": 2} | SECOND,
 }
-VARIANTS = STUDIED | {
+VARIANTS: dict[str, Leaves] = STUDIED | {
     "large": LARGE,
     "demo": SMALL | {"steps": 400, "then": "demo_iter2"},
     "demo_pitch": SMALL | PITCH | PROBES,
@@ -108,7 +113,7 @@ VARIANTS |= {f"{name}_demo": STUDY | SCALED.get(name, STUDIED[name]) for name in
 
 
 def get_config(variant: str = "k500") -> ml_collections.ConfigDict:
-    """The configuration of one variant, locked."""
+    """Return the configuration of one variant, locked."""
     if variant not in VARIANTS:
         raise ValueError(f"no variant {variant!r} in configs/musichubert.py: use {list(VARIANTS)}")
     config = common.get_config()

@@ -20,7 +20,7 @@ VARIANTS = {"full": {}, "quick": QUICK, "polyphony": POLYPHONY}
 
 
 def settings() -> ml_collections.ConfigDict:
-    """What is probed and how; a training run has these leaves too, in its section `probe`."""
+    """Return what is probed and how; a training run has these leaves in its section `probe`."""
     config = ml_collections.ConfigDict()
     config.tasks = "synth"  # names and suites (mir, synth, poly) of musicssl/probing/tasks.py
     config.data_dir = ""  # where they are built; by default data, or that of the training run
@@ -38,7 +38,7 @@ def settings() -> ml_collections.ConfigDict:
 
 
 def get_config(variant: str = "full") -> ml_collections.ConfigDict:
-    """The configuration of one variant, locked."""
+    """Return the configuration of one variant, locked."""
     if variant not in VARIANTS:
         raise ValueError(f"no variant {variant!r} in configs/probe.py: use {list(VARIANTS)}")
     config = settings()

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 
 def records(shards: Sequence[str], threads: int, buffer: int = 1 << 20) -> tf.data.Dataset:
-    """Whole records without end, in any order, by the fastest TFRecordDataset that was found.
+    """Yield whole records without end, in any order, by the fastest TFRecordDataset that was found.
 
     Args:
       buffer: bytes read at once; the best differs between machines.

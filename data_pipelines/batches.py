@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import tensorflow as tf
 
-from data_pipelines.order import InOrder, Plan, Shuffled
+from data_pipelines.order import InOrder, Shuffled, StreamPlan
 from data_pipelines.record_index import Damaged, write_index
 from data_pipelines.records import Dataset, is_built, open_dataset
 
@@ -31,18 +31,18 @@ __all__ = [
     "write_index",
 ]
 
-ENDLESS = 1 << 40  # steps
-FAILED = -2  # in place of a record; -1 is a row without one
-PIECE = 8  # rows that a thread reads in one go
+_ENDLESS = 1 << 40  # steps
+_FAILED = -2  # in place of a record; -1 is a row without one
+_PIECE = 8  # rows that a thread reads in one go
 READING = 2  # batches that are read at once, so that no thread waits for the last row of one
 AHEAD = 1  # whole batches that wait beside those
 THREADS = 8  # at most by default: more of them wait for Python's lock
-ATTEMPTS = 16  # records tried for one row
-LOST_SHARE, LOST_FEW = 0.01, 10  # "skip" ends when both this share and this number are damaged
+_ATTEMPTS = 16  # records tried for one row
+_LOST_SHARE, _LOST_FEW = 0.01, 10  # "skip" ends when both this share and this number are damaged
 
 
 def check_crop(dataset: Dataset, samples: int) -> None:
-    """Raises ValueError if more than half of the records are shorter than the crop."""
+    """Raise ValueError if more than half of the records are shorter than the crop."""
     lengths = dataset.samples[dataset.samples > 0]
     if not len(lengths):
         raise ValueError(f"{dataset.directory} has no readable record in split {dataset.split!r}")
@@ -67,7 +67,7 @@ def iterate(
     on_damage: str = "stop",
     threads: int | None = None,
 ) -> "Batches":
-    """Yields the global batches' rows from a step on, without end.
+    """Yield the global batches' rows from a step on, without end.
 
     Args:
       batch_size: rows of the global batch.
@@ -88,7 +88,7 @@ def iterate(
     check_crop(dataset, samples)
     plan = Shuffled(dataset.samples, seed, samples)
     reader = _Reader(dataset, plan, batch_size, samples, rows, on_damage)
-    return Batches(reader, range(start_step, ENDLESS), threads)
+    return Batches(reader, range(start_step, _ENDLESS), threads)
 
 
 def sequential(
@@ -100,7 +100,7 @@ def sequential(
     on_damage: str = "stop",
     threads: int | None = None,
 ) -> "Batches":
-    """Yields every record once, in order, its first `samples` samples; arguments as in `iterate`.
+    """Yield every record once, in order, its first `samples` samples; arguments as in `iterate`.
 
     The last batch is as large as the others: a row of zeros with record -1 belongs to none. So
     does the row of a record skipped as damaged.
@@ -115,7 +115,7 @@ class _Reader:
     def __init__(
         self,
         dataset: Dataset,
-        plan: Plan,
+        plan: StreamPlan,
         batch_size: int,
         samples: int,
         rows: np.ndarray | None,
@@ -138,12 +138,12 @@ class _Reader:
         self.closed = False
 
     def __call__(self, step: int, pool: ThreadPoolExecutor) -> tuple[np.ndarray, np.ndarray]:
-        """Audio [rows, samples] and records [rows] of a step, read by the threads of `pool`."""
+        """Read a step's audio [rows, samples] and records [rows] in the threads of `pool`."""
         audio = _aligned(len(self.rows), self.samples)
         places = step * self.batch_size + self.rows
         try:
             records, starts = self.plan(places)  # [rows], [rows]
-            pieces = [slice(row, row + PIECE) for row in range(0, len(places), PIECE)]
+            pieces = [slice(row, row + _PIECE) for row in range(0, len(places), _PIECE)]
             running = [
                 pool.submit(self._fill, places[p], records[p], starts[p], audio[p]) for p in pieces
             ]
@@ -151,7 +151,7 @@ class _Reader:
                 piece.result()
         except Exception as error:  # to be raised by Batches: TensorFlow would print pages about it
             self.errors[step] = error
-            records = np.full(len(places), FAILED)
+            records = np.full(len(places), _FAILED)
         return audio, records
 
     def _fill(
@@ -163,8 +163,8 @@ class _Reader:
             records[row] = self._row(place, int(records[row]), int(starts[row]), audio[row])
 
     def _row(self, place: int, record: int, start: int, out: np.ndarray) -> int:
-        """Fills out with the crop of a place, or of what stands in for it, and names the record."""
-        for attempt in range(ATTEMPTS):
+        """Fill `out` with the crop of a place, or of its substitute, and return the record."""
+        for attempt in range(_ATTEMPTS):
             if record < 0:
                 out[:] = 0
                 return record
@@ -174,20 +174,20 @@ class _Reader:
             except Damaged as error:
                 self._count(record, error)
             record, start = self.plan.instead(place, attempt)
-        raise Damaged(f"{self.dataset.directory}: {ATTEMPTS} records drawn in turn are damaged")
+        raise Damaged(f"{self.dataset.directory}: {_ATTEMPTS} records drawn in turn are damaged")
 
     def _count(self, record: int, error: Damaged) -> None:
-        """Notes a damaged record, or raises if it is not to be skipped."""
+        """Note a damaged record, or raise the error where none may be skipped."""
         if not self.skips:
             raise error
         if record in self.damaged:
             return
         self.damaged[record] = str(error)
         logging.getLogger(__name__).warning("skipped: %s", error)
-        if len(self.damaged) > max(LOST_FEW, LOST_SHARE * len(self.dataset)):
+        if len(self.damaged) > max(_LOST_FEW, _LOST_SHARE * len(self.dataset)):
             raise Damaged(
                 f"{self.dataset.directory}: {len(self.damaged)} damaged records, more than "
-                f"{LOST_SHARE:.0%} of {len(self.dataset)}: build it again; the last is {error}"
+                f"{_LOST_SHARE:.0%} of {len(self.dataset)}: build it again; the last is {error}"
             )
 
 
@@ -208,7 +208,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         if not self._running:
             raise StopIteration
         batch = next(self._running[0])
-        if batch["record"][0] == FAILED:
+        if batch["record"][0] == _FAILED:
             self.close()
             raise self._reader.errors[min(self._reader.errors)]
         if self._reader.closed:  # by another thread meanwhile: the batch may be cut off
@@ -228,12 +228,14 @@ def _close(reader: _Reader, pool: ThreadPoolExecutor, running: list) -> None:
 
 
 def _pipeline(reader: _Reader, steps: range, pool: ThreadPoolExecutor) -> tf.data.Dataset:
-    """The batches of the steps in order, {"audio": [rows, samples], "record": [rows]}."""
+    """Return the batches of the steps in order, {"audio": [rows, samples], "record": [rows]}."""
     alive = weakref.ref(reader)  # TensorFlow keeps every function that it was ever given
     working = weakref.ref(pool)
 
     def call(step: np.int64) -> tuple[np.ndarray, np.ndarray]:
-        return alive()(int(step), working())
+        still_read, still_pool = alive(), working()
+        assert still_read is not None and still_pool is not None  # `Batches` holds both
+        return still_read(int(step), still_pool)
 
     def read(step: tf.Tensor) -> dict[str, tf.Tensor]:
         audio, records = tf.numpy_function(call, [step], (tf.int16, tf.int64))
@@ -249,7 +251,7 @@ def _pipeline(reader: _Reader, steps: range, pool: ThreadPoolExecutor) -> tf.dat
 
 
 def _aligned(rows: int, samples: int) -> np.ndarray:
-    """int16 [rows, samples] as TensorFlow aligns its own, so that it takes them uncopied."""
+    """Return int16 [rows, samples], aligned so that TensorFlow takes it without a copy."""
     size = 2 * rows * samples
     memory = np.empty(size + 64, np.uint8)
     begin = -memory.ctypes.data % 64

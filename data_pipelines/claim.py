@@ -19,7 +19,7 @@ class Claimed(Exception):
 
 @contextlib.contextmanager
 def claim(path: Path) -> Iterator[None]:
-    """Holds the claim in file `path`, which is removed at the end.
+    """Hold the claim in file `path`, which is removed at the end.
 
     The operating system's lock on the file is the claim; what is written in it, process, host and
     time, is for people. So the claim of a process that was killed is free at once, whatever file
@@ -42,7 +42,7 @@ def claim(path: Path) -> Iterator[None]:
 
 
 def _locked(path: Path) -> int:
-    """Opens the file and locks it; returns its descriptor."""
+    """Open the file and lock it; return its descriptor."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -62,7 +62,7 @@ def _locked(path: Path) -> int:
 
 
 def _said(content: bytes) -> str:
-    """Returns the owner that a claim names, in words."""
+    """Return the owner that a claim names, in words."""
     try:
         owner = json.loads(content)
         return f"process {owner['process']} on {owner['host']} since {owner['since']}"

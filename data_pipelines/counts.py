@@ -12,7 +12,7 @@ import mir_eval
 
 # Most frequent classes of the training splits, from the same sources: 95 of 923 tracks are in
 # C minor, 48 of 443 clips are classical.
-FREQUENT = {"giantsteps_key": "C minor", "gtzan_genre": "classical"}
+_FREQUENT = {"giantsteps_key": "C minor", "gtzan_genre": "classical"}
 TABLES = {
     "magnatagatune": "magnatagatune/test_counts.tsv",
     "giantsteps_key": "giantsteps_key/test_counts.tsv",
@@ -33,7 +33,7 @@ class Counts(NamedTuple):
 
 
 def read(task: str) -> Counts:
-    """Returns the counts of one of TABLES."""
+    """Return the counts of one of TABLES."""
     source, _, *lines = (Path(__file__).parent / TABLES[task]).read_text().splitlines()
     rows = [line.split("\t") for line in lines]
     (items,) = {int(row[2]) for row in rows}
@@ -41,18 +41,18 @@ def read(task: str) -> Counts:
 
 
 def chance(task: str) -> float:
-    """Returns the score of an answer that does not hear: what a test score is to be compared with.
+    """Return the score of an answer that does not hear, with which a test score is to be compared.
 
     Of tags it is the average precision of any constant, the mean share of items that have a tag;
     of genres and keys the accuracy and the weighted score of the class most frequent in training.
     """
     counts = read(task)
-    if task not in FREQUENT:
+    if task not in _FREQUENT:
         return sum(counts.positives.values()) / len(counts.positives) / counts.items
     score: Callable[[str, str], float] = (
         mir_eval.key.weighted_score if task == "giantsteps_key" else _accuracy
     )
-    answer = FREQUENT[task]
+    answer = _FREQUENT[task]
     return sum(n * score(name, answer) for name, n in counts.positives.items()) / counts.items
 
 

@@ -69,7 +69,7 @@ class RateConfig(tfds.core.BuilderConfig):
     sample_rate: int = 16_000
 
 
-class LabelledBuilder(shards.ShardedBuilder, skip_registration=True):
+class LabelledBuilder(shards.ShardedBuilder, skip_registration=True):  # type: ignore[call-arg]  # TFDS takes it
     """A data set of whole files with labels: int16 mono at the config's rate.
 
     Records hold `id`, `path` (relative to the source, posix), `start` (0.0: always the whole
@@ -90,11 +90,11 @@ class LabelledBuilder(shards.ShardedBuilder, skip_registration=True):
 
     @abc.abstractmethod
     def label_features(self) -> dict[str, tfds.features.FeatureConnector]:
-        """Returns the features of the labels, by name."""
+        """Return the features of the labels, by name."""
 
     @abc.abstractmethod
     def contents(self, dl_manager: tfds.download.DownloadManager) -> Contents:
-        """Finds or downloads the files and reads the tables."""
+        """Find or download the files and read the tables."""
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(
@@ -112,10 +112,10 @@ class LabelledBuilder(shards.ShardedBuilder, skip_registration=True):
         def size(track: Track) -> int:
             return int(2 * self.sample_rate * (track.seconds or self.TRACK_SECONDS))  # int16
 
-        return {
-            split: [shards.Input(track.path, size(track), track) for track in tracks]
-            for split, tracks in contents.tracks.items()
-        }
+        inputs = {}
+        for split, tracks in contents.tracks.items():
+            inputs[split] = [shards.Input(track.path, size(track), track) for track in tracks]
+        return inputs
 
     def _generate_examples(self, source: shards.Input) -> Iterator[tuple[str, dict[str, Any]]]:
         track = source.origin
@@ -142,7 +142,7 @@ class LabelledBuilder(shards.ShardedBuilder, skip_registration=True):
 
 
 def differences(sizes: Mapping[str, Mapping[str, int | None]]) -> list[str]:
-    """Returns a line for each entry of `info.metadata["sizes"]` that is not as published."""
+    """Return a line for each entry of `info.metadata["sizes"]` that is not as published."""
     return [
         f"{name} has {size['built']:,} items, published are {size['published']:,}"
         for name, size in sizes.items()
@@ -151,7 +151,7 @@ def differences(sizes: Mapping[str, Mapping[str, int | None]]) -> list[str]:
 
 
 def _check(name: str, tracks: Mapping[str, Sequence[Track]]) -> None:
-    """Raises BuildError for a split without tracks and for an id that occurs twice in one."""
+    """Raise BuildError for a split without tracks and for an id that occurs twice in one."""
     for split, members in tracks.items():
         if not members:
             raise shards.BuildError(f"{name}: no track of split {split} found; see its README.md")
@@ -166,20 +166,23 @@ def _sizes(
     skipped: Mapping[str, str],
     published: Mapping[str, int],
 ) -> dict[str, dict[str, int | None]]:
-    """Counts what was built, by split or by Track.counted, beside the published numbers."""
-    planned, built = collections.Counter(), collections.Counter()
+    """Count what was built, by split or by Track.counted, beside the published numbers."""
+    planned: collections.Counter[str] = collections.Counter()
+    built: collections.Counter[str] = collections.Counter()
     for split, members in tracks.items():
         left = [track for track in members if track.path not in skipped]
         if not left:
             reason = skipped[members[0].path]
             raise shards.BuildError(f"{name}: split {split} has no usable track ({reason})")
-        planned.update(entry for track in members for entry in track.counted or [split])
-        built.update(entry for track in left for entry in track.counted or [split])
+        for track in members:
+            planned.update(track.counted or [split])
+        for track in left:
+            built.update(track.counted or [split])
     return {entry: {"built": built[entry], "published": published.get(entry)} for entry in planned}
 
 
 def _decode(track: Track, sample_rate: int) -> np.ndarray:
-    """Returns a track's audio, int16 [n], or raises decode.Unusable."""
+    """Return a track's audio, int16 [n], or raise decode.Unusable."""
     with _on_disk(track.audio) as path:
         if not path.exists():
             raise decode.Unusable("missing: no such file")
@@ -190,7 +193,7 @@ def _decode(track: Track, sample_rate: int) -> np.ndarray:
 
 @contextlib.contextmanager
 def _on_disk(audio: epath.Path | Member) -> Iterator[epath.Path]:
-    """Gives the path of a file, for a member of an archive that of a temporary copy."""
+    """Yield the path of a file, or of a temporary copy where it is a member of an archive."""
     if not isinstance(audio, Member):
         yield audio
         return
@@ -207,7 +210,7 @@ def _on_disk(audio: epath.Path | Member) -> Iterator[epath.Path]:
 
 @functools.lru_cache(maxsize=128)  # mtg_jamendo has 100 archives, a shard may need any of them
 def _index(archive: epath.Path) -> dict[str, tarfile.TarInfo]:
-    """Lists an uncompressed tar by the stems of its members; reads their headers only."""
+    """List an uncompressed tar by the stems of its members; read their headers only."""
     with archive.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
         members = [member for member in tar if member.isfile()]
     return {epath.Path(member.name).name.partition(".")[0]: member for member in members}

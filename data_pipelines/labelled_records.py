@@ -24,7 +24,7 @@ class Labelled(NamedTuple):
     "gtzan/16khz/1.0.0". sizes: {entry: {"built", "published"}} of the builders that say so.
     """
 
-    dataset: Dataset
+    dataset: "Dataset | _ChosenRecords"
     labels: Sequence[Mapping[str, Any]]
     classes: Mapping[str, Sequence[str]]
     sizes: Mapping[str, Mapping[str, int | None]]
@@ -46,7 +46,7 @@ class Labelled(NamedTuple):
         return scaled.astype(np.int64)
 
     def read(self, record: int) -> np.ndarray:
-        """One record's audio, int16 [n], resampled where the data set has another rate."""
+        """Read one record's audio, int16 [n], resampled where the data set has another rate."""
         audio = np.empty(int(self.dataset.samples[record]), np.int16)
         self.dataset.read(record, 0, audio)
         if self.dataset.sample_rate != self.sample_rate:
@@ -58,7 +58,7 @@ class Labelled(NamedTuple):
 def open_labelled(
     name: str, data_dir: str | os.PathLike, split: str, sample_rate: int, limit: int = 0
 ) -> Labelled:
-    """Opens a split of DATA_DIR/NAME, in its build for `sample_rate` if there is one.
+    """Open a split of DATA_DIR/NAME, in its build for `sample_rate` if there is one.
 
     Args:
       limit: use that many records, spread evenly over the split; 0 for all.
@@ -70,17 +70,22 @@ def open_labelled(
     dataset = open_dataset(build_for(name, data_dir, sample_rate), data_dir, split)
     if lost := np.flatnonzero(dataset.samples == 0).tolist():
         raise ValueError(str(dataset.damage(lost[0], f"one of {len(lost)} unreadable records")))
+
+    # the labels, one set a record
     builder = tfds.builder_from_directory(dataset.directory)
     labels = _labels(dataset.directory, split)
     if len(labels) != len(dataset):
         raise ValueError(f"{dataset.directory} is incomplete: build the data set again")
+
+    # the records asked for
     metadata = builder.info.metadata or {}
     chosen = np.arange(len(labels))
+    records: Dataset | _ChosenRecords = dataset
     if 0 < limit < len(labels):
         chosen = np.linspace(0, len(labels) - 1, limit).round().astype(int)
-        dataset = _Part(dataset, chosen)
+        records = _ChosenRecords(dataset, chosen)
     return Labelled(
-        dataset,
+        records,
         [labels[i] for i in chosen],
         _classes(builder.info.features) | dict(metadata.get("classes", {})),
         metadata.get("sizes", {}),
@@ -91,7 +96,7 @@ def open_labelled(
 
 @functools.lru_cache(3)  # a data set's splits: its next task need not read hours of audio past
 def _labels(directory: str, split: str) -> list[Mapping[str, Any]]:
-    """All records of a split without their audio, in the order of Dataset's."""
+    """Read all records of a split without their audio, in the order of Dataset's."""
     builder = tfds.builder_from_directory(directory)
     features = [key for key in builder.info.features if key not in _AUDIO]
     decoders = tfds.decode.PartialDecoding(dict.fromkeys(features, True))
@@ -102,7 +107,7 @@ def _labels(directory: str, split: str) -> list[Mapping[str, Any]]:
 
 
 def build_for(name: str, data_dir: str | os.PathLike, sample_rate: int) -> str:
-    """The build of DATA_DIR/NAME for `sample_rate` if there is one, else its default.
+    """Return the build of DATA_DIR/NAME for `sample_rate` if there is one, else its default.
 
     Raises:
       FileNotFoundError, ValueError: as `records.require`.
@@ -114,7 +119,7 @@ def build_for(name: str, data_dir: str | os.PathLike, sample_rate: int) -> str:
     return name
 
 
-class _Part:
+class _ChosenRecords:
     """Some records of a Dataset, numbered anew."""
 
     def __init__(self, dataset: Dataset, records: np.ndarray):
@@ -127,12 +132,14 @@ class _Part:
 
 
 def _classes(features: Mapping[str, Any]) -> dict[str, list[str]]:
-    """The names of the class labels, also of those inside a sequence, as in "chords/quality"."""
-    found = {}
+    """Return the names of the class labels, also inside a sequence, as in "chords/quality"."""
+    classes = {}
     for key, feature in features.items():
         inner = getattr(feature, "feature", feature)
         if hasattr(inner, "names"):
-            found[key] = list(inner.names)
+            classes[key] = list(inner.names)
         elif isinstance(inner, Mapping):
-            found |= {f"{key}/{k}": list(v.names) for k, v in inner.items() if hasattr(v, "names")}
-    return found
+            classes |= {
+                f"{key}/{k}": list(v.names) for k, v in inner.items() if hasattr(v, "names")
+            }
+    return classes

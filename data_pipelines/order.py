@@ -11,51 +11,54 @@ from typing import Protocol
 
 import numpy as np
 
-ORDER, CROP, INSTEAD = 0, 1, 2  # streams of the hash
+ORDER, _CROP, _INSTEAD = 0, 1, 2  # streams of the hash
 
 
 def hash64(*words: int | np.ndarray) -> np.ndarray:
-    """Hashes integers, element by element, to uint64: SplitMix64's mixer after each word.
+    """Hash integers, element by element, to uint64: SplitMix64's mixer after each word.
 
     Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014. NumPy's
     own generators may change their streams between versions; a run's data order must not.
     """
-    state = np.zeros(1, np.uint64)  # an array, since scalars warn when they wrap
+    state: np.ndarray = np.zeros(1, np.uint64)  # an array, since scalars warn when they wrap
     for word in words:
-        word = np.uint64(word & (2**64 - 1)) if isinstance(word, int) else word.astype(np.uint64)
-        state = (state ^ word) + np.uint64(0x9E3779B97F4A7C15)
+        state = (state ^ _as_uint64(word)) + np.uint64(0x9E3779B97F4A7C15)
         state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         state = state ^ (state >> np.uint64(31))
     return state
 
 
+def _as_uint64(word: int | np.ndarray) -> np.uint64 | np.ndarray:
+    return np.uint64(word & (2**64 - 1)) if isinstance(word, int) else word.astype(np.uint64)
+
+
 def epoch_order(records: int, seed: int, epoch: int) -> np.ndarray:
-    """Returns the order in which an epoch visits the records, int64 [records]."""
+    """Return the order in which an epoch visits the records, int64 [records]."""
     return np.argsort(hash64(seed, ORDER, epoch, np.arange(records)), kind="stable")
 
 
 def crop_starts(
     lengths: np.ndarray, samples: int, seed: int, epochs: np.ndarray, records: np.ndarray
 ) -> np.ndarray:
-    """Returns the first sample of each record's crop in its epoch, uniform over those possible.
+    """Return the first sample of each record's crop in its epoch, uniform over those possible.
 
     Args:
       lengths: samples of each of the records, int64 [rows].
       samples: of the crop; a record that is shorter is taken from its start, and repeated.
     """
-    uniform = (hash64(seed, CROP, epochs, records) >> np.uint64(11)) * 2.0**-53  # [0, 1)
+    uniform = (hash64(seed, _CROP, epochs, records) >> np.uint64(11)) * 2.0**-53  # [0, 1)
     return (uniform * np.maximum(lengths - samples + 1, 1)).astype(np.int64)
 
 
-class Plan(Protocol):
+class StreamPlan(Protocol):
     """Which record, from which sample on, is at each place of a stream."""
 
     def __call__(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns (records, starts), int64; record -1 is none."""
+        """Return (records, starts), int64; record -1 is none."""
 
     def instead(self, place: int, attempt: int) -> tuple[int, int]:
-        """Returns (record, start) to try when what belongs at a place is damaged."""
+        """Return (record, start) to try when what belongs at a place is damaged."""
 
 
 class Shuffled:
@@ -76,7 +79,7 @@ class Shuffled:
         return records, self._starts(epochs, records)
 
     def instead(self, place: int, attempt: int) -> tuple[int, int]:
-        drawn = hash64(self.seed, INSTEAD, place, attempt) % np.uint64(len(self.lengths))
+        drawn = hash64(self.seed, _INSTEAD, place, attempt) % np.uint64(len(self.lengths))
         records = drawn.astype(np.int64)
         return records[0], self._starts(np.array([place // len(self.lengths)]), records)[0]
 

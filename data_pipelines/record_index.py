@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from etils import epath
@@ -24,9 +25,9 @@ from tqdm import tqdm
 from data_pipelines import paths
 
 BLOCK = 1 << 16  # bytes of audio to a checksum
-FORMAT = 1  # of the file
-SCANNERS = 4  # shards that are read at once
-FRAMING = 16  # bytes around a record in a TFRecord file: length 8, checksums 4 and 4
+_FORMAT = 1  # of the file
+_SCANNERS = 4  # shards that are read at once
+_FRAMING = 16  # bytes around a record in a TFRecord file: length 8, checksums 4 and 4
 
 tf.config.set_visible_devices([], "GPU")  # TensorFlow reads files here and nothing else
 
@@ -43,7 +44,7 @@ class Layout(NamedTuple):
     path: epath.Path  # of the index
 
     def where(self, record: int, offset: int) -> str:
-        """Names a record of the split that lies at byte `offset` of its shard."""
+        """Name a record of the split that lies at byte `offset` of its shard."""
         ends = np.cumsum(self.lengths)
         shard = int(np.searchsorted(ends, record, "right"))
         number = record - int(ends[shard]) + self.lengths[shard]
@@ -61,24 +62,24 @@ class Index(NamedTuple):
     sums: np.ndarray  # uint32; for each record 0, then the CRC-32 up to each block's end
 
     def first(self) -> np.ndarray:
-        """Returns the place in sums of each record's 0, int64 [records]."""
+        """Return the place in sums of each record's 0, int64 [records]."""
         counts = blocks(self.samples) + 1
         return np.cumsum(counts) - counts
 
 
 def blocks(samples: np.ndarray) -> np.ndarray:
-    """Returns how many blocks, the last perhaps short, hold so many int16 samples."""
+    """Return how many blocks, the last perhaps short, hold so many int16 samples."""
     return -(-2 * samples // BLOCK)
 
 
 def layouts(directory: epath.Path) -> dict[str, Layout]:
-    """Returns the splits that have records, of a data set's version directory."""
+    """Return the splits that have records, of a data set's version directory."""
     info = tfds.builder_from_directory(directory).info
     if info.file_format.value != "tfrecord":
         raise ValueError(f"{directory} holds {info.file_format.value} files: build it as tfrecord")
     return {
         name: Layout(
-            shards=tuple(str(path) for path in split.filepaths),
+            shards=tuple(map(str, split.filepaths)),
             lengths=tuple(split.shard_lengths),
             path=directory / f"{info.name}-{name}.index.npz",
         )
@@ -88,23 +89,23 @@ def layouts(directory: epath.Path) -> dict[str, Layout]:
 
 
 def write_index(directory: str) -> None:
-    """Verifies and indexes every split of a data set's version directory.
+    """Verify and index every split of a data set's version directory.
 
     Raises:
       Damaged: a record is not readable; its split is left without an index.
     """
     for layout in layouts(epath.Path(directory)).values():
         layout.path.unlink(missing_ok=True)
-        sizes = shard_sizes(layout)
+        sizes = _shard_sizes(layout)
         _save(layout, sizes, _scan(layout, sizes))
 
 
 def read_index(layout: Layout) -> Index:
-    """Returns the index beside the shards, or a new one, saved if it can be.
+    """Return the index beside the shards, or a new one, saved if it can be.
 
     Damage is no error here, and is not saved: it may be mended.
     """
-    sizes = shard_sizes(layout)
+    sizes = _shard_sizes(layout)
     index = _load(layout, sizes)
     if index is None:
         index = _scan(layout, sizes)
@@ -115,8 +116,8 @@ def read_index(layout: Layout) -> Index:
     return index
 
 
-def shard_sizes(layout: Layout) -> np.ndarray:
-    """Returns the bytes of each shard, 0 for one that is missing, int64 [shards]."""
+def _shard_sizes(layout: Layout) -> np.ndarray:
+    """Return the bytes of each shard, 0 for one that is missing, int64 [shards]."""
 
     def size(shard: str) -> int:
         path = epath.Path(shard)
@@ -127,7 +128,7 @@ def shard_sizes(layout: Layout) -> np.ndarray:
 
 
 def _load(layout: Layout, sizes: np.ndarray) -> Index | None:
-    """The saved index, or None if there is none that fits the shards."""
+    """Load the saved index, or return None if there is none that fits the shards."""
     if not layout.path.exists():
         return None
     try:
@@ -136,21 +137,31 @@ def _load(layout: Layout, sizes: np.ndarray) -> Index | None:
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         logging.getLogger(__name__).warning("%s: %s; indexing again", layout.path, error)
         return None
-    fits = {"format": FORMAT, "sizes": sizes, "lengths": layout.lengths}
-    if not all(np.array_equal(arrays.pop(key, None), value) for key, value in fits.items()):
+
+    # an index of other shards, or of another format, does not fit
+    expected: dict[str, npt.ArrayLike] = {
+        "format": _FORMAT,
+        "sizes": sizes,
+        "lengths": layout.lengths,
+    }
+    saved_for = {key: arrays.pop(key, None) for key in expected}
+    if any(
+        given is None or not np.array_equal(given, expected[key])
+        for key, given in saved_for.items()
+    ):
         return None
     return Index(**arrays)
 
 
 def _save(layout: Layout, sizes: np.ndarray, index: Index) -> None:
-    """Writes the index aside and renames it, unless a record is damaged."""
+    """Write the index aside and rename it, unless a record is damaged."""
     if not index.samples.all():
         record = int(np.argmin(index.samples))
         raise Damaged(f"{layout.where(record, index.offset[record])}: missing, empty or damaged")
     aside = layout.path.parent / f".{layout.path.name}.{uuid.uuid4().hex}"
     try:
         with aside.open("wb") as file:
-            np.savez(file, format=FORMAT, sizes=sizes, lengths=layout.lengths, **index._asdict())
+            np.savez(file, format=_FORMAT, sizes=sizes, lengths=layout.lengths, **index._asdict())
         aside.replace(layout.path)
     except OSError:
         aside.unlink(missing_ok=True)
@@ -158,10 +169,10 @@ def _save(layout: Layout, sizes: np.ndarray, index: Index) -> None:
 
 
 def _scan(layout: Layout, sizes: np.ndarray) -> Index:
-    """Reads and verifies every shard."""
+    """Read and verify every shard."""
     rows = []
     name = f"indexing {layout.path.name.removesuffix('.index.npz')}"
-    with ThreadPoolExecutor(SCANNERS) as pool:
+    with ThreadPoolExecutor(_SCANNERS) as pool:
         shards = pool.map(_scan_shard, layout.shards, sizes.tolist(), layout.lengths)
         for shard in tqdm(shards, name, len(sizes), unit=" shards", delay=2):
             rows.extend(shard)
@@ -169,12 +180,12 @@ def _scan(layout: Layout, sizes: np.ndarray) -> Index:
     return Index(np.array(offset, np.int64), np.array(samples, np.int64), np.concatenate(sums))
 
 
-Row = tuple[int, int, np.ndarray]  # offset, samples, sums of a record
+_IndexRow = tuple[int, int, np.ndarray]  # offset, samples, sums of a record
 
 
-def _scan_shard(shard: str, size: int, records: int) -> list[Row]:
-    """A row for each record that the shard should hold."""
-    rows: list[Row] = []
+def _scan_shard(shard: str, size: int, records: int) -> list[_IndexRow]:
+    """Return a row for each record that the shard should hold."""
+    rows: list[_IndexRow] = []
     for position, record in _records(shard, size):
         if len(rows) == records:
             raise ValueError(
@@ -185,7 +196,7 @@ def _scan_shard(shard: str, size: int, records: int) -> list[Row]:
     return rows + [_row(shard, size, None)] * (records - len(rows))
 
 
-def _row(shard: str, position: int, record: bytes | None) -> Row:
+def _row(shard: str, position: int, record: bytes | None) -> _IndexRow:
     if record is None:
         return position, 0, np.zeros(1, np.uint32)
     begin, end = _audio_span(shard, record)
@@ -197,37 +208,37 @@ def _row(shard: str, position: int, record: bytes | None) -> Row:
 
 
 def _records(shard: str, size: int) -> Iterator[tuple[int, bytes | None]]:
-    """(position, record) of a TFRecord file, None for one that TensorFlow finds damaged.
+    """Yield (position, record) of a TFRecord file, None for one that TensorFlow finds damaged.
 
     What follows a damaged record is found through its length. If that is damaged too, it leads to
     more damage or past the end, and the rest of the shard is lost.
     """
 
     def records_from(position: tf.Tensor) -> tf.data.Dataset:
-        found = tf.raw_ops.TFRecordDatasetV2(
+        variant = tf.raw_ops.TFRecordDatasetV2(
             filenames=[shard], compression_type="", buffer_size=1 << 20, byte_offsets=[position]
         )
-        return tf.data.experimental.from_variant(found, tf.TensorSpec([], tf.string))
+        return tf.data.experimental.from_variant(variant, tf.TensorSpec([], tf.string))
 
     position = 0
     while position < size:
         # In a flat_map, since TensorFlow cannot serialise this operation as a data set of its own.
-        found = tf.data.Dataset.from_tensors(np.int64(position)).flat_map(records_from)
+        remaining = tf.data.Dataset.from_tensors(np.int64(position)).flat_map(records_from)
         try:
-            for record in found:
+            for record in remaining:
                 raw = record.numpy()
                 yield position, raw
-                position += FRAMING + len(raw)
+                position += _FRAMING + len(raw)
             return
         except tf.errors.DataLossError:
             yield position, None
             with epath.Path(shard).open("rb") as file:
                 file.seek(position)
-                position += FRAMING + int.from_bytes(file.read(8), "little")
+                position += _FRAMING + int.from_bytes(file.read(8), "little")
 
 
 def _audio_span(shard: str, example: bytes) -> tuple[int, int]:
-    """Where the bytes of the feature "audio" lie in a serialised tf.train.Example.
+    """Find the bytes of the feature "audio" in a serialised tf.train.Example.
 
     By its wire format, since parsing would copy the audio: Example.features (field 1) holds
     entries (1) of a key (1) and a Feature (2), whose bytes_list (1) holds values (1).
@@ -245,7 +256,7 @@ def _audio_span(shard: str, example: bytes) -> tuple[int, int]:
 
 
 def _fields(message: bytes, begin: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """(number, begin, end) of the fields of a Protocol Buffers message of such fields only."""
+    """Yield (number, begin, end) of each field of a Protocol Buffers message that has no others."""
     while begin < end:
         number = message[begin] >> 3
         size = shift = 0

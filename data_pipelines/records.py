@@ -15,7 +15,7 @@ from data_pipelines import paths
 from data_pipelines.record_index import BLOCK, Damaged, Index, Layout, layouts, read_index
 
 OPEN_FILES = 128  # shards that a data set keeps open
-DEFAULT_RATE = 16_000  # Hz, of a data set whose config does not say otherwise
+_DEFAULT_RATE = 16_000  # Hz, of a data set whose config does not say otherwise
 
 
 class _File:
@@ -70,11 +70,11 @@ class Dataset:
         return functools.lru_cache(OPEN_FILES)(_File)
 
     def damage(self, record: int, what: str) -> Damaged:
-        """Returns the error that says what is wrong with a record."""
+        """Return the error that says what is wrong with a record."""
         return Damaged(f"{self.layout.where(record, self.index.offset[record])}: {what}")
 
     def read(self, record: int, start: int, out: np.ndarray) -> None:
-        """Fills out, int16 [n], from sample `start` on; a record too short is repeated from there.
+        """Fill `out`, int16 [n], from sample `start` on; a record too short is repeated from there.
 
         Raises:
           Damaged: the record cannot be read or is not what was indexed.
@@ -82,6 +82,8 @@ class Dataset:
         samples = min(len(out), int(self.samples[record]) - start)
         if samples <= 0:
             raise self.damage(record, "missing, empty or damaged")
+
+        # whole blocks around the samples, since a checksum is of a whole block
         low, high = 2 * start // BLOCK, -(-2 * (start + samples) // BLOCK)
         begin = low * BLOCK
         size = min(high * BLOCK, 2 * int(self.samples[record])) - begin
@@ -91,6 +93,7 @@ class Dataset:
             raise self.damage(record, str(error)) from error
         if len(raw) < size:
             raise self.damage(record, "the shard is cut off")
+
         sums = self.index.sums[self._first[record] :]
         if zlib.crc32(raw, sums[low]) != sums[high]:
             raise self.damage(record, "its checksum does not match")
@@ -98,7 +101,7 @@ class Dataset:
         out[:] = crop if samples == len(out) else np.resize(crop, len(out))
 
     def _bytes(self, record: int, begin: int, size: int) -> bytes:
-        """Bytes of the record's audio."""
+        """Read bytes of the record's audio."""
         shard = self.layout.shards[self._shard[record]]
         begin += int(self.index.offset[record])
         if "://" not in shard:
@@ -109,7 +112,7 @@ class Dataset:
 
 
 def open_dataset(name: str, data_dir: str | os.PathLike, split: str) -> Dataset:
-    """Opens a split of DATA_DIR/NAME, indexing it first if that was not done when it was built.
+    """Open a split of DATA_DIR/NAME, indexing it first if that was not done when it was built.
 
     Args:
       name: of the builder ("music_folder") or of one of its configs ("music_folder/24khz").
@@ -127,12 +130,12 @@ def open_dataset(name: str, data_dir: str | os.PathLike, split: str) -> Dataset:
 
 
 def is_built(name: str, data_dir: str | os.PathLike) -> bool:
-    """Says whether `open_dataset` would find the data set."""
+    """Return whether `open_dataset` would find the data set."""
     return find(name, data_dir) is not None
 
 
 def require(name: str, data_dir: str | os.PathLike) -> epath.Path:
-    """Finds what `find` does.
+    """Find the data set as `find` does, and refuse where there is none.
 
     Raises:
       FileNotFoundError: the data set is not built.
@@ -148,7 +151,7 @@ def require(name: str, data_dir: str | os.PathLike) -> epath.Path:
 
 
 def find(name: str, data_dir: str | os.PathLike) -> epath.Path | None:
-    """Finds the newest version of DATA_DIR/NAME, of its default config if NAME has none.
+    """Find the newest version of DATA_DIR/NAME, of its default config if NAME has none.
 
     Raises:
       ValueError: several configs are there and none is the default.
@@ -158,7 +161,12 @@ def find(name: str, data_dir: str | os.PathLike) -> epath.Path | None:
         return None
     if versions := _versions(root):
         return versions[-1]
-    configs = {c.name: found for c in root.iterdir() if c.is_dir() and (found := _versions(c))}
+
+    # a folder for each config, of which one is the default
+    configs = {}
+    for folder in root.iterdir():
+        if folder.is_dir() and (built := _versions(folder)):
+            configs[folder.name] = built
     if not configs:
         return None
     default = root / ".config" / "metadata.json"  # TFDS's
@@ -171,13 +179,13 @@ def find(name: str, data_dir: str | os.PathLike) -> epath.Path | None:
 
 
 def _versions(root: epath.Path) -> list[epath.Path]:
-    """The finished version directories in `root`, oldest first."""
-    found = [path.parent for path in paths.matching(root, "*/dataset_info.json")]
-    found = [path for path in found if re.fullmatch(r"\d+\.\d+\.\d+", path.name)]
-    return sorted(found, key=lambda path: [int(part) for part in path.name.split(".")])
+    """Return the finished version directories in `root`, oldest first."""
+    versions = [path.parent for path in paths.matching(root, "*/dataset_info.json")]
+    versions = [path for path in versions if re.fullmatch(r"\d+\.\d+\.\d+", path.name)]
+    return sorted(versions, key=lambda path: [int(part) for part in path.name.split(".")])
 
 
 def _sample_rate(directory: epath.Path) -> int:
-    """The rate in Hz that a config's name says, as in "24khz"."""
+    """Return the rate in Hz that a config's name says, as in "24khz"."""
     said = re.search(r"(\d+)khz", directory.parent.name)
-    return 1000 * int(said.group(1)) if said else DEFAULT_RATE
+    return 1000 * int(said.group(1)) if said else _DEFAULT_RATE

@@ -11,6 +11,7 @@ any Beam runner.
 import collections
 import dataclasses
 import hashlib
+import itertools
 import json
 import shutil
 import threading
@@ -28,8 +29,8 @@ from tqdm import tqdm
 from data_pipelines import workers
 from data_pipelines.decode import Unusable
 
-SHARD_BYTES = 64 << 20  # planned size of a shard of a data set of 1 GiB and more
-SMALLEST_SHARD = 4 << 20  # bytes; a smaller data set is still cut for about 16 workers
+_SHARD_BYTES = 64 << 20  # planned size of a shard of a data set of 1 GiB and more
+_SMALLEST_SHARD = 4 << 20  # bytes; a smaller data set is still cut for about 16 workers
 LARGEST_SHARD = 128 << 20  # bytes; an input that holds more than its plan said starts a new shard
 SKIPPED = "skipped.tsv"
 _TSV = str.maketrans({"\t": "\\t", "\n": "\\n", "\r": "\\r"})
@@ -64,7 +65,7 @@ class Input:
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class ShardTask:
     """One worker's work: the inputs that make one shard, or several if they hold more."""
 
     index: int
@@ -86,7 +87,7 @@ class Summary:
     seconds: float
 
     def reasons(self) -> list[tuple[str, int]]:
-        """Returns (kind of reason, number of files), the most frequent first."""
+        """Return (kind of reason, number of files), the most frequent first."""
         return collections.Counter(why.split(":")[0] for _, why in self.skipped).most_common()
 
 
@@ -107,9 +108,11 @@ class TaskWriter:
     writer: Any  # of TFDS; writes (key, bytes) pairs in the data set's file format
     folder: str
 
-    def __call__(self, task: Task) -> None:
+    def __call__(self, task: ShardTask) -> None:
         folder = epath.Path(self.folder)
-        parts, skipped, samples = [], [], 0
+        parts: list[tuple[int, int]] = []
+        skipped: list[tuple[str, str]] = []
+        samples = 0
         for group in _grouped(self._records(task, skipped)):
             # In the order of a hash: neighbours in a shard are not neighbours in a piece.
             group.sort(key=lambda record: (_digest(record.key), record.key))
@@ -122,8 +125,8 @@ class TaskWriter:
         writing.write_text(report)
         writing.replace(folder / task.report)  # whole as soon as it is seen: progress reads it
 
-    def _records(self, task: Task, skipped: list[tuple[str, str]]) -> Iterator[_Record]:
-        """Yields the records of a task's inputs, and adds those that have none to `skipped`."""
+    def _records(self, task: ShardTask, skipped: list[tuple[str, str]]) -> Iterator[_Record]:
+        """Yield the records of a task's inputs, and add those that have none to `skipped`."""
         for source in task.inputs:
             try:
                 for key, example in self.generate(source):
@@ -134,14 +137,15 @@ class TaskWriter:
 
 
 def _grouped(records: Iterable[_Record]) -> Iterator[list[_Record]]:
-    """Yields the records in lists, each as long as LARGEST_SHARD allows."""
-    group, held = [], 0
+    """Yield the records in lists, each as long as LARGEST_SHARD allows."""
+    group: list[_Record] = []
+    size = 0
     for record in records:
-        if group and held + len(record.serialized) > LARGEST_SHARD:
+        if group and size + len(record.serialized) > LARGEST_SHARD:
             yield group
-            group, held = [], 0
+            group, size = [], 0
         group.append(record)
-        held += len(record.serialized)
+        size += len(record.serialized)
     if group:
         yield group
 
@@ -158,7 +162,7 @@ class ShardedBuilder(tfds.core.GeneratorBasedBuilder):
 
     workers = 1  # processes on this machine, if no Beam runner or options are given
     max_lost = 0.5  # a build that loses a larger share of its files fails
-    summary: Summary | None = None  # of the build that this object did
+    summary: Summary  # of the build that this object did, once it has
 
     @property
     def sample_rate(self) -> int:
@@ -170,22 +174,30 @@ class ShardedBuilder(tfds.core.GeneratorBasedBuilder):
         dl_manager: tfds.download.DownloadManager,
         download_config: tfds.download.DownloadConfig,
     ) -> Sequence[tfds.core.SplitInfo]:
-        """Plans, writes and numbers the shards (TFDS's hook, run in a folder set aside)."""
+        """Plan, write and number the shards (TFDS's hook, run in a folder set aside)."""
         tasks = plan(self._split_generators(dl_manager))
         folder = epath.Path(self.data_path)
-        _check_space(folder, sum(source.size for task in tasks for source in task.inputs))
+        every_input = itertools.chain.from_iterable(task.inputs for task in tasks)
+        _check_space(folder, sum(source.size for source in every_input))
+
+        # the workers write parts, and a report on each task
         write = TaskWriter(
             self._generate_examples, self.info.features, self._example_writer(), str(folder)
         )
         with _progress(folder, tasks, self.sample_rate):
             self._run(tasks, write, download_config)
+
+        # what they did, and whether that is enough to be kept
         reports = [json.loads((folder / task.report).read_text()) for task in tasks]
-        skipped = sorted((path, reason) for report in reports for path, reason in report["skipped"])
+        listed = itertools.chain.from_iterable(report["skipped"] for report in reports)
+        skipped = sorted((path, reason) for path, reason in listed)
         samples = sum(report["samples"] for report in reports)
         files = sum(len(task.inputs) for task in tasks)
         self.summary = Summary(files, skipped, samples / self.sample_rate)
         self._check_lost(folder)
         write_skipped(folder / SKIPPED, skipped)
+
+        # the parts become shards of splits
         splits = self._number(folder, tasks, reports)
         if "train" in {task.split for task in tasks} - {split.name for split in splits}:
             raise BuildError("no file of split train is usable; add some or mend them")
@@ -193,11 +205,11 @@ class ShardedBuilder(tfds.core.GeneratorBasedBuilder):
 
     def _run(
         self,
-        tasks: Sequence[Task],
+        tasks: Sequence[ShardTask],
         write: TaskWriter,
         download_config: tfds.download.DownloadConfig,
     ) -> None:
-        """Runs the tasks on Beam, if a runner or options are given, or on this machine."""
+        """Run the tasks on Beam, if a runner or options are given, or on this machine."""
         runner, options = download_config.beam_runner, download_config.beam_options
         if runner or options:
             workers.run_on_beam(write, tasks, runner, options)
@@ -210,7 +222,7 @@ class ShardedBuilder(tfds.core.GeneratorBasedBuilder):
             ) from error
 
     def _check_lost(self, folder: epath.Path) -> None:
-        """Raises BuildError if too few files are usable, and leaves the list of the others."""
+        """Raise BuildError if too few files are usable, and leave the list of the others."""
         summary, lost = self.summary, len(self.summary.skipped)
         listed = folder.parent / f"{self.version}.{SKIPPED}"
         if lost < summary.files and lost <= self.max_lost * summary.files:
@@ -224,60 +236,60 @@ class ShardedBuilder(tfds.core.GeneratorBasedBuilder):
         )
 
     def _number(
-        self, folder: epath.Path, tasks: Sequence[Task], reports: Sequence[Mapping[str, Any]]
+        self, folder: epath.Path, tasks: Sequence[ShardTask], reports: Sequence[Mapping[str, Any]]
     ) -> list[tfds.core.SplitInfo]:
-        """Gives the parts their names as shards; a split without any is left out."""
+        """Give the parts their names as shards; a split without any is left out."""
         parts = collections.defaultdict(list)
         for task, report in zip(tasks, reports, strict=True):
             for number, (records, size) in enumerate(report["parts"]):
                 parts[task.split].append((_part(folder, task, number), records, size))
             (folder / task.report).unlink()
         splits = []
-        for split, found in parts.items():
+        for split, members in parts.items():
             template = self._get_filename_template(split_name=split)
-            for shard, (path, _, _) in enumerate(found):
-                path.rename(template.sharded_filepath(shard_index=shard, num_shards=len(found)))
-            lengths = [records for _, records, _ in found]
-            size = sum(size for _, _, size in found)
+            for shard, (path, _, _) in enumerate(members):
+                path.rename(template.sharded_filepath(shard_index=shard, num_shards=len(members)))
+            lengths = [records for _, records, _ in members]
+            size = sum(size for _, _, size in members)
             splits.append(tfds.core.SplitInfo(split, lengths, size, template))
         return splits
 
 
 def _serialize(features: tfds.features.FeaturesDict, example: Example) -> bytes:
-    """Returns an example's bytes, its fields in the same order in every process."""
+    """Return an example's bytes, its fields in the same order in every process."""
     record = tf.train.Example.FromString(features.serialize_example(example))
     return record.SerializeToString(deterministic=True)
 
 
-def plan(inputs: Mapping[str, Sequence[Input]]) -> list[Task]:
-    """Divides the inputs of each split among tasks of about one shard, in the order of a hash.
+def plan(inputs: Mapping[str, Sequence[Input]]) -> list[ShardTask]:
+    """Divide the inputs of each split among tasks of about one shard, in the order of a hash.
 
     The order spreads an album over the shards; the sizes are those of the inputs, so that the
     plan is the same on every machine.
     """
-    total = sum(source.size for sources in inputs.values() for source in sources)
-    target = min(SHARD_BYTES, max(SMALLEST_SHARD, total // 16))
+    total = sum(source.size for source in itertools.chain.from_iterable(inputs.values()))
+    target = min(_SHARD_BYTES, max(_SMALLEST_SHARD, total // 16))
     groups: list[tuple[str, list[Input]]] = []
     for split, sources in inputs.items():
-        held = target
+        filled = target
         for source in sorted(sources, key=lambda source: (_digest(source.path), source.path)):
-            if held + source.size / 2 >= target:  # nearest to the target on average
+            if filled + source.size / 2 >= target:  # nearest to the target on average
                 groups.append((split, []))
-                held = 0
+                filled = 0
             groups[-1][1].append(source)
-            held += source.size
-    return [Task(index, split, tuple(group)) for index, (split, group) in enumerate(groups)]
+            filled += source.size
+    return [ShardTask(index, split, tuple(group)) for index, (split, group) in enumerate(groups)]
 
 
 def write_skipped(path: epath.Path, skipped: Sequence[tuple[str, str]]) -> None:
-    """Writes one line, path<TAB>reason, for each file that was left out."""
+    """Write one line, path<TAB>reason, for each file that was left out."""
     lines = [f"{name.translate(_TSV)}\t{reason.translate(_TSV)}\n" for name, reason in skipped]
     path.write_bytes("".join(lines).encode("utf-8", "backslashreplace"))  # names need not be UTF-8
 
 
 @contextmanager
-def _progress(folder: epath.Path, tasks: Sequence[Task], sample_rate: int) -> Iterator[None]:
-    """Shows files done, hours of audio and times real time while workers write their reports."""
+def _progress(folder: epath.Path, tasks: Sequence[ShardTask], sample_rate: int) -> Iterator[None]:
+    """Show files done, hours of audio and times real time while workers write their reports."""
     waiting = {task.report: len(task.inputs) for task in tasks}
     done = threading.Event()
     bar = tqdm(total=sum(waiting.values()), unit=" files", desc="building", smoothing=0)
@@ -305,7 +317,7 @@ def _progress(folder: epath.Path, tasks: Sequence[Task], sample_rate: int) -> It
 
 
 def _check_space(folder: epath.Path, needed: int) -> None:
-    """Raises BuildError if a local disk cannot hold `needed` bytes."""
+    """Raise BuildError if a local disk cannot hold `needed` bytes."""
     try:
         free = shutil.disk_usage(str(folder)).free
     except OSError:  # not a local folder
@@ -321,5 +333,5 @@ def _digest(text: str) -> bytes:
     return hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=16).digest()
 
 
-def _part(folder: epath.Path, task: Task, number: int) -> epath.Path:
+def _part(folder: epath.Path, task: ShardTask, number: int) -> epath.Path:
     return folder / f"task{task.index:06d}-{number:04d}.part"

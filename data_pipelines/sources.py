@@ -22,7 +22,7 @@ _BIG = 256 << 20  # bytes; hashing or joining more than this shows progress
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class DownloadSource:
     """One public file: its published name, where it lies, and its digest if one is published.
 
     `digest` is "sha256:<hex>" or "md5:<hex>", or None where the publisher states none; it is
@@ -36,7 +36,7 @@ class Source:
 
 
 def manual_dir(dl_manager: tfds.download.DownloadManager) -> epath.Path | None:
-    """Returns the reader's own folder, or None if there is none or it is empty."""
+    """Return the reader's own folder, or None if there is none or it is empty."""
     try:
         return epath.Path(dl_manager.manual_dir)
     except AssertionError:  # how TFDS says that the folder is not there
@@ -44,19 +44,19 @@ def manual_dir(dl_manager: tfds.download.DownloadManager) -> epath.Path | None:
 
 
 def placed(folder: epath.Path | None, *names: str) -> epath.Path | None:
-    """Returns the first of `names` (relative paths, globs allowed) that exists in `folder`."""
+    """Return the first of `names` (relative paths, globs allowed) that exists in `folder`."""
     if folder is None:
         return None
     for name in names:
-        if found := paths.matching(folder, name):
-            return found[0]
+        if matches := paths.matching(folder, name):
+            return matches[0]
     return None
 
 
 def fetch(
-    dl_manager: tfds.download.DownloadManager, sources: Mapping[str, Source]
+    dl_manager: tfds.download.DownloadManager, sources: Mapping[str, DownloadSource]
 ) -> dict[str, epath.Path]:
-    """Finds each source in manual_dir under its published name, or downloads it.
+    """Find each source in manual_dir under its published name, or download it.
 
     A download whose digest is wrong is an error. A file that the reader placed by hand is used
     all the same, with a warning: it may be a corrected copy, and the built sizes are compared
@@ -66,6 +66,8 @@ def fetch(
     by_hand = {name: placed(folder, source.filename) for name, source in sources.items()}
     wanted = {name: sources[name].url for name, path in by_hand.items() if path is None}
     downloaded = download(dl_manager, wanted) if wanted else {}
+
+    # each is checked, whoever brought it
     chosen = {}
     for name, source in sources.items():
         path = by_hand[name] or downloaded[name]
@@ -84,7 +86,7 @@ def fetch(
 def download(
     dl_manager: tfds.download.DownloadManager, urls: Mapping[str, str]
 ) -> dict[str, epath.Path]:
-    """Downloads `urls` with TFDS; an unreachable host becomes one line with the remedy."""
+    """Download `urls` with TFDS; an unreachable host becomes one line with the remedy."""
     try:
         files = dl_manager.download(dict(urls))
     except Exception as error:  # requests, urllib3, ssl and TFDS each raise their own
@@ -97,25 +99,25 @@ def download(
 
 
 def mismatch(path: epath.Path, digest: str | None) -> str | None:
-    """Returns what is wrong with a file's or a folder's digest in words, or None."""
+    """Return what is wrong with a file's or a folder's digest in words, or None."""
     if digest is None:
         return None
     algorithm, _, expected = digest.partition(":")
-    found = git_tree(path) if algorithm == "git-tree" else _digest(path, algorithm)
-    if found == expected:
+    actual = git_tree(path) if algorithm == "git-tree" else _digest(path, algorithm)
+    if actual == expected:
         return None
-    return f"{algorithm} is {found}, published is {expected}"
+    return f"{algorithm} is {actual}, published is {expected}"
 
 
 def _digest(path: epath.Path, algorithm: str) -> str:
-    found = hashlib.new(algorithm)
+    hasher = hashlib.new(algorithm)
     for block in _blocks([path], f"checking {path.name}"):
-        found.update(block)
-    return found.hexdigest()
+        hasher.update(block)
+    return hasher.hexdigest()
 
 
 def git_tree(folder: epath.Path) -> str:
-    """Returns what git calls a folder of plain files, by their contents (SHA-1)."""
+    """Return what git calls a folder of plain files, by their contents (SHA-1)."""
 
     def name(kind: bytes, content: bytes) -> bytes:
         return hashlib.sha1(b"%s %d\0%s" % (kind, len(content), content)).digest()
@@ -126,7 +128,7 @@ def git_tree(folder: epath.Path) -> str:
 
 
 def join(parts: list[epath.Path], target: epath.Path) -> epath.Path:
-    """Concatenates `parts` into `target`, unless a whole one is there from an earlier run."""
+    """Concatenate `parts` into `target`, unless a whole one is there from an earlier run."""
     whole = sum(paths.size(part) for part in parts)
     if target.exists() and paths.size(target) == whole:
         return target
@@ -142,7 +144,7 @@ def unpack(
     archive: epath.Path,
     method: tfds.download.ExtractMethod,
 ) -> epath.Path:
-    """Extracts an archive once, below TFDS's download folder, and returns the new folder.
+    """Extract an archive once, below TFDS's download folder, and return the new folder.
 
     The method is said explicitly: TFDS guesses it from the extension, which `?download=1` and
     `.tar_.gz` hide from it.
@@ -152,7 +154,7 @@ def unpack(
 
 
 def _blocks(files: list[epath.Path], what: str) -> Iterator[bytes]:
-    """Yields the bytes of `files` in order, with a bar if that takes a while."""
+    """Yield the bytes of `files` in order, with a bar if that takes a while."""
     size = sum(paths.size(file) for file in files)
     with tqdm(total=size, unit="B", unit_scale=True, desc=what, disable=size < _BIG) as bar:
         for path in files:

@@ -14,7 +14,7 @@ LOCAL_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 
 
 def run(function: Callable[[Any], None], tasks: Sequence[Any], workers: int, preload: str) -> None:
-    """Runs the tasks in `workers` processes of this machine, 1 being this process itself.
+    """Run the tasks in `workers` processes of this machine, 1 being this process itself.
 
     Not in Beam's own local processes: its pipeline waits for ever for one that is killed.
 
@@ -39,6 +39,8 @@ def run(function: Callable[[Any], None], tasks: Sequence[Any], workers: int, pre
         print(f"no processes can be started ({error}): one process does it all", file=sys.stderr)
         run(function, tasks, 1, preload)
         return
+
+    # the first error ends them all
     try:
         for future in as_completed([pool.submit(function, task) for task in tasks]):
             future.result()
@@ -49,7 +51,7 @@ def run(function: Callable[[Any], None], tasks: Sequence[Any], workers: int, pre
 def run_on_beam(
     function: Callable[[Any], None], tasks: Sequence[Any], runner: Any, options: Any
 ) -> None:
-    """Runs the tasks on a Beam runner; without one, on the runner that needs nothing else."""
+    """Run the tasks on a Beam runner; without one, on the runner that needs nothing else."""
     import apache_beam as beam  # here, since a worker process needs none of its 100 MB
 
     with beam.Pipeline(runner=runner or LOCAL_RUNNER, options=options) as pipeline:
@@ -57,11 +59,14 @@ def run_on_beam(
 
 
 def _start() -> None:
-    """Leaves Ctrl-C to the parent process, and ends with it however it ends."""
+    """Leave Ctrl-C to the parent process, and end with it however it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # this runs in the workers alone
+
     def follow() -> None:
-        multiprocessing.parent_process().join()
+        parent.join()
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()

@@ -19,19 +19,20 @@ STEM_HOP = 320
 # Frames of `log_mel` and `mfcc`: Kaldi's 25 ms windows every 10 ms, and a 512-point transform.
 SAMPLE_RATE = 16_000
 WINDOW = 400
-HOP = 160
+_HOP = 160
 FFT = 512
 PARTIALS = 80  # bands of `partials`
 AROUND = 9  # of them that each is compared with
-QUIET = -12.0  # log energy below which a band tells nothing
-TIMBRE = 0.03  # of MFCC beside them: with it both parts vary alike
+_QUIET = -12.0  # log energy below which a band tells nothing
+_TIMBRE = 0.03  # of MFCC beside them: with it both parts vary alike
 EXACT = jax.lax.Precision.HIGHEST
 
 
 def frame_count(samples: int) -> int:
-    """Returns how many encoder frames `samples` audio samples give.
+    """Return how many encoder frames `samples` audio samples give.
 
-    Raises ValueError where there is not one whole window.
+    Raises:
+      ValueError: there is not one whole window.
     """
     if samples < STEM_WINDOW:
         raise ValueError(
@@ -42,9 +43,10 @@ def frame_count(samples: int) -> int:
 
 
 def crop_samples(frames: int) -> int:
-    """Returns the least number of audio samples that give exactly `frames` encoder frames.
+    """Return the least number of audio samples that give exactly `frames` encoder frames.
 
-    Raises ValueError where `frames` is not positive.
+    Raises:
+      ValueError: `frames` is not positive.
     """
     if frames < 1:
         raise ValueError(f"a crop of {frames} frames is empty: ask for 1 frame or more")
@@ -52,14 +54,14 @@ def crop_samples(frames: int) -> int:
 
 
 def to_float(audio: jax.Array) -> jax.Array:
-    """Scales int16 samples [b, n] to float32 in [-1, 1)."""
+    """Scale int16 samples [b, n] to float32 in [-1, 1)."""
     if audio.dtype != jnp.int16:
         raise ValueError(f"audio is {audio.dtype}: give int16 samples")
     return audio.astype(jnp.float32) / 32768
 
 
 def normalize(audio: jax.Array) -> jax.Array:
-    """Gives each clip of `audio` [b, n] zero mean and unit variance, in float32.
+    """Give each clip of `audio` [b, n] zero mean and unit variance, in float32.
 
     The same as transformers' Wav2Vec2FeatureExtractor with do_normalize: a silent clip stays zero.
     """
@@ -71,19 +73,19 @@ def normalize(audio: jax.Array) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames="ceps")
 def mfcc(audio: jax.Array, ceps: int = 13) -> jax.Array:
-    """Computes Kaldi's MFCC with first and second differences at 100 Hz.
+    """Compute Kaldi's MFCC with first and second differences at 100 Hz.
 
     Equal to torchaudio.compliance.kaldi.mfcc(use_energy=False) followed by two
     torchaudio.functional.compute_deltas, which fairseq's dump_mfcc_feature.py gives to k-means.
 
     Args:
-        audio: [b, n] float samples in [-1, 1), not normalised, at 16 kHz.
-        ceps: cepstral coefficients: 13 for 39 features, 20 for 60; at most the 23 mel bins.
+      audio: [b, n] float samples in [-1, 1), not normalised, at 16 kHz.
+      ceps: cepstral coefficients: 13 for 39 features, 20 for 60; at most the 23 mel bins.
 
     Returns:
-        [b, t, 3 * ceps] float32: coefficients, differences, differences of differences, where
-        t = (n - 400) // 160 + 1. In a crop the differences of the outer four frames repeat the
-        edge frame, as they would at the edges of a file.
+      [b, t, 3 * ceps] float32: coefficients, differences, differences of differences, where
+      t = (n - 400) // 160 + 1. In a crop the differences of the outer four frames repeat the
+      edge frame, as they would at the edges of a file.
     """
     matrix = _cepstral_transform(ceps)
     static = jnp.matmul(log_mel(audio), matrix, precision=EXACT)  # [b, t, 23] -> [b, t, ceps]
@@ -93,11 +95,13 @@ def mfcc(audio: jax.Array, ceps: int = 13) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames="bins")
 def log_mel(audio: jax.Array, bins: int = 23) -> jax.Array:
-    """Computes Kaldi's log mel filter bank of `audio` [b, n] at 100 Hz: [b, t, bins] float32.
+    """Compute Kaldi's log mel filter bank of `audio` [b, n] at 100 Hz: [b, t, bins] float32.
 
     Kaldi's defaults without dither: mean removed from each 25 ms window, pre-emphasis 0.97, Povey
     window, power spectrum of 512 points, triangles from 20 Hz to 8 kHz, floor at float32 epsilon.
-    Raises ValueError where the audio is shorter than one window.
+
+    Raises:
+      ValueError: the audio is shorter than one window.
     """
     frames = _windows(audio.astype(jnp.float32))  # [b, n] -> [b, t, 400]
     frames = frames - frames.mean(-1, keepdims=True)
@@ -110,33 +114,34 @@ def log_mel(audio: jax.Array, bins: int = 23) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames="ceps")
 def partials(audio: jax.Array, ceps: int = 13) -> jax.Array:
-    """Computes what MFCC smooth away, the partials of pitches, with a little of MFCC beside it.
+    """Compute what MFCC smooth away, the partials of pitches, with a little of MFCC beside it.
 
     MFCC tell timbres and hardly any pitch, which MERT's teacher therefore adds (arXiv:2306.00107,
     section 3.2). Here it is 80 log mel bands, each less the mean of the nine around it.
 
     Args:
-        audio, ceps: as of `mfcc`.
+      audio, ceps: as of `mfcc`.
 
     Returns:
-        [b, t, 80 + 3 * ceps] float32 at 100 Hz.
+      [b, t, 80 + 3 * ceps] float32 at 100 Hz.
     """
-    bands = jnp.maximum(log_mel(audio, PARTIALS), QUIET)
+    bands = jnp.maximum(log_mel(audio, PARTIALS), _QUIET)
     beside = AROUND // 2
     padded = jnp.pad(bands, ((0, 0), (0, 0), (beside, beside)), mode="edge")  # [b, t, 88]
     around = sum(padded[..., i : i + PARTIALS] for i in range(AROUND)) / AROUND  # [b, t, 80]
-    return jnp.concatenate([bands - around, TIMBRE * mfcc(audio, ceps)], -1)
+    return jnp.concatenate([bands - around, _TIMBRE * mfcc(audio, ceps)], -1)
 
 
 def targets_at_50hz(features: jax.Array, frames: int) -> jax.Array:
-    """Takes the 100 Hz features [b, t, f] that belong to the encoder's frames: [b, frames, f].
+    """Take the 100 Hz features [b, t, f] that belong to the encoder's frames: [b, frames, f].
 
     Encoder frame i and feature 2 * i are windows over the same 400 samples. The samples of a given
     number of frames make 2 * frames - 1 or 2 * frames features, so the last frame has one too.
     fairseq (hubert.py, forward_targets) takes the same index, but drops the last frame where there
     are 2 * frames - 1 features.
 
-    Raises ValueError where the features do not belong to that many frames.
+    Raises:
+      ValueError: the features do not belong to that many frames.
     """
     given = features.shape[-2]
     if given not in (2 * frames - 1, 2 * frames):
@@ -148,21 +153,21 @@ def targets_at_50hz(features: jax.Array, frames: int) -> jax.Array:
 
 
 def _windows(audio: jax.Array) -> jax.Array:
-    """Cuts [b, n] into overlapping windows [b, t, 400] by slices alone, which need no gather."""
+    """Cut [b, n] into overlapping windows [b, t, 400] by slices alone, which need no gather."""
     batch, samples = audio.shape
     if samples < WINDOW:
         raise ValueError(f"audio of {samples} samples is shorter than one window of {WINDOW}")
-    count = (samples - WINDOW) // HOP + 1
+    count = (samples - WINDOW) // _HOP + 1
     # Window i is hops i and i + 1 and the first half of hop i + 2.
-    used = (count + 2) * HOP
+    used = (count + 2) * _HOP
     audio = jnp.pad(audio, ((0, 0), (0, max(used - samples, 0))))[:, :used]
-    hops = audio.reshape(batch, count + 2, HOP)  # [b, n] -> [b, t + 2, 160]
-    parts = [hops[:, :-2], hops[:, 1:-1], hops[:, 2:, : WINDOW - 2 * HOP]]
+    hops = audio.reshape(batch, count + 2, _HOP)  # [b, n] -> [b, t + 2, 160]
+    parts = [hops[:, :-2], hops[:, 1:-1], hops[:, 2:, : WINDOW - 2 * _HOP]]
     return jnp.concatenate(parts, -1)  # [b, t, 400]
 
 
 def _differences(features: jax.Array) -> jax.Array:
-    """Estimates the slope of [b, t, f] over five frames, edges repeated (compute_deltas)."""
+    """Estimate the slope of [b, t, f] over five frames, edges repeated (compute_deltas)."""
     count = features.shape[1]
     padded = jnp.pad(features, ((0, 0), (2, 2), (0, 0)), mode="edge")  # [b, t + 4, f]
     shifted = [padded[:, i : i + count] for i in range(5)]
@@ -171,7 +176,7 @@ def _differences(features: jax.Array) -> jax.Array:
 
 @functools.cache
 def _fourier_basis() -> np.ndarray:
-    """Returns pre-emphasis, window and Fourier transform in one real matrix [400, 2 * 255].
+    """Return pre-emphasis, window and Fourier transform in one real matrix [400, 2 * 255].
 
     Columns are the real parts of bins 1 to 255 and then the imaginary parts: no mel triangle
     touches bin 0, and Kaldi leaves bin 256 out.
@@ -186,7 +191,7 @@ def _fourier_basis() -> np.ndarray:
 
 @functools.cache
 def _mel_triangles(bins: int) -> np.ndarray:
-    """Returns Kaldi's mel filters [255, bins]: triangles in mel, for spectrum bins 1 to 255."""
+    """Return Kaldi's mel filters [255, bins]: triangles in mel, for spectrum bins 1 to 255."""
     mel = _hertz_to_mel(np.arange(1, FFT // 2) * SAMPLE_RATE / FFT)[:, None]  # [255, 1]
     corners = np.linspace(_hertz_to_mel(20.0), _hertz_to_mel(SAMPLE_RATE / 2), bins + 2)
     left, centre, right = corners[:-2], corners[1:-1], corners[2:]
@@ -203,7 +208,7 @@ def _hertz_to_mel(frequency: np.ndarray | float) -> np.ndarray:
 
 @functools.cache
 def _cepstral_transform(ceps: int) -> np.ndarray:
-    """Returns the orthonormal DCT-II of 23 mel bins with lifter 22 applied: [23, ceps]."""
+    """Return the orthonormal DCT-II of 23 mel bins with lifter 22 applied: [23, ceps]."""
     bins = 23
     if not 1 <= ceps <= bins:
         raise ValueError(f"ceps is {ceps}: choose 1 to {bins}, the number of mel bins")
@@ -218,13 +223,13 @@ SPECTRAL = {"mfcc": mfcc, "partials": partials}  # by a teacher's feature
 
 
 def spectral_definition(feature: str, ceps: int) -> dict[str, str | int | float]:
-    """Returns what the columns of a feature of SPECTRAL are, in plain values."""
-    cepstral = {"feature": feature, "ceps": ceps, "differences": 2}
+    """Return what the columns of a feature of SPECTRAL are, in plain values."""
+    cepstral: dict[str, str | int | float] = {"feature": feature, "ceps": ceps, "differences": 2}
     if feature == "mfcc":
         return cepstral
-    return cepstral | {"bands": PARTIALS, "around": AROUND, "quiet": QUIET, "timbre": TIMBRE}
+    return cepstral | {"bands": PARTIALS, "around": AROUND, "quiet": _QUIET, "timbre": _TIMBRE}
 
 
 def spectral_width(feature: str, ceps: int) -> int:
-    """Returns the columns of a feature of SPECTRAL."""
+    """Return the columns of a feature of SPECTRAL."""
     return 3 * ceps + (PARTIALS if feature == "partials" else 0)

@@ -33,9 +33,9 @@ class Batches:
         if data.name.split("/")[0] == "synth_music" and not batches.is_built(
             data.name, data.data_dir
         ):
-            compose(data.name, data.data_dir)
+            _compose(data.name, data.data_dir)
         self.config, self.mesh = config, mesh
-        self.reading = None
+        self.reading: batches.Batches | None = None
         self.iterate = batches.iterate
         self.dataset = batches.open_dataset(data.name, data.data_dir, "train")
         if self.dataset.sample_rate != data.sample_rate:
@@ -46,10 +46,10 @@ class Batches:
         batches.check_crop(self.dataset, self.samples)
 
     def open(self, first: int) -> Iterator[jax.Array]:
-        """The batches from step `first` on: int16 [b, n]."""
+        """Return the batches from step `first` on: int16 [b, n]."""
         config = self.config
         rows = sharding.rows_here(self.mesh, config.batch_size)
-        self.reading = self.iterate(
+        self.reading = reading = self.iterate(
             self.dataset,
             seed=config.seed,
             batch_size=config.batch_size,
@@ -60,24 +60,24 @@ class Batches:
         )
         return (
             sharding.place_clips(self.mesh, config.batch_size, rows, batch["audio"])
-            for batch in self.reading
+            for batch in reading
         )
 
     def counts(self) -> dict[str, int]:
-        """What the order of batches depends on; samples of damaged records cannot be told."""
-        found = {"records": len(self.dataset)}
+        """Count what the order of batches depends on; samples of damaged records cannot be told."""
+        counts = {"records": len(self.dataset)}
         if self.config.data.on_damage == "stop":
-            found["samples"] = int(self.dataset.samples.sum())
-        return found
+            counts["samples"] = int(self.dataset.samples.sum())
+        return counts
 
     def damage(self) -> dict[str, int]:
-        """The damaged records that this process has met since it started, where they may be."""
+        """Count the damaged records that this process has met, where a run goes on without them."""
         if self.config.data.on_damage == "stop" or self.reading is None:
             return {}
         return {"damaged_records": len(self.reading.damaged)}
 
 
-def compose(name: str, data_dir: str) -> None:
+def _compose(name: str, data_dir: str) -> None:
     """Build the synthetic data set, which needs no download, on its first use."""
     if jax.process_index() == 0:
         say(f"{name} is not in {data_dir} yet: composing it")

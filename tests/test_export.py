@@ -134,7 +134,7 @@ def test_a_run_and_its_export_are_the_same_encoder(run, tmp_path):
     export.export(run, tmp_path / "first", step=100)
     export.export(run, tmp_path / "teacher", ema=True)
     last, first, teacher = (
-        huggingface.load(tmp_path / name) for name in ("last", "first", "teacher")
+        huggingface.read_directory(tmp_path / name) for name in ("last", "first", "teacher")
     )
     assert last.digest == pretrained.load_encoder(run).digest
     assert first.digest == pretrained.load_encoder(run, step=100).digest

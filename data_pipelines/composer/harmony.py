@@ -1,14 +1,16 @@
 """Keys, chords and functional progressions: the grammar of the composer in synth.py."""
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
 
 PITCH_CLASSES = ("C", "Db", "D", "Eb", "E", "F", "Gb", "G", "Ab", "A", "Bb", "B")
-KEYS = tuple(f"{tonic} {mode}" for mode in ("major", "minor") for tonic in PITCH_CLASSES)
+_MODES = ("major", "minor")
+KEYS = tuple(f"{tonic} {mode}" for mode, tonic in itertools.product(_MODES, PITCH_CLASSES))
 
 # Intervals above the root, in semitones; the names are those of mir_eval. N is "no chord".
-QUALITIES = {
+QUALITIES: dict[str, tuple[int, ...]] = {
     "N": (),
     "maj": (0, 4, 7),
     "min": (0, 3, 7),
@@ -35,33 +37,42 @@ class Chord(NamedTuple):
 
 NO_CHORD = Chord(-1, "N")
 
+
+class Degree(NamedTuple):
+    """A degree of a key: semitones above the tonic, its triad, and what may follow how often."""
+
+    interval: int
+    quality: str
+    followers: dict[str, float]
+
+
 # Semitones above the tonic, triad, and the degrees that may follow with their weights.
 # A "/" marks a secondary dominant; iv and bVII in major are borrowed from the minor mode.
-_MAJOR = {
-    "I": (
+_MAJOR: dict[str, Degree] = {
+    "I": Degree(
         0,
         "maj",
         {"IV": 4, "V": 3, "vi": 4, "ii": 2, "iii": 1, "I": 2, "V/vi": 0.4, "bVII": 0.3},
     ),
-    "ii": (2, "min", {"V": 6, "vii": 1, "IV": 1}),
-    "iii": (4, "min", {"vi": 4, "IV": 3}),
-    "IV": (5, "maj", {"V": 4, "I": 3, "ii": 2, "iv": 0.6}),
-    "V": (7, "maj", {"I": 5, "vi": 2.5, "IV": 1}),
-    "vi": (9, "min", {"IV": 4, "ii": 3, "I": 1, "V": 1, "V/V": 0.4}),
-    "vii": (11, "dim", {"I": 4, "iii": 1}),
-    "V/V": (2, "7", {"V": 1}),
-    "V/vi": (4, "7", {"vi": 1}),
-    "iv": (5, "min", {"I": 2, "V": 1}),
-    "bVII": (10, "maj", {"IV": 2, "I": 1}),
+    "ii": Degree(2, "min", {"V": 6, "vii": 1, "IV": 1}),
+    "iii": Degree(4, "min", {"vi": 4, "IV": 3}),
+    "IV": Degree(5, "maj", {"V": 4, "I": 3, "ii": 2, "iv": 0.6}),
+    "V": Degree(7, "maj", {"I": 5, "vi": 2.5, "IV": 1}),
+    "vi": Degree(9, "min", {"IV": 4, "ii": 3, "I": 1, "V": 1, "V/V": 0.4}),
+    "vii": Degree(11, "dim", {"I": 4, "iii": 1}),
+    "V/V": Degree(2, "7", {"V": 1}),
+    "V/vi": Degree(4, "7", {"vi": 1}),
+    "iv": Degree(5, "min", {"I": 2, "V": 1}),
+    "bVII": Degree(10, "maj", {"IV": 2, "I": 1}),
 }
-_MINOR = {
-    "I": (0, "min", {"IV": 4, "VI": 4, "V": 3, "VII": 1.5, "ii": 1.5, "I": 2, "III": 0.7}),
-    "ii": (2, "dim", {"V": 1}),
-    "III": (3, "maj", {"VI": 4, "IV": 2, "VII": 2}),
-    "IV": (5, "min", {"V": 4, "I": 3, "VII": 2}),
-    "V": (7, "maj", {"I": 5, "VI": 2}),
-    "VI": (8, "maj", {"III": 1, "IV": 3, "VII": 3, "V": 1.5, "ii": 1}),
-    "VII": (10, "maj", {"III": 3, "I": 2, "VI": 1}),
+_MINOR: dict[str, Degree] = {
+    "I": Degree(0, "min", {"IV": 4, "VI": 4, "V": 3, "VII": 1.5, "ii": 1.5, "I": 2, "III": 0.7}),
+    "ii": Degree(2, "dim", {"V": 1}),
+    "III": Degree(3, "maj", {"VI": 4, "IV": 2, "VII": 2}),
+    "IV": Degree(5, "min", {"V": 4, "I": 3, "VII": 2}),
+    "V": Degree(7, "maj", {"I": 5, "VI": 2}),
+    "VI": Degree(8, "maj", {"III": 1, "IV": 3, "VII": 3, "V": 1.5, "ii": 1}),
+    "VII": Degree(10, "maj", {"III": 3, "I": 2, "VI": 1}),
 }
 _SCALES = {"major": (0, 2, 4, 5, 7, 9, 11), "minor": (0, 2, 3, 5, 7, 8, 10)}
 _SEVENTHS = {"maj": "maj7", "min": "min7", "dim": "hdim7", "7": "7"}
@@ -70,7 +81,7 @@ _SEVENTHS = {"maj": "maj7", "min": "min7", "dim": "hdim7", "7": "7"}
 def progression(
     rng: np.random.Generator, key: int, length: int, cadence: str, sevenths: float
 ) -> list[Chord]:
-    """Returns a phrase of `length` >= 3 chords in a key (index into KEYS) from the tonic on.
+    """Return a phrase of `length` >= 3 chords in a key (index into KEYS) from the tonic on.
 
     The last two chords make the cadence: "full" (V I), "half" (IV or ii, then V) or "open" (the
     walk goes on). `sevenths` is the probability that a triad gets its seventh.
@@ -78,7 +89,7 @@ def progression(
     degrees = _MAJOR if key < 12 else _MINOR
     names = ["I"]
     while len(names) < length:
-        choices = degrees[names[-1]][2]
+        choices = degrees[names[-1]].followers
         weights = np.array(list(choices.values()))
         names.append(str(rng.choice(list(choices), p=weights / weights.sum())))
     if cadence == "full":
@@ -88,8 +99,10 @@ def progression(
     return [_chord(rng, key, name, degrees, sevenths) for name in names]
 
 
-def _chord(rng: np.random.Generator, key: int, name: str, degrees: dict, sevenths: float) -> Chord:
-    """Returns the chord of a degree, sometimes with its seventh or, on V, a suspended fourth."""
+def _chord(
+    rng: np.random.Generator, key: int, name: str, degrees: dict[str, Degree], sevenths: float
+) -> Chord:
+    """Return the chord of a degree, sometimes with its seventh or, on V, a suspended fourth."""
     interval, quality, _ = degrees[name]
     if rng.random() < sevenths:
         quality = "7" if name == "V" else _SEVENTHS[quality]
@@ -99,7 +112,7 @@ def _chord(rng: np.random.Generator, key: int, name: str, degrees: dict, seventh
 
 
 def scale(key: int, chord: Chord) -> tuple[int, ...]:
-    """Returns the sorted pitch classes a melody may use over a chord in a key.
+    """Return the sorted pitch classes a melody may use over a chord in a key.
 
     They are the key's own scale, except that a degree gives way to the chord's alteration of it:
     the natural seventh of minor to the leading tone over V, the third to iv's borrowed sixth.
@@ -115,7 +128,7 @@ def scale(key: int, chord: Chord) -> tuple[int, ...]:
 
 
 def voicing(chord: Chord, previous: tuple[int, ...], low: int, high: int) -> tuple[int, ...]:
-    """Returns the close position of a chord in [low, high) nearest to the previous voicing."""
+    """Return the close position of a chord in [low, high) nearest to the previous voicing."""
     tones = chord.pitch_classes
     options = []
     for inversion in range(len(tones)):

@@ -15,6 +15,7 @@ from data_pipelines.composer.timbres import CRASH, HAT, KICK, OPEN_HAT, RIDE, RI
 
 PHRASE = 4  # bars
 FORM = "AABA"
+_Stroke = tuple[float, float, int | None]  # beat, length and voice
 
 
 class Event(NamedTuple):
@@ -26,7 +27,7 @@ class Event(NamedTuple):
     accent: float
 
 
-class Plan(NamedTuple):
+class MusicPlan(NamedTuple):
     """What all parts share: key (index into KEYS), beats in a bar, the chord of each beat."""
 
     key: int
@@ -34,7 +35,7 @@ class Plan(NamedTuple):
     chords: tuple[Chord, ...]
 
     def spans(self) -> Iterator[tuple[int, int, Chord]]:
-        """Yields (first beat, one past the last beat, chord), cut at bar lines."""
+        """Yield (first beat, one past the last beat, chord), cut at bar lines."""
         start = 0
         for beat in range(1, len(self.chords) + 1):
             if (
@@ -46,7 +47,7 @@ class Plan(NamedTuple):
                 start = beat
 
     def accent(self, beat: float) -> float:
-        """Returns the metrical weight of a position: downbeat 1, beat 0.8, off-beat 0.65."""
+        """Return the metrical weight of a position: downbeat 1, beat 0.8, off-beat 0.65."""
         if beat % self.meter == 0:
             return 1.0
         return 0.8 if beat % 1 == 0 else 0.65
@@ -67,7 +68,7 @@ _RHYTHMS = {
 _CLOSING = {4: ((4,), (3, -1), (2, -2)), 3: ((3,), (2, -1))}
 
 # Per bar: (beat, length, voice of the chord from below; None is the whole chord).
-_COMPING = {
+_COMPING: dict[str, list[_Stroke]] = {
     "quarters": [(b, 0.9, None) for b in range(4)],
     "offbeats": [(b + 0.5, 0.4, None) for b in range(4)],
     "charleston": [(0, 1.4, None), (1.5, 0.6, None), (3, 0.5, None)],
@@ -79,7 +80,7 @@ _COMPING = {
 }
 
 # Per bar: (beat, length, chord tone counted from the root; 3 is the octave).
-_BASS_LINES = {
+_BASS_LINES: dict[str, list[_Stroke]] = {
     "twos": [(0, 1.8, 0), (2, 1.8, 2)],
     "quarters": [(b, 0.9, 0) for b in range(4)],
     "eighths": [(i / 2, 0.45, 0) for i in range(8)],
@@ -108,8 +109,8 @@ _GROOVES = {
 }  # fmt: skip
 
 
-def melody(rng: np.random.Generator, plan: Plan, low: int, high: int) -> list[Event]:
-    """Writes a tune in phrases of four bars; a phrase comes back when the form says so."""
+def melody(rng: np.random.Generator, plan: MusicPlan, low: int, high: int) -> list[Event]:
+    """Write a tune in phrases of four bars; a phrase comes back when the form says so."""
     length = PHRASE * plan.meter
     tunes: dict[str, list[Event]] = {}
     events = []
@@ -122,8 +123,10 @@ def melody(rng: np.random.Generator, plan: Plan, low: int, high: int) -> list[Ev
     return [e for e in events if e.beat < end and plan.chords[int(e.beat)] != NO_CHORD]
 
 
-def _tune(rng: np.random.Generator, plan: Plan, start: int, low: int, high: int) -> list[Event]:
-    """Writes one phrase over the chords from beat `start` on; its events count from 0.
+def _tune(
+    rng: np.random.Generator, plan: MusicPlan, start: int, low: int, high: int
+) -> list[Event]:
+    """Write one phrase over the chords from beat `start` on; its events count from 0.
 
     Bar 3 repeats the rhythm of bar 1, and the last bar comes to rest on the root of its chord. On
     strong beats stand chord tones; between them the line moves by small steps of the scale.
@@ -132,12 +135,15 @@ def _tune(rng: np.random.Generator, plan: Plan, start: int, low: int, high: int)
     first, second = (patterns[rng.integers(len(patterns))] for _ in range(2))
     closings = _CLOSING[plan.meter]
     last = closings[rng.integers(len(closings))]
+
+    # a note for each length, until the chords end
     pitch = int(rng.integers(low + 4, high - 4))
     close = 3 * plan.meter
     events, beat = [], 0.0
     for length in (*first, *second, *first, *last):
         if length > 0 and start + beat < len(plan.chords):
             chord = plan.chords[int(start + beat)]
+            allowed: tuple[int, ...]
             if beat >= close and chord != NO_CHORD:
                 allowed = (chord.root,)
             elif chord != NO_CHORD and (beat % plan.meter in (0, 2) or length >= 1.5):
@@ -153,18 +159,19 @@ def _tune(rng: np.random.Generator, plan: Plan, start: int, low: int, high: int)
 def _next_pitch(
     rng: np.random.Generator, allowed: tuple[int, ...], pitch: int, low: int, high: int
 ) -> int:
-    """Returns the next pitch of a line: mostly steps, some leaps, drawn to the middle."""
+    """Return the next pitch of a line: mostly steps, some leaps, drawn to the middle."""
     pull = 3.0 * ((low + high) / 2 - pitch) / (high - low)
     target = pitch + pull + rng.normal(0, 3.0)
     ladder = [p for p in range(low, high) if p % 12 in allowed]
     return min(ladder, key=lambda p: (abs(p - target) + 2.5 * (p == pitch), p))
 
 
-def chords(rng: np.random.Generator, plan: Plan, low: int, high: int) -> list[Event]:
-    """Writes the accompaniment: close voicings, smoothly led, in one pattern or simply held."""
+def chords(rng: np.random.Generator, plan: MusicPlan, low: int, high: int) -> list[Event]:
+    """Write the accompaniment: close voicings, smoothly led, in one pattern or simply held."""
     style = str(rng.choice([*_COMPING, "held", "held"]))
     stagger = 0.03 if style == "strum" else 0.0  # beats between the strings of a strum
-    events, voices = [], ()
+    events: list[Event] = []
+    voices: tuple[int, ...] = ()
     for start, end, chord in plan.spans():
         if chord == NO_CHORD:
             continue
@@ -178,10 +185,8 @@ def chords(rng: np.random.Generator, plan: Plan, low: int, high: int) -> list[Ev
     return events
 
 
-def _strokes(
-    pattern: list[tuple] | None, meter: int, start: int, end: int
-) -> Iterator[tuple[float, float, int | None]]:
-    """Yields a bar pattern's (beat, length, voice) within a span; None: one held chord."""
+def _strokes(pattern: list[_Stroke] | None, meter: int, start: int, end: int) -> Iterator[_Stroke]:
+    """Yield a bar pattern's (beat, length, voice) within a span; None: one held chord."""
     if pattern is None:
         yield start, end - start, None
         return
@@ -192,10 +197,11 @@ def _strokes(
             yield beat, min(length, end - beat), voice
 
 
-def inner(rng: np.random.Generator, plan: Plan, low: int, high: int) -> list[Event]:
-    """Writes one to three held voices that move as little as the chords let them."""
+def inner(rng: np.random.Generator, plan: MusicPlan, low: int, high: int) -> list[Event]:
+    """Write one to three held voices that move as little as the chords let them."""
     count = int(rng.integers(1, 4))
-    events, voices = [], ()
+    events: list[Event] = []
+    voices: tuple[int, ...] = ()
     for start, end, chord in plan.spans():
         if chord == NO_CHORD:
             continue
@@ -205,8 +211,8 @@ def inner(rng: np.random.Generator, plan: Plan, low: int, high: int) -> list[Eve
     return events
 
 
-def bass(rng: np.random.Generator, plan: Plan, low: int, high: int) -> list[Event]:
-    """Writes a bass line: the root where the chord changes, then its pattern."""
+def bass(rng: np.random.Generator, plan: MusicPlan, low: int, high: int) -> list[Event]:
+    """Write a bass line: the root where the chord changes, then its pattern."""
     style = str(rng.choice([*_BASS_LINES, "held"]))
     events = []
     for start, end, chord in plan.spans():
@@ -221,12 +227,13 @@ def bass(rng: np.random.Generator, plan: Plan, low: int, high: int) -> list[Even
     return events
 
 
-def drums(rng: np.random.Generator, plan: Plan) -> list[Event]:
-    """Writes a groove, a crash where a phrase begins, a fill where one ends."""
+def drums(rng: np.random.Generator, plan: MusicPlan) -> list[Event]:
+    """Write a groove, a crash where a phrase begins, a fill where one ends."""
     grooves = _GROOVES[plan.meter]
     groove = grooves[rng.integers(len(grooves))]
     crashes, fills = rng.random(2) < 0.6
     events = []
+
     for bar in range(len(plan.chords) // plan.meter):
         start = bar * plan.meter
         fill = plan.meter - 1 if fills and bar % PHRASE == PHRASE - 1 else plan.meter

@@ -31,13 +31,13 @@ SECONDS = 2.0
 VOICES = range(1, 7)
 # Cents that every note is off equal temperament, up or down. Two notes are then at most 40 cents
 # from their interval, so that the nearest in semitones is the one meant.
-DETUNING = (0, 10, 20)
-LOWEST = 48  # C3: of the sets target and voices, three octaves up from here
+_DETUNING = (0, 10, 20)
+_LOWEST = 48  # C3: of the sets target and voices, three octaves up from here
 PLAYERS = ("guitar", "harpsichord", "piano", "violin", "organ", "electric_piano", "synth", "voice")
-TARGET = "voice"
-SPAN = range(12, 24)  # semitones from the lowest to the highest voice
+_TARGET = "voice"
+_SPAN = range(12, 24)  # semitones from the lowest to the highest voice
 TIMBRES = ("harpsichord", "piano", "violin", "organ", "electric_piano", "synth")  # from C2 to B5
-OCTAVES = (2, 3, 4)  # of the lowest note of an interval or a chord
+_OCTAVES = (2, 3, 4)  # of the lowest note of an interval or a chord
 INTERVALS = ("m2", "M2", "m3", "M3", "P4", "TT", "P5", "m6", "M6", "m7", "M7", "P8")
 CHORDS = {  # semitones above the root
     name: (*steps, 12)[:4] for name, steps in harmony.QUALITIES.items() if steps
@@ -68,7 +68,7 @@ class Stimulus:
     labels: Mapping[str, int]
 
 
-class Set(NamedTuple):
+class StimulusSet(NamedTuple):
     """What is drawn: a first factor, what is balanced at each of its levels, and from them a clip.
 
     `draw` is called again where its constellation is taken, so it has choices of its own.
@@ -81,27 +81,28 @@ class Set(NamedTuple):
 
 
 def design(name: str, sizes: Mapping[str, int]) -> dict[str, list[Stimulus]]:
-    """The clips of a set of SETS by split, given how many; the same ones at each call.
+    """Return the clips of a set of SETS by split, given how many; each call returns the same ones.
 
     Raises:
       ValueError: there are not so many constellations.
     """
-    taken, found = set(), {}
+    taken: set[tuple[tuple[int, str], ...]] = set()
+    clips = {}
     for split, size in sizes.items():
         rng = np.random.default_rng((list(SETS).index(name), SPLITS.index(split)))
         rows = _rows(rng, SETS[name], size)
-        found[split] = [_fresh(rng, name, row, taken) for row in rows]
-        taken |= {constellation(stimulus) for stimulus in found[split]}
-    return found
+        clips[split] = [_fresh(rng, name, row, taken) for row in rows]
+        taken |= {constellation(stimulus) for stimulus in clips[split]}
+    return clips
 
 
 def constellation(stimulus: Stimulus) -> tuple[tuple[int, str], ...]:
-    """The pitches that sound, and who plays them."""
+    """Return the pitches that sound, and who plays them."""
     return tuple((voice.pitch, voice.player) for voice in stimulus.voices)
 
 
 def sound(stimulus: Stimulus, seed: tuple[int, ...], sample_rate: int) -> np.ndarray:
-    """Renders a stimulus, int16 [n]; the seed draws the players' colours, levels and the room."""
+    """Render a stimulus, int16 [n]; the seed draws the players' colours, levels and the room."""
     rng = np.random.default_rng(seed)
     onset = rng.uniform(0.05, 0.2)
     audio = np.zeros(round(SECONDS * sample_rate), np.float32)  # [n]
@@ -114,8 +115,8 @@ def sound(stimulus: Stimulus, seed: tuple[int, ...], sample_rate: int) -> np.nda
     return synth.loudness(rng, synth.room(rng, audio, sample_rate), -36, -22)
 
 
-def _rows(rng: np.random.Generator, of: Set, size: int) -> list[dict]:
-    """Levels of all factors for each clip, balanced at each level of the first factor."""
+def _rows(rng: np.random.Generator, of: StimulusSet, size: int) -> list[dict]:
+    """Draw the levels of all factors for each clip, balanced at each level of the first factor."""
     first = np.resize(np.arange(len(of.levels)), size)
     columns = {of.first: np.asarray(of.levels)[first]}
     for name, levels in of.balanced.items():
@@ -125,11 +126,12 @@ def _rows(rng: np.random.Generator, of: Set, size: int) -> list[dict]:
             each = np.resize(rng.permutation(len(levels)), len(here))
             column[here] = rng.permutation(each)
         columns[name] = np.asarray(levels)[column]
-    return [{name: column[i].item() for name, column in columns.items()} for i in range(size)]
+    values = [column.tolist() for column in columns.values()]
+    return [dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)]
 
 
 def _fresh(rng: np.random.Generator, name: str, row: dict, taken: set) -> Stimulus:
-    """A stimulus of a row, of one note or of a constellation that is not in `taken`."""
+    """Draw a stimulus for a row: of one note, or of a constellation that is not in `taken`."""
     for _ in range(1000):
         stimulus = SETS[name].draw(rng, row)
         if len(stimulus.voices) == 1 or constellation(stimulus) not in taken:
@@ -140,8 +142,9 @@ def _fresh(rng: np.random.Generator, name: str, row: dict, taken: set) -> Stimul
 def _target(rng: np.random.Generator, row: dict) -> Stimulus:
     rank = row["rank"] % row["voices"]
     pitches = _pitches(rng, row, rank)
-    others = [str(name) for name in rng.permutation([p for p in PLAYERS if p != TARGET])]
-    players = [*others[:rank], TARGET, *others[rank:]][: row["voices"]]
+    candidates = [player for player in PLAYERS if player != _TARGET]
+    others = [str(name) for name in rng.permutation(candidates)]
+    players = [*others[:rank], _TARGET, *others[rank:]][: row["voices"]]
     labels = {"target": row["pitch_class"]}
     return _stimulus(rng, pitches, players, row["detuning"], labels, rank)
 
@@ -191,23 +194,23 @@ def _stimulus(
 
 
 def _pitches(rng: np.random.Generator, row: dict, rank: int) -> np.ndarray:
-    """MIDI pitches, ascending and two semitones apart; that of a rank has the row's pitch class.
+    """Draw ascending MIDI pitches, two semitones apart; that of a rank has the row's pitch class.
 
     The lowest of two or more is in the first octave, a note alone in any of the three.
     """
     count, span = row["voices"], row["span"]
     if count == 1:
-        return np.array([LOWEST + 12 * row["octave"] + row["pitch_class"]])
+        return np.array([_LOWEST + 12 * row["octave"] + row["pitch_class"]])
     inner = np.sort(rng.choice(span - count, count - 2, replace=False))
     steps = np.array([0, *(inner + 2 + np.arange(count - 2)), span])
-    return LOWEST + (row["pitch_class"] - steps[rank]) % 12 + steps
+    return _LOWEST + (row["pitch_class"] - steps[rank]) % 12 + steps
 
 
-_BAND = {"pitch_class": range(12), "span": SPAN, "octave": range(3), "detuning": DETUNING}
-_TIMBRE = {"octave": OCTAVES, "timbre": TIMBRES, "detuning": DETUNING}
+_BAND = {"pitch_class": range(12), "span": _SPAN, "octave": range(3), "detuning": _DETUNING}
+_TIMBRE = {"octave": _OCTAVES, "timbre": TIMBRES, "detuning": _DETUNING}
 SETS = {
-    "target": Set("voices", VOICES, _BAND | {"rank": range(60)}, _target),
-    "voices": Set("voices", VOICES, _BAND | {"player": PLAYERS}, _voices),
-    "interval": Set("interval", range(1, 13), _TIMBRE, _interval),
-    "chord": Set("chord", tuple(CHORDS), _TIMBRE, _chord),
+    "target": StimulusSet("voices", VOICES, _BAND | {"rank": range(60)}, _target),
+    "voices": StimulusSet("voices", VOICES, _BAND | {"player": PLAYERS}, _voices),
+    "interval": StimulusSet("interval", range(1, 13), _TIMBRE, _interval),
+    "chord": StimulusSet("chord", tuple(CHORDS), _TIMBRE, _chord),
 }

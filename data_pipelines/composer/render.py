@@ -16,21 +16,22 @@ from data_pipelines.composer.timbres import (
     KIT,
     TIMBRES,
     Layer,
+    Noise,
     Note,
     Timbre,
     drum_seconds,
     frequency,
 )
 
-TABLE_SIZE = 2048
-HIGHEST = 0.47  # of the sample rate: no partial is above
-NOISE_SECONDS = 4.0
+_TABLE_SIZE = 2048
+_HIGHEST = 0.47  # of the sample rate: no partial is above
+_NOISE_SECONDS = 4.0
 
 
 def render(
     notes: Iterable[Note], seconds: float, sample_rate: int, seed: int | tuple[int, ...] = 0
 ) -> np.ndarray:
-    """Renders notes into dry float32 audio [n], n = round(seconds * sample_rate).
+    """Render notes into dry float32 audio [n], n = round(seconds * sample_rate).
 
     A note is silent before the sample nearest to its onset, whatever its instrument, and its
     level at velocity 1 is about 1 RMS while it is held, so that the caller sets the headroom.
@@ -57,19 +58,19 @@ def render(
 
 
 def _check(note: Note, sample_rate: int) -> None:
-    """Raises ValueError for a note that cannot be rendered."""
+    """Raise ValueError for a note that cannot be rendered."""
     if not 0 <= note.onset < note.offset:
         raise ValueError(f"render: {note} must have 0 <= onset < offset")
     if note.instrument == DRUMS and note.pitch not in KIT:
         raise ValueError(f"render: {note} is no drum of the kit; it has pitches {sorted(KIT)}")
-    if note.instrument != DRUMS and frequency(note.pitch) > HIGHEST * sample_rate:
+    if note.instrument != DRUMS and frequency(note.pitch) > _HIGHEST * sample_rate:
         raise ValueError(f"render: {note} is too high for a sample rate of {sample_rate} Hz")
 
 
 def _render_part(
     timbre: Timbre, notes: list[Note], n: int, sample_rate: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Renders the notes of one instrument, audio [n]."""
+    """Render the notes of one instrument, audio [n]."""
     player = _Player(timbre, sample_rate, rng)
     audio = np.zeros(n, np.float32)  # [n]
     for note in notes:
@@ -87,7 +88,7 @@ def _render_part(
 def _render_drums(
     notes: list[Note], n: int, sample_rate: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Renders the notes of the drum kit, audio [n]."""
+    """Render the notes of the drum kit, audio [n]."""
     tuning = 2.0 ** rng.uniform(-0.25, 0.25)
     hits = {pitch: _drum_hit(pitch, sample_rate, tuning, rng) for pitch in KIT}
     audio = np.zeros(n, np.float32)  # [n]
@@ -99,7 +100,7 @@ def _render_drums(
 
 
 def _drum_hit(pitch: int, sample_rate: int, tuning: float, rng: np.random.Generator) -> np.ndarray:
-    """Renders one drum, audio [n]; its sine falls to its frequency within some 20 ms."""
+    """Render one drum, audio [n]; its sine falls to its frequency within some 20 ms."""
     drum = KIT[pitch]
     t = np.arange(int(drum_seconds(pitch) * sample_rate)) / sample_rate  # [n]
     cycles = tuning * drum.frequency * (t - drum.sweep * 0.02 * np.expm1(-t / 0.02))
@@ -122,7 +123,7 @@ class _Player:
         self.tables: dict[float, list[tuple[np.ndarray, np.ndarray]]] = {}
 
     def tone(self, note: Note) -> np.ndarray:
-        """Renders one note, audio [n]; it outlasts the note's length by the timbre's release."""
+        """Render one note, audio [n]; it outlasts the note's length by the timbre's release."""
         timbre, f0 = self.timbre, float(frequency(note.pitch))
         held = max(round((note.offset - note.onset) * self.sample_rate), 1)
         n = held + int(timbre.release * self.sample_rate)
@@ -131,6 +132,8 @@ class _Player:
         # Low strings ring longer than high ones.
         ringing = (220.0 / f0) ** 0.5
         audio = np.zeros(n, np.float32)  # [n]
+
+        # the layers of the tone, then its breath and tremolo
         for layer, (table, slope) in zip(timbre.layers, self._tables(note.pitch), strict=True):
             # Playing softly is playing darker: the upper layers follow velocity more steeply.
             gain = layer.level * (note.velocity ** (0.6 if layer.first > 1 else 0.0))
@@ -140,7 +143,7 @@ class _Player:
                 * _contour(t, layer, ringing)
             )
         if timbre.noise:
-            audio += self._breath(t)
+            audio += self._breath(timbre.noise, t)
         if timbre.tremolo:
             audio *= 1 - np.float32(timbre.tremolo / 2) * (1 - self._wobble(t))
         return (
@@ -150,7 +153,7 @@ class _Player:
         )
 
     def _cycles(self, f0: float, t: np.ndarray) -> np.ndarray:
-        """Returns the phase in cycles [n], in float64: float32 would detune long high notes."""
+        """Return the phase in cycles [n], in float64: float32 would detune long high notes."""
         if not self.vibrato:
             return np.arange(len(t)) * (f0 / self.sample_rate)
         depth = self.vibrato * np.log(2) / 1200
@@ -159,19 +162,18 @@ class _Player:
         return np.cumsum(bend, dtype=np.float64) * (f0 / self.sample_rate)
 
     def _wobble(self, t: np.ndarray) -> np.ndarray:
-        """Returns a slow sine [n] at the player's own rate."""
+        """Return a slow sine [n] at the player's own rate."""
         return np.sin(np.float32(2 * np.pi * self.rate) * t)
 
-    def _breath(self, t: np.ndarray) -> np.ndarray:
-        """Returns the timbre's noise [n], another stretch of it for each note."""
-        noise = self.timbre.noise
+    def _breath(self, noise: Noise, t: np.ndarray) -> np.ndarray:
+        """Return the timbre's noise [n], another stretch of it for each note."""
         band = _noise(self.sample_rate, noise.low, noise.high)
         start = int(self.rng.integers(len(band)))
         audio = band.take(np.arange(start, start + len(t)), mode="wrap")  # [n]
         return np.float32(noise.level) * audio * np.exp(t * np.float32(-1 / noise.decay))
 
     def _tables(self, pitch: float) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Returns (table, slope) [TABLE_SIZE] of each layer, together of unit RMS."""
+        """Return (table, slope) [TABLE_SIZE] of each layer, together of unit RMS."""
         if pitch not in self.tables:
             spectra = [self._spectrum(layer, pitch) for layer in self.timbre.layers]
             power = sum(
@@ -182,9 +184,9 @@ class _Player:
         return self.tables[pitch]
 
     def _spectrum(self, layer: Layer, pitch: float) -> np.ndarray:
-        """Returns the amplitudes of harmonics 0, 1, 2, ... up to the highest allowed."""
+        """Return the amplitudes of harmonics 0, 1, 2, ... up to the highest allowed."""
         timbre, f0 = self.timbre, float(frequency(pitch)) * layer.ratio
-        h = np.arange(min(layer.last, int(HIGHEST * self.sample_rate / f0), TABLE_SIZE // 4) + 1)
+        h = np.arange(min(layer.last, int(_HIGHEST * self.sample_rate / f0), _TABLE_SIZE // 4) + 1)
         hertz = h * f0 / self.formant_shift
         amplitude = np.maximum(h, 1.0) ** -self.tilt
         amplitude *= np.where(h % 2, 1.0, timbre.even)
@@ -197,26 +199,26 @@ class _Player:
 
 
 def _table(spectrum: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns one period of the waveform and its differences, float32 [TABLE_SIZE] each."""
+    """Return one period of the waveform and its differences, float32 [TABLE_SIZE] each."""
     h = np.arange(len(spectrum))
     # Phases that grow with h squared spread the energy over the period: no clicks, more headroom.
-    coefficients = spectrum * np.exp(1j * np.pi * h * h / 7.3) * (TABLE_SIZE / 2)
-    table = np.fft.irfft(coefficients, TABLE_SIZE)
+    coefficients = spectrum * np.exp(1j * np.pi * h * h / 7.3) * (_TABLE_SIZE / 2)
+    table = np.fft.irfft(coefficients, _TABLE_SIZE)
     return table.astype(np.float32), (np.roll(table, -1) - table).astype(np.float32)
 
 
 def _lookup(table: np.ndarray, slope: np.ndarray, cycles: np.ndarray) -> np.ndarray:
-    """Reads a wavetable at phases in cycles [n] with linear interpolation, float32 [n]."""
-    position = cycles * TABLE_SIZE
+    """Read a wavetable at phases in cycles [n] with linear interpolation, float32 [n]."""
+    position = cycles * _TABLE_SIZE
     index = position.astype(np.int32)
     fraction = (position - index).astype(np.float32)
-    index &= TABLE_SIZE - 1
+    index &= _TABLE_SIZE - 1
     return table[index] + fraction * slope[index]
 
 
 def _contour(t: np.ndarray, layer: Layer, ringing: float) -> np.ndarray | np.float32:
-    """Returns the gain of a layer over time [n], or 1 for a steady layer."""
-    contour = np.float32(1.0)
+    """Return the gain of a layer over time [n], or 1 for a steady layer."""
+    contour: np.ndarray | np.float32 = np.float32(1.0)
     if layer.decay < FOREVER:
         contour = np.exp(t * np.float32(-1 / (layer.decay * ringing)))
     if layer.attack:
@@ -225,7 +227,7 @@ def _contour(t: np.ndarray, layer: Layer, ringing: float) -> np.ndarray | np.flo
 
 
 def _envelope(n: int, held: int, attack: float) -> np.ndarray:
-    """Returns a rise of `attack` samples, a plateau to `held`, and a fade to zero at n, [n]."""
+    """Return a rise of `attack` samples, a plateau to `held`, and a fade to zero at n, [n]."""
     envelope = np.ones(n, np.float32)
     rise = min(int(attack) + 1, held)
     envelope[:rise] = np.sin(np.linspace(0, np.pi / 2, rise + 1)[1:]) ** 2
@@ -236,8 +238,8 @@ def _envelope(n: int, held: int, attack: float) -> np.ndarray:
 
 @functools.lru_cache(maxsize=64)
 def _noise(sample_rate: int, low: float, high: float) -> np.ndarray:
-    """Returns some seconds of unit-variance noise between two frequencies in Hz, float32 [n]."""
-    n = int(NOISE_SECONDS * sample_rate)
+    """Return some seconds of unit-variance noise between two frequencies in Hz, float32 [n]."""
+    n = int(_NOISE_SECONDS * sample_rate)
     spectrum = np.fft.rfft(np.random.default_rng(0).standard_normal(n))
     hertz = np.fft.rfftfreq(n, 1 / sample_rate)
     # Second-order slopes on both sides, as a gentle band-pass filter has.

@@ -14,7 +14,7 @@ import scipy.signal
 
 from data_pipelines.composer import harmony, parts, timbres
 from data_pipelines.composer.harmony import NO_CHORD, Chord
-from data_pipelines.composer.parts import Event, Plan
+from data_pipelines.composer.parts import Event, MusicPlan
 from data_pipelines.composer.render import render
 from data_pipelines.composer.timbres import Note
 
@@ -34,7 +34,7 @@ _TEXTURES = (
 class Role(NamedTuple):
     """How a part is written, who may play it, in which range of MIDI pitches, and how loud."""
 
-    write: Callable[[np.random.Generator, Plan, int, int], list[Event]]
+    write: Callable[[np.random.Generator, MusicPlan, int, int], list[Event]]
     instruments: tuple[str, ...]
     low: int
     high: int
@@ -91,7 +91,7 @@ class Grid(NamedTuple):
     swing: float
 
     def seconds(self, beat: float) -> float:
-        """Returns the second of a position in beats, the second half of each beat swung."""
+        """Return the second of a position in beats, the second half of each beat swung."""
         whole, part = divmod(beat, 1.0)
         late = self.swing
         part = part * 2 * late if part < 0.5 else late + (part - 0.5) * 2 * (1 - late)
@@ -99,7 +99,7 @@ class Grid(NamedTuple):
 
 
 def clip(seed: int, seconds: float = 30.0, sample_rate: int = 16000) -> Clip:
-    """Composes, performs and renders one clip; the same arguments give the same clip.
+    """Compose, perform and render one clip; the same arguments give the same clip.
 
     The 24 seeds from any multiple of 24 on have the 24 keys once each.
     """
@@ -108,7 +108,7 @@ def clip(seed: int, seconds: float = 30.0, sample_rate: int = 16000) -> Clip:
     rng = np.random.default_rng(seed)
     key = int(np.random.default_rng((seed // 24, 24)).permutation(24)[seed % 24])
     grid, skipped = _grid(rng, seconds)
-    plan = Plan(key, grid.meter, _harmony(rng, key, len(grid.times) // grid.meter, grid.meter))
+    plan = MusicPlan(key, grid.meter, _harmony(rng, key, len(grid.times) // grid.meter, grid.meter))
     heard = slice(skipped, int(np.searchsorted(grid.times, seconds)))
     notes = [
         note._replace(offset=min(note.offset, seconds))
@@ -129,7 +129,7 @@ def clip(seed: int, seconds: float = 30.0, sample_rate: int = 16000) -> Clip:
 
 
 def room(rng: np.random.Generator, audio: np.ndarray, sample_rate: int) -> np.ndarray:
-    """Adds the reverberation of a random room to audio [n]; the direct sound stays in place."""
+    """Add the reverberation of a random room to audio [n]; the direct sound stays in place."""
     decay = rng.uniform(0.2, 1.1)  # seconds to -60 dB
     wet = 10 ** (rng.uniform(-26, -11) / 20)
     t = np.arange(int(decay * sample_rate)) / sample_rate  # [taps]
@@ -146,7 +146,7 @@ def room(rng: np.random.Generator, audio: np.ndarray, sample_rate: int) -> np.nd
 def loudness(
     rng: np.random.Generator, audio: np.ndarray, low: float = -30, high: float = -14
 ) -> np.ndarray:
-    """Scales audio [n] to a random level of `low` to `high` dBFS RMS, peaks below -0.3 dBFS, int16.
+    """Scale audio [n] to a random level of `low` to `high` dBFS RMS, peaks below -0.3 dBFS, int16.
 
     A hiss of -80 to -60 dBFS lies under it, as under any recording: no stretch of it is digital
     silence, which has no variance to normalise by.
@@ -160,7 +160,7 @@ def loudness(
 
 
 def _grid(rng: np.random.Generator, seconds: float) -> tuple[Grid, int]:
-    """Draws meter, tempo, drift and swing; returns the grid and the beats before the clip.
+    """Draw meter, tempo, drift and swing; return the grid and the beats before the clip.
 
     The clip begins inside the first bar: the beats of that bar before it have negative times.
     """
@@ -178,27 +178,28 @@ def _grid(rng: np.random.Generator, seconds: float) -> tuple[Grid, int]:
 
 
 def _harmony(rng: np.random.Generator, key: int, bars: int, meter: int) -> tuple[Chord, ...]:
-    """Returns the chord of each beat, four-bar phrases in the form that the melody follows."""
+    """Return the chord of each beat, four-bar phrases in the form that the melody follows."""
     sevenths = float(rng.choice([0.0, 0.15, 0.8]))
     slot = 2 if meter == 4 and rng.random() < 0.3 else meter  # beats to a chord
     phrases = {}
     for letter, cadences in (("A", ("full", "full", "half")), ("B", ("open", "half"))):
         slots = parts.PHRASE * meter // slot
         phrases[letter] = harmony.progression(rng, key, slots, str(rng.choice(cadences)), sevenths)
-    chords = [
-        chord
-        for phrase in range(-(-bars // parts.PHRASE))
-        for chord in phrases[parts.FORM[phrase % len(parts.FORM)]]
-        for _ in range(slot)
-    ][: bars * meter]
+
+    # each phrase in its turn, each of its chords for `slot` beats, up to the last bar
+    chords: list[Chord] = []
+    for phrase in range(-(-bars // parts.PHRASE)):
+        for chord in phrases[parts.FORM[phrase % len(parts.FORM)]]:
+            chords += [chord] * slot
+    chords = chords[: bars * meter]
     if rng.random() < 0.15:  # a bar in which everyone but the drummer stops
         start = meter * int(rng.integers(1, bars - 1))
         chords[start : start + meter] = [NO_CHORD] * meter
     return tuple(chords)
 
 
-def _perform(rng: np.random.Generator, plan: Plan, grid: Grid, first: int) -> list[Note]:
-    """Chooses a texture and its players, has each part written, and plays it from a beat on."""
+def _perform(rng: np.random.Generator, plan: MusicPlan, grid: Grid, first: int) -> list[Note]:
+    """Choose a texture and its players, have each part written, and play it from a beat on."""
     texture = _TEXTURES[rng.integers(len(_TEXTURES))]
     notes = []
     for number, name in enumerate(texture):
@@ -217,7 +218,7 @@ def _perform(rng: np.random.Generator, plan: Plan, grid: Grid, first: int) -> li
 
 
 def _from(events: list[Event], first: int) -> list[Event]:
-    """Leaves out what ends before a beat, and starts on it what would be sounding there."""
+    """Leave out what ends before a beat, and start on it what would be sounding there."""
     heard = [event for event in events if event.beat + event.length > first + 0.2]
     return [
         event
@@ -230,7 +231,7 @@ def _from(events: list[Event], first: int) -> list[Event]:
 def _play(
     rng: np.random.Generator, events: list[Event], instrument: int, velocity: float, grid: Grid
 ) -> list[Note]:
-    """Turns events into notes: a touch of jitter, an articulation, louder and softer strokes."""
+    """Turn events into notes: a touch of jitter, an articulation, louder and softer strokes."""
     articulation = rng.uniform(0.7, 1.0)
     velocity *= 10 ** (rng.uniform(-3, 3) / 20)
     jitter = np.clip(rng.normal(0, 0.006, len(events)), -0.015, 0.015).tolist()  # seconds

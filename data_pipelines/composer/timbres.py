@@ -207,11 +207,11 @@ KIT = {
 
 
 def frequency(pitch: float | np.ndarray) -> float | np.ndarray:
-    """Returns the frequency in Hz of a MIDI pitch, A4 = 69 = 440 Hz."""
+    """Return the frequency in Hz of a MIDI pitch, A4 = 69 = 440 Hz."""
     return 440.0 * 2.0 ** ((np.asarray(pitch) - 69.0) / 12.0)
 
 
 def drum_seconds(pitch: int) -> float:
-    """Returns how long a drum sounds: until its slower part has fallen by 43 dB."""
+    """Return how long a drum sounds: until its slower part has fallen by 43 dB."""
     drum = KIT[pitch]
     return 5.0 * max(drum.decay if drum.body else 0.0, drum.hiss_decay)

@@ -51,7 +51,7 @@ class _Chunk(NamedTuple):
 
 
 def parts(path: Path, start: int) -> list[Part]:
-    """Returns the file as one part, with its size put right if it is a placeholder.
+    """Return the file as one part, with its size put right if it is a placeholder.
 
     Raises:
       Unusable: there is far more in the file than its header says, and nothing tells what it is.
@@ -61,35 +61,35 @@ def parts(path: Path, start: int) -> list[Part]:
         file.seek(start)
         kind = file.read(4)
         layout = _LAYOUTS[kind]
-        found = _audio(file, start, size, layout)
-        if not found:
+        chunk = _audio(file, start, size, layout)
+        if not chunk:
             return [Part()]  # the decoder will say what is wrong
-        if kind == b"RF64" and found.size >= _UNSTATED:
-            found = _wide(file, start, found)
-        closed = found.size >= 0 and _ends_well(file, found.start + found.size, size, layout)
-    return [_part(found, size - found.start, closed, layout.counted)]
+        if kind == b"RF64" and chunk.size >= _UNSTATED:
+            chunk = _wide(file, start, chunk)
+        closed = chunk.size >= 0 and _ends_well(file, chunk.start + chunk.size, size, layout)
+    return [_part(chunk, size - chunk.start, closed, layout.counted)]
 
 
-def _part(found: _Chunk, there: int, closed: bool, counted: int) -> Part:
-    """Compares the size of the samples with the bytes that are there."""
-    narrow = found.form[1] == "I"
+def _part(chunk: _Chunk, there: int, closed: bool, counted: int) -> Part:
+    """Compare the size of the samples with the bytes that are there."""
+    narrow = chunk.form[1] == "I"
     whole = min(there, _AROUND - 1) if narrow else there + counted
-    mended = {found.field: struct.pack(found.form, whole)}
-    if narrow and found.size >= _UNSTATED:
+    mended = {chunk.field: struct.pack(chunk.form, whole)}
+    if narrow and chunk.size >= _UNSTATED:
         return Part()
-    if found.size < 0:
+    if chunk.size < 0:
         return Part(replaced=mended)
-    if found.size > there:  # libsndfile counts what is there, but does not open such a CAF
-        return Part(replaced={} if narrow else mended, share=found.size / max(there, 1))
-    if closed or found.size >= COMPLETE * there:
+    if chunk.size > there:  # libsndfile counts what is there, but does not open such a CAF
+        return Part(replaced={} if narrow else mended, share=chunk.size / max(there, 1))
+    if closed or chunk.size >= COMPLETE * there:
         return Part()
-    if found.size == 0 or (narrow and there - found.size > _AROUND - _AROUND // 20):
+    if chunk.size == 0 or (narrow and there - chunk.size > _AROUND - _AROUND // 20):
         return Part(replaced=mended)
-    raise Unusable(f"longer than it says: {found.size:,} of {there:,} bytes are stated")
+    raise Unusable(f"longer than it says: {chunk.size:,} of {there:,} bytes are stated")
 
 
 def _audio(file: BinaryIO, start: int, size: int, layout: _Layout) -> _Chunk | None:
-    """Finds the chunk of samples."""
+    """Find the chunk of samples."""
     position = start + layout.first
     while position < size and (chunk := _chunk(file, position, layout)):
         if not layout.audio:
@@ -112,24 +112,24 @@ def _chunk(file: BinaryIO, position: int, layout: _Layout) -> _Chunk | None:
     return _Chunk(name, position + header_size, size - layout.counted, field, layout.size)
 
 
-def _wide(file: BinaryIO, start: int, found: _Chunk) -> _Chunk:
-    """Returns RF64's chunk of samples with the size of 64 bits that its first chunk holds."""
+def _wide(file: BinaryIO, start: int, chunk: _Chunk) -> _Chunk:
+    """Return RF64's chunk of samples with the size of 64 bits that its first chunk holds."""
     file.seek(start + 12)
     head = file.read(24)
     if len(head) < 24 or head[:4] != b"ds64":
-        return found
+        return chunk
     (size,) = struct.unpack("<q", head[16:])
-    return found._replace(size=size, field=start + 28, form="<q")
+    return chunk._replace(size=size, field=start + 28, form="<q")
 
 
 def _behind(chunk: _Chunk, layout: _Layout) -> int:
-    """Returns where the next chunk begins; never before the end of the chunk's own header."""
+    """Return where the next chunk begins; never before the end of the chunk's own header."""
     end = chunk.start + max(0, chunk.size)
     return end + -end % layout.align
 
 
 def _ends_well(file: BinaryIO, position: int, size: int, layout: _Layout) -> bool:
-    """Tells whether nothing but chunks, tags or zeros stands between `position` and the end."""
+    """Return whether nothing but chunks, tags or zeros stands between `position` and the end."""
     position += -position % layout.align
     while position < size:
         file.seek(position)

@@ -23,7 +23,7 @@ class _Frame(NamedTuple):
 
 
 def parts(path: Path, start: int) -> list[Part]:
-    """Returns a part for each stream of the file, which is one unless files were joined.
+    """Return a part for each stream of the file, which is one unless files were joined.
 
     A stream whose header states no length, or a much shorter one than its last frame, gets that
     of its last frame.
@@ -58,7 +58,7 @@ def _part(data: mmap.mmap, begin: int, end: int, joined: bool) -> Part:
 
 
 def _last_sample(tail: bytes, block: int) -> int:
-    """Returns the samples up to the end of the last two frames that follow one another, or 0."""
+    """Return the samples up to the end of the last two frames that follow one another, or 0."""
     frames = _frames_backwards(tail, block)
     for later, earlier in itertools.pairwise(itertools.islice(frames, 64)):
         if earlier.first + earlier.samples == later.first:
@@ -67,7 +67,7 @@ def _last_sample(tail: bytes, block: int) -> int:
 
 
 def _frames_backwards(tail: bytes, block: int) -> Iterator[_Frame]:
-    """Yields what look like frames, the last one first."""
+    """Yield what look like frames, the last one first."""
     place = len(tail)
     while (place := tail.rfind(b"\xff", 0, place)) >= 0:
         if frame := _frame(tail[place : place + 16], block):
@@ -75,7 +75,7 @@ def _frames_backwards(tail: bytes, block: int) -> Iterator[_Frame]:
 
 
 def _frame(head: bytes, block: int) -> _Frame | None:
-    """Reads a frame's header (RFC 9639, 9.1); `block` is the samples of the frames before it."""
+    """Read a frame's header (RFC 9639, 9.1); `block` is the samples of the frames before it."""
     if len(head) < 16 or head[1] & 0xFE != 0xF8 or head[2] >> 4 == 0 or head[2] & 15 == 15:
         return None
     ones = 8 - (head[4] ^ 0xFF).bit_length()  # the number is coded as in UTF-8

@@ -37,7 +37,7 @@ _FFMPEG = {
 
 
 def kind(path: Path) -> tuple[str, int]:
-    """Returns what stands behind the file's ID3v2 tags, and at which byte.
+    """Return what stands behind the file's ID3v2 tags, and at which byte.
 
     It is "chunks", "flac", "ogg", "" for MPEG audio and all that is not known, or the name of a
     kind that needs FFmpeg.
@@ -61,12 +61,12 @@ def kind(path: Path) -> tuple[str, int]:
 
 
 def needs_ffmpeg(name: str) -> bool:
-    """Tells whether libsndfile has no part of a kind that `kind` found."""
+    """Return whether libsndfile has no part of a kind that `kind` found."""
     return name not in ("", *_OWN.values())
 
 
 def tag_size(head: bytes) -> int:
-    """Returns the bytes of the ID3v2 tag that begins so (ID3v2.4, 3.1), at least 10."""
+    """Return the bytes of the ID3v2 tag that begins so (ID3v2.4, 3.1), at least 10."""
     if len(head) < 10:
         return 10
     a, b, c, d = head[6:10]  # four times seven bits
@@ -75,13 +75,13 @@ def tag_size(head: bytes) -> int:
 
 
 def is_pointer(path: Path) -> bool:
-    """Tells whether a file is what Git LFS puts in the place of one."""
+    """Return whether a file is what Git LFS puts in the place of one."""
     with path.open("rb") as file:
         return file.read(len(_POINTER)) == _POINTER
 
 
 def is_locked(path: Path) -> bool:
-    """Tells whether an MP4 or ASF (WMA) file says that its audio is encrypted (DRM)."""
+    """Return whether an MP4 or ASF (WMA) file says that its audio is encrypted (DRM)."""
     with path.open("rb") as file:
         head = file.read(1 << 16)
         if head.startswith(_ASF_HEADER):
@@ -94,13 +94,13 @@ def is_locked(path: Path) -> bool:
 
 
 def is_joined_mp4(path: Path) -> bool:
-    """Tells whether a second MP4 follows the first, which no decoder looks for."""
+    """Return whether a second MP4 follows the first, which no decoder looks for."""
     with path.open("rb") as file:
         return file.read(8)[4:] == b"ftyp" and [b[0] for b in _boxes(file)].count(b"moov") > 1
 
 
 def _boxes(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
-    """Yields name, begin and bytes of an MP4's top-level boxes (ISO/IEC 14496-12, 4.2)."""
+    """Yield name, begin and bytes of an MP4's top-level boxes (ISO/IEC 14496-12, 4.2)."""
     size, position = os.fstat(file.fileno()).st_size, 0
     while position < size:
         file.seek(position)

@@ -3,6 +3,7 @@
 An mp3 has no length but what its first frame may say, and that is often another file's.
 """
 
+import itertools
 import mmap
 import struct
 from pathlib import Path
@@ -26,7 +27,7 @@ _MONO = 3
 
 
 def _lengths() -> list[int]:
-    """Returns the bytes of a frame by the second and third byte of its header, 0 for none."""
+    """Return the bytes of a frame by the second and third byte of its header, 0 for none."""
     lengths = [0] * (1 << 16)
     for bits in range(0xE000, 1 << 16):
         version, layer = bits >> 11 & 3, 4 - (bits >> 9 & 3)
@@ -41,7 +42,7 @@ def _lengths() -> list[int]:
 
 
 def _samples(bits: int) -> int:
-    """Returns the samples of a frame by the second and third byte of its header."""
+    """Return the samples of a frame by the second and third byte of its header."""
     version, layer = bits >> 11 & 3, 4 - (bits >> 9 & 3)
     return 384 if layer == 1 else 1152 if layer == 2 or version == 3 else 576
 
@@ -63,7 +64,7 @@ class Run(NamedTuple):
 
 
 def parts(path: Path, start: int) -> list[Part]:
-    """Returns the parts to decode: the file as it is, or its frames alone.
+    """Return the parts to decode: the file as it is, or its frames alone.
 
     The file as it is where its first frame states the length that there is, or more, and where
     there is no frame of MPEG audio. Else one part for each format, and most have one.
@@ -78,10 +79,13 @@ def parts(path: Path, start: int) -> list[Part]:
         if not runs:
             return [Part()]
         stated, *_ = [_leave_out_header(data, run) for run in runs]
-    held = sum(stop - begin for run in runs for begin, stop in run.spans)
-    if zeros > (1 - COMPLETE) * (held + zeros):
+
+    # how much of the file is frames, and how much is nothing known
+    spans = itertools.chain.from_iterable(run.spans for run in runs)
+    in_frames = sum(stop - begin for begin, stop in spans)
+    if zeros > (1 - COMPLETE) * (in_frames + zeros):
         raise Unusable(f"truncated: the last {zeros:,} of {end:,} bytes are zeros")
-    if lost > (1 - COMPLETE) * (held + lost):
+    if lost > (1 - COMPLETE) * (in_frames + lost):
         raise Unusable(f"corrupt: {lost:,} of {end:,} bytes are no frames of MPEG audio")
     if stated >= COMPLETE * sum(run.frames for run in runs) and len(runs) == 1:
         return [Part()]
@@ -89,7 +93,7 @@ def parts(path: Path, start: int) -> list[Part]:
 
 
 def _end(data: mmap.mmap) -> int:
-    """Returns where the tags at the end of a file begin."""
+    """Return where the tags at the end of a file begin."""
     end = len(data)
     if data[end - 128 : end - 125] == b"TAG":  # ID3v1
         end -= 128
@@ -102,14 +106,15 @@ def _end(data: mmap.mmap) -> int:
 
 
 def _scan(data: mmap.mmap, position: int, end: int) -> tuple[list[Run], int, int]:
-    """Goes from frame to frame; returns their runs and the bytes that are none.
+    """Go from frame to frame; return their runs and the bytes that are none.
 
     These are those between frames that are no tags, together with those behind the last one, and
     how many of the latter are zeros. What stands before the first frame is not counted.
     """
-    runs, lost = [], 0
-    while (found := _next(data, position, end)) is not None:
-        begin, skipped = found
+    runs: list[Run] = []
+    lost = 0
+    while (pair := _next(data, position, end)) is not None:
+        begin, skipped = pair
         lost += skipped if runs else 0
         position = _follow(data, begin, end, runs)
     behind = end - _past_tags(data, position, end)
@@ -118,7 +123,7 @@ def _scan(data: mmap.mmap, position: int, end: int) -> tuple[list[Run], int, int
 
 
 def _next(data: mmap.mmap, position: int, end: int) -> tuple[int, int] | None:
-    """Finds two frames that follow one another; returns where, and the bytes before that."""
+    """Find two frames that follow one another; return where, and the bytes before that."""
     begin = position = _past_tags(data, position, end)
     while (begin := data.find(b"\xff", begin, end)) >= 0:
         length = _length(data, begin, end)
@@ -131,7 +136,7 @@ def _next(data: mmap.mmap, position: int, end: int) -> tuple[int, int] | None:
 
 
 def _past_tags(data: mmap.mmap, position: int, end: int) -> int:
-    """Returns the first byte that belongs to no tag."""
+    """Return the first byte that belongs to no tag."""
     while position < end:
         head = data[position : position + 32]
         if head[:3] == b"ID3":
@@ -146,7 +151,7 @@ def _past_tags(data: mmap.mmap, position: int, end: int) -> int:
 
 
 def _follow(data: mmap.mmap, position: int, end: int, runs: list[Run]) -> int:
-    """Adds the frames from `position` on to `runs`; returns where they end."""
+    """Add the frames from `position` on to `runs`; return where they end."""
     while position < end and _length(data, position, end):
         begin, frames = position, 0
         form, mono = _format(data, position), data[position + 3] >> 6 == _MONO
@@ -167,7 +172,7 @@ def _follow(data: mmap.mmap, position: int, end: int, runs: list[Run]) -> int:
 
 
 def _length(data: mmap.mmap, position: int, end: int) -> int:
-    """Returns the bytes of the frame at `position`, 0 if there is none."""
+    """Return the bytes of the frame at `position`, 0 if there is none."""
     if position + 4 > end or data[position] != 0xFF:
         return 0
     return _LENGTHS[data[position + 1] << 8 | data[position + 2]]
@@ -182,7 +187,7 @@ def _alike(data: mmap.mmap, one: int, other: int, end: int) -> bool:
 
 
 def _leave_out_header(data: mmap.mmap, run: Run) -> int:
-    """Takes the frame that states a length (Xing, Info, VBRI) from the beginning of a run.
+    """Take the frame that states a length (Xing, Info, VBRI) from the beginning of a run.
 
     Returns:
       The frames that it states, 0 if there is none or it says nothing.

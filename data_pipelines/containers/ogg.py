@@ -14,7 +14,7 @@ _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
 def parts(path: Path, start: int) -> list[Part]:
-    """Returns a part for each link of the chain, which is one in most files.
+    """Return a part for each link of the chain, which is one in most files.
 
     Raises:
       Unusable: a page is damaged, or the last page is incomplete or not its stream's last.
@@ -25,25 +25,30 @@ def parts(path: Path, start: int) -> list[Part]:
 
 
 def _links(data: mmap.mmap, start: int) -> list[Span]:
-    """Returns the spans of the links; what cannot be read between two of them is left out."""
-    begins, ends, flags = [], [], 0
+    """Return the spans of the links; what cannot be read between two of them is left out."""
+    begins: list[int] = []
+    ends: list[int] = []
+    flags = 0
+
+    # page by page; a link begins with a first page that follows others
     position, lost, left_out = start, 0, 0
-    while (found := data.find(b"OggS", position)) >= 0:
-        lost += found - position
-        size = _page(data, found)
+    while (page := data.find(b"OggS", position)) >= 0:
+        lost += page - position
+        size = _page(data, page)
         if not size:
-            lost, position = lost + 4, found + 4
+            lost, position = lost + 4, page + 4
             continue
-        first = data[found + 5] & _FIRST
+        first = data[page + 5] & _FIRST
         if first and not (begins and flags & _FIRST):  # several streams may begin side by side
-            begins.append(found)
-            ends.append(found)
+            begins.append(page)
+            ends.append(page)
             left_out += lost
         elif lost:
-            raise Unusable(f"corrupt: {lost:,} damaged bytes before byte {found:,}")
-        flags, lost, position = data[found + 5], 0, found + size
+            raise Unusable(f"corrupt: {lost:,} damaged bytes before byte {page:,}")
+        flags, lost, position = data[page + 5], 0, page + size
         if ends:
             ends[-1] = position
+
     if lost or not begins or not flags & _LAST:
         raise Unusable("truncated: the Ogg end-of-stream page is missing")
     if left_out > (1 - COMPLETE) * len(data):
@@ -52,7 +57,7 @@ def _links(data: mmap.mmap, start: int) -> list[Span]:
 
 
 def _page(data: mmap.mmap, start: int) -> int:
-    """Returns the bytes of the page at `start`, 0 if it is damaged or cut."""
+    """Return the bytes of the page at `start`, 0 if it is damaged or cut."""
     header = data[start : start + 27]
     if len(header) < 27:
         return 0

@@ -7,7 +7,10 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 import numpy as np
 
@@ -29,7 +32,7 @@ class Unusable(Exception):
 
 @contextmanager
 def mapped(path: Path) -> Iterator[mmap.mmap]:
-    """Gives the bytes of a file, which stay on disk.
+    """Yield the bytes of a file, which stay on disk.
 
     They are read once before: an error of the disk is an OSError then, and would be the end of
     the process later.
@@ -105,7 +108,8 @@ class View(io.RawIOBase):
         self._position = max(0, start + offset)
         return self._position
 
-    def readinto(self, buffer: memoryview) -> int:
+    def readinto(self, buffer: "Buffer") -> int:
+        room = memoryview(buffer)
         before = self._position
         for begin, end in self._spans:
             if before < end - begin:
@@ -114,10 +118,10 @@ class View(io.RawIOBase):
         else:
             return 0
         begin += before
-        found = bytearray(os.pread(self._file.fileno(), min(len(buffer), end - begin), begin))
+        content = bytearray(os.pread(self._file.fileno(), min(len(room), end - begin), begin))
         for place, other in self._replaced.items():
-            for at in range(max(place, begin), min(place + len(other), begin + len(found))):
-                found[at - begin] = other[at - place]
-        buffer[: len(found)] = found
-        self._position += len(found)
-        return len(found)
+            for at in range(max(place, begin), min(place + len(other), begin + len(content))):
+                content[at - begin] = other[at - place]
+        room[: len(content)] = content
+        self._position += len(content)
+        return len(content)

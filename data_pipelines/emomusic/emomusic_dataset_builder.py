@@ -15,12 +15,12 @@ from data_pipelines.shards import BuildError
 _HOST = "https://cvml.unige.ch/databases/emoMusic"
 _INFO, _STATIC = "songs_info.csv", "static_annotations.csv"
 _SET = "Mediaeval 2013 set"  # the column that tells the official evaluation songs
-ANNOTATIONS = sources.Source(  # digests: jukemir assets/emomusic.json
+_ANNOTATIONS = sources.DownloadSource(  # digests: jukemir assets/emomusic.json
     "annotations.tar.gz",
     f"{_HOST}/annotations.tar.gz",
     "sha256:e0cb0b06e1b0ce7f04b1572fc410937699b7fad9dae67ddaa745f06cda4b0b33",
 )
-CLIPS = sources.Source(
+_CLIPS = sources.DownloadSource(
     "clips_45sec.tar.gz",
     f"{_HOST}/clips_45sec.tar.gz",
     "sha256:3994a5d5fefc27f9540d1a69cd7f1294c68e6cb311ce49765021e2e9c7a1057b",
@@ -28,17 +28,17 @@ CLIPS = sources.Source(
 
 
 def read_table(text: str) -> dict[int, dict[str, str]]:
-    """Reads one of the comma-separated tables, by song_id, without the stray spaces."""
+    """Read one of the comma-separated tables, by song_id, without the stray spaces."""
     rows = csv.DictReader(io.StringIO(text), skipinitialspace=True)
-    cleaned = (
-        {(key or "").strip(): (value or "").strip() for key, value in row.items() if key}
-        for row in rows
-    )
-    return {int(row["song_id"]): row for row in cleaned}
+    table = {}
+    for row in rows:
+        cleaned = {key.strip(): (value or "").strip() for key, value in row.items() if key}
+        table[int(cleaned["song_id"])] = cleaned
+    return table
 
 
 def split_of(artist: str, mediaeval_set: str) -> str:
-    """Returns the split of a song: jukemir's rule.
+    """Return the split of a song: jukemir's rule.
 
     The official evaluation songs are the test set. Development songs go by their artist's name,
     reduced to lower-case ASCII letters and single spaces: sha1 mod 10 below 8 is train. So no
@@ -52,8 +52,8 @@ def split_of(artist: str, mediaeval_set: str) -> str:
     return "train" if digest % 10 < 8 else "validation"
 
 
-def z_score(raw: np.ndarray, development: np.ndarray) -> np.ndarray:
-    """Standardises [songs, 2] with the mean and population deviation of development songs.
+def _z_score(raw: np.ndarray, development: np.ndarray) -> np.ndarray:
+    """Standardise [songs, 2] with the mean and population deviation of development songs.
 
     Published values: arousal 4.7561 and 1.3860, valence 4.9739 and 1.2546. `development` is
     boolean [songs], true for train and validation songs.
@@ -62,18 +62,18 @@ def z_score(raw: np.ndarray, development: np.ndarray) -> np.ndarray:
     return (raw - known.mean(0)) / known.std(0)
 
 
-def read_songs(info: str, static: str, clips: epath.Path) -> dict[str, list[labelled.Track]]:
-    """Joins songs_info.csv and static_annotations.csv into tracks by split."""
+def _read_songs(info: str, static: str, clips: epath.Path) -> dict[str, list[labelled.Track]]:
+    """Join songs_info.csv and static_annotations.csv into tracks by split."""
     songs, annotations = read_table(info), read_table(static)
     ids = sorted(songs)
     if lacking := [song for song in ids if song not in annotations]:
         raise BuildError(f"{_STATIC} has no row for song_id {lacking[0]}: get annotations.tar.gz")
-    raw = np.array(
-        [[float(annotations[i][name]) for name in ("mean_arousal", "mean_valence")] for i in ids]
-    )
+    arousal = [float(annotations[song]["mean_arousal"]) for song in ids]
+    valence = [float(annotations[song]["mean_valence"]) for song in ids]
+    raw = np.array(list(zip(arousal, valence, strict=True)))  # [songs, 2]
     splits = [split_of(songs[i]["Artist"], songs[i][_SET]) for i in ids]
-    scaled = z_score(raw, np.array(splits) != "test")
-    tracks = {"train": [], "validation": [], "test": []}
+    scaled = _z_score(raw, np.array(splits) != "test")
+    tracks: dict[str, list[labelled.Track]] = {"train": [], "validation": [], "test": []}
     for song, split, original, standard in zip(ids, splits, raw, scaled, strict=True):
         labels = {"emotion_raw": original.astype("f4"), "emotion": standard.astype("f4")}
         name = f"{song}.mp3"
@@ -103,7 +103,7 @@ class Builder(labelled.LabelledBuilder):
     def contents(self, dl_manager: tfds.download.DownloadManager) -> labelled.Contents:
         tables = _tables_folder(dl_manager)
         info, static = ((tables / name).read_text() for name in (_INFO, _STATIC))
-        tracks = read_songs(info, static, _clips_folder(dl_manager))
+        tracks = _read_songs(info, static, _clips_folder(dl_manager))
         return labelled.Contents(tracks, {"emotion": ["arousal", "valence"]})
 
 
@@ -111,7 +111,7 @@ def _tables_folder(dl_manager: tfds.download.DownloadManager) -> epath.Path:
     manual = sources.manual_dir(dl_manager)
     table = sources.placed(manual, _INFO, f"annotations/{_INFO}")
     if table is None:
-        archive = sources.fetch(dl_manager, {"tables": ANNOTATIONS})["tables"]
+        archive = sources.fetch(dl_manager, {"tables": _ANNOTATIONS})["tables"]
         root = sources.unpack(dl_manager, archive, tfds.download.ExtractMethod.TAR_GZ)
         table = sources.placed(root, _INFO, f"*/{_INFO}") or root / _INFO
     return table.parent
@@ -121,6 +121,6 @@ def _clips_folder(dl_manager: tfds.download.DownloadManager) -> epath.Path:
     manual = sources.manual_dir(dl_manager)
     if (folder := sources.placed(manual, "clips_45seconds")) is not None:
         return folder
-    archive = sources.fetch(dl_manager, {"clips": CLIPS})["clips"]
+    archive = sources.fetch(dl_manager, {"clips": _CLIPS})["clips"]
     root = sources.unpack(dl_manager, archive, tfds.download.ExtractMethod.TAR_GZ)
     return root / "clips_45seconds"

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import io
+import itertools
 from collections.abc import Iterable
 from typing import ClassVar
 
@@ -12,20 +13,20 @@ from etils import epath
 from data_pipelines import labelled, paths, sources
 from data_pipelines.shards import BuildError
 
-TONICS = ["C", "Db", "D", "Eb", "E", "F", "Gb", "G", "Ab", "A", "Bb", "B"]
-KEYS = [f"{tonic} {mode}" for mode in ("major", "minor") for tonic in TONICS]
+_TONICS = ["C", "Db", "D", "Eb", "E", "F", "Gb", "G", "Ab", "A", "Bb", "B"]
+KEYS = [f"{tonic} {mode}" for mode, tonic in itertools.product(("major", "minor"), _TONICS)]
 _FLATS = {"C#": "Db", "D#": "Eb", "F#": "Gb", "G#": "Ab", "A#": "Bb"}
 
 _GITHUB = "https://github.com/GiantSteps"
 _AUDIO_HOST = "http://www.cp.jku.at/datasets/giantsteps"
 # GitHub does not promise that an archive's bytes stay the same, so there is no digest: the commit
 # in the URL names the content, and the archives carry the MD5 of every audio file.
-REPOSITORIES = {
-    "test": sources.Source(
+_REPOSITORIES = {
+    "test": sources.DownloadSource(
         "giantsteps-key-dataset.zip",
         f"{_GITHUB}/giantsteps-key-dataset/archive/c8cb8aad2cb53f165be51ea099d0dc75c64a844f.zip",
     ),
-    "train": sources.Source(
+    "train": sources.DownloadSource(
         "giantsteps-mtg-key-dataset.zip",
         f"{_GITHUB}/giantsteps-mtg-key-dataset/archive/"
         "fd7b8c584f7bd6d720d170c325a6d42c9bf75a6b.zip",
@@ -35,7 +36,7 @@ _AUDIO = {"test": f"{_AUDIO_HOST}/backup", "train": f"{_AUDIO_HOST}/mtg_key_back
 
 
 def parse_key(text: str, where: str = "key") -> str:
-    """Returns `C minor` and the like as one of KEYS: tonic as a flat, mode in lower case.
+    """Return `C minor` and the like as one of KEYS: tonic as a flat, mode in lower case.
 
     Args:
       where: file and track, for the error.
@@ -49,14 +50,14 @@ def parse_key(text: str, where: str = "key") -> str:
 
 
 def artist_splits(credits: Iterable[str]) -> dict[str, str]:
-    """Assigns every artist to train or validation: jukemir's rule.
+    """Assign every artist to train or validation: jukemir's rule.
 
     An artist's split is sha1 of the lower-case name mod 116: below 100 train, else validation.
     Whoever shares a credit with a validation artist becomes one too; that pass runs twice, in
     the order of the table.
 
     Args:
-        credits: the ARTIST field of each track, names separated by commas.
+      credits: the ARTIST field of each track, names separated by commas.
     """
     teams = [_names(credit) for credit in credits]
     split = {}
@@ -69,8 +70,8 @@ def artist_splits(credits: Iterable[str]) -> dict[str, str]:
     return split
 
 
-def select_mtg(annotations: str, metadata: str) -> dict[int, tuple[str, str]]:
-    """Returns {track id: (split, key)} of the MTG key set's usable tracks.
+def _select_mtg(annotations: str, metadata: str) -> dict[int, tuple[str, str]]:
+    """Return {track id: (split, key)} of the MTG key set's usable tracks.
 
     Confidence must be 2 and the key a single one (no "/"): 1,159 of 1,486 tracks, as in jukemir
     and MARBLE (their papers say 1,077).
@@ -110,13 +111,13 @@ class Builder(labelled.LabelledBuilder):
     def contents(self, dl_manager: tfds.download.DownloadManager) -> labelled.Contents:
         mtg, test = _repository(dl_manager, "train"), _repository(dl_manager, "test")
         tables = (mtg / "annotations" / f"{t}.txt" for t in ("annotations", "beatport_metadata"))
-        chosen = select_mtg(*(table.read_text() for table in tables))
+        chosen = _select_mtg(*(table.read_text() for table in tables))
         files = paths.matching(test / "annotations" / "key", "*.LOFI.key")
         held_out = {
             int(file.name.partition(".")[0]): ("test", parse_key(file.read_text(), str(file)))
             for file in files
         }
-        tracks = {"train": [], "validation": [], "test": []}
+        tracks: dict[str, list[labelled.Track]] = {"train": [], "validation": [], "test": []}
         for origin, root, selection in (("train", mtg, chosen), ("test", test, held_out)):
             audio = _audio(dl_manager, root, _AUDIO[origin], sorted(selection))
             for track, (split, key) in sorted(selection.items()):
@@ -142,21 +143,21 @@ def _names(credit: str) -> list[str]:
 
 
 def _numbered(folder: epath.Path, track: int, kind: str) -> epath.Path | None:
-    """Finds <id>.LOFI.<kind>; older revisions of the repositories pad the id to seven digits."""
+    """Find <id>.LOFI.<kind>; older revisions of the repositories pad the id to seven digits."""
     return sources.placed(folder, f"{track}.LOFI.{kind}", f"{track:07d}.LOFI.{kind}")
 
 
 def _name(origin: str) -> str:
-    return REPOSITORIES[origin].filename.removesuffix(".zip")
+    return _REPOSITORIES[origin].filename.removesuffix(".zip")
 
 
 def _repository(dl_manager: tfds.download.DownloadManager, origin: str) -> epath.Path:
-    """Returns the root of the test ("test") or the MTG ("train") repository."""
+    """Return the root of the test ("test") or the MTG ("train") repository."""
     name = _name(origin)
     manual = sources.manual_dir(dl_manager)
     table = sources.placed(manual, f"{name}/annotations", f"{name}-*/annotations")
     if table is None:
-        archive = sources.fetch(dl_manager, {origin: REPOSITORIES[origin]})[origin]
+        archive = sources.fetch(dl_manager, {origin: _REPOSITORIES[origin]})[origin]
         root = sources.unpack(dl_manager, archive, tfds.download.ExtractMethod.ZIP)
         table = sources.placed(root, "*/annotations") or root / "annotations"
     return table.parent
@@ -165,7 +166,7 @@ def _repository(dl_manager: tfds.download.DownloadManager, origin: str) -> epath
 def _audio(
     dl_manager: tfds.download.DownloadManager, root: epath.Path, host: str, tracks: list[int]
 ) -> dict[int, epath.Path]:
-    """Returns where each track's audio is: in the repository's audio/ folder, or downloaded.
+    """Return where each track's audio is: in the repository's audio/ folder, or downloaded.
 
     With an audio/ folder nothing is downloaded: a file that it lacks goes to the skipped list.
     """

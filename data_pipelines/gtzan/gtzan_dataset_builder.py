@@ -1,5 +1,6 @@
 """GTZAN with the fault-filtered split: 930 clips of 30 s, their genre, beats and bar positions."""
 
+import itertools
 import sys
 from typing import ClassVar
 
@@ -34,20 +35,20 @@ _LIST_DIGESTS = {
     "valid": "f8fbee7c52397a0e0f3a91dc54fedecb2e27f5bdc9a9daeab8cb10d077e26956",
     "test": "09cafa6a89ce0a27f30ed250d56ecb4d03c22fffb5a693f96c7ae655ee02ac72",
 }
-LISTS = {
-    "validation" if name == "valid" else name: sources.Source(
+_LISTS = {
+    "validation" if name == "valid" else name: sources.DownloadSource(
         f"{name}_filtered.txt", f"{_DNN_MGR}/{name}_filtered.txt", f"sha256:{digest}"
     )
     for name, digest in _LIST_DIGESTS.items()
 }
 # The original host (opihi.cs.uvic.ca) is gone; this is the mirror that Hugging Face's loader used.
-AUDIO = sources.Source(
+_AUDIO = sources.DownloadSource(
     "genres.tar.gz",
     "https://huggingface.co/datasets/marsyas/gtzan/resolve/main/data/genres.tar.gz",
 )
 # GTZAN-Rhythm (Marchand, Fresnel and Peeters 2015) as plain text.
 _COMMIT = "fd9cafdebb6426fee41c3718791be61306323dd7"
-BEATS = sources.Source(
+BEATS = sources.DownloadSource(
     f"gtzan_tempo_beat-{_COMMIT}.zip",
     f"https://github.com/TempoBeatDownbeat/gtzan_tempo_beat/archive/{_COMMIT}.zip",
 )
@@ -55,7 +56,7 @@ BEATS_TREE = "git-tree:76c2d35e0a94124013253719c22644a646079ccf"  # of its beats
 
 
 def read_list(text: str) -> list[tuple[str, str]]:
-    """Reads a fault-filtered list, one `blues/blues.00029.wav` a line, into (genre, path)."""
+    """Read a fault-filtered list, one `blues/blues.00029.wav` a line, into (genre, path)."""
     clips = []
     for line in filter(None, map(str.strip, text.splitlines())):
         genre, _, name = line.partition("/")
@@ -66,7 +67,7 @@ def read_list(text: str) -> list[tuple[str, str]]:
 
 
 def read_beats(text: str, file: str = "beats") -> tuple[np.ndarray, np.ndarray]:
-    """Reads a .beats file, `seconds<TAB>position in the bar` a line, in order of time.
+    """Read a .beats file, `seconds<TAB>position in the bar` a line, in order of time.
 
     Args:
       file: its name, for the error.
@@ -75,9 +76,9 @@ def read_beats(text: str, file: str = "beats") -> tuple[np.ndarray, np.ndarray]:
       BuildError: a line is none of these.
 
     Returns:
-        Times, float32 [beats], in seconds, and positions, int32 [beats], 1 for a downbeat and 0
-        where the file has none. Some times lie behind the end of the audio (up to 30.52 s): they
-        are kept as annotated.
+      Times, float32 [beats], in seconds, and positions, int32 [beats], 1 for a downbeat and 0
+      where the file has none. Some times lie behind the end of the audio (up to 30.52 s): they
+      are kept as annotated.
     """
     rows = []
     for number, line in enumerate(text.splitlines(), 1):
@@ -99,7 +100,7 @@ def read_beats(text: str, file: str = "beats") -> tuple[np.ndarray, np.ndarray]:
 
 # Not registered: TFDS has a builder of the same name (one split of 1,000 from the dead host), and
 # a second registration is an error. `python -m data_pipelines.build` does not need it.
-class Builder(labelled.LabelledBuilder, skip_registration=True):
+class Builder(labelled.LabelledBuilder, skip_registration=True):  # type: ignore[call-arg]  # TFDS takes it
     """Splits train, validation, test; labels `genre`, `beat_times` and `bar_positions`."""
 
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
@@ -119,14 +120,12 @@ class Builder(labelled.LabelledBuilder, skip_registration=True):
         }
 
     def contents(self, dl_manager: tfds.download.DownloadManager) -> labelled.Contents:
-        lists = sources.fetch(dl_manager, LISTS)
+        lists = sources.fetch(dl_manager, _LISTS)
         audio, beats = _audio_folder(dl_manager), _beats_folder(dl_manager)
-        tracks = {
-            split: [
-                _track(genre, path, audio, beats) for genre, path in read_list(file.read_text())
-            ]
-            for split, file in lists.items()
-        }
+        tracks = {}
+        for split, file in lists.items():
+            listed = read_list(file.read_text())
+            tracks[split] = [_track(genre, path, audio, beats) for genre, path in listed]
         return labelled.Contents(tracks, {"genre": GENRES}, notes=_lacking(tracks, beats))
 
 
@@ -140,8 +139,8 @@ def _track(genre: str, path: str, audio: epath.Path, beats: epath.Path) -> label
 
 
 def _lacking(tracks: dict[str, list[labelled.Track]], beats: epath.Path) -> list[str]:
-    """Returns a line on the clips that have no beats; if none has any, the folder is wrong."""
-    clips = [track for members in tracks.values() for track in members]
+    """Return a line on the clips that have no beats; if none has any, the folder is wrong."""
+    clips = list(itertools.chain.from_iterable(tracks.values()))
     without = [track.id for track in clips if not len(track.labels["beat_times"])]
     if clips and len(without) == len(clips):
         raise BuildError(f"{beats} has no file gtzan_<genre>_<NNNNN>.beats of any listed clip")
@@ -149,17 +148,17 @@ def _lacking(tracks: dict[str, list[labelled.Track]], beats: epath.Path) -> list
 
 
 def _audio_folder(dl_manager: tfds.download.DownloadManager) -> epath.Path:
-    """Returns the folder that holds blues ... rock."""
+    """Return the folder that holds blues ... rock."""
     manual = sources.manual_dir(dl_manager)
     folders = ("genres", "genres_original", "Data/genres_original")
     if (folder := sources.placed(manual, *folders)) is not None:
         return folder
-    archive = sources.fetch(dl_manager, {"audio": AUDIO})["audio"]
+    archive = sources.fetch(dl_manager, {"audio": _AUDIO})["audio"]
     return sources.unpack(dl_manager, archive, tfds.download.ExtractMethod.TAR_GZ) / "genres"
 
 
 def _beats_folder(dl_manager: tfds.download.DownloadManager) -> epath.Path:
-    """Returns the folder that holds gtzan_<genre>_<NNNNN>.beats."""
+    """Return the folder that holds gtzan_<genre>_<NNNNN>.beats."""
     manual = sources.manual_dir(dl_manager)
     folder = sources.placed(manual, "beats", "gtzan_tempo_beat*/beats")
     archive = sources.placed(manual, "gtzan_tempo_beat*.zip")

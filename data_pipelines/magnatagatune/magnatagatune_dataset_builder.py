@@ -23,13 +23,15 @@ TAGS = _BY_FREQUENCY.split(",")
 
 _HOST = "https://mirg.city.ac.uk/datasets/magnatagatune"
 _HEX = "0123456789abcdef"  # the folders of the archive
-ANNOTATIONS = sources.Source(  # this and the digests below: jukemir assets/magnatagatune.json
-    "annotations_final.csv",
-    f"{_HOST}/annotations_final.csv",
-    "sha256:99b94e95825d4fa576386a5367b9c96e0ec636e9f9c240aceb492f4728f68c3c",
+_ANNOTATIONS = (
+    sources.DownloadSource(  # this and the digests below: jukemir assets/magnatagatune.json
+        "annotations_final.csv",
+        f"{_HOST}/annotations_final.csv",
+        "sha256:99b94e95825d4fa576386a5367b9c96e0ec636e9f9c240aceb492f4728f68c3c",
+    )
 )
-PARTS = {
-    part: sources.Source(f"mp3.zip.{part}", f"{_HOST}/mp3.zip.{part}", f"sha256:{digest}")
+_PARTS = {
+    part: sources.DownloadSource(f"mp3.zip.{part}", f"{_HOST}/mp3.zip.{part}", f"sha256:{digest}")
     for part, digest in (
         ("001", "f857fe185968773058cc71662c2ef5d8f2d4b7338e3c122cfd52f82dcb9760b9"),
         ("002", "fc2e1ec441755556ed1398b1808f1b08b6034372f8bc27394510c0c58cdb52ce"),
@@ -39,7 +41,7 @@ PARTS = {
 
 
 def split_of(mp3_path: str) -> str:
-    """Returns the split of a clip: folders 0-9, a, b train; c validation; d, e, f test.
+    """Return the split of a clip: folders 0-9, a, b train; c validation; d, e, f test.
 
     The "12:1:3" split of jukemir, musicnn and MARBLE. Songs are disjoint over it, artists are
     not.
@@ -50,8 +52,8 @@ def split_of(mp3_path: str) -> str:
     return {"c": "validation", "d": "test", "e": "test", "f": "test"}.get(folder, "train")
 
 
-def read_annotations(table: str, audio: epath.Path) -> dict[str, list[labelled.Track]]:
-    """Reads annotations_final.csv (tabs, quotes, 188 tag columns) into tracks by split.
+def _read_annotations(table: str, audio: epath.Path) -> dict[str, list[labelled.Track]]:
+    """Read annotations_final.csv (tabs, quotes, 188 tag columns) into tracks by split.
 
     Clips without any of the 50 tags stay, as in jukemir, MARBLE and musicnn (the "minz" lists
     drop them: figures of the two are not comparable).
@@ -61,7 +63,7 @@ def read_annotations(table: str, audio: epath.Path) -> dict[str, list[labelled.T
     absent = [name for name in ("clip_id", *TAGS, "mp3_path") if name not in columns]
     if absent:
         raise BuildError(f"annotations_final.csv has no column {absent[0]!r}: get it anew")
-    tracks = {"train": [], "validation": [], "test": []}
+    tracks: dict[str, list[labelled.Track]] = {"train": [], "validation": [], "test": []}
     for row in rows:
         path = row["mp3_path"].strip()
         labels = {"tags": np.array([row[tag] == "1" for tag in TAGS], np.uint8)}
@@ -88,21 +90,21 @@ class Builder(labelled.LabelledBuilder):
         return {"tags": tfds.features.Tensor(shape=(len(TAGS),), dtype=np.uint8)}
 
     def contents(self, dl_manager: tfds.download.DownloadManager) -> labelled.Contents:
-        table = sources.fetch(dl_manager, {"table": ANNOTATIONS})["table"]
-        tracks = read_annotations(table.read_text(), _audio_folder(dl_manager))
+        table = sources.fetch(dl_manager, {"table": _ANNOTATIONS})["table"]
+        tracks = _read_annotations(table.read_text(), _audio_folder(dl_manager))
         return labelled.Contents(tracks, {"tags": TAGS})
 
 
 def _audio_folder(dl_manager: tfds.download.DownloadManager) -> epath.Path:
-    """Returns the folder that holds 0 ... f: placed by hand, or unpacked from the archive."""
+    """Return the folder that holds 0 ... f: placed by hand, or unpacked from the archive."""
     manual = sources.manual_dir(dl_manager)
     folder = sources.placed(manual, *_HEX, *(f"mp3/{digit}" for digit in _HEX))
     if folder is not None:
         return folder.parent
     archive = sources.placed(manual, "mp3.zip")
     if archive is None:
-        parts = sources.fetch(dl_manager, PARTS)
+        parts = sources.fetch(dl_manager, _PARTS)
         target = epath.Path(dl_manager.download_dir) / "magnatagatune" / "mp3.zip"
         target.parent.mkdir(parents=True, exist_ok=True)
-        archive = sources.join([parts[part] for part in sorted(PARTS)], target)
+        archive = sources.join([parts[part] for part in sorted(_PARTS)], target)
     return sources.unpack(dl_manager, archive, tfds.download.ExtractMethod.ZIP)

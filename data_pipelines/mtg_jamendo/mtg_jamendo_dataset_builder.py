@@ -1,6 +1,7 @@
 """MTG-Jamendo: 55,000 full tracks with instrument, mood/theme, genre and top-50 tags."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
@@ -17,19 +18,18 @@ SUBSETS = {  # our name: that of the published files
     "genre": "genre",
     "top50": "top50tags",
 }
-SPLITS = ("train", "validation", "test")
+_SPLITS = ("train", "validation", "test")
 
 _RAW = (
     "https://raw.githubusercontent.com/MTG/mtg-jamendo-dataset/"
     "d6252e4a3b378ba045b0159401b805b3a0cfe9de/data"
 )
 TABLES = {  # split-0, the one that published figures use
-    f"{subset}/{split}": sources.Source(
-        f"autotagging_{published}-{split}.tsv",
-        f"{_RAW}/splits/split-0/autotagging_{published}-{split}.tsv",
+    f"{subset}/{split}": sources.DownloadSource(
+        f"autotagging_{SUBSETS[subset]}-{split}.tsv",
+        f"{_RAW}/splits/split-0/autotagging_{SUBSETS[subset]}-{split}.tsv",
     )
-    for subset, published in SUBSETS.items()
-    for split in SPLITS
+    for subset, split in itertools.product(SUBSETS, _SPLITS)
 }
 _CDN = "https://cdn.freesound.org/mtg-jamendo"
 
@@ -42,7 +42,7 @@ class JamendoConfig(labelled.RateConfig):
     collection: str = "raw_30s"  # the download that holds them
 
 
-class Row(NamedTuple):
+class TableRow(NamedTuple):
     """A track of a split file: its path, its length in seconds, its tags of one subset."""
 
     path: str
@@ -50,8 +50,8 @@ class Row(NamedTuple):
     tags: tuple[str, ...]
 
 
-def read_table(text: str) -> dict[str, Row]:
-    """Reads a split file into {track id: row}.
+def read_table(text: str) -> dict[str, TableRow]:
+    """Read a split file into {track id: row}.
 
     The files have CRLF or LF ends and as many columns as a track has tags: five fixed ones, then
     one tag each, such as `genre---rock`.
@@ -60,30 +60,34 @@ def read_table(text: str) -> dict[str, Row]:
     if header.split("\t")[:5] != ["TRACK_ID", "ARTIST_ID", "ALBUM_ID", "PATH", "DURATION"]:
         raise BuildError(f"not an MTG-Jamendo split file: its first line is {header[:60]!r}")
     rows = (line.split("\t") for line in lines if line)
-    return {row[0]: Row(row[3], float(row[4]), tuple(filter(None, row[5:]))) for row in rows}
+    return {row[0]: TableRow(row[3], float(row[4]), tuple(filter(None, row[5:]))) for row in rows}
 
 
-def vocabulary(tables: Mapping[str, Mapping[str, Row]], subset: str) -> list[str]:
-    """Returns the sorted tags of a subset's three split files.
+def _vocabulary(tables: Mapping[str, Mapping[str, TableRow]], subset: str) -> list[str]:
+    """Return the sorted tags of a subset's three split files.
 
     The split files, not the whole-subset files: those hold 95, 41 and 59 genre, instrument and
     mood/theme tags, of which 87, 40 and 56 are in all splits (README of the data set).
     """
-    rows = (row for split in SPLITS for row in tables[f"{subset}/{split}"].values())
-    return sorted({tag for row in rows for tag in row.tags})
+    tags: set[str] = set()
+    for split in _SPLITS:
+        for row in tables[f"{subset}/{split}"].values():
+            tags.update(row.tags)
+    return sorted(tags)
 
 
-def merge(
-    tables: Mapping[str, Mapping[str, Row]], subsets: Iterable[str]
-) -> dict[str, dict[str, dict[str, Row]]]:
-    """Joins the subsets' tables into {split: {track: {subset: row}}}.
+def _merge(
+    tables: Mapping[str, Mapping[str, TableRow]], subsets: Iterable[str]
+) -> dict[str, dict[str, dict[str, TableRow]]]:
+    """Join the subsets' tables into {split: {track: {subset: row}}}.
 
     A track is in the same split of every subset that has it (the subsets were filtered from one
     split); tables in which that does not hold are refused.
     """
-    merged, home = {split: {} for split in SPLITS}, {}
+    merged: dict[str, dict[str, dict[str, TableRow]]] = {split: {} for split in _SPLITS}
+    home: dict[str, str] = {}
     for subset in subsets:
-        for split in SPLITS:
+        for split in _SPLITS:
             for track, row in tables[f"{subset}/{split}"].items():
                 if home.setdefault(track, split) != split:
                     raise BuildError(f"{track} is in {home[track]} and {split}: mixed split files")
@@ -147,38 +151,39 @@ class Builder(labelled.LabelledBuilder):
         wanted = {name: t for name, t in TABLES.items() if name.split("/")[0] in config.subsets}
         files = sources.fetch(dl_manager, wanted)
         tables = {name: read_table(file.read_text()) for name, file in files.items()}
-        classes = {subset: vocabulary(tables, subset) for subset in config.subsets}
+        classes = {subset: _vocabulary(tables, subset) for subset in config.subsets}
         locate = _locator(dl_manager, config.collection)
-        tracks = {
-            split: [_track(split, track, rows, classes, locate) for track, rows in members.items()]
-            for split, members in merge(tables, config.subsets).items()
-        }
+        tracks: dict[str, list[labelled.Track]] = {}
+        for split, members in _merge(tables, config.subsets).items():
+            tracks[split] = [
+                _track(split, track, rows, classes, locate) for track, rows in members.items()
+            ]
         return labelled.Contents(tracks, classes)
 
 
 def _track(
     split: str,
     track: str,
-    rows: Mapping[str, Row],
+    rows: Mapping[str, TableRow],
     classes: Mapping[str, Sequence[str]],
     locate: Callable[[str], epath.Path | labelled.Member],
 ) -> labelled.Track:
     path, seconds, _ = next(iter(rows.values()))
     tags = {subset: rows[subset].tags if subset in rows else () for subset in classes}
-    labels = {subset: multi_hot(tags[subset], names) for subset, names in classes.items()}
+    labels = {subset: _multi_hot(tags[subset], names) for subset, names in classes.items()}
     counted = tuple(f"{subset}/{split}" for subset in rows)
     return labelled.Track(track, path, locate(path), labels, seconds=seconds, counted=counted)
 
 
-def multi_hot(tags: Sequence[str], names: Sequence[str]) -> np.ndarray:
-    """Returns uint8 [classes]: 1 for each of `names` that is among `tags`."""
+def _multi_hot(tags: Sequence[str], names: Sequence[str]) -> np.ndarray:
+    """Return uint8 [classes]: 1 for each of `names` that is among `tags`."""
     return np.array([name in tags for name in names], np.uint8)
 
 
 def _locator(
     dl_manager: tfds.download.DownloadManager, collection: str
 ) -> Callable[[str], epath.Path | labelled.Member]:
-    """Returns the function from a table's path (41/241.mp3) to where that track's audio is.
+    """Return the function from a table's path (41/241.mp3) to where that track's audio is.
 
     Hand-placed folders come first, each file by either of its names, then hand-placed archives,
     then a download of the 100 archives of mono mp3 ("audio-low"), which are read as they are:
@@ -209,12 +214,13 @@ def _locator(
 def _download_tars(
     dl_manager: tfds.download.DownloadManager, collection: str
 ) -> dict[str, epath.Path]:
-    """Downloads the 100 archives of a collection, checked by its published list of SHA-256."""
+    """Download the 100 archives of a collection, checked by its published list of SHA-256."""
     published = f"{collection}_audio-low_sha256_tars.txt"
-    digests = sources.Source(published, f"{_RAW}/download/{published}")
+    digests = sources.DownloadSource(published, f"{_RAW}/download/{published}")
     lines = sources.fetch(dl_manager, {"digests": digests})["digests"].read_text().split("\n")
-    tars = {
-        name[-6:-4]: sources.Source(name, f"{_CDN}/{collection}/audio-low/{name}", f"sha256:{hex_}")
-        for hex_, name in (line.split() for line in lines if line.strip())
-    }
+    tars = {}
+    for line in filter(str.strip, lines):
+        digest, name = line.split()
+        url = f"{_CDN}/{collection}/audio-low/{name}"
+        tars[name[-6:-4]] = sources.DownloadSource(name, url, f"sha256:{digest}")
     return sources.fetch(dl_manager, tars)

@@ -15,11 +15,11 @@ from data_pipelines import decode, paths
 from data_pipelines.music_folder import tree
 from data_pipelines.shards import RECORDED, BuildError, Input, ShardedBuilder
 
-SEGMENT = 30  # seconds of a record
-SHORTEST = 2  # seconds of the last record of a file, and of a file
-SOUND = 0.01  # share of a record's samples that are not 0; resampling rings into digital silence
-TOLD = 20  # folders that cannot be read, by name
-SCANNERS = 16  # threads that read headers; a disk is what they wait for
+_SEGMENT = 30  # seconds of a record
+_SHORTEST = 2  # seconds of the last record of a file, and of a file
+_SOUND = 0.01  # share of a record's samples that are not 0; resampling rings into digital silence
+_TOLD = 20  # folders that cannot be read, by name
+_SCANNERS = 16  # threads that read headers; a disk is what they wait for
 
 
 @dataclasses.dataclass
@@ -54,22 +54,28 @@ class Builder(ShardedBuilder):
             raise BuildError(
                 "music_folder needs --manual_dir=DIR, a folder with music in it"
             ) from error
+
+        # which files there are
         try:
-            found = tree.walk(folder)
+            listing = tree.walk(folder)
         except OSError as error:
             raise BuildError(
                 f"{paths.shown(folder)}: {error.strerror}; make it readable"
             ) from error
-        _say(folder, found)
-        if not found.files:
+        _say(folder, listing)
+        if not listing.files:
             kinds = " ".join(sorted(decode.SUFFIXES))
             raise BuildError(f"{paths.shown(folder)} holds no audio file (known are {kinds})")
-        with ThreadPoolExecutor(SCANNERS) as pool:
-            lengths = pool.map(lambda path: decode.duration(folder / path), found.files)
-            bar = tqdm(lengths, "reading headers", len(found.files), unit=" files", delay=5)
-            seconds = dict(zip(found.files, bar, strict=True))
+
+        # how long they are, by their headers
+        with ThreadPoolExecutor(_SCANNERS) as pool:
+            lengths = pool.map(lambda path: decode.duration(folder / path), listing.files)
+            bar = tqdm(lengths, "reading headers", len(listing.files), unit=" files", delay=5)
+            seconds = dict(zip(listing.files, bar, strict=True))
+
+        # whole folders go to validation
         validation = tree.validation_files(seconds)
-        inputs = {"train": [], "validation": []}
+        inputs: dict[str, list[Input]] = {"train": [], "validation": []}
         for path, length in seconds.items():
             split = "validation" if path in validation else "train"
             size = int(2 * self.sample_rate * length)  # of int16
@@ -77,11 +83,11 @@ class Builder(ShardedBuilder):
         return inputs
 
     def _generate_examples(self, source: Input) -> Iterator[tuple[str, dict[str, Any]]]:
-        audio = decode.load(source.origin, self.sample_rate, SHORTEST)
+        audio = decode.load(source.origin, self.sample_rate, _SHORTEST)
         name = paths.shown(source.path)
-        for index, start in enumerate(range(0, len(audio), SEGMENT * self.sample_rate)):
-            segment = audio[start : start + SEGMENT * self.sample_rate]  # [n] -> [<= 30 s]
-            if len(segment) < SHORTEST * self.sample_rate:
+        for index, start in enumerate(range(0, len(audio), _SEGMENT * self.sample_rate)):
+            segment = audio[start : start + _SEGMENT * self.sample_rate]  # [n] -> [<= 30 s]
+            if len(segment) < _SHORTEST * self.sample_rate:
                 continue
             if not _is_heard(segment, self.sample_rate):
                 continue  # nothing to hear, and no variance to normalise by
@@ -90,22 +96,22 @@ class Builder(ShardedBuilder):
             yield key, {"id": key, "path": name, "start": seconds, "audio": segment}
 
 
-def _say(folder: epath.Path, found: tree.Tree) -> None:
-    """Tells what a walk found, and what it left alone."""
+def _say(folder: epath.Path, listing: tree.Tree) -> None:
+    """Print what a walk found, and what it left alone."""
     print(
-        f"{paths.shown(folder)}: {len(found.files)} audio files; left alone: {found.others} other "
-        f"files, {found.repeated} second names of a file or folder, {found.system} folders of the "
-        f"system, {len(found.unreadable)} folders that cannot be read",
+        f"{paths.shown(folder)}: {len(listing.files)} audio files; left alone: {listing.others} "
+        f"other files, {listing.repeated} second names of a file or folder, {listing.system} "
+        f"folders of the system, {len(listing.unreadable)} folders that cannot be read",
         file=sys.stderr,
     )
-    for path, why in found.unreadable[:TOLD]:
+    for path, why in listing.unreadable[:_TOLD]:
         print(f"{paths.shown(path)}: {why}; left alone", file=sys.stderr)
 
 
 def _is_heard(segment: np.ndarray, sample_rate: int) -> bool:
-    """Tells whether int16 [n] is more than silence, the noise of rounding or a constant."""
+    """Return whether int16 [n] is more than silence, the noise of rounding or a constant."""
     try:
         decode.check_heard(segment, sample_rate)
     except decode.Unusable:
         return False
-    return np.count_nonzero(segment) >= SOUND * len(segment)
+    return bool(np.count_nonzero(segment) >= _SOUND * len(segment))

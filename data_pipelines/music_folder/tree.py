@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 import os
 import re
 from collections import defaultdict
@@ -10,14 +11,14 @@ from pathlib import Path, PurePosixPath
 
 from data_pipelines.decode import SUFFIXES
 
-VALIDATION = 0.015  # share of the folders, by hash
-LARGEST = 0.2  # share of the audio that a validation folder may hold
-DISC = re.compile(r"(cd|dis[ck]|lp|side|volume|vol\.?)[ ._-]*(\d+|[a-d])", re.IGNORECASE)
-MANY = 20  # folders side by side that are enough to divide at their level
+_VALIDATION = 0.015  # share of the folders, by hash
+_LARGEST = 0.2  # share of the audio that a validation folder may hold
+_DISC = re.compile(r"(cd|dis[ck]|lp|side|volume|vol\.?)[ ._-]*(\d+|[a-d])", re.IGNORECASE)
+_MANY = 20  # folders side by side that are enough to divide at their level
 
 
 # Folders of operating systems and storage servers: deleted files, snapshots, pictures of files.
-SYSTEM = frozenset(
+_SYSTEM = frozenset(
     (
         *("lost+found", "$recycle.bin", "system volume information", "found.000", "__macosx"),
         *("#recycle", "@recycle", "#snapshot", "@snapshot", "@recently-snapshot", "@eadir", "@tmp"),
@@ -46,17 +47,19 @@ class _Walk:
         self.files: list[tuple[bool, str]] = []  # whether a link leads there, path
         self.repeated = self.system = 0
         self.unreadable: list[tuple[str, str]] = []
-        self._seen: set[tuple[int, int]] = set()
+        self._seen: set[tuple[int, int] | None] = set()
 
     def below(self, root: str) -> None:
-        """Finds all files, those behind links to folders last."""
+        """Find all files, those behind links to folders last."""
         links = self._enter(root, linked=False)
         while links:
-            links = [link for path in sorted(links) for link in self._enter(path, linked=True)]
+            entered = [self._enter(path, linked=True) for path in sorted(links)]
+            links = list(itertools.chain.from_iterable(entered))
 
     def _enter(self, root: str, linked: bool) -> list[str]:
-        """Goes through a folder and those in it; returns the links to folders."""
-        links, folders = [], [root]
+        """Go through a folder and those in it; return the links to folders."""
+        links: list[str] = []
+        folders = [root]
         while folders:
             folder = folders.pop()
             identity = _identity(folder)
@@ -64,18 +67,20 @@ class _Walk:
                 self.repeated += 1
                 continue
             self._seen.add(identity)
+
             try:
                 with os.scandir(folder) as entries:
-                    found = sorted(entries, key=lambda entry: entry.name, reverse=True)
+                    inside = sorted(entries, key=lambda entry: entry.name, reverse=True)
             except OSError as error:
                 self.unreadable.append((folder, error.strerror or str(error)))
                 continue
-            for entry in found:
+
+            for entry in inside:
                 if entry.name.startswith("."):
                     continue
                 if not _is_folder(entry):
                     self.files.append((linked or entry.is_symlink(), entry.path))
-                elif entry.name.lower() in SYSTEM:
+                elif entry.name.lower() in _SYSTEM:
                     self.system += 1
                 else:
                     (links if entry.is_symlink() else folders).append(entry.path)
@@ -83,7 +88,7 @@ class _Walk:
 
 
 def walk(root: str | os.PathLike) -> Tree:
-    """Finds the audio files below `root` by their extensions, in the order of their paths.
+    """Find the audio files below `root` by their extensions, in the order of their paths.
 
     Links are followed, and a folder or a file that can be reached twice (by links, also hard ones)
     counts once, by a name without a link if it has one: otherwise a file could be in both splits.
@@ -97,6 +102,8 @@ def walk(root: str | os.PathLike) -> Tree:
     os.scandir(root).close()
     walked = _Walk()
     walked.below(root)
+
+    # one name for each file, without a link where there is one
     files, seen = [], set()
     others, repeated = 0, walked.repeated
     for _, path in sorted(walked.files):
@@ -124,7 +131,7 @@ def _relative(path: str, root: str) -> str:
 
 
 def validation_files(seconds: Mapping[str, float]) -> set[str]:
-    """Chooses the files of the validation split: whole folders, by a hash of their paths.
+    """Choose the files of the validation split: whole folders, by a hash of their paths.
 
     Files are divided at the highest level of the tree that has MANY folders side by side, so
     that in artist/album/track no artist is on both sides; in a smaller tree, by the folder that
@@ -142,24 +149,24 @@ def validation_files(seconds: Mapping[str, float]) -> set[str]:
         groups = {path: [path] for path in seconds}
     if len(groups) < 2:
         return set()
-    held = {name: sum(seconds[path] for path in paths) for name, paths in groups.items()}
-    limit = LARGEST * sum(held.values())
-    small = sorted((name for name in groups if held[name] <= limit), key=_fraction)
-    chosen = [name for name in small if _fraction(name) < VALIDATION] or small[:1]
+    lengths = {name: sum(map(seconds.__getitem__, paths)) for name, paths in groups.items()}
+    limit = _LARGEST * sum(lengths.values())
+    small = sorted((name for name in groups if lengths[name] <= limit), key=_fraction)
+    chosen = [name for name in small if _fraction(name) < _VALIDATION] or small[:1]
     if not small:
-        chosen = [min(groups, key=lambda name: (held[name], _fraction(name)))]
+        chosen = [min(groups, key=lambda name: (lengths[name], _fraction(name)))]
     if len(chosen) == len(groups):  # one is left for training
         chosen.pop()
-    return {path for name in chosen for path in groups[name]}
+    return set(itertools.chain.from_iterable(groups[name] for name in chosen))
 
 
 def _groups(paths: Iterable[str]) -> dict[str, list[str]]:
-    """Returns the files of each folder at the level at which folders are divided."""
+    """Return the files of each folder at the level at which folders are divided."""
     folders = {path: _album(PurePosixPath(path).parent.parts) for path in paths}
     deepest = max((len(parts) for parts in folders.values()), default=0)
     level = deepest
     for depth in range(1, deepest):
-        if len({parts[:depth] for parts in folders.values() if len(parts) >= depth}) >= MANY:
+        if len({parts[:depth] for parts in folders.values() if len(parts) >= depth}) >= _MANY:
             level = depth
             break
     groups = defaultdict(list)
@@ -169,22 +176,22 @@ def _groups(paths: Iterable[str]) -> dict[str, list[str]]:
 
 
 def _album(parts: tuple[str, ...]) -> tuple[str, ...]:
-    """Returns a folder's parts without the discs that it is cut into."""
-    while len(parts) > 1 and DISC.fullmatch(parts[-1]):
+    """Return a folder's parts without the discs that it is cut into."""
+    while len(parts) > 1 and _DISC.fullmatch(parts[-1]):
         parts = parts[:-1]
     return parts
 
 
 def _fraction(name: str) -> float:
-    """Returns a number in [0, 1) that depends on `name` alone."""
+    """Return a number in [0, 1) that depends on `name` alone."""
     digest = hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64
 
 
 def _identity(path: str) -> tuple[int, int] | None:
-    """Returns what all names of a file have in common, None where there is no file."""
+    """Return what all names of a file have in common, None where there is no file."""
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except OSError:
         return None
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino

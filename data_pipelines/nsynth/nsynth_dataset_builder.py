@@ -14,7 +14,7 @@ from etils import epath
 from data_pipelines import labelled, sources
 from data_pipelines.shards import BuildError
 
-FAMILIES = [  # in the order of instrument_family, 0 to 10
+_FAMILIES = [  # in the order of instrument_family, 0 to 10
     "bass",
     "brass",
     "flute",
@@ -28,18 +28,20 @@ FAMILIES = [  # in the order of instrument_family, 0 to 10
     "vocal",
 ]
 _HOST = "http://download.magenta.tensorflow.org/datasets/nsynth"
-ARCHIVES = {  # no digest is published
-    split: sources.Source(f"nsynth-{name}.jsonwav.tar.gz", f"{_HOST}/nsynth-{name}.jsonwav.tar.gz")
+_ARCHIVES = {  # no digest is published
+    split: sources.DownloadSource(
+        f"nsynth-{name}.jsonwav.tar.gz", f"{_HOST}/nsynth-{name}.jsonwav.tar.gz"
+    )
     for split, name in (("train", "train"), ("validation", "valid"), ("test", "test"))
 }
 
 
-def read_examples(text: str, audio: epath.Path) -> list[labelled.Track]:
-    """Reads examples.json, a dict by note name, into tracks; `audio` is the folder beside it."""
+def _read_examples(text: str, audio: epath.Path) -> list[labelled.Track]:
+    """Read examples.json, a dict by note name, into tracks; `audio` is the folder beside it."""
     tracks = []
     for name, note in sorted(json.loads(text).items()):
         family, pitch = note["instrument_family_str"], note["pitch"]
-        if family not in FAMILIES or not 0 <= pitch < 128:
+        if family not in _FAMILIES or not 0 <= pitch < 128:
             raise BuildError(f"examples.json: {name} has family {family!r} and pitch {pitch}")
         path = f"{audio.parent.name}/audio/{name}.wav"
         labels = {"family": family, "pitch": pitch}
@@ -48,7 +50,7 @@ def read_examples(text: str, audio: epath.Path) -> list[labelled.Track]:
 
 
 # Not registered, for TFDS has a builder of the same name.
-class Builder(labelled.LabelledBuilder, skip_registration=True):
+class Builder(labelled.LabelledBuilder, skip_registration=True):  # type: ignore[call-arg]  # TFDS takes it
     """Splits train, validation, test; labels `family` (11 classes) and `pitch` (MIDI, 128)."""
 
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
@@ -62,23 +64,23 @@ class Builder(labelled.LabelledBuilder, skip_registration=True):
 
     def label_features(self) -> dict:
         return {
-            "family": tfds.features.ClassLabel(names=FAMILIES),
+            "family": tfds.features.ClassLabel(names=_FAMILIES),
             "pitch": tfds.features.ClassLabel(num_classes=128),
         }
 
     def contents(self, dl_manager: tfds.download.DownloadManager) -> labelled.Contents:
-        roots = {split: _folder(dl_manager, split) for split in ARCHIVES}
+        roots = {split: _folder(dl_manager, split) for split in _ARCHIVES}
         tracks = {
-            split: read_examples((root / "examples.json").read_text(), root / "audio")
+            split: _read_examples((root / "examples.json").read_text(), root / "audio")
             for split, root in roots.items()
         }
-        return labelled.Contents(tracks, {"family": FAMILIES})
+        return labelled.Contents(tracks, {"family": _FAMILIES})
 
 
 def _folder(dl_manager: tfds.download.DownloadManager, split: str) -> epath.Path:
-    """Returns nsynth-<split>/: placed by hand, or unpacked."""
-    name = ARCHIVES[split].filename.partition(".")[0]
+    """Return nsynth-<split>/: placed by hand, or unpacked."""
+    name = _ARCHIVES[split].filename.partition(".")[0]
     if (folder := sources.placed(sources.manual_dir(dl_manager), name)) is not None:
         return folder
-    archive = sources.fetch(dl_manager, {split: ARCHIVES[split]})[split]
+    archive = sources.fetch(dl_manager, {split: _ARCHIVES[split]})[split]
     return sources.unpack(dl_manager, archive, tfds.download.ExtractMethod.TAR_GZ) / name

@@ -62,26 +62,24 @@ class Builder(ShardedBuilder):
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
-        """Returns the clips to render by split; nothing is downloaded or read."""
+        """Return the clips to render by split; nothing is downloaded or read."""
         config = self.builder_config
         size = 2 * round(config.seconds * config.sample_rate)  # bytes of audio
-        return {
-            split: [
-                Input(f"{split}/{seed:08d}", size, seed)
-                for seed in range(first, first + getattr(config, split))
-            ]
-            for split, first in FIRST_SEED.items()
-        }
+        inputs = {}
+        for split, first in FIRST_SEED.items():
+            seeds = range(first, first + getattr(config, split))
+            inputs[split] = [Input(f"{split}/{seed:08d}", size, seed) for seed in seeds]
+        return inputs
 
     def _generate_examples(self, source: Input) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yields the one record of a clip; `source.origin` is its seed."""
+        """Yield the one record of a clip; `source.origin` is its seed."""
         config = self.builder_config
         clip = synth.clip(source.origin, config.seconds, config.sample_rate)
         yield source.path, record(source.path, clip)
 
 
 def record(path: str, clip: synth.Clip) -> dict[str, Any]:
-    """Returns a clip and its annotations as a record of the data set."""
+    """Return a clip and its annotations as a record of the data set."""
     return {
         "id": path.replace("/", "-"),
         "path": path,

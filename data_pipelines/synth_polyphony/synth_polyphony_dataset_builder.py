@@ -20,7 +20,7 @@ ANSWERS = {
     "interval": polyphony.INTERVALS,
     "quality": tuple(polyphony.CHORDS),
 }
-NO_ANSWER = -1  # of labels that another set has
+_NO_ANSWER = -1  # of labels that another set has
 
 
 @dataclasses.dataclass
@@ -68,7 +68,7 @@ class Builder(ShardedBuilder):
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
-        """Returns the stimuli to render by split; nothing is downloaded or read."""
+        """Return the stimuli to render by split; nothing is downloaded or read."""
         config = self.builder_config
         sizes = {split: getattr(config, split) for split in polyphony.SPLITS}
         bytes_each = 2 * round(polyphony.SECONDS * config.sample_rate)  # of audio
@@ -83,14 +83,14 @@ class Builder(ShardedBuilder):
         return splits
 
     def _generate_examples(self, source: Input) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yields the one record of a stimulus."""
+        """Yield the one record of a stimulus."""
         stimulus, seed = source.origin
         audio = polyphony.sound(stimulus, seed, self.sample_rate)
         yield source.path, record(source.path, stimulus, audio)
 
 
 def record(path: str, stimulus: Stimulus, audio: np.ndarray) -> dict[str, Any]:
-    """Returns a stimulus and what is known about it as a record of the data set."""
+    """Return a stimulus and what is known about it as a record of the data set."""
     return {
         "id": path.replace("/", "-"),
         "path": path,
@@ -105,6 +105,6 @@ def record(path: str, stimulus: Stimulus, audio: np.ndarray) -> dict[str, Any]:
             "cents": [voice.cents for voice in stimulus.voices],
             "instrument": [voice.player for voice in stimulus.voices],
         },
-        **dict.fromkeys(ANSWERS, NO_ANSWER),
+        **dict.fromkeys(ANSWERS, _NO_ANSWER),
         **stimulus.labels,
     }

@@ -11,7 +11,7 @@ from etils import epath
 from data_pipelines import labelled, paths, sources
 from data_pipelines.shards import BuildError
 
-SINGERS = [f"f{i}" for i in range(1, 10)] + [f"m{i}" for i in range(1, 12)]
+_SINGERS = [f"f{i}" for i in range(1, 10)] + [f"m{i}" for i in range(1, 12)]
 # The ten classes of the technique task, then the seven that only the singer task uses.
 TECHNIQUES = [
     "belt",
@@ -25,23 +25,23 @@ TECHNIQUES = [
     "vibrato",
     "vocal_fry",
 ]
-OTHERS = ["fast_forte", "fast_piano", "forte", "messa", "pp", "slow_forte", "slow_piano"]
-TEST_SINGERS = ("f2", "f8", "m3", "m5", "m10")  # test_singers_technique.txt of the data set
+_OTHERS = ["fast_forte", "fast_piano", "forte", "messa", "pp", "slow_forte", "slow_piano"]
+_TEST_SINGERS = ("f2", "f8", "m3", "m5", "m10")  # test_singers_technique.txt of the data set
 
 # Superfluous files, by technique and name: MARBLE v1, tasks/VocalSet/preprocess.py.
-DELETED = (
+_DELETED = (
     "f2_scales_vibrato_a(1)",
     "caro_vibrato",
     "dona_vibrato",
     "row_vibrato",
     "slow_vibrato_arps",
 )
-ARCHIVE = sources.Source(
+_ARCHIVE = sources.DownloadSource(
     "VocalSet11.zip",
     "https://zenodo.org/records/1203819/files/VocalSet11.zip?download=1",
     "md5:0c09396242f946e7111ad7d8fc649b81",  # Zenodo record 1203819
 )
-ARCHIVE_1_2 = sources.Source(
+_ARCHIVE_1_2 = sources.DownloadSource(
     "VocalSet1-2.zip",
     "https://zenodo.org/records/1442513/files/VocalSet1-2.zip?download=1",
     "md5:c5e5efab412637fc94972b93c343a2f0",  # Zenodo record 1442513, as quoted in public code
@@ -63,7 +63,7 @@ class Recording:
 
 
 def read_tree(files: Sequence[str]) -> tuple[list[Recording], dict[str, str]]:
-    """Selects and names the recordings among `<singer>/<context>/<technique>/<file>.wav` paths.
+    """Select and name the recordings among `<singer>/<context>/<technique>/<file>.wav` paths.
 
     The singer is the folder (female2 is f2), and files that lack the prefix get it: MARBLE v1
     renames 28 such files to the same names. Paths of another depth, of a folder that is not one
@@ -71,18 +71,19 @@ def read_tree(files: Sequence[str]) -> tuple[list[Recording], dict[str, str]]:
     part of the task.
 
     Returns:
-        The recordings in the order of techniques and names, and {path: reason} of faulty files.
+      The recordings in the order of techniques and names, and {path: reason} of faulty files.
     """
-    recordings, faults = {}, {}
+    recordings: dict[str, Recording] = {}
+    faults = {}
     for path in sorted(files):
         parts = path.split("/")
-        if len(parts) != 4 or parts[2] not in (*TECHNIQUES, *OTHERS) or parts[3].startswith("."):
+        if len(parts) != 4 or parts[2] not in (*TECHNIQUES, *_OTHERS) or parts[3].startswith("."):
             continue
         technique, stem = parts[2], parts[3].rpartition(".")[0]
         singer, prefix = _singer(parts[0]), stem.partition("_")[0]
-        if technique == "vibrato" and stem in DELETED:
+        if technique == "vibrato" and stem in _DELETED:
             faults[path] = "superfluous: in no table of the paper"
-        elif prefix in SINGERS and prefix != singer:
+        elif prefix in _SINGERS and prefix != singer:
             faults[path] = f"misnamed: {prefix} by its name, {singer} by its folder"
         else:
             name = stem if prefix == singer else f"{singer}_{stem}"
@@ -95,13 +96,13 @@ def read_tree(files: Sequence[str]) -> tuple[list[Recording], dict[str, str]]:
 
 def _singer(folder: str) -> str:
     singer = folder.replace("female", "f").replace("male", "m")
-    if singer not in SINGERS:
+    if singer not in _SINGERS:
         raise BuildError(f"{folder} is not a singer's folder such as female1 or male11")
     return singer
 
 
 def split_tables(recordings: Sequence[Recording]) -> dict[str, list[Recording]]:
-    """Splits for both tasks as MARBLE v1's code does, by recording.
+    """Split for both tasks as MARBLE v1's code does, by recording.
 
     A recording's group is its index in the sorted listing of its technique, so the groups of
     different techniques run together. With NumPy's legacy generator, seed 42617, one shuffle of
@@ -114,18 +115,22 @@ def split_tables(recordings: Sequence[Recording]) -> dict[str, list[Recording]]:
     nothing but shorter ones would shift the shuffle.
     """
     by_technique = itertools.groupby(recordings, lambda recording: recording.technique)
-    group = {r.key: index for _, members in by_technique for index, r in enumerate(members)}
+    group: dict[str, int] = {}
+    for _, members in by_technique:
+        group |= {recording.key: index for index, recording in enumerate(members)}
+
+    # three shuffles by one generator, whose order is part of the rule
     random = np.random.RandomState(42617)
     technique = [r for r in recordings if r.technique in TECHNIQUES]
     train, validation = _shuffle_groups(
-        [r for r in technique if r.singer not in TEST_SINGERS], group, 0.4, random
+        [r for r in technique if r.singer not in _TEST_SINGERS], group, 0.4, random
     )
     rest, singer_test = _shuffle_groups(recordings, group, 0.2, random)
     singer_train, singer_validation = _shuffle_groups(rest, group, 0.4, random)
     return {
         "technique_train": train,
         "technique_validation": validation,
-        "technique_test": [r for r in technique if r.singer in TEST_SINGERS],
+        "technique_test": [r for r in technique if r.singer in _TEST_SINGERS],
         "singer_train": singer_train,
         "singer_validation": singer_validation,
         "singer_test": singer_test,
@@ -138,7 +143,7 @@ def _shuffle_groups(
     share: float,
     random: np.random.RandomState,
 ) -> tuple[list[Recording], list[Recording]]:
-    """Takes the first ceil(share) of the shuffled groups out, as sklearn's GroupShuffleSplit."""
+    """Take the first ceil(share) of the shuffled groups out, as sklearn's GroupShuffleSplit."""
     groups = np.unique([group[recording.key] for recording in recordings])
     order = groups[random.permutation(len(groups))]
     out = set(order[: int(np.ceil(share * len(groups)))].tolist())
@@ -165,19 +170,18 @@ class Builder(labelled.LabelledBuilder):
 
     def label_features(self) -> dict:
         return {
-            "technique": tfds.features.ClassLabel(names=TECHNIQUES + OTHERS),
-            "singer": tfds.features.ClassLabel(names=SINGERS),
+            "technique": tfds.features.ClassLabel(names=TECHNIQUES + _OTHERS),
+            "singer": tfds.features.ClassLabel(names=_SINGERS),
         }
 
     def contents(self, dl_manager: tfds.download.DownloadManager) -> labelled.Contents:
         root = _singers_folder(dl_manager)
         files = paths.matching(root, "*/*/*/*.wav")
         recordings, faults = read_tree([file.relative_to(root).as_posix() for file in files])
-        tracks = {
-            split: [_track(recording, root) for recording in chosen]
-            for split, chosen in split_tables(recordings).items()
-        }
-        classes = {"technique": TECHNIQUES, "singer": SINGERS}
+        tracks = {}
+        for split, chosen in split_tables(recordings).items():
+            tracks[split] = [_track(recording, root) for recording in chosen]
+        classes = {"technique": TECHNIQUES, "singer": _SINGERS}
         return labelled.Contents(tracks, classes, faults)
 
 
@@ -187,14 +191,14 @@ def _track(recording: Recording, root: epath.Path) -> labelled.Track:
 
 
 def _singers_folder(dl_manager: tfds.download.DownloadManager) -> epath.Path:
-    """Returns the folder of the singers' folders: placed by hand, or from either archive.
+    """Return the folder of the singers' folders: placed by hand, or from either archive.
 
     Version 1.2 holds the recordings three times, sorted by singer, by technique and by vowel.
     """
     manual = sources.manual_dir(dl_manager)
     if (folder := _placed(manual)) is not None:
         return folder
-    source = ARCHIVE_1_2 if sources.placed(manual, ARCHIVE_1_2.filename) else ARCHIVE
+    source = _ARCHIVE_1_2 if sources.placed(manual, _ARCHIVE_1_2.filename) else _ARCHIVE
     archive = sources.fetch(dl_manager, {"audio": source})["audio"]
     root = sources.unpack(dl_manager, archive, tfds.download.ExtractMethod.ZIP)
     if (folder := _placed(root)) is None:

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from musicssl.exchange import state_dict, torch_file
-from musicssl.exchange.loaded import Loaded, with_digest
+from musicssl.exchange.loaded import LoadedEncoder, with_digest
 from musicssl.exchange.model_config import read_value
 from musicssl.model.encoder import Encoder
 from musicssl.model.stem import KERNELS, STRIDES
 
 # Encoder field, fairseq's key, and a value of its kind.
-FIELDS = (
+_FIELDS = (
     ("layers", "encoder_layers", 12),
     ("width", "encoder_embed_dim", 768),
     ("heads", "encoder_attention_heads", 12),
@@ -33,12 +33,12 @@ FIELDS = (
     ("layerdrop", "encoder_layerdrop", 0.05),
     ("feature_grad_mult", "feature_grad_mult", 1.0),
 )
-STEM_NORMS = {"default": "group", "layer_norm": "layer"}
+_STEM_NORMS = {"default": "group", "layer_norm": "layer"}
 # Added to fairseq later than its first checkpoints; another value is another architecture.
-FIXED = {"activation_fn": "gelu", "layer_type": "transformer", "conv_pos_batch_norm": False}
+_FIXED = {"activation_fn": "gelu", "layer_type": "transformer", "conv_pos_batch_norm": False}
 
 
-def load(path: str | os.PathLike) -> Loaded:
+def read_checkpoint(path: str | os.PathLike) -> LoadedEncoder:
     """Read a .pt file whose weights PyTorch can read without running code from the file.
 
     The student is read; fairseq's EMA teacher and pre-training heads are left out.
@@ -50,9 +50,11 @@ def load(path: str | os.PathLike) -> Loaded:
     checkpoint = torch_file.read(path)
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("model"), dict):
         raise ValueError(f"{path} is no fairseq checkpoint: it has no state dict named 'model'")
-    model, task = read_sections(checkpoint, path)
+    model, task = _read_sections(checkpoint, path)
     encoder = read_encoder(model, path)
     tensors = torch_file.to_numpy(checkpoint["model"])
+
+    # the tensors under transformers' names
     names = {row.fairseq: row.name for row in state_dict.table(encoder)}
     renamed = {
         names.get(current, current): tensors[name]
@@ -67,53 +69,55 @@ def load(path: str | os.PathLike) -> Loaded:
     )
 
 
-def read_sections(checkpoint: dict[str, Any], path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The model's and the task's configuration; in old checkpoints they are one."""
+def _read_sections(checkpoint: dict[str, Any], path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the configurations of the model and of the task; in old checkpoints they are one."""
     config = checkpoint.get("cfg") or checkpoint.get("args")
     if isinstance(config, argparse.Namespace):
         config = {"model": config, "task": config}
-    sections = [
-        config.get(name) if isinstance(config, dict) else None for name in ("model", "task")
-    ]
-    sections = [vars(s) if isinstance(s, argparse.Namespace) else s for s in sections]
-    if not all(isinstance(section, dict) for section in sections):
+    if not isinstance(config, dict):
+        config = {}
+    sections = [config.get("model"), config.get("task")]
+    model, task = (vars(s) if isinstance(s, argparse.Namespace) else s for s in sections)
+    if not (isinstance(model, dict) and isinstance(task, dict)):
         raise ValueError(f"{path} holds no readable configuration under 'cfg' or 'args'")
-    return sections[0], sections[1]
+    return model, task
 
 
 def read_encoder(config: dict[str, Any], path: Path) -> Encoder:
-    """The encoder that a fairseq model configuration describes."""
-    missing = [key for _, key, _ in FIELDS if key not in config]
+    """Return the encoder that a fairseq model configuration describes."""
+    missing = [key for _, key, _ in _FIELDS if key not in config]
     missing += [key for key in ("conv_feature_layers", "conv_pos") if key not in config]
     if missing:
         raise ValueError(
             f"{path}: {missing[0]} is not configured: a pre-training checkpoint of data2vec "
             "audio, HuBERT or wav2vec 2.0 is expected, not a fine-tuned one"
         )
-    for key, value in FIXED.items():
+    for key, value in _FIXED.items():
         if config.get(key, value) != value:
             raise ValueError(
                 f"{path}: {key} is {config[key]!r}: only models with {value!r} are supported"
             )
+
+    # the fields that fairseq writes in other words
     norm = config.get("extractor_mode", "default")
-    if norm not in STEM_NORMS:
+    if norm not in _STEM_NORMS:
         raise ValueError(f"{path}: extractor_mode is {norm!r}: use 'default' or 'layer_norm'")
     depth, kernel = config.get("pos_conv_depth", 1), read_value(config, "conv_pos", 128, path)
     return Encoder(
-        **{field: read_value(config, key, kind, path) for field, key, kind in FIELDS},
-        stem_width=read_stem_width(str(config["conv_feature_layers"]), path),
-        stem_norm=STEM_NORMS[norm],
+        **{field: read_value(config, key, kind, path) for field, key, kind in _FIELDS},
+        stem_width=_read_stem_width(str(config["conv_feature_layers"]), path),
+        stem_norm=_STEM_NORMS[norm],
         pos_conv_depth=depth if depth > 1 else 0,
         pos_conv_kernel=max(3, kernel // depth) if depth > 1 else kernel,
     )
 
 
-def read_stem_width(layers: str, path: Path) -> int:
-    """The width of a stem written as Python, such as "[(512, 10, 5)] + [(512, 2, 2)] * 6"."""
+def _read_stem_width(layers: str, path: Path) -> int:
+    """Return the width of a stem written as Python, like "[(512, 10, 5)] + [(512, 2, 2)] * 6"."""
     convs = []
     for inside, times in re.findall(r"\[([^\]]*)\]\s*(?:\*\s*(\d+))?", layers):
-        found = re.findall(r"\((\d+), *(\d+), *(\d+)\)", inside)
-        convs += [tuple(map(int, conv)) for conv in found] * int(times or 1)
+        triples = re.findall(r"\((\d+), *(\d+), *(\d+)\)", inside)
+        convs += [tuple(map(int, conv)) for conv in triples] * int(times or 1)
     widths = {conv[0] for conv in convs}
     if [conv[1:] for conv in convs] != list(zip(KERNELS, STRIDES, strict=True)) or len(widths) > 1:
         raise ValueError(

@@ -17,10 +17,10 @@ import safetensors
 import safetensors.numpy
 
 from musicssl.exchange import model_config, state_dict, torch_file
-from musicssl.exchange.loaded import Loaded, with_digest
+from musicssl.exchange.loaded import LoadedEncoder, with_digest
 
 
-def load(path: str | os.PathLike) -> Loaded:
+def read_directory(path: str | os.PathLike) -> LoadedEncoder:
     """Read a local directory of a data2vec-audio, HuBERT, wav2vec 2.0 or MERT model.
 
     Heads beside the encoder are left out (`state_dict.HEADS`). feature_grad_mult, which
@@ -37,7 +37,9 @@ def load(path: str | os.PathLike) -> Loaded:
     normalize, sample_rate = model_config.read_preprocessor(
         read_json(path / "preprocessor_config.json"), path / "preprocessor_config.json"
     )
-    tensors, source = read_tensors(path)
+
+    # the weights; a model that masks nothing may lack its mask embedding
+    tensors, source = _read_tensors(path)
     masks = config.get("mask_time_prob", 0.05) or config.get("mask_feature_prob", 0)
     if not masks:
         tensors.setdefault("masked_spec_embed", np.zeros(encoder.width, np.float32))
@@ -53,7 +55,7 @@ def load(path: str | os.PathLike) -> Loaded:
 
 def write(
     output: str | os.PathLike,
-    pretrained: Loaded,
+    pretrained: LoadedEncoder,
     model: str,
     masking: model_config.Masking,
     card: str,
@@ -72,12 +74,16 @@ def write(
     """
     output = Path(output).absolute()
     refuse_occupied(output)
+
+    # all that may refuse comes before anything is written
     encoder = pretrained.encoder
     config = model_config.config_json(encoder, model, masking)
     preprocessor = model_config.preprocessor_json(
         encoder, pretrained.normalize, pretrained.sample_rate
     )
     tensors = state_dict.to_tensors(encoder, pretrained.params)
+
+    # written aside, then renamed
     aside = output.parent / f".{output.name}.{os.getpid()}"
     aside.mkdir(parents=True)
     try:
@@ -101,7 +107,7 @@ def refuse_occupied(output: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A file of the directory that holds one JSON object."""
+    """Read a file of the directory that holds one JSON object."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -116,28 +122,31 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], Path]:
-    """The encoder's tensors under their current names, and the file that lists them.
+def _read_tensors(path: Path) -> tuple[dict[str, np.ndarray], Path]:
+    """Read the encoder's tensors under their current names, and name the file that lists them.
 
     Raises:
       FileNotFoundError: the directory has no weights, or a shard is missing.
       ValueError: a file is damaged, or refused.
     """
-    for name, read in (("model.safetensors", read_safetensors), ("pytorch_model.bin", read_pickle)):
+    for name, read in (
+        ("model.safetensors", _read_safetensors),
+        ("pytorch_model.bin", _read_pickle),
+    ):
         if (path / name).is_file():
             return read(path / name), path / name
         index = path / f"{name}.index.json"
         if index.is_file():
             shards = read_json(index).get("weight_map", {}).values()
-            tensors = {}
+            tensors: dict[str, np.ndarray] = {}
             for shard in sorted({Path(shard).name for shard in shards}):
                 tensors |= read(path / shard)
             return tensors, index
     raise FileNotFoundError(f"{path} holds neither model.safetensors nor pytorch_model.bin")
 
 
-def read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """One safetensors file, without PyTorch."""
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    """Read one safetensors file, without PyTorch."""
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             names = state_dict.canonical(file.keys())
@@ -148,8 +157,8 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{path} is damaged: {error}") from None
 
 
-def read_pickle(path: Path) -> dict[str, np.ndarray]:
-    """One pytorch_model.bin."""
+def _read_pickle(path: Path) -> dict[str, np.ndarray]:
+    """Read one pytorch_model.bin."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing")
     tensors = torch_file.read(path)

@@ -10,10 +10,10 @@ from flax import traverse_util
 
 from musicssl.model.encoder import Encoder
 
-TRAINING_ONLY = ("dropout", "layerdrop", "feature_grad_mult", "dtype")  # ends of field names
+_TRAINING_ONLY = ("dropout", "layerdrop", "feature_grad_mult", "dtype")  # ends of field names
 
 
-class Loaded(NamedTuple):
+class LoadedEncoder(NamedTuple):
     """A pre-trained encoder.
 
     params: NumPy float32 arrays in the tree of Encoder.init(...)["params"].
@@ -33,20 +33,20 @@ class Loaded(NamedTuple):
 
 def with_digest(
     encoder: Encoder, params: dict, normalize: bool, sample_rate: int, source: str
-) -> Loaded:
-    """Return a loaded encoder with its digest, of the shape of the computation and every weight."""
+) -> LoadedEncoder:
+    """Return a loaded encoder with the digest of what it computes and of every weight."""
     what = architecture(encoder) | {"normalize": normalize, "sample_rate": sample_rate}
     digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode())
     for path, array in sorted(traverse_util.flatten_dict(params, sep="/").items()):
         digest.update(path.encode())
-        digest.update(np.ascontiguousarray(array, np.float32))
-    return Loaded(encoder, params, normalize, sample_rate, source, digest.hexdigest())
+        digest.update(np.ascontiguousarray(array, np.float32).data)
+    return LoadedEncoder(encoder, params, normalize, sample_rate, source, digest.hexdigest())
 
 
 def architecture(encoder: Encoder) -> dict[str, Any]:
-    """The fields that decide what an encoder computes from its weights."""
+    """Return the fields that decide what an encoder computes from its weights."""
     return {
         field.name: getattr(encoder, field.name)
         for field in dataclasses.fields(encoder)
-        if field.name not in ("parent", "name") and not field.name.endswith(TRAINING_ONLY)
+        if field.name not in ("parent", "name") and not field.name.endswith(_TRAINING_ONLY)
     }

@@ -9,20 +9,20 @@ import ml_collections
 from musicssl import audio
 from musicssl.exchange import model_config, state_dict
 from musicssl.exchange.huggingface import read_json
-from musicssl.exchange.loaded import Loaded
+from musicssl.exchange.loaded import LoadedEncoder
 
-PAPER = (
+_PAPER = (
     '"On the Effectiveness of Speech Self-supervised Learning for Music" '
     "([arXiv:2307.05161](https://arxiv.org/abs/2307.05161))"
 )
-METHODS = {
+_METHODS = {
     "data2vec": "music2vec, that is data2vec 1.0 "
     "([arXiv:2202.03555](https://arxiv.org/abs/2202.03555)) on music",
     "hubert": "musicHuBERT, that is HuBERT "
     "([arXiv:2106.07447](https://arxiv.org/abs/2106.07447)) on music",
 }
 
-CARD = """\
+_CARD = """\
 ---
 library_name: transformers
 pipeline_tag: feature-extraction
@@ -69,14 +69,14 @@ each layer, {rate:g} frames a second.
 
 
 def model_card(
-    pretrained: Loaded,
+    pretrained: LoadedEncoder,
     config: ml_collections.ConfigDict,
     step: int,
     ema: bool,
     workdir: Path,
     directory: str,
 ) -> str:
-    """The card of a run's encoder as Markdown.
+    """Return the card of a run's encoder as Markdown.
 
     Args:
       step: of the checkpoint.
@@ -85,27 +85,27 @@ def model_card(
       directory: what the example loads.
     """
     encoder = pretrained.encoder
-    return CARD.format(
+    return _CARD.format(
         model=model_config.model_type(encoder),
         title=f"{config.name} {config.variant}".strip() or workdir.name,
         parameters=state_dict.parameter_count(encoder),
-        method=METHODS[config.method],
-        paper=PAPER,
+        method=_METHODS[config.method],
+        paper=_PAPER,
         directory=directory,
         sample_rate=pretrained.sample_rate,
         states=encoder.layers + 1,
         width=encoder.width,
         rate=pretrained.sample_rate / audio.STEM_HOP,
-        training=rows(training_figures(pretrained, config, step, ema)),
-        health=rows(final_metrics(workdir, step)) or "The run has no metrics.jsonl.",
-        probes=probe_scores(workdir, pretrained.digest),
+        training=rows(_training_figures(pretrained, config, step, ema)),
+        health=rows(_final_metrics(workdir, step)) or "The run has no metrics.jsonl.",
+        probes=_probe_scores(workdir, pretrained.digest),
     )
 
 
-def training_figures(
-    pretrained: Loaded, config: ml_collections.ConfigDict, step: int, ema: bool
+def _training_figures(
+    pretrained: LoadedEncoder, config: ml_collections.ConfigDict, step: int, ema: bool
 ) -> dict[str, Any]:
-    """The run in the terms of its configuration."""
+    """Describe the run in the terms of its configuration."""
     data, mask = config.data, config.mask
     seconds = audio.crop_samples(data.crop_frames) / data.sample_rate
     return {
@@ -124,8 +124,8 @@ def training_figures(
     }
 
 
-def final_metrics(workdir: Path, step: int) -> dict[str, Any]:
-    """The last line of metrics.jsonl that is not past `step`; empty without one."""
+def _final_metrics(workdir: Path, step: int) -> dict[str, Any]:
+    """Return the last line of metrics.jsonl that is not past `step`; empty without one."""
     path = workdir / "metrics.jsonl"
     if not path.is_file():
         return {}
@@ -134,8 +134,8 @@ def final_metrics(workdir: Path, step: int) -> dict[str, Any]:
     return logged[-1] if logged else {}
 
 
-def probe_scores(workdir: Path, digest: str) -> str:
-    """What probe/results.json (`report.save`) says of the encoder of this digest, as Markdown."""
+def _probe_scores(workdir: Path, digest: str) -> str:
+    """Return what probe/results.json says of the encoder with this digest, as Markdown."""
     path = workdir / "probe" / "results.json"
     if not path.is_file():
         return "The run has not been probed."
@@ -151,7 +151,7 @@ def probe_scores(workdir: Path, digest: str) -> str:
 
 
 def rows(figures: dict[str, Any]) -> str:
-    """A Markdown table of two columns, "" of nothing."""
+    """Return a Markdown table of two columns, "" where there is nothing to show."""
     if not figures:
         return ""
     lines = [f"| {k} | {f'{v:.5g}' if isinstance(v, float) else v} |" for k, v in figures.items()]

@@ -2,7 +2,7 @@
 
 `FIELDS` and its two companions pair the encoder's fields with the keys of transformers'
 Data2VecAudioConfig, HubertConfig and Wav2Vec2Config. What the encoder has no field for is either
-`FIXED`, one value required and written, or `ABSENT`, required to be off.
+`FIXED`, one value required and written, or `_ABSENT`, required to be off.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ MODELS = {
     "hubert": "HubertModel",
     "wav2vec2": "Wav2Vec2Model",
 }
-HUBERT_LIKE = ("mert_model",)  # MERT's own code is HubertModel where ABSENT holds
+_HUBERT_LIKE = ("mert_model",)  # MERT's own code is HubertModel where ABSENT holds
 # Encoder field, key of config.json, and the value that transformers takes where the key is absent.
 FIELDS = (
     ("layers", "num_hidden_layers", 12),
@@ -31,11 +31,11 @@ FIELDS = (
     ("input_dropout", "feat_proj_dropout", 0.0),
     ("layerdrop", "layerdrop", 0.1),
 )
-DATA2VEC_FIELDS = (
+_DATA2VEC_FIELDS = (
     ("pos_conv_depth", "num_conv_pos_embeddings", 5),
     ("pos_conv_kernel", "conv_pos_kernel_size", 19),
 )
-OTHER_FIELDS = (
+_OTHER_FIELDS = (
     ("stem_norm", "feat_extract_norm", "group"),
     ("pre_norm", "do_stable_layer_norm", False),
     ("pos_conv_kernel", "num_conv_pos_embeddings", 128),
@@ -48,15 +48,15 @@ FIXED = {
     "hidden_act": "gelu",
     "layer_norm_eps": NORM_EPSILON,
 }
-OTHER_FIXED = {"feat_proj_layer_norm": True, "conv_pos_batch_norm": False}
+_OTHER_FIXED = {"feat_proj_layer_norm": True, "conv_pos_batch_norm": False}
 # Extensions of the family that change what it computes: required to be off.
-ABSENT = {
+_ABSENT = {
     "add_adapter": False,
     "adapter_attn_dim": None,
     "deepnorm": False,
     "feature_extractor_cqt": False,
 }
-STEM_WIDTH = 512
+_STEM_WIDTH = 512
 
 
 class Masking(NamedTuple):
@@ -68,26 +68,30 @@ class Masking(NamedTuple):
 
 
 def read_encoder(config: dict[str, Any], path: Path) -> Encoder:
-    """The encoder that a config.json describes.
+    """Return the encoder that a config.json describes.
 
     Raises:
       ValueError: the key, its value, and what is supported.
     """
     model = config.get("model_type")
-    if model not in (*MODELS, *HUBERT_LIKE):
-        known = ", ".join((*MODELS, *HUBERT_LIKE))
+    if model not in (*MODELS, *_HUBERT_LIKE):
+        known = ", ".join((*MODELS, *_HUBERT_LIKE))
         raise ValueError(f"{path}: model_type is {model!r}: one of {known} can be read")
     data2vec = model == "data2vec-audio"
-    required = FIXED | ABSENT | ({} if data2vec else OTHER_FIXED)
+    required = FIXED | _ABSENT | ({} if data2vec else _OTHER_FIXED)
     for key, value in required.items():
         if config.get(key, value) != value:
             raise ValueError(
                 f"{path}: {key} is {config[key]!r}: only models with {value!r} are supported"
             )
-    fields = {"pos_conv_depth": 0, "stem_norm": "layer", "pre_norm": False}
-    for field, key, default in FIELDS + (DATA2VEC_FIELDS if data2vec else OTHER_FIELDS):
+
+    # the fields, by the table of this kind of model
+    fields: dict[str, Any] = {"pos_conv_depth": 0, "stem_norm": "layer", "pre_norm": False}
+    for field, key, default in FIELDS + (_DATA2VEC_FIELDS if data2vec else _OTHER_FIELDS):
         fields[field] = read_value(config, key, default, path)
-    widths = config.get("conv_dim", [STEM_WIDTH] * len(KERNELS))
+
+    # what the tables cannot check
+    widths = config.get("conv_dim", [_STEM_WIDTH] * len(KERNELS))
     if not isinstance(widths, list) or widths != widths[:1] * len(KERNELS):
         raise ValueError(
             f"{path}: conv_dim is {widths}: only {len(KERNELS)} equal widths are supported"
@@ -106,8 +110,10 @@ def read_encoder(config: dict[str, Any], path: Path) -> Encoder:
 
 
 def read_value(config: dict[str, Any], key: str, default: Any, path: Path) -> Any:
-    """A key of a configuration, of the kind of its default; counts are positive, rates not
-    negative."""
+    """Return a key of a configuration, of the kind of its default.
+
+    Counts must be positive, and rates not negative.
+    """
     value = config.get(key, default)
     kinds = (int, float) if isinstance(default, float) else (type(default),)
     fits = isinstance(value, kinds) and isinstance(value, bool) == isinstance(default, bool)
@@ -119,13 +125,13 @@ def read_value(config: dict[str, Any], key: str, default: Any, path: Path) -> An
 
 
 def read_preprocessor(config: dict[str, Any], path: Path) -> tuple[bool, int]:
-    """Whether clips are normalised, and the sample rate, of a preprocessor_config.json."""
+    """Return whether clips are normalised, and the sample rate, of a preprocessor_config.json."""
     normalize = read_value(config, "do_normalize", True, path)
     return normalize, read_value(config, "sampling_rate", 16_000, path)
 
 
 def config_json(encoder: Encoder, model: str, masking: Masking) -> dict[str, Any]:
-    """config.json with every value of the encoder said, as it was trained.
+    """Return config.json with every value of the encoder said, as it was trained.
 
     `apply_spec_augment` is off: transformers otherwise masks frames of its own accord in training
     mode. The mask values are kept, since the mask embedding exists only where they are positive.
@@ -141,7 +147,8 @@ def config_json(encoder: Encoder, model: str, masking: Masking) -> dict[str, Any
             "encoder.pos_conv_depth > 0 needs stem_norm 'layer' and pre_norm False: "
             "Data2VecAudioModel knows nothing else"
         )
-    fields = FIELDS + (DATA2VEC_FIELDS if data2vec else OTHER_FIELDS)
+
+    fields = FIELDS + (_DATA2VEC_FIELDS if data2vec else _OTHER_FIELDS)
     return {
         "architectures": [MODELS[model]],
         "model_type": model,
@@ -149,7 +156,7 @@ def config_json(encoder: Encoder, model: str, masking: Masking) -> dict[str, Any
         **{key: getattr(encoder, field) for field, key, _ in fields},
         "conv_dim": [encoder.stem_width] * len(KERNELS),
         **FIXED,
-        **({} if data2vec else OTHER_FIXED),
+        **({} if data2vec else _OTHER_FIXED),
         "apply_spec_augment": False,
         "mask_time_prob": masking.probability,
         "mask_time_length": masking.span,
@@ -159,7 +166,7 @@ def config_json(encoder: Encoder, model: str, masking: Masking) -> dict[str, Any
 
 
 def preprocessor_json(encoder: Encoder, normalize: bool, sample_rate: int) -> dict[str, Any]:
-    """preprocessor_config.json as data.
+    """Return preprocessor_config.json as data.
 
     An attention mask goes with a layer-norm stem only: a group norm takes in the padding whatever
     the mask says (transformers' Wav2Vec2FeatureExtractor on return_attention_mask).
@@ -176,5 +183,5 @@ def preprocessor_json(encoder: Encoder, normalize: bool, sample_rate: int) -> di
 
 
 def model_type(encoder: Encoder) -> str:
-    """The transformers family of an encoder trained here."""
+    """Return the transformers family of an encoder trained here."""
     return "data2vec-audio" if encoder.pos_conv_depth else "hubert"

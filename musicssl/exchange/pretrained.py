@@ -7,12 +7,12 @@ import ml_collections
 
 from musicssl.command import first_line
 from musicssl.exchange import fairseq, huggingface
-from musicssl.exchange.loaded import Loaded, with_digest
+from musicssl.exchange.loaded import LoadedEncoder, with_digest
 from musicssl.model.encoder import Encoder
 from musicssl.runtime import checkpoint
 
 
-def load_encoder(path: str | os.PathLike, step: int | None = None) -> Loaded:
+def load_encoder(path: str | os.PathLike, step: int | None = None) -> LoadedEncoder:
     """Load a pre-trained encoder.
 
     Args:
@@ -30,9 +30,9 @@ def load_encoder(path: str | os.PathLike, step: int | None = None) -> Loaded:
     if step is not None:
         raise ValueError(f"{path} is no workdir, so it has no step {step}: leave the step out")
     if path.suffix == ".pt" and path.is_file():
-        return fairseq.load(path)
+        return fairseq.read_checkpoint(path)
     if (path / "config.json").is_file():
-        return huggingface.load(path)
+        return huggingface.read_directory(path)
     raise FileNotFoundError(
         f"{path} holds no encoder: give a workdir (with checkpoints/), a local Hugging Face "
         "directory (with config.json) or a fairseq .pt file"
@@ -41,7 +41,7 @@ def load_encoder(path: str | os.PathLike, step: int | None = None) -> Loaded:
 
 def load_run(
     workdir: Path, step: int | None = None, ema: bool = False
-) -> tuple[Loaded, ml_collections.ConfigDict, int]:
+) -> tuple[LoadedEncoder, ml_collections.ConfigDict, int]:
     """Load the encoder of a run, with the run's configuration and the step of the checkpoint.
 
     Args:
@@ -63,6 +63,8 @@ def load_run(
             f"the checkpoint of {workdir} cannot be read ({first_line(error)}): give the step of "
             "another"
         ) from error
+
+    # the student's parameters, or the teacher's where it has its own
     tree = params["encoder"]
     if ema:
         if config.method != "data2vec":
@@ -70,6 +72,7 @@ def load_run(
                 f"{workdir} is a {config.method} run, which has no EMA teacher: leave --ema out"
             )
         tree = tree | teacher["encoder"]
+
     try:
         encoder = Encoder(**config.encoder)
     except TypeError as error:

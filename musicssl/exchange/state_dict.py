@@ -21,8 +21,8 @@ from musicssl.model.stem import KERNELS
 
 LENGTH = "parametrizations.weight.original0"  # of torch's weight_norm
 DIRECTION = "parametrizations.weight.original1"
-OLD_NAMES = {"weight_g": LENGTH, "weight_v": DIRECTION}  # before PyTorch 2.0, and fairseq's
-PREFIXES = ("data2vec_audio.", "hubert.", "wav2vec2.", "mert_model.")
+_OLD_NAMES = {"weight_g": LENGTH, "weight_v": DIRECTION}  # before PyTorch 2.0, and fairseq's
+_PREFIXES = ("data2vec_audio.", "hubert.", "wav2vec2.", "mert_model.")
 # What checkpoints hold beside the encoder: fine-tuning heads, wav2vec 2.0's quantizer, fairseq's
 # pre-training heads and EMA teacher. A name that ends in a dot stands for a module.
 HEADS = (
@@ -30,10 +30,10 @@ HEADS = (
     *("quantizer.", "project_q.", "project_hid."),
     *("final_proj.", "label_embs_concat", "_ema"),
 )
-NAMED_AT_MOST = 3  # problems an error lists
+_NAMED_AT_MOST = 3  # problems an error lists
 
 
-class Row(NamedTuple):
+class ParameterNames(NamedTuple):
     """One parameter.
 
     ours: its path in our tree, joined by slashes.
@@ -48,10 +48,13 @@ class Row(NamedTuple):
     added_axes: int = 0
 
 
-def table(encoder: Encoder) -> list[Row]:
-    """Every parameter of an encoder; fairseq's names are those of wav2vec2.py, hubert.py and
-    data2vec_audio.py, old weight-norm names already replaced."""
-    rows = [Row("mask_embedding", "masked_spec_embed", "mask_emb")]
+def table(encoder: Encoder) -> list[ParameterNames]:
+    """Return the names of every parameter of an encoder.
+
+    fairseq's are those of wav2vec2.py, hubert.py and data2vec_audio.py, with old weight-norm names
+    already replaced.
+    """
+    rows = [ParameterNames("mask_embedding", "masked_spec_embed", "mask_emb")]
     for i in range(len(KERNELS)):
         name = f"feature_extractor.conv_layers.{i}"
         rows += _module(f"stem_conv_{i}", f"{name}.conv", f"{name}.0", bias=encoder.stem_bias)
@@ -68,11 +71,14 @@ def table(encoder: Encoder) -> list[Row]:
     return rows
 
 
-def _positional(encoder: Encoder) -> list[Row]:
+def _positional(encoder: Encoder) -> list[ParameterNames]:
     if not encoder.pos_conv_depth:
         names = "pos_conv_0", "encoder.pos_conv_embed.conv", "encoder.pos_conv.0"
-        length = Row(f"{names[0]}/length", *(f"{name}.{LENGTH}" for name in names[1:]), 2)
-        direction = Row(f"{names[0]}/direction", *(f"{name}.{DIRECTION}" for name in names[1:]))
+        ours, name, fairseq = names
+        length = ParameterNames(f"{ours}/length", f"{name}.{LENGTH}", f"{fairseq}.{LENGTH}", 2)
+        direction = ParameterNames(
+            f"{ours}/direction", f"{name}.{DIRECTION}", f"{fairseq}.{DIRECTION}"
+        )
         return [length, direction, _module(*names)[1]]
     rows = []
     for i in range(encoder.pos_conv_depth):
@@ -81,7 +87,7 @@ def _positional(encoder: Encoder) -> list[Row]:
     return rows
 
 
-def _block(ours: str, name: str) -> list[Row]:
+def _block(ours: str, name: str) -> list[ParameterNames]:
     rows = []
     for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
         theirs = f"{name}.attention.{part}", f"{name}.self_attn.{part}"
@@ -99,15 +105,15 @@ def _block(ours: str, name: str) -> list[Row]:
 
 def _module(
     ours: str, name: str, fairseq: str, weight: str = "kernel", bias: bool = True
-) -> list[Row]:
-    """Weight and bias of a dense layer, a convolution or, with weight="scale", a norm."""
+) -> list[ParameterNames]:
+    """Name weight and bias of a dense layer, a convolution or, with weight="scale", a norm."""
     leaves = [(weight, "weight"), ("bias", "bias")][: 1 + bias]
-    return [Row(f"{ours}/{a}", f"{name}.{b}", f"{fairseq}.{b}") for a, b in leaves]
+    return [ParameterNames(f"{ours}/{a}", f"{name}.{b}", f"{fairseq}.{b}") for a, b in leaves]
 
 
 @functools.cache
 def shapes(encoder: Encoder) -> Mapping[str, tuple[int, ...]]:
-    """The shape of every parameter by its path in our tree; nothing is computed.
+    """Return the shape of every parameter by its path in our tree; nothing is computed.
 
     Traced once for each unbound encoder, which takes a third of a second for twelve blocks.
     """
@@ -118,12 +124,12 @@ def shapes(encoder: Encoder) -> Mapping[str, tuple[int, ...]]:
 
 
 def parameter_count(encoder: Encoder) -> int:
-    """The number of values in all parameters."""
+    """Return the number of values in all parameters."""
     return sum(math.prod(shape) for shape in shapes(encoder).values())
 
 
 def to_tensors(encoder: Encoder, params: dict) -> dict[str, np.ndarray]:
-    """Our parameter tree as transformers' state dict of contiguous float32 arrays.
+    """Turn our parameter tree into transformers' state dict of contiguous float32 arrays.
 
     Raises:
       ValueError: the tree is not this encoder's, naming what differs.
@@ -137,7 +143,8 @@ def to_tensors(encoder: Encoder, params: dict) -> dict[str, np.ndarray]:
         if path in given and np.shape(given[path]) != shape
     ]
     if problems:
-        raise ValueError(f"the parameters are not this encoder's: {listed(problems)}")
+        raise ValueError(f"the parameters are not this encoder's: {_listed(problems)}")
+
     tensors = {}
     for row in table(encoder):
         array = np.asarray(given[row.ours], np.float32)
@@ -148,7 +155,7 @@ def to_tensors(encoder: Encoder, params: dict) -> dict[str, np.ndarray]:
 
 
 def from_tensors(encoder: Encoder, tensors: dict[str, np.ndarray], source: str) -> dict:
-    """transformers' state dict as our parameter tree of float32 arrays.
+    """Turn transformers' state dict into our parameter tree of float32 arrays.
 
     `tensors` is emptied on the way, so that memory holds one copy of the model.
 
@@ -168,30 +175,36 @@ def from_tensors(encoder: Encoder, tensors: dict[str, np.ndarray], source: str) 
         else:
             array = np.array(tensor.T, np.float32, order="C")
             flat[row.ours] = array.reshape(expected[row.ours])
+
     problems += [f"{name} is unexpected" for name in tensors]
     if problems:
-        raise ValueError(f"{source} contradicts its configuration: {listed(problems)}")
+        raise ValueError(f"{source} contradicts its configuration: {_listed(problems)}")
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
 def canonical(names: Iterable[str]) -> dict[str, str]:
-    """transformers' current name of the bare model's tensors for each name that a file holds.
+    """Return transformers' name of the bare model's tensors for each name that a file holds.
 
     Strips the prefix of models with a head, drops HEADS and replaces old weight-norm names.
     """
     names = list(names)
-    prefix = next((p for p in PREFIXES if any(name.startswith(p) for name in names)), "")
-    found = {}
+    prefix = ""
+    for candidate in _PREFIXES:
+        if any(name.startswith(candidate) for name in names):
+            prefix = candidate
+            break
+
+    current = {}
     for name in names:
         bare = name.removeprefix(prefix)
         if any(bare == head or (head[-1] == "." and bare.startswith(head)) for head in HEADS):
             continue
         module, _, leaf = bare.rpartition(".")
-        found[name] = f"{module}.{OLD_NAMES[leaf]}" if leaf in OLD_NAMES else bare
-    return found
+        current[name] = f"{module}.{_OLD_NAMES[leaf]}" if leaf in _OLD_NAMES else bare
+    return current
 
 
-def listed(problems: list[str]) -> str:
-    """The first few problems and the number of the others, in one line."""
-    others = len(problems) - NAMED_AT_MOST
-    return "; ".join(problems[:NAMED_AT_MOST]) + (f"; and {others} others" if others > 0 else "")
+def _listed(problems: list[str]) -> str:
+    """Name the first few problems and count the others, in one line."""
+    others = len(problems) - _NAMED_AT_MOST
+    return "; ".join(problems[:_NAMED_AT_MOST]) + (f"; and {others} others" if others > 0 else "")

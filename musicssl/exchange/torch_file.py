@@ -12,10 +12,10 @@ import numpy as np
 from musicssl.command import first_line
 
 
-class Unread:
+class _Unread:
     """Stands in for an object that a checkpoint holds beside its weights; nothing of it is kept."""
 
-    def __new__(cls, *_: Any) -> "Unread":
+    def __new__(cls, *_: Any) -> "_Unread":
         return super().__new__(cls)
 
     def __init__(self, *_: Any) -> None:
@@ -27,17 +27,17 @@ class Unread:
 
 # fairseq stores its task's dictionaries, NumPy scalars among its statistics, and in checkpoints
 # before 2021 the command line, as a Namespace that holds the model's configuration.
-STAND_INS = (
-    (Unread, "fairseq.data.dictionary.Dictionary"),
-    (Unread, "numpy.core.multiarray.scalar"),
-    (Unread, "numpy._core.multiarray.scalar"),
-    (Unread, "numpy.dtype"),
+_STAND_INS = (
+    (_Unread, "fairseq.data.dictionary.Dictionary"),
+    (_Unread, "numpy.core.multiarray.scalar"),
+    (_Unread, "numpy._core.multiarray.scalar"),
+    (_Unread, "numpy.dtype"),
     argparse.Namespace,
 )
 
 
 def read(path: Path) -> Any:
-    """What torch.load reads from `path` on the CPU with weights_only, memory-mapped if it can be.
+    """Read what torch.load gives on the CPU with weights_only, memory-mapped if that is possible.
 
     Raises:
       ValueError: PyTorch is not installed, the file is damaged, or reading it would run code.
@@ -49,24 +49,25 @@ def read(path: Path) -> Any:
             f"{path} is a pickle, which needs PyTorch to read: pip install torch, or convert the "
             "file to model.safetensors"
         ) from None
+
     try:
-        with torch.serialization.safe_globals(list(STAND_INS)):
+        with torch.serialization.safe_globals(list(_STAND_INS)):
             mapped = zipfile.is_zipfile(path)
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        if found is None:
-            raise ValueError(f"{path} is damaged or no PyTorch file: {told(error)}") from None
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        if named is None:
+            raise ValueError(f"{path} is damaged or no PyTorch file: {_described(error)}") from None
         raise ValueError(
-            f"{path} is refused: reading it would run code ({found[1]}); have its author save the "
+            f"{path} is refused: reading it would run code ({named[1]}); have its author save the "
             "tensors as model.safetensors"
         ) from None
     except (EOFError, RuntimeError, KeyError, IndexError, ValueError) as error:
-        raise ValueError(f"{path} is damaged: {told(error)}") from None
+        raise ValueError(f"{path} is damaged: {_described(error)}") from None
 
 
 def to_numpy(tensors: dict[str, Any]) -> dict[str, np.ndarray]:
-    """A state dict's tensors as NumPy arrays, half precisions as float32; others are left out."""
+    """Return a state dict's tensors alone, as NumPy arrays, half precisions as float32."""
     import torch
 
     halves = (torch.float16, torch.bfloat16)
@@ -77,6 +78,6 @@ def to_numpy(tensors: dict[str, Any]) -> dict[str, np.ndarray]:
     }
 
 
-def told(error: Exception) -> str:
+def _described(error: Exception) -> str:
     """Return an error's kind and the first line of what it says."""
     return f"{type(error).__name__}: {first_line(error)}"

@@ -17,22 +17,22 @@ import jax.numpy as jnp
 from musicssl.model.dropout import keep, salts
 from musicssl.runtime import sharding
 
-KERNEL = 256  # frames from which on a TPU has a kernel of its own
+_KERNEL = 256  # frames from which on a TPU has a kernel of its own
 LONG = 512  # frames from which on `attend_long` takes fewer cycles than `attend`
 
 
 def attention(
     q: jax.Array, k: jax.Array, v: jax.Array, key: jax.Array | None, dropout: float
 ) -> jax.Array:
-    """[b, t, h, d] each -> [b, t, h, d], with dropout of the weights where there is a key."""
+    """Attend [b, t, h, d] each -> [b, t, h, d]; where there is a key, weights are dropped."""
     if sharding.platform() == "gpu":
         from musicssl.model import attention_gpu
 
         if attention_gpu.fits(q):
-            return on_gpu(q, k, v, key, dropout)
+            return _on_gpu(q, k, v, key, dropout)
     if key is None:
         return jax.nn.dot_product_attention(q, k, v)
-    if sharding.platform() == "tpu" and q.shape[1] >= KERNEL:
+    if sharding.platform() == "tpu" and q.shape[1] >= _KERNEL:
         from musicssl.model import attention_kernel  # Pallas takes half a second to import
 
         if attention_kernel.fits(*q.shape[1:]):
@@ -44,10 +44,10 @@ def attention(
     return attend_long(q, k, v, key, dropout)
 
 
-def on_gpu(
+def _on_gpu(
     q: jax.Array, k: jax.Array, v: jax.Array, key: jax.Array | None, dropout: float
 ) -> jax.Array:
-    """cuDNN's fused attention; with dropout our own, whose masks are a function of the key."""
+    """Attend by cuDNN's fused kernel; with dropout by our own, whose masks follow from the key."""
     from musicssl.model import attention_gpu
 
     if key is None:
@@ -59,13 +59,13 @@ def on_gpu(
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, key: jax.Array, dropout: float) -> jax.Array:
-    """Attention as it is written, softmax in float32."""
+    """Attend as it is written, with a softmax in float32."""
     dropped = drop(softmax(q, k), key, dropout)
     return jnp.einsum("bhqk,bkhd->bqhd", dropped, v)
 
 
 def softmax(q: jax.Array, k: jax.Array) -> jax.Array:
-    """Weights [b, h, q, k] in the compute type."""
+    """Return the weights [b, h, q, k] in the compute type."""
     scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
     return jax.nn.softmax(scores / math.sqrt(q.shape[-1])).astype(q.dtype)
 
@@ -78,7 +78,7 @@ def drop(weights: jax.Array, key: jax.Array, dropout: float) -> jax.Array:
 def attend_long(
     q: jax.Array, k: jax.Array, v: jax.Array, key: jax.Array, dropout: float
 ) -> jax.Array:
-    """The same as `attend`, with a gradient that keeps less."""
+    """Do the same as `attend`, with a gradient that keeps less."""
     return attend(q, k, v, key, dropout)
 
 

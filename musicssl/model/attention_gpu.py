@@ -23,8 +23,8 @@ from jax.experimental.pallas import triton as plgpu
 
 from musicssl.model import dropout
 
-LOG2_E = math.log2(math.e)
-WIDTHS = (32, 64, 128)  # channels of a head that a kernel is made for
+_LOG2_E = math.log2(math.e)
+_WIDTHS = (32, 64, 128)  # channels of a head that a kernel is made for
 
 
 class Blocks(NamedTuple):
@@ -36,14 +36,14 @@ class Blocks(NamedTuple):
     stages: int
 
 
-FORWARD = Blocks(128, 64, 4, 3)
-QUERIES = Blocks(128, 32, 4, 3)
+_FORWARD = Blocks(128, 64, 4, 3)
+_QUERIES = Blocks(128, 32, 4, 3)
 KEYS = Blocks(64, 64, 4, 3)
 
 
 def fits(q: jax.Array) -> bool:
-    """Whether `attend` is made for queries [b, t, h, d] of this type and width."""
-    return q.dtype == jnp.bfloat16 and q.shape[3] in WIDTHS
+    """Return whether `attend` is made for queries [b, t, h, d] of this type and width."""
+    return q.dtype == jnp.bfloat16 and q.shape[3] in _WIDTHS
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -60,7 +60,7 @@ def _forward(
     q: jax.Array, k: jax.Array, v: jax.Array, salts: jax.Array, rate: float
 ) -> tuple[jax.Array, tuple]:
     b, t, h, d = q.shape
-    blocks = FORWARD
+    blocks = _FORWARD
     y, sums = _call(
         functools.partial(_forward_body, frames=t, rate=rate, blocks=blocks),
         "attention_forward",
@@ -77,7 +77,9 @@ def _forward(
 def _backward(rate: float, saved: tuple, dy: jax.Array) -> tuple:
     q, k, v, salts, y, sums = saved
     _, t, _, d = q.shape
-    blocks = QUERIES
+
+    # the queries' gradient, and the means that the next kernel needs
+    blocks = _QUERIES
     dq, means = _call(
         functools.partial(_query_body, frames=t, rate=rate, blocks=blocks),
         "attention_backward_queries",
@@ -96,6 +98,8 @@ def _backward(rate: float, saved: tuple, dy: jax.Array) -> tuple:
         blocks,
         blocks.queries,
     )
+
+    # the keys' and values' gradients
     blocks = KEYS
     all_values = pl.BlockSpec((None, None, t), lambda i, j, n: (i, j, 0))
     dk, dv = _call(
@@ -123,17 +127,17 @@ attend.defvjp(_forward, _backward)
 
 
 def _rows(rows: int, d: int) -> pl.BlockSpec:
-    """One block of one head's rows."""
+    """Return the spec of one block of one head's rows."""
     return pl.BlockSpec((None, rows, None, d), lambda i, j, n: (i, n, j, 0))
 
 
 def _whole(t: int, d: int) -> pl.BlockSpec:
-    """All rows of one head."""
+    """Return the spec of all rows of one head."""
     return pl.BlockSpec((None, t, None, d), lambda i, j, n: (i, 0, j, 0))
 
 
 def _row_values(rows: int) -> pl.BlockSpec:
-    """One number for each row of a block."""
+    """Return the spec of one number for each row of a block."""
     return pl.BlockSpec((None, None, rows), lambda i, j, n: (i, j, n))
 
 
@@ -165,10 +169,10 @@ def _call(
 
 
 def _forward_body(q, k, v, salts, y, sums, *, frames: int, rate: float, blocks: Blocks) -> None:
-    """One block of rows of the output, and the base-2 logarithm of their softmax's sums."""
+    """Compute a block of rows of the output, and the base-2 logarithms of their softmax's sums."""
     first = pl.program_id(2) * blocks.queries
     queries = _load(q, frames - first)  # [r, d]
-    unit = LOG2_E / math.sqrt(q.shape[1])
+    unit = _LOG2_E / math.sqrt(q.shape[1])
 
     def add(i: jax.Array, carry: tuple) -> tuple:
         total, highest, mass = carry
@@ -201,7 +205,7 @@ def _forward_body(q, k, v, salts, y, sums, *, frames: int, rate: float, blocks: 
 def _query_body(
     q, k, v, salts, y, dy, sums, dq, means, *, frames: int, rate: float, blocks: Blocks
 ) -> None:
-    """One block of rows of the gradient of queries.
+    """Compute one block of rows of the gradient of queries.
 
     And for each row the sum over keys of weights times their gradient, which is the product of the
     output with its own gradient.
@@ -214,7 +218,7 @@ def _query_body(
     mean = (outputs * dys.astype(jnp.float32)).sum(axis=1)
     plgpu.store(means, mean, mask=inside)
     mean = mean[:, None]
-    unit = LOG2_E / math.sqrt(q.shape[1])
+    unit = _LOG2_E / math.sqrt(q.shape[1])
 
     def add(i: jax.Array, total: jax.Array) -> jax.Array:
         start = i * blocks.keys
@@ -236,10 +240,10 @@ def _query_body(
 def _key_body(
     q, k, v, salts, dy, sums, means, dk, dv, *, frames: int, rate: float, blocks: Blocks
 ) -> None:
-    """One block of rows of the gradients of keys and values."""
+    """Compute one block of rows of the gradients of keys and values."""
     first = pl.program_id(2) * blocks.keys
     keys, values = _load(k, frames - first), _load(v, frames - first)  # [c, d]
-    unit = LOG2_E / math.sqrt(q.shape[1])
+    unit = _LOG2_E / math.sqrt(q.shape[1])
 
     def add(i: jax.Array, totals: tuple) -> tuple:
         dk_total, dv_total = totals
@@ -266,23 +270,23 @@ def _key_body(
 
 
 def _inside(start: jax.Array, rows: int, frames: int) -> jax.Array:
-    """Which of a block's rows there are: bool [rows]."""
+    """Return which of a block's rows there are: bool [rows]."""
     return start + jnp.arange(rows) < frames
 
 
 def _load(ref, left: jax.Array) -> jax.Array:
-    """A block [r, d] of which `left` rows there are, the others zero."""
+    """Load a block [r, d] of which `left` rows there are; the others are zero."""
     return plgpu.load(ref, mask=(jnp.arange(ref.shape[0]) < left)[:, None], other=0.0)
 
 
 def _load_block(ref, start: jax.Array, rows: int, frames: int) -> jax.Array:
-    """Rows from `start` on of a whole head [t, d]; those beyond the end are zero."""
+    """Load rows from `start` on of a whole head [t, d]; those beyond the end are zero."""
     mask = _inside(start, rows, frames)[:, None]
     return plgpu.load(ref.at[pl.dslice(start, rows), :], mask=mask, other=0.0)
 
 
 def _product(x: jax.Array, y: jax.Array) -> jax.Array:
-    """[r, n] times [n, c], summed in float32."""
+    """Multiply [r, n] by [n, c], with sums in float32."""
     return jax.lax.dot(x, y, preferred_element_type=jnp.float32)
 
 
@@ -290,12 +294,12 @@ def _kept(
     salts,
     query: jax.Array,
     key: jax.Array,
-    shape: tuple[int, int],
+    shape: tuple[int, ...],
     frames: int,
     rate: float,
     turned: bool = False,
 ) -> jax.Array:
-    """`dropout.keep` for the weights of a block that begins at this query and key.
+    """Return `dropout.keep` for the weights of a block that begins at this query and key.
 
     turned: the block's rows are keys, its columns queries.
     """

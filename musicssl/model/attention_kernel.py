@@ -13,6 +13,7 @@ v5e.
 
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -22,19 +23,19 @@ from jax.experimental.pallas import tpu as pltpu
 from musicssl.model import dropout
 
 LANES = 128  # channels that a TPU has side by side
-LARGEST_ROWS = 256
-LARGEST_BLOCK = 2**18  # weights, 1 MiB in float32
+_LARGEST_ROWS = 256
+_LARGEST_BLOCK = 2**18  # weights, 1 MiB in float32
 PRODUCTS = {"forward": 2, "backward": 5}
 
 
 def fits(t: int, heads: int, d: int) -> bool:
-    """Whether `attend` is made for so many frames and heads of d channels."""
+    """Return whether `attend` is made for so many frames and heads of d channels."""
     return LANES % d == 0 and heads * d % LANES == 0 and rows_of(t) is not None
 
 
 def rows_of(t: int) -> int | None:
-    """Rows of a block: the most that divide t and fit."""
-    most = min(LARGEST_ROWS, LARGEST_BLOCK // t)
+    """Return the rows of a block: the most that divide t and fit."""
+    most = min(_LARGEST_ROWS, _LARGEST_BLOCK // t)
     return max((n for n in range(8, most + 1, 8) if t % n == 0), default=None)
 
 
@@ -42,7 +43,7 @@ def rows_of(t: int) -> int | None:
 def attend(
     q: jax.Array, k: jax.Array, v: jax.Array, salts: jax.Array, rate: float, interpret: bool
 ) -> jax.Array:
-    """[b, t, h, d] each -> [b, t, h, d], with a share `rate` of the weights dropped.
+    """Attend [b, t, h, d] each -> [b, t, h, d], with a share `rate` of the weights dropped.
 
     Args:
       salts: uint32 [b, h, 2], `dropout.salts` of each clip and head.
@@ -54,26 +55,26 @@ def attend(
 def forward(
     q: jax.Array, k: jax.Array, v: jax.Array, salts: jax.Array, rate: float, interpret: bool
 ) -> tuple[jax.Array, tuple]:
-    body = functools.partial(forward_body, d=q.shape[3], rate=rate)
-    (y,) = call("forward", body, (q, k, v), salts, q.shape[2:], interpret)
+    body = functools.partial(_forward_body, d=q.shape[3], rate=rate)
+    (y,) = _call("forward", body, (q, k, v), salts, q.shape[2:], interpret)
     return y, (q, k, v, salts, y)
 
 
 def backward(rate: float, interpret: bool, saved: tuple, dy: jax.Array) -> tuple:
     q, k, v, salts, y = saved
-    body = functools.partial(backward_body, d=q.shape[3], rate=rate)
-    return *call("backward", body, (q, k, v, y, dy), salts, q.shape[2:], interpret), None
+    body = functools.partial(_backward_body, d=q.shape[3], rate=rate)
+    return *_call("backward", body, (q, k, v, y, dy), salts, q.shape[2:], interpret), None
 
 
 attend.defvjp(forward, backward)
 
 
-def call(
+def _call(
     name: str,
-    body: object,
+    body: Callable[..., None],
     arrays: tuple,
     salts: jax.Array,
-    heads: tuple[int, int],
+    heads: tuple[int, ...],
     interpret: bool,
 ) -> list[jax.Array]:
     """Run a body for each clip, 128 channels and block of rows, in that order.
@@ -87,6 +88,8 @@ def call(
     rows = rows_of(t)
     by_rows = pl.BlockSpec((1, rows, LANES), lambda i, j, r: (i, r, j))
     whole = pl.BlockSpec((1, t, LANES), lambda i, j, r: (i, 0, j))
+
+    # what comes out, and what it costs, for the scheduler
     back = name == "backward"
     like = jax.ShapeDtypeStruct((b, t, h * d), arrays[0].dtype)
     flops = PRODUCTS[name] * 2 * b * h * t * t * d
@@ -113,21 +116,21 @@ def call(
     return [x.reshape(b, t, h, d) for x in results]
 
 
-def forward_body(salts, q, k, v, y, *, d: int, rate: float) -> None:
-    """One block of rows of the output."""
+def _forward_body(salts, q, k, v, y, *, d: int, rate: float) -> None:
+    """Compute one block of rows of the output."""
     total = jnp.zeros(q.shape[1:], jnp.float32)
     for head in range(LANES // d):
-        powers, sums = exponentials(of_head(q[0], head, d), k[0], d)  # [r, t], [r, 1]
+        powers, sums = _exponentials(_of_head(q[0], head, d), k[0], d)  # [r, t], [r, 1]
         dropped = jnp.where(kept(salts, head, d, powers.shape, rate), powers, 0)
         part = product(dropped.astype(v.dtype), v[0])
-        total += of_head(part, head, d) / (sums * (1 - rate))
+        total += _of_head(part, head, d) / (sums * (1 - rate))
     y[0] = total.astype(y.dtype)
 
 
-def backward_body(
+def _backward_body(
     salts, q, k, v, y, dy, dq, dk, dv, dk_sum, dv_sum, *, d: int, rate: float
 ) -> None:
-    """One block of rows of the gradient of queries, and its part of those of keys and values."""
+    """Compute a block of rows of the queries' gradient, and its part of the keys' and values'."""
 
     @pl.when(pl.program_id(2) == 0)
     def _() -> None:
@@ -136,8 +139,8 @@ def backward_body(
 
     total, rows = jnp.zeros(q.shape[1:], jnp.float32), []
     for head in range(LANES // d):
-        queries, dys = of_head(q[0], head, d), of_head(dy[0], head, d)
-        powers, sums = exponentials(queries, k[0], d)  # [r, t], [r, 1]
+        queries, dys = _of_head(q[0], head, d), _of_head(dy[0], head, d)
+        powers, sums = _exponentials(queries, k[0], d)  # [r, t], [r, 1]
         factor = 1 / (sums * (1 - rate))
         keep = kept(salts, head, d, powers.shape, rate)
         dropped = jnp.where(keep, powers, 0).astype(q.dtype)
@@ -146,8 +149,8 @@ def backward_body(
         mean = (dys.astype(jnp.float32) * y[0].astype(jnp.float32)).sum(axis=1, keepdims=True)
         ds = (powers * (dw - mean * (1 - rate))).astype(q.dtype)
         by_root = factor / math.sqrt(d)
-        total += of_head(product(ds, k[0]), head, d) * by_root
-        rows.append((dropped, scaled(dys, factor), ds, scaled(queries, by_root)))
+        total += _of_head(product(ds, k[0]), head, d) * by_root
+        rows.append((dropped, _scaled(dys, factor), ds, _scaled(queries, by_root)))
     dq[0] = total.astype(dq.dtype)
     # the rows of all heads at once, which fill the 128 that a TPU sums over better
     dropped, dys, ds, queries = (jnp.concatenate(x) for x in zip(*rows, strict=True))
@@ -160,44 +163,44 @@ def backward_body(
         dv[0] = dv_sum[...].astype(dv.dtype)
 
 
-def of_head(x: jax.Array, head: int, d: int) -> jax.Array:
-    """[r, 128] with the channels of the other heads set to zero."""
+def _of_head(x: jax.Array, head: int, d: int) -> jax.Array:
+    """Return [r, 128] with the channels of the other heads set to zero."""
     place = jax.lax.div(jax.lax.broadcasted_iota(jnp.int32, x.shape, 1), d)
     return jnp.where(place == head, x, jnp.zeros_like(x))
 
 
 def product(x: jax.Array, y: jax.Array, over: tuple[int, int] = (1, 0)) -> jax.Array:
-    """Summed in float32 over the given axis of each."""
+    """Multiply two matrices, with sums in float32 over the given axis of each."""
     dimensions = (((over[0],), (over[1],)), ((), ()))
     return jax.lax.dot_general(x, y, dimensions, preferred_element_type=jnp.float32)
 
 
-def exponentials(q: jax.Array, k: jax.Array, d: int) -> tuple[jax.Array, jax.Array]:
-    """A row's softmax [r, t] before it is divided by its sum [r, 1], in float32."""
+def _exponentials(q: jax.Array, k: jax.Array, d: int) -> tuple[jax.Array, jax.Array]:
+    """Return the undivided softmax [r, t] of rows and the sums [r, 1] to divide by, in float32."""
     scores = product(q, k, (1, 1))
     unit = math.log2(math.e) / math.sqrt(d)
     powers = jnp.exp2(scores * unit - scores.max(axis=1, keepdims=True) * unit)
     return powers, powers.sum(axis=1, keepdims=True)
 
 
-def scaled(x: jax.Array, factor: jax.Array) -> jax.Array:
-    """Rows [r, c] times factors [r, 1] in float32."""
+def _scaled(x: jax.Array, factor: jax.Array) -> jax.Array:
+    """Multiply rows [r, c] by factors [r, 1] in float32."""
     return (x.astype(jnp.float32) * factor).astype(x.dtype)
 
 
-def kept(salts, head: int, d: int, shape: tuple[int, int], rate: float) -> jax.Array:
-    """`dropout.keep` for this block of rows; a TPU compares and multiplies signed words."""
+def kept(salts, head: int, d: int, shape: tuple[int, ...], rate: float) -> jax.Array:
+    """Return `dropout.keep` for these rows; a TPU compares and multiplies signed words."""
     rows, t = shape
     clip, number = pl.program_id(0), pl.program_id(1) * (LANES // d) + head
     salt, second = salts[clip, number, 0], salts[clip, number, 1]
     row = jax.lax.broadcasted_iota(jnp.int32, (rows, 1), 0) + pl.program_id(2) * rows
-    column = jax.lax.broadcasted_iota(jnp.int32, (1, t), 1) * signed(dropout.GOLDEN)
-    place = row * signed(t * dropout.GOLDEN % 2**32) + column
+    column = jax.lax.broadcasted_iota(jnp.int32, (1, t), 1) * _signed(dropout.GOLDEN)
+    place = row * _signed(t * dropout.GOLDEN % 2**32) + column
     bits = dropout.mixed(place ^ salt, second)
-    least = signed(int(rate * 2**32) ^ 2**31)  # the order of unsigned words, among signed ones
-    return (bits ^ signed(2**31)) >= least
+    least = _signed(int(rate * 2**32) ^ 2**31)  # the order of unsigned words, among signed ones
+    return (bits ^ _signed(2**31)) >= least
 
 
-def signed(word: int) -> int:
-    """The int32 of the same bits, as a Python number."""
+def _signed(word: int) -> int:
+    """Return the int32 of the same bits, as a Python number."""
     return word - 2**32 if word >= 2**31 else word

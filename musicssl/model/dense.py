@@ -15,8 +15,8 @@ import jax.numpy as jnp
 
 from musicssl.runtime import sharding
 
-SHORT = 512  # frames below which the product pays for every bias
-ROWS = 8  # of ones: fewer would be a vector, which XLA turns back into a sum
+_SHORT = 512  # frames below which the product pays for every bias
+_ROWS = 8  # of ones: fewer would be a vector, which XLA turns back into a sum
 
 
 class Dense(nn.Module):
@@ -36,19 +36,19 @@ class Dense(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.width))
         bias = self.param("bias", self.bias_init, (self.width,))
         y = jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype))
-        if sharding.platform() == "tpu" and (self.alone or x.shape[1] < SHORT):
-            return plus(y, bias.astype(self.dtype))
+        if sharding.platform() == "tpu" and (self.alone or x.shape[1] < _SHORT):
+            return _plus(y, bias.astype(self.dtype))
         return y + bias.astype(self.dtype)
 
 
 @jax.custom_vjp
-def plus(x: jax.Array, bias: jax.Array) -> jax.Array:
+def _plus(x: jax.Array, bias: jax.Array) -> jax.Array:
     return x + bias
 
 
-def total(dy: jax.Array) -> jax.Array:
-    """[..., d] -> [d], summed in float32."""
-    ones = jax.lax.optimization_barrier(jnp.ones((ROWS, *dy.shape[:-1]), dy.dtype))
+def _total(dy: jax.Array) -> jax.Array:
+    """Sum [..., d] -> [d] in float32."""
+    ones = jax.lax.optimization_barrier(jnp.ones((_ROWS, *dy.shape[:-1]), dy.dtype))
     axes = tuple(range(dy.ndim - 1))
     rows = jax.lax.dot_general(
         ones,
@@ -60,4 +60,4 @@ def total(dy: jax.Array) -> jax.Array:
     return rows[0].astype(dy.dtype)
 
 
-plus.defvjp(lambda x, bias: (x + bias, None), lambda _, dy: (dy, total(dy)))
+_plus.defvjp(lambda x, bias: (x + bias, None), lambda _, dy: (dy, _total(dy)))

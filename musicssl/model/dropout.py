@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 GOLDEN = 0x9E3779B9  # 2**32 over the golden ratio: neighbouring places differ in many bits
-FIRST, SECOND = 0x7FEB352D, 0x846CA68B  # lowbias32, github.com/skeeto/hash-prospector
+_FIRST, SECOND = 0x7FEB352D, 0x846CA68B  # lowbias32, github.com/skeeto/hash-prospector
 
 
 class Dropout(nn.Module):
@@ -34,7 +34,7 @@ class Dropout(nn.Module):
 
 
 def keep(key: jax.Array, shape: tuple[int, ...], rate: float) -> jax.Array:
-    """True for the share 1 - rate of the elements of an array of `shape`.
+    """Return an array of `shape` that is True for the share 1 - rate of its elements.
 
     Raises:
       ValueError: the rate is no share.
@@ -45,30 +45,30 @@ def keep(key: jax.Array, shape: tuple[int, ...], rate: float) -> jax.Array:
 
 
 def bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """32 random bits for each element: uint32 of `shape`, whose last two axes hold < 2**32."""
+    """Draw 32 random bits for each element: uint32 of `shape`, whose last two axes hold < 2**32."""
     outer, inner = shape[:-2], shape[-2:]
     salt, second = (x.reshape(*outer, *[1] * len(inner)) for x in salts(key, outer))
     return mixed(places(inner) * jnp.uint32(GOLDEN) ^ salt, second)
 
 
 def salts(key: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-    """Two words for each pair of last axes, from their number among an array's other axes."""
+    """Draw two words for each pair of last axes, from their number among an array's other axes."""
     seeds = jax.random.bits(key, (2,))
     number = places(shape)
     return mixed(number * jnp.uint32(GOLDEN) ^ seeds[0], seeds[1]), seeds[0] ^ number
 
 
 def places(shape: tuple[int, ...]) -> jax.Array:
-    """Each element's number in row-major order."""
+    """Return each element's number in row-major order."""
     return jax.lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
 
 
 def mixed(x: jax.Array, salt: jax.Array) -> jax.Array:
-    """lowbias32, a permutation of the 32-bit words, with a salt between its two products.
+    """Apply lowbias32, a permutation of the 32-bit words, with a salt between its two products.
 
-    Of signed words the same bits.
+    Signed words give the same bits.
     """
-    first, second = (np.uint32(n).view(x.dtype) for n in (FIRST, SECOND))
+    first, second = (np.uint32(n).view(x.dtype) for n in (_FIRST, SECOND))
     x ^= shifted(x, 16)
     x *= first
     x ^= salt

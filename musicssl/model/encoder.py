@@ -24,15 +24,15 @@ from musicssl.model.dense import Dense
 from musicssl.model.dropout import Dropout, salts
 from musicssl.model.gelu import gelu
 from musicssl.model.grouped_conv import grouped_conv
-from musicssl.model.stem import CHANNELS, KERNELS, NORM_EPSILON, TIME, Layer, stem
+from musicssl.model.stem import CHANNELS, KERNELS, NORM_EPSILON, TIME, Norm, StemLayer, stem
 from musicssl.runtime import sharding
 
-conv_init = nn.initializers.variance_scaling(2.0, "fan_in", "normal")  # kaiming_normal
-bert_init = nn.initializers.normal(0.02)  # fairseq init_bert_params
+_conv_init = nn.initializers.variance_scaling(2.0, "fan_in", "normal")  # kaiming_normal
+_bert_init = nn.initializers.normal(0.02)  # fairseq init_bert_params
 
 
 def torch_init(fan_in: int):
-    """PyTorch's default for linear and convolution layers: uniform in +-1/sqrt(fan_in)."""
+    """Return PyTorch's default for linear and convolution layers: uniform in +-1/sqrt(fan_in)."""
     bound = 1 / math.sqrt(fan_in)
     return lambda key, shape, dtype=jnp.float32: jax.random.uniform(
         key, shape, dtype, -bound, bound
@@ -60,7 +60,7 @@ class ConvValues(nn.Module):
 
     @nn.compact
     def __call__(self, channels: int) -> tuple[jax.Array, jax.Array | None]:
-        kernel = self.param("kernel", conv_init, (self.taps, channels, self.width))
+        kernel = self.param("kernel", _conv_init, (self.taps, channels, self.width))
         zeros = nn.initializers.zeros
         return kernel, self.param("bias", zeros, (self.width,)) if self.bias else None
 
@@ -119,7 +119,7 @@ class Attention(nn.Module):
         b, t, d = x.shape
 
         def project(name: str, y: jax.Array, alone: bool = False) -> jax.Array:
-            return Dense(d, self.dtype, bert_init, alone=alone, name=name)(y)
+            return Dense(d, self.dtype, _bert_init, alone=alone, name=name)(y)
 
         q, k, v = (
             project(f"{name}_proj", x, alone=True).reshape(b, t, self.heads, -1)  # [b, t, h, d/h]
@@ -139,7 +139,7 @@ class FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        dense = lambda n, name: Dense(n, self.dtype, bert_init, name=name)  # noqa: E731
+        dense = lambda n, name: Dense(n, self.dtype, _bert_init, name=name)  # noqa: E731
         y = gelu(dense(self.width, "intermediate_dense")(x))
         y = Dropout(self.dropout)(y, deterministic=not train)
         return dense(x.shape[-1], "output_dense")(y)
@@ -175,7 +175,7 @@ class Block(nn.Module):
     def normed_sum(
         self, name: str, x: jax.Array, y: jax.Array, dropout: Dropout, train: bool
     ) -> jax.Array:
-        """The named norm of x + dropout(y); on a GPU in one kernel each way."""
+        """Apply the named norm to x + dropout(y); on a GPU in one kernel each way."""
         if sharding.platform() != "gpu" or self.dtype != jnp.bfloat16:
             return layer_norm(name, self.dtype)(x + dropout(y, deterministic=not train))
         from musicssl.model import residual_norm_gpu
@@ -193,7 +193,7 @@ class Block(nn.Module):
 
 
 def layer_norm(name: str, dtype: jnp.dtype, affine: bool = True) -> nn.LayerNorm:
-    """Layer norm over the last axis with float32 statistics."""
+    """Return a layer norm over the last axis with float32 statistics."""
     return nn.LayerNorm(NORM_EPSILON, dtype=dtype, use_bias=affine, use_scale=affine, name=name)
 
 
@@ -229,6 +229,8 @@ class Encoder(nn.Module):
         self.mask_embedding = self.param(
             "mask_embedding", nn.initializers.uniform(1.0), (self.width,)
         )
+
+        # the stem
         self.convs = [
             ConvValues(self.stem_width, taps, self.stem_bias, name=f"stem_conv_{i}")
             for i, taps in enumerate(KERNELS)
@@ -237,9 +239,13 @@ class Encoder(nn.Module):
             raise ValueError(f"encoder.stem_norm is {self.stem_norm!r}: use 'layer' or 'group'")
         norms = 7 if self.stem_norm == "layer" else 1
         self.norms = [NormValues(self.stem_width, name=f"stem_norm_{i}") for i in range(norms)]
+
+        # the projection
         self.projection_norm = layer_norm("projection_norm", self.dtype)
         init = torch_init(self.stem_width)
         self.projection = Dense(self.width, self.dtype, init, init, name="projection")
+
+        # the positional convolutions
         self.pos_convs = [
             PositionalConv(
                 self.pos_conv_kernel,
@@ -250,6 +256,8 @@ class Encoder(nn.Module):
             )
             for i in range(self.pos_conv_depth or 1)
         ]
+
+        # the transformer
         self.encoder_norm = layer_norm("encoder_norm", self.dtype)
         self.blocks = [
             Block(
@@ -268,38 +276,38 @@ class Encoder(nn.Module):
         self.drop_input = Dropout(self.input_dropout)
 
     def __call__(self, audio: jax.Array, train: bool = False) -> Output:
-        """Audio [b, n], as the model was trained (normalised or raw), to every hidden state."""
+        """Turn audio [b, n], normalised or raw as in training, into every hidden state."""
         return self.contextualize(self.project(self.stem(audio)), train)
 
     def stem(self, audio: jax.Array) -> jax.Array:
-        """[b, n] -> [b, t, c], the features that HuBERT's penalty is computed on."""
-        norms = [norm() for norm in self.norms]
-        norms += [(None, None)] * (len(self.convs) - len(norms))
+        """Turn [b, n] into [b, t, c], the features that HuBERT's penalty is computed on."""
+        norms: list[Norm | None] = [Norm(*norm()) for norm in self.norms]
+        norms += [None] * (len(self.convs) - len(norms))
         layers = [
-            Layer(*conv(self.stem_width if i else 1), *norm)
+            StemLayer(*conv(self.stem_width if i else 1), norm)
             for i, (conv, norm) in enumerate(zip(self.convs, norms, strict=True))
         ]
         axis = TIME if self.stem_norm == "group" else CHANNELS
         x = stem(audio.astype(self.dtype), layers, axis)
-        return scale_gradient(x, self.feature_grad_mult)
+        return _scale_gradient(x, self.feature_grad_mult)
 
     def project(self, features: jax.Array) -> jax.Array:
-        """[b, t, c] -> [b, t, d]."""
+        """Project features [b, t, c] -> [b, t, d]."""
         return self.projection(self.projection_norm(features))
 
     def mask(self, x: jax.Array, mask: jax.Array, train: bool = True) -> jax.Array:
-        """Input dropout, then the learned embedding in place of the frames of mask [b, t]."""
+        """Drop some of the input, then put the learned embedding where the mask [b, t] is."""
         x = self.drop_input(x, deterministic=not train)
         return jnp.where(mask[..., None], self.mask_embedding.astype(x.dtype), x)
 
     def contextualize(self, x: jax.Array, train: bool = False) -> Output:
-        """Projected features [b, t, d] through positional convolution and transformer."""
+        """Take projected features [b, t, d] through positional convolution and transformer."""
         with jax.named_scope("positional"):
             x = x + self.position(x)
         return self.transform(x, train)
 
     def transform(self, x: jax.Array, train: bool = False) -> Output:
-        """Frames that know their place [b, t, d] through the transformer."""
+        """Take frames that know their place [b, t, d] through the transformer."""
         x = x if self.pre_norm else self.encoder_norm(x)
         x = self.drop(x, deterministic=not train)
         hidden, ffn = [x], []
@@ -314,7 +322,7 @@ class Encoder(nn.Module):
         return Output(hidden, ffn)
 
     def position(self, x: jax.Array) -> jax.Array:
-        """What the positional convolutions add to [b, t, d]."""
+        """Compute what the positional convolutions add to [b, t, d]."""
         for conv in self.pos_convs:
             x = conv(x)
             if self.pos_conv_depth:
@@ -323,7 +331,7 @@ class Encoder(nn.Module):
         return x
 
     def keep_layers(self, train: bool) -> list[jax.Array | None]:
-        """One draw a layer and step (LayerDrop), None where no layer can be dropped."""
+        """Draw which layers are kept in this step (LayerDrop); None where none can be dropped."""
         if not (train and self.layerdrop):
             return [None] * self.layers
         key = self.make_rng("layerdrop")
@@ -331,15 +339,15 @@ class Encoder(nn.Module):
 
 
 def standardise(x: jax.Array) -> jax.Array:
-    """Zero mean, unit variance over the last axis, in float32 (layer norm without parameters)."""
+    """Standardise over the last axis in float32: a layer norm without parameters."""
     x = x.astype(jnp.float32)
     mean = x.mean(axis=-1, keepdims=True)
     variance = jnp.square(x - mean).mean(axis=-1, keepdims=True)
     return (x - mean) * jax.lax.rsqrt(variance + NORM_EPSILON)
 
 
-def scale_gradient(x: jax.Array, factor: float) -> jax.Array:
-    """The same value, its gradient times factor (fairseq GradMultiply)."""
+def _scale_gradient(x: jax.Array, factor: float) -> jax.Array:
+    """Return the same value, whose gradient is multiplied by `factor` (fairseq GradMultiply)."""
     if factor == 1:
         return x
     fixed = jax.lax.stop_gradient(x)

@@ -17,11 +17,11 @@ from jax.experimental.pallas import triton as plgpu
 TAPS = 16  # rows of a kernel, the least that a GPU's matrix units take: ten taps, and zeros
 FRAMES, CHANNELS = 32, 128  # of a block
 BLOCKS = 64  # of frames, in a program of the gradient
-WARPS = 4
+_WARPS = 4
 
 
 def fits(kernel: jax.Array, dtype: jnp.dtype) -> bool:
-    """Whether `layer` is made for kernels [k, 1, c] and activations of this type."""
+    """Return whether `layer` is made for kernels [k, 1, c] and activations of this type."""
     return dtype == jnp.bfloat16 and kernel.shape[0] < TAPS and kernel.shape[2] % CHANNELS == 0
 
 
@@ -34,7 +34,7 @@ def layer(
     offset: jax.Array,
     varies: bool,
 ) -> jax.Array:
-    """GELU of windows @ kernel * by_frame * scale + offset: [b, t, c] in the windows' type.
+    """Return GELU(windows @ kernel * by_frame * scale + offset): [b, t, c] in the windows' type.
 
     Args:
       windows: [b, t, TAPS], samples of each frame; nothing asks for their gradient.
@@ -57,7 +57,7 @@ def layer(
         ],
         out_specs=pl.BlockSpec((None, FRAMES, CHANNELS), lambda i, n, j: (i, n, j)),
         out_shape=jax.ShapeDtypeStruct((b, t, c), windows.dtype),
-        compiler_params=plgpu.CompilerParams(num_warps=WARPS),
+        compiler_params=plgpu.CompilerParams(num_warps=_WARPS),
     )(windows, kernels.astype(windows.dtype), by_frame, scale, offset)
 
 
@@ -93,8 +93,10 @@ def _backward(varies: bool, saved: tuple, dy: jax.Array) -> tuple:
             jax.ShapeDtypeStruct((b, programs, c), jnp.float32),
             jax.ShapeDtypeStruct((b, c // CHANNELS, t), jnp.float32),
         ],
-        compiler_params=plgpu.CompilerParams(num_warps=WARPS),
+        compiler_params=plgpu.CompilerParams(num_warps=_WARPS),
     )(windows, kernels.astype(windows.dtype), by_frame, scale, offset, dy)
+
+    # the programs' sums together
     products = products.sum(axis=1)  # [b, TAPS, c], windows times what reaches the convolution
     d_scale = (products * kernels).sum(axis=1)
     d_kernels = products * scale[:, None]
@@ -156,7 +158,7 @@ def _product(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def _normal(z: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The normal distribution function and its density.
+    """Return the normal distribution function and its density.
 
     Kernels have no erf: this is formula 7.1.26 of Abramowitz and Stegun, off by 1.5e-7 at most,
     whose exponential is the density's.

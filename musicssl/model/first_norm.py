@@ -14,43 +14,43 @@ import jax
 import jax.numpy as jnp
 
 NORM_EPSILON = 1e-5
-EXACT = jax.lax.Precision.HIGHEST
+_EXACT = jax.lax.Precision.HIGHEST
 
 
 def over_time(audio: jax.Array, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mean and inverse deviation [b, 1, c] of each channel of the convolution of audio [b, n].
+    """Return each channel's mean and inverse deviation [b, 1, c] in the convolved audio [b, n].
 
-    Of the steps from sample to sample, and of the kernel's sums from each sample on: the moments of
-    neighbouring samples of music are so nearly equal that a difference of them loses its digits.
+    Both come from the steps between samples, and from the kernel's sums from each sample on: the
+    moments of neighbouring samples are so nearly equal that their difference loses its digits.
     """
     w = windows(audio, kernel.shape[0])  # [b, k, t]
     w = jnp.concatenate([w[:, :1], w[:, 1:] - w[:, :-1], jnp.ones_like(w[:, :1])], axis=1)
-    moments = jnp.einsum("bkt,blt->bkl", w, w, precision=EXACT) / w.shape[2]
+    moments = jnp.einsum("bkt,blt->bkl", w, w, precision=_EXACT) / w.shape[2]
     mean, moments = moments[:, -1, :-1], moments[:, :-1, :-1]  # [b, k], [b, k, k]
     moments -= mean[:, :, None] * mean[:, None]
     k = jnp.flip(jnp.cumsum(jnp.flip(kernel[:, 0].astype(jnp.float32), 0), 0), 0)  # [k, c]
-    variance = (jnp.einsum("bkl,lc->bkc", moments, k, precision=EXACT) * k).sum(axis=1)
-    return jnp.matmul(mean, k, precision=EXACT)[:, None], inverse_deviation(variance)[:, None]
+    variance = (jnp.einsum("bkl,lc->bkc", moments, k, precision=_EXACT) * k).sum(axis=1)
+    return jnp.matmul(mean, k, precision=_EXACT)[:, None], _inverse_deviation(variance)[:, None]
 
 
 def over_channels(audio: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
-    """Inverse deviation [b, t, 1] of each frame, of a kernel and bias of mean 0 over channels."""
+    """Return each frame's inverse deviation [b, t, 1], for a kernel and bias of channel mean 0."""
     w = windows(audio, kernel.shape[0])  # [b, k, t]
     k = kernel[:, 0].astype(jnp.float32)  # [k, c]
     if bias is not None:
         w = jnp.concatenate([w, jnp.ones_like(w[:, :1])], axis=1)  # [b, k + 1, t]
         k = jnp.concatenate([k, bias.astype(jnp.float32)[None]])  # [k + 1, c]
-    moments = jnp.matmul(k, k.T, precision=EXACT) / k.shape[1]
-    variance = (jnp.einsum("kl,blt->bkt", moments, w, precision=EXACT) * w).sum(axis=1)
-    return inverse_deviation(variance)[..., None]
+    moments = jnp.matmul(k, k.T, precision=_EXACT) / k.shape[1]
+    variance = (jnp.einsum("kl,blt->bkt", moments, w, precision=_EXACT) * w).sum(axis=1)
+    return _inverse_deviation(variance)[..., None]
 
 
-def inverse_deviation(variance: jax.Array) -> jax.Array:
+def _inverse_deviation(variance: jax.Array) -> jax.Array:
     return jax.lax.rsqrt(jnp.maximum(variance, 0) + NORM_EPSILON)
 
 
 def windows(audio: jax.Array, kernel: int) -> jax.Array:
-    """[b, n] -> float32 [b, k, t], windows of `kernel` samples, each half a window on."""
+    """Cut [b, n] into float32 [b, k, t]: windows of `kernel` samples, each half a window on."""
     hop = kernel // 2
     t = (audio.shape[1] - kernel) // hop + 1
     blocks = audio[:, : (t + 1) * hop].astype(jnp.float32).reshape(-1, t + 1, hop)
@@ -62,16 +62,16 @@ def windows(audio: jax.Array, kernel: int) -> jax.Array:
 def standardised(
     audio: jax.Array, kernel: jax.Array, shift: jax.Array, inverse: jax.Array
 ) -> jax.Array:
-    """(convolution + shift) * inverse: audio [b, n], kernel [k, 1, c] -> [b, t, c].
+    """Return (convolution + shift) * inverse: audio [b, n], kernel [k, 1, c] -> [b, t, c].
 
     shift and inverse, in float32, have one element on each axis that they are the same over.
     """
-    y = convolve(audio, kernel).astype(jnp.float32)
+    y = _convolve(audio, kernel).astype(jnp.float32)
     return ((y + shift) * inverse).astype(audio.dtype)
 
 
-def convolve(audio: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Two blocks of half a window a frame, a stride of one: [b, n] -> [b, t, c]."""
+def _convolve(audio: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Convolve two blocks of half a window a frame with a stride of one: [b, n] -> [b, t, c]."""
     k, _, c = kernel.shape
     t = (audio.shape[1] - k) // (k // 2) + 1
     blocks = audio[:, : (t + 1) * (k // 2)].reshape(-1, t + 1, k // 2)
@@ -95,13 +95,13 @@ def backward(saved: tuple, dy: jax.Array) -> tuple:
     audio, kernel, shift, inverse, y = saved
     dy = dy.astype(jnp.float32)
     scaled = dy * inverse
-    d_audio, d_kernel = jax.vjp(convolve, audio, kernel)[1](scaled.astype(y.dtype))
-    d_inverse = sum_to(dy * y.astype(jnp.float32), inverse) / inverse
-    return d_audio, d_kernel, sum_to(scaled, shift), d_inverse
+    d_audio, d_kernel = jax.vjp(_convolve, audio, kernel)[1](scaled.astype(y.dtype))
+    d_inverse = _sum_to(dy * y.astype(jnp.float32), inverse) / inverse
+    return d_audio, d_kernel, _sum_to(scaled, shift), d_inverse
 
 
-def sum_to(x: jax.Array, like: jax.Array) -> jax.Array:
-    """The sum of x over the axes on which `like` has one element."""
+def _sum_to(x: jax.Array, like: jax.Array) -> jax.Array:
+    """Sum x over the axes on which `like` has one element."""
     axes = [i for i, n in enumerate(like.shape) if n == 1 < x.shape[i]]
     return x.sum(axis=axes, keepdims=True)
 

@@ -20,12 +20,12 @@ import functools
 import jax
 import jax.numpy as jnp
 
-TPU_LANES = 128
+_TPU_LANES = 128
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def grouped_conv(x: jax.Array, weight: jax.Array, groups: int) -> jax.Array:
-    """[b, t, d] with weight [k, d / groups, d] -> [b, t, d], padded by k // 2.
+    """Convolve [b, t, d] with weight [k, d / groups, d] -> [b, t, d], padded by k // 2.
 
     An even kernel's surplus last frame is cut, as in wav2vec 2.0.
     """
@@ -36,10 +36,10 @@ def grouped_conv(x: jax.Array, weight: jax.Array, groups: int) -> jax.Array:
 
 
 def convolve(x: jax.Array, weight: jax.Array, groups: int) -> jax.Array:
-    return padded(x, weight, groups, padding(weight.shape[0]))
+    return _padded(x, weight, groups, padding(weight.shape[0]))
 
 
-def padded(x: jax.Array, weight: jax.Array, groups: int, pad: tuple[int, int]) -> jax.Array:
+def _padded(x: jax.Array, weight: jax.Array, groups: int, pad: tuple[int, int]) -> jax.Array:
     return jax.lax.conv_general_dilated(
         x,
         weight,
@@ -71,13 +71,13 @@ grouped_conv.defvjp(forward, backward)
 def gradients(
     x: jax.Array, weight: jax.Array, dy: jax.Array, groups: int
 ) -> tuple[jax.Array, jax.Array]:
-    """XLA's for the input, `weight_gradient` for the weights."""
+    """Return XLA's gradient for the input, and `_weight_gradient` for the weights."""
     dx = jax.vjp(lambda x: convolve(x, weight, groups), x)[1](dy)[0]
-    return dx, weight_gradient(x, weight, dy, groups)
+    return dx, _weight_gradient(x, weight, dy, groups)
 
 
-def weight_gradient(x: jax.Array, weight: jax.Array, dy: jax.Array, groups: int) -> jax.Array:
-    """Each group's as one dense convolution: x's channels are its batch, clips its features."""
+def _weight_gradient(x: jax.Array, weight: jax.Array, dy: jax.Array, groups: int) -> jax.Array:
+    """Convolve densely for each group, with x's channels as the batch and clips as features."""
     by_group = [
         jax.lax.conv_general_dilated(
             xg,
@@ -91,87 +91,89 @@ def weight_gradient(x: jax.Array, weight: jax.Array, dy: jax.Array, groups: int)
     return jnp.concatenate(by_group, axis=-1)  # [k, d / groups, d]
 
 
-FOLD = 8  # frames that a GPU has side by side
+_FOLD = 8  # frames that a GPU has side by side
 
 
 def convolve_apart(x: jax.Array, weight: jax.Array, groups: int) -> jax.Array:
-    """`convolve` as one dense convolution for each group, over frames folded into channels."""
+    """Compute `convolve` as one dense convolution a group, over frames folded into channels."""
     return apart(x, weight, groups, padding(weight.shape[0]))
 
 
 def gradients_apart(
     x: jax.Array, weight: jax.Array, dy: jax.Array, groups: int
 ) -> tuple[jax.Array, jax.Array]:
-    """`gradients` with a dense convolution for each group."""
+    """Compute `gradients` with a dense convolution for each group."""
     before, after = (weight.shape[0] - 1 - n for n in padding(weight.shape[0]))
-    dx = apart(dy, turned(weight, groups), groups, (before, after))
-    return dx, weight_gradient(x, weight, dy, groups)
+    dx = apart(dy, _turned(weight, groups), groups, (before, after))
+    return dx, _weight_gradient(x, weight, dy, groups)
 
 
 def apart(x: jax.Array, weight: jax.Array, groups: int, pad: tuple[int, int]) -> jax.Array:
-    """[b, t, d] -> [b, t, d]; FOLD frames of a group are the channels of one."""
+    """Convolve [b, t, d] -> [b, t, d]; FOLD frames of a group are the channels of one."""
     b, t, _ = x.shape
     k, c, _ = weight.shape
-    steps = -(-t // FOLD)
-    taps = -(-(k + FOLD - 1) // FOLD)
-    x = jnp.pad(x, ((0, 0), (pad[0], (steps + taps - 1) * FOLD - t - pad[0]), (0, 0)))
+    steps = -(-t // _FOLD)
+    taps = -(-(k + _FOLD - 1) // _FOLD)
+    x = jnp.pad(x, ((0, 0), (pad[0], (steps + taps - 1) * _FOLD - t - pad[0]), (0, 0)))
+
     results = []
     for xg, wg in zip(jnp.split(x, groups, -1), jnp.split(weight, groups, -1), strict=True):
         # tap i of output frame r sees input frame r + i
-        shifted = [jnp.pad(wg, ((r, taps * FOLD - k - r), (0, 0), (0, 0))) for r in range(FOLD)]
-        wide = jnp.stack(shifted, axis=2).reshape(taps, FOLD * c, FOLD * c)
+        shifted = [jnp.pad(wg, ((r, taps * _FOLD - k - r), (0, 0), (0, 0))) for r in range(_FOLD)]
+        wide = jnp.stack(shifted, axis=2).reshape(taps, _FOLD * c, _FOLD * c)
         y = jax.lax.conv_general_dilated(
-            xg.reshape(b, -1, FOLD * c),
+            xg.reshape(b, -1, _FOLD * c),
             wide,
             window_strides=(1,),
             padding="VALID",
             dimension_numbers=("NWC", "WIO", "NWC"),
         )  # [b, steps, FOLD * c]
-        results.append(y.reshape(b, steps * FOLD, c)[:, :t])
+        results.append(y.reshape(b, steps * _FOLD, c)[:, :t])
     return jnp.concatenate(results, axis=-1)
 
 
 def convolve_packed(x: jax.Array, weight: jax.Array, groups: int) -> jax.Array:
-    """`convolve` with neighbouring groups as one."""
+    """Compute `convolve` with neighbouring groups as one."""
     together = groups_together(weight, groups)
-    return convolve(x, pack(weight, together), groups // together)
+    return convolve(x, _pack(weight, together), groups // together)
 
 
 def gradients_packed(
     x: jax.Array, weight: jax.Array, dy: jax.Array, groups: int
 ) -> tuple[jax.Array, jax.Array]:
-    """`gradients` with neighbouring groups as one."""
+    """Compute `gradients` with neighbouring groups as one."""
     together = groups_together(weight, groups)
-    wide, fewer = pack(weight, together), groups // together
+    wide, fewer = _pack(weight, together), groups // together
     before, after = (weight.shape[0] - 1 - n for n in padding(weight.shape[0]))
-    dx = padded(dy, turned(wide, fewer), fewer, (before, after))
+    dx = _padded(dy, _turned(wide, fewer), fewer, (before, after))
     dw = jax.vjp(lambda w: convolve(x, w, fewer), wide)[1](dy)[0]
-    return dx, unpack(dw, together)
+    return dx, _unpack(dw, together)
 
 
 def groups_together(weight: jax.Array, groups: int) -> int:
-    """The most neighbouring groups that the TPU's lanes hold."""
-    most = max(1, TPU_LANES // weight.shape[1])
+    """Return the largest number of neighbouring groups that the TPU's lanes hold."""
+    most = max(1, _TPU_LANES // weight.shape[1])
     return max(n for n in range(1, most + 1) if groups % n == 0)
 
 
-def pack(weight: jax.Array, together: int) -> jax.Array:
-    """[k, c, d] -> [k, together * c, d], zero where input and output are of different groups."""
+def _pack(weight: jax.Array, together: int) -> jax.Array:
+    """Spread [k, c, d] to [k, together * c, d], zero between inputs and outputs of two groups."""
     if together == 1:
         return weight
     place = jnp.arange(weight.shape[2]) // weight.shape[1] % together
     return jnp.concatenate([jnp.where(place == i, weight, 0) for i in range(together)], axis=1)
 
 
-def unpack(wide: jax.Array, together: int) -> jax.Array:
-    """The elements that `pack` has put there: [k, together * c, d] -> [k, c, d]."""
+def _unpack(wide: jax.Array, together: int) -> jax.Array:
+    """Return the elements that `_pack` has put there: [k, together * c, d] -> [k, c, d]."""
     parts = jnp.split(wide, together, axis=1)
     place = jnp.arange(wide.shape[2]) // parts[0].shape[1] % together
-    return sum(jnp.where(place == i, part, 0) for i, part in enumerate(parts))
+    own = [jnp.where(place == i, part, 0) for i, part in enumerate(parts)]
+    return sum(own)  # type: ignore[return-value]  # an int only where there are no parts
 
 
-def turned(weight: jax.Array, groups: int) -> jax.Array:
-    """Each group's taps reversed, inputs and outputs exchanged: [k, c, d] -> [k, c, d].
+def _turned(weight: jax.Array, groups: int) -> jax.Array:
+    """Reverse each group's taps and exchange inputs and outputs: [k, c, d] -> [k, c, d].
 
     The barrier keeps XLA from doing so inside the convolution, which takes twice the cycles.
     """

@@ -14,10 +14,10 @@ from jax.experimental.pallas import triton as plgpu
 
 from musicssl.model import dropout
 
-EPSILON = 1e-5
-ROWS = 4  # frames at once
-SUMMED = 8  # times that many frames in a program of the gradient
-WARPS = 4
+_EPSILON = 1e-5
+_ROWS = 4  # frames at once
+_SUMMED = 8  # times that many frames in a program of the gradient
+_WARPS = 4
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
@@ -41,15 +41,15 @@ def normed_sum(
 
 def _forward(x, y, scale, offset, salts, rate: float) -> tuple:
     b, t, d = x.shape
-    rows = _rows(ROWS, d)
+    rows = _rows(_ROWS, d)
     out, total = pl.pallas_call(
         functools.partial(_forward_body, frames=t, width=d, rate=rate),
         name="normed_sum_forward",
-        grid=(b, pl.cdiv(t, ROWS)),
+        grid=(b, pl.cdiv(t, _ROWS)),
         in_specs=[rows, rows, _clip(d), _clip(d), _clip(2)],
         out_specs=[rows, rows],
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype)] * 2,
-        compiler_params=plgpu.CompilerParams(num_warps=WARPS),
+        compiler_params=plgpu.CompilerParams(num_warps=_WARPS),
     )(x, y, scale, offset, salts)
     return out, (total, scale, salts)
 
@@ -57,11 +57,12 @@ def _forward(x, y, scale, offset, salts, rate: float) -> tuple:
 def _backward(rate: float, saved: tuple, dout: jax.Array) -> tuple:
     total, scale, salts = saved
     b, t, d = dout.shape
-    programs = pl.cdiv(t, ROWS * SUMMED)
-    rows = _rows(ROWS * SUMMED, d)
+    programs = pl.cdiv(t, _ROWS * _SUMMED)
+    rows = _rows(_ROWS * _SUMMED, d)
     sums = jax.ShapeDtypeStruct((b, programs, d), jnp.float32)
     one = pl.BlockSpec((None, None, d), lambda i, n: (i, n, 0))
     like = jax.ShapeDtypeStruct(dout.shape, dout.dtype)
+
     dx, dy, dscale, doffset = pl.pallas_call(
         functools.partial(_backward_body, frames=t, width=d, rate=rate),
         name="normed_sum_backward",
@@ -69,7 +70,7 @@ def _backward(rate: float, saved: tuple, dout: jax.Array) -> tuple:
         in_specs=[rows, rows, _clip(d), _clip(2)],
         out_specs=[rows, rows, one, one],
         out_shape=[like, like, sums, sums],
-        compiler_params=plgpu.CompilerParams(num_warps=WARPS),
+        compiler_params=plgpu.CompilerParams(num_warps=_WARPS),
     )(total, dout, scale, salts)
     return dx, dy, dscale.sum(axis=1), doffset.sum(axis=1), None
 
@@ -82,7 +83,7 @@ def _rows(rows: int, d: int) -> pl.BlockSpec:
 
 
 def _clip(d: int) -> pl.BlockSpec:
-    """What all frames of a clip share."""
+    """Return the spec of what all frames of a clip share."""
     return pl.BlockSpec((None, d), lambda i, n: (i, 0))
 
 
@@ -91,7 +92,7 @@ def _forward_body(
 ) -> None:
     columns = jnp.arange(pl.next_power_of_2(width))
     inside = columns < width
-    row = pl.program_id(1) * ROWS + jnp.arange(ROWS)
+    row = pl.program_id(1) * _ROWS + jnp.arange(_ROWS)
     mask = (row < frames)[:, None] & inside[None]
     load = functools.partial(_load, mask=mask)
     summed = (load(x) + _dropped(load(y), salts, row, columns, width, rate)).astype(x.dtype)
@@ -110,12 +111,12 @@ def _backward_body(
     inside = columns < width
     at = pl.dslice(0, columns.shape[0])
     by = plgpu.load(scale.at[at], mask=inside, other=0.0)[None]
-    first = pl.program_id(1) * SUMMED
+    first = pl.program_id(1) * _SUMMED
 
     def add(i: jax.Array, sums: tuple) -> tuple:
-        row = (first + i) * ROWS + jnp.arange(ROWS)
+        row = (first + i) * _ROWS + jnp.arange(_ROWS)
         mask = (row < frames)[:, None] & inside[None]
-        rows = pl.dslice(i * ROWS, ROWS)
+        rows = pl.dslice(i * _ROWS, _ROWS)
         normal, inverse = _standardised(_load(total, mask, rows), inside, width)
         given = _load(dout, mask, rows)
         g = given * by
@@ -127,13 +128,13 @@ def _backward_body(
         return sums[0] + (given * normal).sum(axis=0), sums[1] + given.sum(axis=0)
 
     zeros = jnp.zeros(columns.shape, jnp.float32)
-    by_scale, by_offset = jax.lax.fori_loop(0, SUMMED, add, (zeros, zeros))
+    by_scale, by_offset = jax.lax.fori_loop(0, _SUMMED, add, (zeros, zeros))
     plgpu.store(dscale.at[at], by_scale, mask=inside)
     plgpu.store(doffset.at[at], by_offset, mask=inside)
 
 
 def _load(ref, mask: jax.Array, rows: object = None) -> jax.Array:
-    """Rows of a block in float32, zero beyond the end and the width."""
+    """Load the rows of a block in float32, zero beyond the end and the width."""
     rows = pl.dslice(0, mask.shape[0]) if rows is None else rows
     block = plgpu.load(ref.at[rows, pl.dslice(0, mask.shape[1])], mask=mask, other=0.0)
     return block.astype(jnp.float32)
@@ -145,18 +146,18 @@ def _store(ref, x: jax.Array, mask: jax.Array, rows: object = None) -> None:
 
 
 def _standardised(x: jax.Array, inside: jax.Array, width: int) -> tuple[jax.Array, jax.Array]:
-    """Zero mean and unit variance over the columns that there are; and the inverse deviation."""
+    """Standardise over the columns that there are; return the inverse deviation too."""
     mean = x.sum(axis=1, keepdims=True) / width
     centred = jnp.where(inside[None], x - mean, 0)
     variance = (centred * centred).sum(axis=1, keepdims=True) / width
-    inverse = jax.lax.rsqrt(variance + EPSILON)
+    inverse = jax.lax.rsqrt(variance + _EPSILON)
     return centred * inverse, inverse
 
 
 def _dropped(
     x: jax.Array, salts, row: jax.Array, columns: jax.Array, width: int, rate: float
 ) -> jax.Array:
-    """What `dropout.Dropout` makes of these rows of a clip."""
+    """Return what `dropout.Dropout` makes of these rows of a clip."""
     if not rate:
         return x
     place = row.astype(jnp.uint32)[:, None] * jnp.uint32(width) + columns.astype(jnp.uint32)[None]

@@ -23,22 +23,27 @@ from musicssl.runtime import sharding
 KERNELS = (10, 3, 3, 3, 3, 2, 2)  # receptive field 400 samples
 STRIDES = (5, 2, 2, 2, 2, 2, 2)  # hop 320 samples
 TIME, CHANNELS = 1, 2  # axes that a norm standardises over
-ROWS = 32  # pieces that a device should have
-SHORTEST = 16  # frames of a piece: neighbours share 80 samples
+_ROWS = 32  # pieces that a device should have
+_SHORTEST = 16  # frames of a piece: neighbours share 80 samples
 
 
-class Layer(NamedTuple):
-    """One convolution: kernel [k, c_in, c], bias [c] or None; scale and offset [c] of its norm, or
-    None."""
+class Norm(NamedTuple):
+    """The scale and the offset [c] that follow a standardisation."""
+
+    scale: jax.Array
+    offset: jax.Array
+
+
+class StemLayer(NamedTuple):
+    """One convolution: its kernel [k, c_in, c], bias [c] and norm, where it has them."""
 
     kernel: jax.Array
     bias: jax.Array | None
-    scale: jax.Array | None
-    offset: jax.Array | None
+    norm: Norm | None
 
 
-def stem(audio: jax.Array, layers: list[Layer], axis: int) -> jax.Array:
-    """Audio [b, n] in the compute type -> features [b, t, c]; norms standardise over `axis`."""
+def stem(audio: jax.Array, layers: list[StemLayer], axis: int) -> jax.Array:
+    """Turn audio [b, n] in the compute type into features [b, t, c]; norms go over `axis`."""
     if sharding.platform() == "tpu":
         return in_pieces(audio, layers, axis)
     if sharding.platform() == "gpu":
@@ -49,8 +54,8 @@ def stem(audio: jax.Array, layers: list[Layer], axis: int) -> jax.Array:
     return onward(audio[..., None], layers, axis, 0)
 
 
-def onward(x: jax.Array, layers: list[Layer], axis: int, start: int) -> jax.Array:
-    """[b, n, c_in] through the layers from number `start` on."""
+def onward(x: jax.Array, layers: list[StemLayer], axis: int, start: int) -> jax.Array:
+    """Take [b, n, c_in] through the layers from number `start` on."""
     for i, layer in enumerate(layers[start:], start):
         with jax.named_scope(f"stem_{i}"):
             x = jax.lax.conv_general_dilated(
@@ -61,48 +66,55 @@ def onward(x: jax.Array, layers: list[Layer], axis: int, start: int) -> jax.Arra
                 dimension_numbers=("NWC", "WIO", "NWC"),
             )  # [b, (n - k) // stride + 1, c]
             x = x if layer.bias is None else x + layer.bias.astype(x.dtype)
-            x = gelu(x if layer.scale is None else normed(x, layer, axis))
+            x = gelu(x if layer.norm is None else normed(x, layer.norm, axis))
     return x
 
 
-def normed(x: jax.Array, layer: Layer, axis: int) -> jax.Array:
-    """Standardised over one axis in one pass, in float32, then scaled and shifted."""
+def normed(x: jax.Array, norm: Norm, axis: int) -> jax.Array:
+    """Standardise over one axis in one pass, in float32, then scale and shift."""
     y = x.astype(jnp.float32)
     mean = y.mean(axis=axis, keepdims=True)
     variance = jnp.square(y).mean(axis=axis, keepdims=True) - jnp.square(mean)
-    inverse = jax.lax.rsqrt(jnp.maximum(variance, 0) + NORM_EPSILON) * layer.scale
+    inverse = jax.lax.rsqrt(jnp.maximum(variance, 0) + NORM_EPSILON) * norm.scale
     if axis == TIME:  # one factor and one summand a channel: two operations an element, not three
-        return (y * inverse + (layer.offset - mean * inverse)).astype(x.dtype)
-    return ((y - mean) * inverse + layer.offset).astype(x.dtype)
+        return (y * inverse + (norm.offset - mean * inverse)).astype(x.dtype)
+    return ((y - mean) * inverse + norm.offset).astype(x.dtype)
 
 
-def in_pieces(audio: jax.Array, layers: list[Layer], axis: int) -> jax.Array:
-    """`onward` from the start, for a TPU: the first norm from the audio, clips in pieces."""
+def in_pieces(audio: jax.Array, layers: list[StemLayer], axis: int) -> jax.Array:
+    """Compute `onward` from the start for a TPU: the first norm from the audio, clips in pieces."""
     clips, frames = audio.shape[0], frame_count(audio.shape[1])
     pieces = pieces_of(frames, sharding.clips_here(clips))
     rows = cut(audio, frames, pieces)  # [b * pieces, n']
     with jax.named_scope("stem_0"):
-        form = first_over_time if axis == TIME else first_over_channels
+        form = _first_over_time if axis == TIME else _first_over_channels
         x = form(audio, rows, layers[0])
-        x = (x.astype(jnp.float32) * layers[0].scale + layers[0].offset).astype(x.dtype)
+        norm = _first_norm(layers[0])
+        x = (x.astype(jnp.float32) * norm.scale + norm.offset).astype(x.dtype)
         x = gelu(x)
     x = onward(x, layers, axis, 1)  # [b * pieces, t / pieces, c]
     return x.reshape(clips, frames, x.shape[-1])
 
 
-def first_on_gpu(audio: jax.Array, layer: Layer, axis: int) -> jax.Array:
-    """The first layer with its norm and GELU: [b, n] -> [b, t, c]."""
+def _first_norm(layer: StemLayer) -> Norm:
+    """Return the norm of the first layer, which both kinds of stem have."""
+    assert layer.norm is not None, "the stem's first layer has no norm"
+    return layer.norm
+
+
+def first_on_gpu(audio: jax.Array, layer: StemLayer, axis: int) -> jax.Array:
+    """Compute the first layer with its norm and GELU: [b, n] -> [b, t, c]."""
     from musicssl.model import first_layer_gpu
 
     clips, taps = audio.shape[0], layer.kernel.shape[0]
     windows = first_norm.windows(audio, taps).swapaxes(1, 2).astype(audio.dtype)  # [b, t, k]
-    frames = windows.shape[1]
+    frames, norm = windows.shape[1], _first_norm(layer)
     with jax.named_scope("stem_0"):
         if axis == TIME:  # where a bias makes no difference
             kernel = layer.kernel.astype(audio.dtype)
             mean, inverse = first_norm.over_time(audio, kernel)  # [b, 1, c]
-            scale = (inverse * layer.scale)[:, 0]  # [b, c]
-            offset = layer.offset - mean[:, 0] * scale
+            scale = (inverse * norm.scale)[:, 0]  # [b, c]
+            offset = norm.offset - mean[:, 0] * scale
             rows = [kernel[:, 0].astype(jnp.float32)]
             by_frame = jnp.ones((clips, frames))
         else:
@@ -114,9 +126,7 @@ def first_on_gpu(audio: jax.Array, layer: Layer, axis: int) -> jax.Array:
                 windows = jnp.concatenate([windows, jnp.ones_like(windows[..., :1])], axis=-1)
                 rows.append(shift[None])
             by_frame = first_norm.over_channels(audio, kernel, shift)[..., 0]  # [b, t]
-            scale, offset = (
-                jnp.broadcast_to(x, (clips, len(x))) for x in (layer.scale, layer.offset)
-            )
+            scale, offset = (jnp.broadcast_to(x, (clips, len(x))) for x in norm)
         kernel = jnp.concatenate(rows)  # [k, c]
         kernel = jnp.pad(kernel, ((0, first_layer_gpu.TAPS - len(kernel)), (0, 0)))
         windows = jnp.pad(windows, ((0, 0), (0, 0), (0, first_layer_gpu.TAPS - windows.shape[-1])))
@@ -127,21 +137,21 @@ def first_on_gpu(audio: jax.Array, layer: Layer, axis: int) -> jax.Array:
 
 
 def pieces_of(frames: int, clips: int) -> int:
-    """How many equal pieces a clip is cut into: the fewest that make ROWS, or else the most."""
-    possible = [n for n in range(1, frames + 1) if frames % n == 0 and frames // n >= SHORTEST]
-    return min((n for n in possible if n * clips >= ROWS), default=max(possible, default=1))
+    """Return how many pieces to cut a clip into: the fewest that make ROWS, or else the most."""
+    possible = [n for n in range(1, frames + 1) if frames % n == 0 and frames // n >= _SHORTEST]
+    return min((n for n in possible if n * clips >= _ROWS), default=max(possible, default=1))
 
 
 def cut(audio: jax.Array, frames: int, pieces: int) -> jax.Array:
-    """[b, n] -> [b * pieces, n'], the samples that each piece's own frames see."""
+    """Cut [b, n] -> [b * pieces, n'], the samples that each piece's own frames see."""
     each = frames // pieces
     starts = range(0, frames * STEM_HOP, each * STEM_HOP)
     parts = [audio[:, i : i + crop_samples(each)] for i in starts]
     return jnp.stack(parts, axis=1).reshape(-1, crop_samples(each))
 
 
-def first_over_time(audio: jax.Array, rows: jax.Array, layer: Layer) -> jax.Array:
-    """Each channel of a clip standardised over time, where a bias makes no difference."""
+def _first_over_time(audio: jax.Array, rows: jax.Array, layer: StemLayer) -> jax.Array:
+    """Standardise each channel of a clip over time, where a bias makes no difference."""
     kernel = layer.kernel.astype(audio.dtype)
     each = len(rows) // len(audio)
     mean, inverse = (
@@ -151,8 +161,8 @@ def first_over_time(audio: jax.Array, rows: jax.Array, layer: Layer) -> jax.Arra
     return first_norm.standardised(rows, kernel, -mean, inverse)
 
 
-def first_over_channels(audio: jax.Array, rows: jax.Array, layer: Layer) -> jax.Array:
-    """Each frame standardised over channels."""
+def _first_over_channels(audio: jax.Array, rows: jax.Array, layer: StemLayer) -> jax.Array:
+    """Standardise each frame over channels."""
     kernel = layer.kernel - layer.kernel.mean(axis=-1, keepdims=True)
     kernel = kernel.astype(audio.dtype)
     shift = jnp.zeros((1, 1, 1)) if layer.bias is None else layer.bias - layer.bias.mean()

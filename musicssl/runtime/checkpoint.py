@@ -33,7 +33,7 @@ class Checkpoints:
     def __init__(
         self, workdir: Path, config: ml_collections.ConfigDict, data: dict[str, int] | None = None
     ):
-        """data: counts that tell the data set trained on from others; kept with each save."""
+        """Open the saves of `workdir`; `data` counts what tells its data set from others."""
         self.directory = Path(workdir).absolute() / "checkpoints"
         self.about = {
             "config": json.loads(config.to_json()),
@@ -44,6 +44,8 @@ class Checkpoints:
         }
         self.on_damage = config.checkpoint.on_damage
         self.damage = functools.cache(lambda step: damage(self.directory / str(step)))
+
+        # which saves stay, and when one is due
         keep = preservation_policy.AnyPreservationPolicy(
             [
                 preservation_policy.LatestN(config.checkpoint.keep),
@@ -56,6 +58,7 @@ class Checkpoints:
                 save_decision_policy.SpecificStepsPolicy({config.steps}),
             ]
         )
+
         self.manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
@@ -68,7 +71,7 @@ class Checkpoints:
         )
 
     def latest(self) -> int | None:
-        """The newest step that is committed on disk and whole; None where nothing is.
+        """Return the newest step that is committed on disk and whole; None where there is none.
 
         With checkpoint.on_damage="older", damaged ones that are newer are moved to
         <workdir>/damaged.
@@ -78,10 +81,12 @@ class Checkpoints:
         """
         workdir = self.directory.parent
         steps = steps_on_disk(workdir)
-        newest = steps[-1] if steps else None
-        lost = {}
+        newest = steps[-1] if steps else -1
+        lost: dict[int, str] = {}
         while steps and (reason := self.damage(steps[-1])):
             lost[steps.pop()] = reason
+
+        # either the run stops here, or what is damaged is set aside
         if lost and (self.on_damage == "stop" or not steps):
             remedy = "no other save is whole: put it back"
             if steps:
@@ -107,7 +112,7 @@ class Checkpoints:
         self.manager.reload()
 
     def restore(self, step: int, abstract):
-        """The state of a step, placed as the abstract tree's shardings say.
+        """Restore the state of a step, placed as the abstract tree's shardings say.
 
         Raises:
           ValueError: the checkpoint cannot be read, is of another shape or of other data.
@@ -117,6 +122,7 @@ class Checkpoints:
             "move that directory away to go on from the save before it, or start anew with another "
             "--workdir"
         )
+
         try:
             reason = self.damage(step) or difference(directory / "state", abstract)
             if not reason and (reason := self.other_data(step)):
@@ -131,7 +137,7 @@ class Checkpoints:
         )
 
     def other_data(self, step: int) -> str | None:
-        """How the data that a step was trained on differ from today's, None if they do not."""
+        """Describe how the data that a step was trained on differ from today's, if they do."""
         there, here = self.about_step(step)["data"], self.about["data"]
         changed = [
             f"{there[x]} {x} then, {here[x]} now"
@@ -141,11 +147,11 @@ class Checkpoints:
         return f"the data set has changed: {', '.join(changed)}" if changed else None
 
     def about_step(self, step: int) -> dict:
-        """What was written beside the state of a step: what made it, and on how many devices."""
+        """Read what was written beside a step's state: what made it, and on how many devices."""
         return json.loads((self.directory / str(step) / "about" / "metadata").read_text())
 
     def save(self, step: int, state, force: bool = False) -> bool:
-        """Save if due, or if forced and not there yet. Returns whether a save began."""
+        """Save if it is due, or if forced and not there yet; return whether a save began."""
         if not force and not self.manager.should_save(step):
             return False
         if step in self.manager.all_steps():
@@ -173,7 +179,7 @@ class Checkpoints:
             ) from error
 
     def check_space(self, state) -> None:
-        """Raises OSError before a save that the disk cannot hold."""
+        """Raise OSError before a save that the disk cannot hold."""
         needed = sum(x.nbytes for x in jax.tree.leaves(state))
         free = shutil.disk_usage(self.directory).free
         if free < needed:
@@ -190,12 +196,12 @@ class Checkpoints:
 
 
 def damage(checkpoint: Path) -> str | None:
-    """What differs on disk from what was saved, None if nothing does."""
+    """Return what differs on disk from what was saved, None if nothing does."""
     return digests.damage(checkpoint / "about") or digests.damage(checkpoint / "state")
 
 
 def difference(directory: Path, abstract) -> str | None:
-    """The first array that a saved tree has otherwise than the wanted one, None if it is none."""
+    """Describe the first array that a saved tree has otherwise than the wanted one, if any."""
     saved = ocp.tree.to_flat_dict(metadata(directory), sep=".")
     wanted = ocp.tree.to_flat_dict(abstract, sep=".")
     for name in sorted(saved.keys() | wanted.keys()):
@@ -209,14 +215,14 @@ def difference(directory: Path, abstract) -> str | None:
 
 
 def metadata(directory: Path) -> dict:
-    """The shapes and types of a saved tree, its empty branches left out."""
+    """Return the shapes and types of a saved tree, without its empty branches."""
     return ocp.PyTreeCheckpointHandler().metadata(epath.Path(directory)).tree
 
 
 def load_params(
     workdir: Path, step: int | None = None
 ) -> tuple[dict, dict, ml_collections.ConfigDict, int]:
-    """Parameters and teacher of a run as NumPy arrays; the optimizer is not read.
+    """Load parameters and teacher of a run as NumPy arrays, without the optimizer.
 
     Returns:
       params {"encoder", "head"}, the teacher's tree, the run's configuration, the step.
@@ -233,22 +239,24 @@ def load_params(
     step = steps[-1] if step is None else step
     if step not in steps:
         raise FileNotFoundError(f"{workdir} has no checkpoint of step {step}: it has {steps}")
+
     directory = Path(workdir).absolute() / "checkpoints" / str(step)
     if reason := damage(directory):
         raise ValueError(f"{directory} cannot be read ({reason}): it is damaged, use another step")
     try:
         about = json.loads((directory / "about" / "metadata").read_text())
-        tree = read_parts(directory / "state", ("params", "teacher"))
+        tree = _read_parts(directory / "state", ("params", "teacher"))
     except Exception as error:  # Orbax and tensorstore raise many kinds
         raise ValueError(
             f"{directory} cannot be read ({first_line(error)}): it is damaged, use another step"
         ) from error
+
     config = ml_collections.ConfigDict(about["config"]).lock()
     return tree["params"], tree.get("teacher", {}), config, step
 
 
-def read_parts(directory: Path, names: tuple[str, ...]) -> dict:
-    """These parts of a saved tree as NumPy arrays, without those that are empty."""
+def _read_parts(directory: Path, names: tuple[str, ...]) -> dict:
+    """Read these parts of a saved tree as NumPy arrays, without those that are empty."""
     saved = metadata(directory)
     wanted = {name: saved[name] for name in names if saved.get(name)}
     kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)

@@ -16,7 +16,7 @@ import jax
 
 def keep() -> None:
     """Find compiled programs, and leave them, in the user's cache."""
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]  # jax adds it
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(folder / "musicssl/xla" / machine()))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
@@ -24,7 +24,7 @@ def keep() -> None:
 
 
 def machine() -> str:
-    """A name for this kind of processor: a program compiled for one may not run on another."""
+    """Name this kind of processor: a program compiled for one may not run on another."""
     path = Path("/proc/cpuinfo")
     info = path.read_text() if path.exists() else platform.processor()
     features = re.findall(r"^(?:flags|Features)\s*:(.*)$", info, re.MULTILINE)[:1]

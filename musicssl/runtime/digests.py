@@ -13,42 +13,42 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-NAME = "digests.json"
+_NAME = "digests.json"
 
 
-def of_file(path: Path) -> str:
+def _of_file(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write(directory: Path) -> None:
     """Write the digests of all files that the directory holds, at any depth, but for its own."""
-    files = sorted(x for x in directory.rglob("*") if x.is_file() and x.name != NAME)
-    found = {path.relative_to(directory).as_posix(): of_file(path) for path in files}
-    (directory / NAME).write_text(json.dumps(found, indent=1) + "\n")
+    files = sorted(x for x in directory.rglob("*") if x.is_file() and x.name != _NAME)
+    digests = {path.relative_to(directory).as_posix(): _of_file(path) for path in files}
+    (directory / _NAME).write_text(json.dumps(digests, indent=1) + "\n")
 
 
 def damage(directory: Path) -> str | None:
-    """What is wrong with a directory that `write` has seen: its first fault, None if it is whole.
+    """Return the first fault of a directory that `write` has seen, None if it is whole.
 
     Files that came after are not looked at.
     """
     try:
-        known = json.loads((directory / NAME).read_text())
+        known = json.loads((directory / _NAME).read_text())
     except OSError:
-        return f"{directory.name}/{NAME} is missing"
+        return f"{directory.name}/{_NAME} is missing"
     except ValueError:
-        return f"{directory.name}/{NAME} is not what was saved"
+        return f"{directory.name}/{_NAME} is not what was saved"
     for name, digest in known.items():
         try:
-            if of_file(directory / name) != digest:
+            if _of_file(directory / name) != digest:
                 return f"{directory.name}/{name} is not what was saved"
         except OSError as error:
             return f"{directory.name}/{name} cannot be read: {error.strerror}"
     return None
 
 
-class Digested:
+class Digested(ocp.CheckpointHandler):
     """A checkpoint handler whose last act before the commit is to write the digests."""
 
     def finalize(self, directory: epath.Path) -> None:
@@ -66,7 +66,7 @@ class DocumentHandler(Digested, ocp.JsonCheckpointHandler):
 
 
 def handlers() -> ocp.handlers.CheckpointHandlerRegistry:
-    """Orbax's handlers of a checkpoint's two parts, `state` and `about`, with digests."""
+    """Return Orbax's handlers, with digests, of a checkpoint's two parts, `state` and `about`."""
     registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
     state, about = StateHandler(), DocumentHandler()
     registry.add("state", ocp.args.StandardSave, state)

@@ -19,7 +19,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, cast
 
 import jax
 from absl import flags
@@ -27,22 +27,22 @@ from jax.experimental import multihost_utils
 
 from musicssl.command import EXIT_PEER, first_line
 
-COORDINATOR = flags.DEFINE_string(
+_COORDINATOR = flags.DEFINE_string(
     "coordinator",
     os.environ.get("JAX_COORDINATOR_ADDRESS"),
     "host:port of process 0, where neither a TPU's nor Slurm's environment tells",
 )
-PROCESSES = flags.DEFINE_integer(
+_PROCESSES = flags.DEFINE_integer(
     "processes", os.environ.get("JAX_NUM_PROCESSES"), "Number of processes; 1: this one alone"
 )
-PROCESS = flags.DEFINE_integer(
+_PROCESS = flags.DEFINE_integer(
     "process", os.environ.get("JAX_PROCESS_ID"), "This process's number, from 0"
 )
-MEET = flags.DEFINE_integer("meet", 300, "Seconds that processes wait for each other at the start")
-HEARTBEAT = flags.DEFINE_integer("heartbeat", 100, "Seconds after which a silent process is dead")
-STALL = flags.DEFINE_integer("stall", 900, "Seconds without a step after which a job is ended")
+_MEET = flags.DEFINE_integer("meet", 300, "Seconds that processes wait for each other at the start")
+_HEARTBEAT = flags.DEFINE_integer("heartbeat", 100, "Seconds after which a silent process is dead")
+_STALL = flags.DEFINE_integer("stall", 900, "Seconds without a step after which a job is ended")
 
-LOST = (  # words of errors that another process's end causes
+_LOST = (  # words of errors that another process's end causes
     "Gloo",
     "heartbeat",
     "oordination service",
@@ -53,7 +53,7 @@ LOST = (  # words of errors that another process's end causes
     "arrier",
 )
 TICK = 1.0  # seconds
-AGREED = (None, 0, 3, 75)  # exit codes that all processes come to together
+_AGREED = (None, 0, 3, 75)  # exit codes that all processes come to together
 
 
 def start() -> None:
@@ -62,19 +62,21 @@ def start() -> None:
     Raises:
       ValueError: the flags do not fit together, or name no job.
     """
-    if HEARTBEAT.value < 1 or STALL.value < 1 or MEET.value < 1:
+    if _HEARTBEAT.value < 1 or _STALL.value < 1 or _MEET.value < 1:
         raise ValueError("--heartbeat, --stall and --meet are seconds: use 1 or more")
     job = described()
     if job is None:
         return
-    reason = f"not all processes came within {MEET.value} s"
-    late = threading.Timer(MEET.value, leave, (EXIT_PEER, reason))
+
+    # a timer, and then the meeting itself
+    reason = f"not all processes came within {_MEET.value} s"
+    late = threading.Timer(_MEET.value, leave, (EXIT_PEER, reason))
     late.start()  # JAX itself would end the process with a page of addresses
     try:
         jax.distributed.initialize(
             **job,
-            initialization_timeout=MEET.value + 60,
-            heartbeat_timeout_seconds=HEARTBEAT.value,
+            initialization_timeout=_MEET.value + 60,
+            heartbeat_timeout_seconds=_HEARTBEAT.value,
         )
     except (ValueError, OSError) as error:
         raise ValueError(
@@ -87,26 +89,26 @@ def start() -> None:
 
 
 def described() -> dict | None:
-    """What jax.distributed.initialize has to be told; None for one process."""
-    if PROCESSES.value == 1:
+    """Return what jax.distributed.initialize has to be told; None for one process."""
+    if _PROCESSES.value == 1:
         return None
-    if COORDINATOR.value:
-        if PROCESSES.value is None or PROCESS.value is None:
+    if _COORDINATOR.value:
+        if _PROCESSES.value is None or _PROCESS.value is None:
             raise ValueError("--coordinator needs --processes and --process beside it")
         return {
-            "coordinator_address": COORDINATOR.value,
-            "num_processes": PROCESSES.value,
-            "process_id": PROCESS.value,
+            "coordinator_address": _COORDINATOR.value,
+            "num_processes": _PROCESSES.value,
+            "process_id": _PROCESS.value,
         }
-    if PROCESSES.value is not None or PROCESS.value is not None:
+    if _PROCESSES.value is not None or _PROCESS.value is not None:
         raise ValueError("--processes and --process need --coordinator=HOST:PORT beside them")
     if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
         return slurm()
-    return {} if on_a_pod() else None
+    return {} if _on_a_pod() else None
 
 
 def slurm() -> dict:
-    """A task a GPU is what JAX expects; a task a node has all of its node's."""
+    """Return the GPUs of this process where Slurm runs a task a node: JAX expects a task a GPU."""
     environment = os.environ
     if environment["SLURM_STEP_NUM_TASKS"] != environment.get("SLURM_STEP_NUM_NODES"):
         return {}
@@ -114,8 +116,8 @@ def slurm() -> dict:
     return {"local_device_ids": list(range(gpus))} if gpus else {}
 
 
-def on_a_pod() -> bool:
-    """Whether a TPU's environment describes the job, on Kubernetes or on a TPU VM.
+def _on_a_pod() -> bool:
+    """Return whether a TPU's environment describes the job, on Kubernetes or on a TPU VM.
 
     JAX asks a TPU VM's metadata itself; it has set TPU_SKIP_MDS_QUERY where it sees no chip.
     """
@@ -129,8 +131,8 @@ def on_a_pod() -> bool:
 
 
 def as_flags() -> list[str]:
-    """The flags of this process, for a command that takes its place."""
-    every = (COORDINATOR, PROCESSES, PROCESS, MEET, HEARTBEAT, STALL)
+    """Return the flags of this process, for a command that takes its place."""
+    every = (_COORDINATOR, _PROCESSES, _PROCESS, _MEET, _HEARTBEAT, _STALL)
     given = [flag.name for flag in every if flags.FLAGS[flag.name].present]
     return [f"--{name}={flags.FLAGS[name].value}" for name in given]
 
@@ -146,7 +148,7 @@ def meet(what: str) -> None:
 
 
 def check_shared(path: Path) -> None:
-    """Raises ValueError where process 0 has written a file that this process does not see."""
+    """Raise ValueError where process 0 has written a file that this process does not see."""
     if jax.process_count() > 1:
         meet(f"{path} written")
         if not path.exists():
@@ -158,7 +160,7 @@ def check_shared(path: Path) -> None:
 
 @contextlib.contextmanager
 def together() -> Iterator[Callable[[], None]]:
-    """Ends this process at once where it cannot go on but others would wait for it, or it for them.
+    """End this process at once where it cannot go on and others would wait for it, or it for them.
 
     Yields:
       a function to be called at every step; from its first call on, --stall seconds without
@@ -168,13 +170,13 @@ def together() -> Iterator[Callable[[], None]]:
     try:
         yield watch.alive
     except SystemExit as leaving:
-        if jax.process_count() > 1 and leaving.code not in AGREED:
-            leave(leaving.code)
+        if jax.process_count() > 1 and leaving.code not in _AGREED:
+            leave(_exit_code(leaving))
         raise
     except Exception as error:
         if jax.process_count() == 1:
             raise
-        if any(word in str(error) for word in LOST):
+        if any(word in str(error) for word in _LOST):
             leave(EXIT_PEER, f"{here()} lost another one ({first_line(error)})")
         if isinstance(error, (ValueError, OSError)):  # one line tells those, further up
             raise
@@ -184,11 +186,19 @@ def together() -> Iterator[Callable[[], None]]:
         watch.stop()
 
 
+def _exit_code(leaving: SystemExit) -> int:
+    """Return the code of sys.exit; 1 where it was given a message, which is printed."""
+    if isinstance(leaving.code, str):
+        print(leaving.code, file=sys.stderr)
+        return 1
+    return leaving.code or 0
+
+
 class Watch:
     """A thread that ends the process when it is not told for --stall seconds that it is alive."""
 
     def __init__(self) -> None:
-        self.limit = flags.FLAGS["stall"].value  # also where no flags were parsed
+        self.limit = cast(float, flags.FLAGS["stall"].value)  # also where no flags were parsed
         self.seconds = 0.0  # that it ran, not those that the machine slept
         self.stopped = threading.Event()
         self.thread: threading.Thread | None = None

@@ -16,7 +16,7 @@ _began = _counted = time.monotonic()
 
 
 def begin() -> None:
-    """A run begins now."""
+    """Start the account of a run, which begins now."""
     global _began, _counted
     _began = _counted = time.monotonic()
     _seconds.update(dict.fromkeys(KINDS, 0.0))
@@ -44,18 +44,20 @@ def _count() -> None:
 
 
 def shares() -> dict[str, float]:
-    """Of the time since the run began in this process: "time/goodput", and "time/<kind>" lost."""
+    """Return the shares of the run's time so far: "time/goodput", and "time/<kind>" of losses."""
     _count()
     total = max(time.monotonic() - _began, 1e-9)
-    found = {f"time/{kind}": seconds / total for kind, seconds in _seconds.items()}
-    return {"time/goodput": 1 - sum(found.values()), **found}
+    lost_shares = {f"time/{kind}": seconds / total for kind, seconds in _seconds.items()}
+    return {"time/goodput": 1 - sum(lost_shares.values()), **lost_shares}
 
 
 def line() -> str:
-    """The shares, the largest loss first."""
-    found, total = shares(), int(time.monotonic() - _began)
-    good = found.pop("time/goodput")
-    parts = sorted(((share, name) for name, share in found.items() if share > 0), reverse=True)
-    told = ", ".join(f"{name.removeprefix('time/')} {share:.1%}" for share, name in parts)
+    """Describe the shares in one line, the largest loss first."""
+    time_shares, total = shares(), int(time.monotonic() - _began)
+    good = time_shares.pop("time/goodput")
+    parts = sorted(
+        ((share, name) for name, share in time_shares.items() if share > 0), reverse=True
+    )
+    losses = ", ".join(f"{name.removeprefix('time/')} {share:.1%}" for share, name in parts)
     clock = f"{total // 3600}:{total // 60 % 60:02}:{total % 60:02}"
-    return f"goodput {good:.1%} of {clock}" + (f", lost to {told}" if told else "")
+    return f"goodput {good:.1%} of {clock}" + (f", lost to {losses}" if losses else "")

@@ -13,12 +13,13 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+_ByClip = jax.Array | tuple[jax.Array, ...]  # whose rows are a batch's clips
 CLIPS = P(("data", "fsdp"))
 SMALLEST_SHARDED = 2**16  # elements; below this a parameter is replicated
 
 
 def make_mesh(fsdp: int = 1, devices: list[jax.Device] | None = None) -> Mesh:
-    """Mesh of all devices, `fsdp` of them sharing each copy of the parameters.
+    """Return a mesh of all devices, `fsdp` of them sharing each copy of the parameters.
 
     Those are neighbours on the chips' own links, never on two TPU slices, between which the
     network is many times slower: only gradients cross it.
@@ -55,13 +56,13 @@ def parameter_spec(shape: tuple[int, ...], fsdp: int) -> P:
 
 
 def state_shardings(state: jax.typing.ArrayLike, mesh: Mesh):
-    """A tree of NamedSharding for a tree of arrays or shapes."""
+    """Return a tree of NamedSharding for a tree of arrays or shapes."""
     fsdp = mesh.shape["fsdp"]
     return jax.tree.map(lambda x: NamedSharding(mesh, parameter_spec(x.shape, fsdp)), state)
 
 
 def whole(tree: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
-    """Parameters of `state_shardings`, gathered on every device; gradients go back into shards.
+    """Gather parameters of `state_shardings` on every device; gradients go back into shards.
 
     Said once and here, since XLA otherwise takes each matrix product of a shard apart to overlap it
     with exchanges, and the convolutions with it: ten times the TPU's cycles for the base model.
@@ -84,18 +85,18 @@ gathered.defvjp(
 
 
 def platform() -> str:
-    """What is compiled for: the mesh's kind of device where one is set, else jax's default."""
+    """Return what is compiled for: the set mesh's kind of device, or jax's default."""
     mesh = jax.sharding.get_abstract_mesh()
     return jax.default_backend() if mesh.empty else mesh.abstract_device.platform
 
 
 def clips_here(clips: int) -> int:
-    """How many of the global batch's clips one device has."""
+    """Return how many of the global batch's clips one device has."""
     mesh = jax.sharding.get_abstract_mesh()
     return clips if mesh.empty or clips % mesh.size else clips // mesh.size
 
 
-def by_clip(function: Callable[..., jax.Array], clips: jax.Array, *shared: jax.Array) -> jax.Array:
+def by_clip(function: Callable[..., jax.Array], clips: _ByClip, *shared: jax.Array) -> jax.Array:
     """Apply function to each device's own clips, an array or a tree of arrays of as many rows.
 
     XLA does not partition a grouped convolution over the batch on CPU and GPU: it gathers the
@@ -106,7 +107,7 @@ def by_clip(function: Callable[..., jax.Array], clips: jax.Array, *shared: jax.A
     if devices == 1 or jax.tree.leaves(clips)[0].shape[0] % devices:
         return function(clips, *shared)
 
-    def local(clips: jax.Array, *shared: jax.Array) -> jax.Array:
+    def local(clips: _ByClip, *shared: jax.Array) -> jax.Array:
         # Each device has a gradient of its own for what they share: their sum belongs here, not in
         # a custom gradient of the function.
         own = (jax.lax.pcast(x, mesh.axis_names, to="varying") for x in shared)
@@ -119,15 +120,16 @@ def by_clip(function: Callable[..., jax.Array], clips: jax.Array, *shared: jax.A
 
 
 def rows_here(mesh: Mesh, batch_size: int) -> np.ndarray:
-    """The rows of the global batch that this process's devices hold, ascending."""
+    """Return the rows of the global batch that this process's devices hold, ascending."""
     indices = NamedSharding(mesh, CLIPS).addressable_devices_indices_map((batch_size,))
     return np.unique(np.concatenate([np.arange(batch_size)[i] for i in indices.values()]))
 
 
 def place_clips(mesh: Mesh, batch_size: int, rows: np.ndarray, local: np.ndarray) -> jax.Array:
-    """This process's rows [rows, n] as its part of the global batch [b, n]."""
+    """Place this process's rows [rows, n] as its part of the global batch [b, n]."""
 
-    def shard(index: tuple[slice, ...]) -> np.ndarray:
+    def shard(index: tuple[slice, ...] | None) -> np.ndarray:
+        assert index is not None  # only an array without axes has none
         return local[np.searchsorted(rows, np.arange(batch_size)[index[0]])]
 
     shape = (batch_size, *local.shape[1:])

@@ -3,6 +3,7 @@
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import jax
 import ml_collections
@@ -27,8 +28,8 @@ RENAMED = {"probe.probe": "probe.kind"}  # leaves in configurations that older v
 
 
 def flat(config: dict, prefix: str = "") -> dict:
-    """{"a": {"b": 1}} -> {"a.b": 1}, as command-line flags spell it."""
-    leaves = {}
+    """Flatten {"a": {"b": 1}} to {"a.b": 1}, as command-line flags spell it."""
+    leaves: dict[str, Any] = {}
     for key, value in config.items():
         name = f"{prefix}{key}"
         leaves |= flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
@@ -64,6 +65,8 @@ def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
             )
     elif path.exists() and not wrote(path):
         raise ValueError(f"{path} is not of a run: it would be lost, use another --workdir")
+
+    # written by one process, and only where it changes something
     text = json.dumps(mine, indent=2) + "\n"
     if jax.process_index() == 0 and not (path.exists() and path.read_text() == text):
         workdir.mkdir(parents=True, exist_ok=True)
@@ -83,7 +86,7 @@ def spelt(leaves: dict, name: str) -> str:
 
 
 def wrote(path: Path) -> bool:
-    """Whether `claim` wrote this file: a Hugging Face directory has a config.json too."""
+    """Return whether `claim` wrote this file: a Hugging Face directory has a config.json too."""
     try:
         return {"name", "variant", "method"} <= json.loads(path.read_text()).keys()
     except (OSError, ValueError, AttributeError):
@@ -91,7 +94,7 @@ def wrote(path: Path) -> bool:
 
 
 def git_commit() -> str:
-    """The commit that the code is at, "-dirty" added where files differ, "" outside git."""
+    """Return the commit of the code, with "-dirty" where files differ, or "" outside git."""
     command = ["git", "--no-optional-locks", "-C", str(Path(__file__).parent)]
     command += ["describe", "--always", "--dirty", "--abbrev=40"]
     try:
@@ -102,7 +105,7 @@ def git_commit() -> str:
 
 
 def steps_on_disk(workdir: Path) -> list[int]:
-    """The committed steps of a workdir, ascending."""
+    """Return the committed steps of a workdir, ascending."""
     root = Path(workdir) / "checkpoints"
     if not root.is_dir():
         return []

@@ -5,24 +5,24 @@ import pytest
 
 from data_pipelines.composer import harmony, parts
 from data_pipelines.composer.harmony import NO_CHORD, Chord
-from data_pipelines.composer.parts import Plan
+from data_pipelines.composer.parts import MusicPlan
 from data_pipelines.composer.timbres import KIT
 
 LOW, HIGH = 48, 76
 WRITERS = [parts.melody, parts.chords, parts.inner]
 
 
-def _plan(seed: int, meter: int, bars: int = 9) -> Plan:
+def _plan(seed: int, meter: int, bars: int = 9) -> MusicPlan:
     """Nine bars of one chord each, the sixth without a chord."""
     rng = np.random.default_rng(seed)
     chords = harmony.progression(rng, seed % 24, bars, "full", sevenths=0.3)
     chords[5] = NO_CHORD
-    return Plan(seed % 24, meter, tuple(chord for chord in chords for _ in range(meter)))
+    return MusicPlan(seed % 24, meter, tuple(chord for chord in chords for _ in range(meter)))
 
 
 def test_spans_are_the_runs_of_a_chord_within_a_bar():
     c, g = Chord(0, "maj"), Chord(7, "maj")
-    plan = Plan(0, 4, (c, c, g, g, g, g, g, g))
+    plan = MusicPlan(0, 4, (c, c, g, g, g, g, g, g))
     assert list(plan.spans()) == [(0, 2, c), (2, 4, g), (4, 8, g)]
 
 
@@ -66,7 +66,7 @@ def test_the_bass_has_the_root_where_the_chord_comes_in():
 def test_melodies_are_one_voice_in_the_scale_and_return_with_the_form():
     for seed in range(40):
         phrase = harmony.progression(np.random.default_rng(seed), seed % 24, 4, "full", 0.0)
-        plan = Plan(seed % 24, 4, tuple(chord for chord in phrase * 4 for _ in range(4)))
+        plan = MusicPlan(seed % 24, 4, tuple(chord for chord in phrase * 4 for _ in range(4)))
         tune = parts.melody(np.random.default_rng(seed), plan, 60, 84)
         for event, following in itertools.pairwise(tune):
             assert event.beat + event.length <= following.beat + 1e-9

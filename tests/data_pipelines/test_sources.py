@@ -41,7 +41,7 @@ def test_fetch_prefers_the_readers_files_and_checks_downloads(
         (tmp_path / name).mkdir()
         (tmp_path / name / "table.csv").write_text(name)
     digest = f"sha256:{hashlib.sha256(b'theirs').hexdigest()}"
-    wanted = {"table": sources.Source("table.csv", "http://host/table.csv", digest)}
+    wanted = {"table": sources.DownloadSource("table.csv", "http://host/table.csv", digest)}
     downloads = {"table": tmp_path / "theirs/table.csv"}
 
     found = sources.fetch(fake_manager(None, downloads), wanted)

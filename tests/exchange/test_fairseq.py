@@ -89,7 +89,7 @@ def hubert(tmp_path) -> tuple[dict, Path]:
 def test_every_kind(kind, tmp_path):
     model, checkpoint = fabricate(kind)
     torch.save(checkpoint, tmp_path / "checkpoint.pt")
-    loaded = fairseq.load(tmp_path / "checkpoint.pt")
+    loaded = fairseq.read_checkpoint(tmp_path / "checkpoint.pt")
     encoder, params = torch_models.ours(model)
     assert same_tree(loaded.params, params)
     trained = {"layerdrop": 0.05, "activation_dropout": 0.0, "feature_grad_mult": 0.1}
@@ -129,7 +129,7 @@ def test_half_precision_and_an_old_namespace(hubert):
     }
     torch.save(checkpoint, path)
     half = torch_models.small("hubert").half().float()
-    assert same_tree(fairseq.load(path).params, torch_models.ours(half)[1])
+    assert same_tree(fairseq.read_checkpoint(path).params, torch_models.ours(half)[1])
 
 
 def test_objects_beside_the_weights_are_not_made(hubert, monkeypatch):
@@ -146,7 +146,7 @@ def test_objects_beside_the_weights_are_not_made(hubert, monkeypatch):
     checkpoint["task_state"] = {"dictionaries": [dictionary]}
     checkpoint["extra_state"] = {"best": np.float64(2.5)}
     torch.save(checkpoint, path)
-    assert fairseq.load(path).encoder.layers == 2
+    assert fairseq.read_checkpoint(path).encoder.layers == 2
     assert not made
 
 
@@ -160,7 +160,7 @@ def test_code_is_refused(hubert, monkeypatch):
     monkeypatch.chdir(path.parent)
     torch.save(checkpoint | {"criterion": Harmful()}, path)
     with pytest.raises(ValueError, match=r"checkpoint\.pt is refused.*run code .*system"):
-        fairseq.load(path)
+        fairseq.read_checkpoint(path)
     assert not (path.parent / "harmed").exists()
 
 
@@ -183,7 +183,7 @@ def test_what_is_not_supported(hubert, changes, message):
     checkpoint["cfg"]["model"] |= changes
     torch.save(checkpoint, path)
     with pytest.raises(ValueError, match=rf"checkpoint\.pt.*{message}"):
-        fairseq.load(path)
+        fairseq.read_checkpoint(path)
 
 
 def test_other_files(hubert):
@@ -197,7 +197,7 @@ def test_other_files(hubert):
     ):
         torch.save(content, path)
         with pytest.raises(ValueError, match=message):
-            fairseq.load(path)
+            fairseq.read_checkpoint(path)
     path.write_bytes(path.read_bytes()[:-50])
     with pytest.raises(ValueError, match="is damaged"):
-        fairseq.load(path)
+        fairseq.read_checkpoint(path)

@@ -28,7 +28,7 @@ def rewrite(saved: Path, tensors: dict[str, np.ndarray]) -> None:
 @pytest.mark.parametrize("kind", torch_models.KINDS)
 def test_in_and_out_is_bit_identical(kind, tmp_path):
     model = torch_models.small(kind)
-    loaded = huggingface.load(torch_models.save(model, tmp_path / "in"))
+    loaded = huggingface.read_directory(torch_models.save(model, tmp_path / "in"))
     huggingface.write(tmp_path / "out", loaded, model_type(kind), MASKING, "card")
     theirs, ours = (
         safetensors.torch.load_file(tmp_path / name / "model.safetensors") for name in ("in", "out")
@@ -38,7 +38,7 @@ def test_in_and_out_is_bit_identical(kind, tmp_path):
         assert ours[name].dtype == tensor.dtype and torch.equal(ours[name], tensor), name
     with safetensors.safe_open(tmp_path / "out" / "model.safetensors", "numpy") as file:
         assert file.metadata() == {"format": "pt"}
-    again = huggingface.load(tmp_path / "out")
+    again = huggingface.read_directory(tmp_path / "out")
     assert again.encoder == loaded.encoder and again.digest == loaded.digest
     assert same_tree(again.params, loaded.params)
 
@@ -77,7 +77,7 @@ def test_our_features_in_transformers(kind, normalize, tmp_path):
 def test_bfloat16_safetensors(saved, weights):
     expected = {name: torch.from_numpy(x).bfloat16() for name, x in weights.items()}
     safetensors.torch.save_file(expected, saved / "model.safetensors", {"format": "pt"})
-    loaded = huggingface.load(saved)
+    loaded = huggingface.read_directory(saved)
     tensors = state_dict.to_tensors(loaded.encoder, loaded.params)
     assert all((tensors[name] == x.float().numpy()).all() for name, x in expected.items())
 
@@ -88,18 +88,18 @@ def test_shards(saved, tmp_path):
     (saved / "preprocessor_config.json").rename(tmp_path / "shards" / "preprocessor_config.json")
     shards = sorted((tmp_path / "shards").glob("*.safetensors"))
     assert len(shards) > 2
-    loaded = huggingface.load(tmp_path / "shards")
+    loaded = huggingface.read_directory(tmp_path / "shards")
     assert same_tree(loaded.params, torch_models.ours(model)[1])
     shards[1].unlink()
     with pytest.raises(FileNotFoundError, match=f"{shards[1].name} is missing"):
-        huggingface.load(tmp_path / "shards")
+        huggingface.read_directory(tmp_path / "shards")
 
 
 def test_no_mask_embedding_where_nothing_is_masked(tmp_path):
     options = torch_models.SMALL | {"mask_time_prob": 0.0}
     model = torch_models.make("hubert", **options)
     assert "masked_spec_embed" not in model.state_dict()
-    loaded = huggingface.load(torch_models.save(model, tmp_path / "saved"))
+    loaded = huggingface.read_directory(torch_models.save(model, tmp_path / "saved"))
     assert not loaded.params["mask_embedding"].any()
     ours = state_dict.to_tensors(loaded.encoder, loaded.params)
     theirs = torch_models.tensors(model)
@@ -116,10 +116,10 @@ def test_damaged_tensors(saved, weights):
     ):
         rewrite(saved, weights | changed)
         with pytest.raises(ValueError, match=message):
-            huggingface.load(saved)
+            huggingface.read_directory(saved)
     rewrite(saved, {k: v for k, v in weights.items() if k != name})
     with pytest.raises(ValueError, match=f"{name} is missing"):
-        huggingface.load(saved)
+        huggingface.read_directory(saved)
 
 
 @pytest.mark.parametrize("keep", [0, 4, 500, -1])
@@ -127,7 +127,7 @@ def test_truncated_safetensors(saved, keep):
     path = saved / "model.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(ValueError, match=r"model\.safetensors is damaged"):
-        huggingface.load(saved)
+        huggingface.read_directory(saved)
 
 
 @pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json", "model.safetensors"])
@@ -135,14 +135,14 @@ def test_missing_and_broken_files(saved, name):
     whole = (saved / name).read_bytes()
     (saved / name).write_bytes(b"{" + whole[1:10])
     with pytest.raises(ValueError, match=f"{name} is damaged"):
-        huggingface.load(saved)
+        huggingface.read_directory(saved)
     (saved / name).unlink()
     with pytest.raises(FileNotFoundError, match=name):
-        huggingface.load(saved)
+        huggingface.read_directory(saved)
 
 
 def test_an_occupied_output_is_refused(saved, tmp_path):
-    loaded = huggingface.load(saved)
+    loaded = huggingface.read_directory(saved)
     before = {path.name: path.read_bytes() for path in saved.iterdir()}
     with pytest.raises(FileExistsError, match="is not empty"):
         huggingface.write(saved, loaded, "hubert", MASKING, "card")
@@ -157,7 +157,7 @@ def test_an_occupied_output_is_refused(saved, tmp_path):
 
 
 def test_a_failed_write_leaves_nothing(saved, tmp_path, monkeypatch):
-    loaded = huggingface.load(saved)
+    loaded = huggingface.read_directory(saved)
 
     def full(tensors, path, metadata):
         path.write_bytes(b"half")

@@ -7,7 +7,7 @@ from musicssl.exchange.loaded import with_digest
 
 
 def test_the_digest_is_of_what_features_depend_on(saved):
-    loaded = huggingface.load(saved)
+    loaded = huggingface.read_directory(saved)
     encoder, params = loaded.encoder, loaded.params
 
     def digest(**options) -> str:

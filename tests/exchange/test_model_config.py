@@ -51,10 +51,10 @@ def test_every_value_of_config_json_is_said(kind, tmp_path):
 
 
 def test_mert(saved):
-    expected = huggingface.load(saved)
+    expected = huggingface.read_directory(saved)
     off = {"attention_relax": -1.0, "deepnorm": False, "feature_extractor_cqt": False}
     edit_json(saved / "config.json", model_type="mert_model", sample_rate=16_000, **off)
-    assert huggingface.load(saved).digest == expected.digest
+    assert huggingface.read_directory(saved).digest == expected.digest
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_other_architectures_are_refused_by_name(saved, changes):
     edit_json(saved / "config.json", **changes)
     name = next(iter(changes))
     with pytest.raises(ValueError, match=rf"config\.json: {name}"):
-        huggingface.load(saved)
+        huggingface.read_directory(saved)
 
 
 @pytest.mark.parametrize(
@@ -102,11 +102,11 @@ def test_other_architectures_are_refused_by_name(saved, changes):
 def test_a_config_that_contradicts_the_weights(saved, changes, message):
     edit_json(saved / "config.json", **changes)
     with pytest.raises(ValueError, match=rf"model\.safetensors contradicts.*{message}"):
-        huggingface.load(saved)
+        huggingface.read_directory(saved)
 
 
 def test_what_transformers_has_no_model_for(saved, tmp_path):
-    loaded = huggingface.load(saved)
+    loaded = huggingface.read_directory(saved)
     encoder = loaded.encoder
     for changed, model, message in (
         (encoder, "data2vec-audio", "pos_conv_depth 0 is no data2vec-audio"),

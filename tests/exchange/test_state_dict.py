@@ -67,7 +67,7 @@ def test_heads_are_left_out(kind, head_class, tmp_path):
     if head_class is Wav2Vec2ForSequenceClassification:
         config.use_weighted_layer_sum = True
     model = head_class(config)
-    loaded = huggingface.load(torch_models.save(model, tmp_path / "saved"))
+    loaded = huggingface.read_directory(torch_models.save(model, tmp_path / "saved"))
     assert len(model.state_dict()) > len(model.base_model.state_dict())
     assert same_tree(loaded.params, torch_models.ours(model.base_model)[1])
 
@@ -81,10 +81,10 @@ def test_old_names_prefix_pickle_and_half_precision(saved, weights):
         for name, x in weights.items()
     }
     assert "hubert.encoder.pos_conv_embed.conv.weight_g" in old
-    expected = huggingface.load(saved)
+    expected = huggingface.read_directory(saved)
     (saved / "model.safetensors").unlink()
     torch.save(old, saved / "pytorch_model.bin")
-    loaded = huggingface.load(saved)
+    loaded = huggingface.read_directory(saved)
     rounded = jax.tree.map(lambda x: x.astype(np.float16).astype(np.float32), expected.params)
     assert same_tree(loaded.params, rounded)
     assert loaded.digest != expected.digest

@@ -17,7 +17,7 @@ def test_truncated_pickle(saved, weights, keep):
     torch.save({k: torch.from_numpy(v) for k, v in weights.items()}, path)
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(ValueError, match=r"pytorch_model\.bin is damaged"):
-        huggingface.load(saved)
+        huggingface.read_directory(saved)
 
 
 class Harmful:
@@ -31,13 +31,13 @@ def test_a_pickle_that_runs_code_is_refused(saved, monkeypatch):
     for save in (torch.save, lambda x, path: path.write_bytes(pickle.dumps(x, protocol=2))):
         save({"weight": Harmful()}, saved / "pytorch_model.bin")
         with pytest.raises(ValueError, match=r"pytorch_model\.bin is (refused|damaged)"):
-            huggingface.load(saved)
+            huggingface.read_directory(saved)
     assert not (saved / "harmed").exists()
 
 
 def test_a_pickle_without_pytorch(saved, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    huggingface.load(saved)  # safetensors needs none
+    huggingface.read_directory(saved)  # safetensors needs none
     (saved / "model.safetensors").rename(saved / "pytorch_model.bin")
     with pytest.raises(ValueError, match="needs PyTorch to read: pip install torch"):
-        huggingface.load(saved)
+        huggingface.read_directory(saved)

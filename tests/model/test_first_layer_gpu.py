@@ -32,7 +32,7 @@ def test_values_and_gradients_are_those_of_convolution_norm_and_gelu(
     values = [jnp.asarray(x, jnp.float32) for x in values]
 
     def layer(kernel, *rest):
-        return stem.Layer(kernel, rest[0] if bias else None, *rest[-2:])
+        return stem.StemLayer(kernel, rest[0] if bias else None, stem.Norm(*rest[-2:]))
 
     def written(*values):
         return stem.onward(sound.astype(jnp.float32)[..., None], [layer(*values)], axis, 0)

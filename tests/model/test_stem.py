@@ -30,7 +30,7 @@ def test_in_pieces_values_and_gradients_are_those_of_the_stem(axis, norms, bias,
     dy = jnp.asarray(np.random.default_rng(1).normal(size=(3, frames, WIDTH)), jnp.float32)
 
     @jax.jit
-    def both(made: list[stem.Layer]) -> list:
+    def both(made: list[stem.StemLayer]) -> list:
         pieces, back = jax.vjp(lambda made: stem.in_pieces(x, made, axis), made)
         plain, by_hand = jax.vjp(lambda made: stem.onward(x[..., None], made, axis, 0), made)
         return [pieces, *jax.tree.leaves(back(dy))], [plain, *jax.tree.leaves(by_hand(dy))]
@@ -59,7 +59,7 @@ def exchanges() -> list[str]:
     clips = NamedSharding(mesh, sharding.CLIPS)
     x = jax.ShapeDtypeStruct((16, audio.crop_samples(64)), jnp.float32, sharding=clips)
 
-    def gradient(x: jax.Array, made: list[stem.Layer]) -> list[stem.Layer]:
+    def gradient(x: jax.Array, made: list[stem.StemLayer]) -> list[stem.StemLayer]:
         return jax.grad(lambda made: stem.in_pieces(x, made, stem.TIME).sum())(made)
 
     with jax.set_mesh(mesh):

@@ -10,7 +10,7 @@ from musicssl.model import stem
 WIDTH = 24
 
 
-def layers(bias: bool, norms: int) -> list[stem.Layer]:
+def layers(bias: bool, norms: int) -> list[stem.StemLayer]:
     """Random values of a narrow stem."""
     rng = np.random.default_rng(7)
     made, channels = [], 1
@@ -19,7 +19,8 @@ def layers(bias: bool, norms: int) -> list[stem.Layer]:
         affine = 1 + 0.3 * rng.normal(size=WIDTH), 0.3 * rng.normal(size=WIDTH)
         values = kernel, 0.1 * rng.normal(size=WIDTH) if bias else None, *affine
         values = [None if x is None else jnp.asarray(x, jnp.float32) for x in values]
-        made.append(stem.Layer(*values[:2], *(values[2:] if i < norms else (None, None))))
+        norm = stem.Norm(*values[2:]) if i < norms else None
+        made.append(stem.StemLayer(*values[:2], norm))
         channels = WIDTH
     return made
 
