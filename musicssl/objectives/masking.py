@@ -36,12 +36,13 @@ class SpanMask(NamedTuple):
 class Batch(NamedTuple):
     """What an objective's loss sees of a batch, or of one part of it when gradients accumulate.
 
-    audio: [b, n] the encoder's input. raw: [b, n] the same in [-1, 1), not normalised.
+    encoder_input: [b, n], normalised where the encoder is trained on normalised clips.
+    waveform: [b, n] the same audio in [-1, 1), never normalised.
     masked, clips: masked frames and clips of the whole global batch, which losses divide by.
     """
 
-    audio: jax.Array
-    raw: jax.Array
+    encoder_input: jax.Array
+    waveform: jax.Array
     mask: SpanMask
     masked: jax.Array
     clips: int

@@ -125,8 +125,8 @@ def parts(config: ml_collections.ConfigDict, mesh: Mesh) -> dict[str, Callable[[
         program = jax.jit(jax.grad(lambda *x: jnp.square(function(*x)).mean(), argnums=(0, 1)))
         return lambda: program(*arguments)
 
-    z = jax.jit(lambda p, x: apply(p, apply(p, x, "stem"), "project"))(params, batch.audio)
-    stem = jax.jit(jax.grad(lambda p: jnp.square(apply(p, batch.audio, "stem")).mean()))
+    z = jax.jit(lambda p, x: apply(p, apply(p, x, "stem"), "project"))(params, batch.encoder_input)
+    stem = jax.jit(jax.grad(lambda p: jnp.square(apply(p, batch.encoder_input, "stem")).mean()))
     programs = {
         "stem": lambda: stem(params),  # nothing asks for the gradient of audio
         "positional": both_ways(lambda p, x: apply(p, x, "position"), params, z),
@@ -140,7 +140,7 @@ def parts(config: ml_collections.ConfigDict, mesh: Mesh) -> dict[str, Callable[[
     else:
         label = jax.jit(lambda t, x: kmeans.assign(t["codebook"], hubert.features(config, t, x)))
         head = hubert.head(encoder, config)
-        programs["labels"] = lambda: label(teacher, batch.raw)
+        programs["labels"] = lambda: label(teacher, batch.waveform)
         seen = jnp.take_along_axis(z, batch.mask.frames[..., None], axis=1)  # [b, m, d]
     logits = lambda p, x: head.apply({"params": p}, x)  # noqa: E731
     programs["head"] = both_ways(logits, state.params["head"], seen)
