@@ -67,7 +67,7 @@ def test_the_table_and_its_document(tmp_path, capsys):
         benchmark.Row("optimizer", 0.25, 3.0, 1.0, "GB/s", "a copy"),
     ]
     config = tiny.config()
-    benchmark.report(config, here, made, tmp_path / "runs" / "v1.5")
+    benchmark.write_report(config, here, made, tmp_path / "runs" / "v1.5")
     printed = capsys.readouterr().out
     assert "| step | 500.0 | 250.0 GFLOP/s | 1,000.0 GFLOP/s | 25% | a rate |" in printed
     assert "| optimizer | 250.0 | 3.0 GB/s | 1.0 GB/s | 300% | a copy |" in printed
