@@ -119,6 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 for m in study.pretrained()
             ]
             return study_cost.main(models, options.topology, options.workdir, options.dry_run)
+
         all_stages = study.stages()
         known = "as --dry_run without it lists them"
         chosen = _choose(options.stages, all_stages, "--stages", known)
@@ -314,6 +315,7 @@ class Study:
             f"--config.cache={self.workdir / 'features' / encoder.name}",
             f"--config.results={results}",
         ]
+
         needs = [f"data/{dataset}"]
         if encoder.model:
             needs.append(f"pretrain/{encoder.model.name}")

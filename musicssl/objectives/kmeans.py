@@ -189,10 +189,8 @@ def _seed_codebook(batches: Iterable[Features], settings: Settings) -> State:
 def _advance(state: State, batches: Iterable[Features], settings: Settings) -> State:
     """Make one Lloyd pass: every frame to its nearest row, every row to its frames' mean."""
     clusters, width = state.codebook.shape
-    totals: tuple[Features, Features] = (
-        np.zeros((clusters, width + 1), np.float32),
-        np.zeros(clusters, np.int32),
-    )
+    sums, counts = np.zeros((clusters, width + 1), np.float32), np.zeros(clusters, np.int32)
+    totals: tuple[Any, Any] = (sums, counts)  # jax's from the first batch on
     for features in batches:
         if features.shape[-1] != width:
             raise ValueError(
@@ -201,7 +199,7 @@ def _advance(state: State, batches: Iterable[Features], settings: Settings) -> S
             )
         totals = _accumulate(totals, state.codebook, features)
 
-    sums, counts = (np.asarray(total) for total in totals)
+    sums, counts = np.asarray(totals[0]), np.asarray(totals[1])
     frames = counts.sum(dtype=np.int64)
     inertia = sums[:, -1].sum(dtype=np.float64) / max(frames, 1)
     if frames == 0 or not np.isfinite(inertia):
@@ -225,7 +223,7 @@ def _settled(inertia: np.ndarray, tolerance: float) -> bool:
 
 @functools.partial(jax.jit, donate_argnums=0)
 def _accumulate(
-    totals: tuple[Features, Features], codebook: Features, features: Features
+    totals: tuple[jax.Array, jax.Array], codebook: Features, features: Features
 ) -> tuple[jax.Array, jax.Array]:
     """Add a batch to the sums [k, f + 1] of offsets and squared distances, and to the counts [k].
 
@@ -288,6 +286,7 @@ def load_codebook(path: epath.PathLike, feature: dict, clusters: int) -> np.ndar
       ValueError: the file is damaged, or its feature or number of clusters is another.
     """
     saved = _read(path, ("codebook", "feature", "hash"))
+
     codebook, made_of = saved["codebook"], json.loads(str(saved["feature"]))
     if codebook_hash(codebook, made_of) != str(saved["hash"]):
         raise ValueError(f"{path} does not match its own hash: delete it and fit it again")

@@ -220,6 +220,7 @@ def _input_row(config: ml_collections.ConfigDict, here: Machine) -> Row | None:
     """Measure crops of the data set beside a bare read of its files; None where it is not built."""
     if not host.is_built(config.data.name, config.data.data_dir):
         return None
+    crops: Any  # an iterator that can be closed
     crops, records = host.crops_and_records(config)
     seconds, b = _median_seconds(lambda: next(crops)["audio"], here.budget), config.batch_size
     limit = b / _median_seconds(lambda: [next(records) for _ in range(b)], here.budget)

@@ -186,7 +186,10 @@ def largest_batch(
         result = attempt(unit * guess)
         tried.append(result)
         before = accepted, refused
+
         accepted, refused = (guess, refused) if result.compiled else (accepted, guess)
+
+        # The next guess.
         reached = _predict(tried, unit, limit, fixed)
         if refused is None:  # go up
             near = reached is not None and reached <= 4 * accepted

@@ -71,6 +71,7 @@ def _read_computations(program: str) -> dict[str, list[_Instruction]]:
 
 
 def _read_instruction(line: str, match: re.Match) -> _Instruction:
+    """Read an instruction from its line and the match of _LINE in it."""
     cycles = re.search(r'"estimated_cycles":"(\d+)"', line)
     scope = re.search(r'op_name="([^"]*)"', line)
     return _Instruction(

@@ -404,6 +404,7 @@ def _summary(plans: list[Plan]) -> str:
 
 
 def _summary_row(plan: Plan) -> str:
+    """Return a topology's row in the table that compares them."""
     memory = plan["memory"]
     verdict = "" if memory["fits"] else ": **does not fit**"
 

@@ -148,6 +148,8 @@ def _check_values(leaves: dict[str, Any]) -> None:
     for name, choices in _CHOICES.items():
         if leaves[name] not in choices:
             raise ValueError(f"{name} is {leaves[name]!r}: use '{choices[0]}' or '{choices[1]}'")
+
+    # Counts, then shares.
     saves = (f"checkpoint.{x}" for x in ("every", "keep", "keep_every"))
     for name in ("steps", "batch_size", "log_every", *saves):
         if leaves[name] < 1:
