@@ -6,7 +6,7 @@
 #   launch/build_dataset.sh flink|spark NAME DATA_DIR HOST:PORT [FLAG ...]
 #
 # HOST:PORT is Flink's REST address, or the job endpoint of Beam's Spark job server. FLAGs go to
-# data_pipelines.build (--manual_dir=...) and to Beam. --dry-run first prints the command alone.
+# data_pipelines.build (--manual_dir=...) and to Beam. --dry_run first prints the command alone.
 # Workers have to see --manual_dir and DATA_DIR, and need an image of Beam's with requirements.txt
 # and data_pipelines/ in it: --sdk_container_image=IMAGE on Dataflow, --environment_type=DOCKER
 # --environment_config=IMAGE elsewhere.
@@ -14,7 +14,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 dry_run=false
-if [[ ${1:-} == --dry-run ]]; then
+if [[ ${1:-} == --dry[_-]run ]]; then
   dry_run=true
   shift
 fi

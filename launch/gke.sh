@@ -7,7 +7,7 @@
 #   launch/gke.sh delete --name=NAME     SIGTERM to every worker, which saves, and remove the job
 #
 # --hosts is of a slice, --chips of a host, --claim a ReadWriteMany volume for data and workdirs,
-# mounted at /mnt/musicssl. What follows -- are musicssl.main's flags. --dry-run prints the manifest
+# mounted at /mnt/musicssl. What follows -- are musicssl.main's flags. --dry_run prints the manifest
 # and the command.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -26,7 +26,7 @@ declare -A given=([SLICES]=1)
 dry_run=false
 while (($#)); do
   case $1 in
-    --dry-run) dry_run=true ;;
+    --dry_run | --dry-run) dry_run=true ;;
     --) shift && break ;;
     --name=?* | --image=?* | --accelerator=?* | --topology=?* | --hosts=?* | --chips=?* | \
       --claim=?* | --slices=?*)

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Builds and pushes the image of a Dockerfile here: launch/image.sh tpu|cuda IMAGE [--dry-run]
+# Builds and pushes the image of a Dockerfile here: launch/image.sh tpu|cuda IMAGE [--dry_run]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 kind=${1:-} image=${2:-} dry_run=${3:-}
-if [[ ! -f launch/$kind.Dockerfile || ! $image || (-n $dry_run && $dry_run != --dry-run) ]]; then
-  echo "image.sh: use launch/image.sh tpu|cuda REGISTRY/IMAGE:TAG [--dry-run]" >&2
+if [[ ! -f launch/$kind.Dockerfile || ! $image || (-n $dry_run && $dry_run != --dry[_-]run) ]]; then
+  echo "image.sh: use launch/image.sh tpu|cuda REGISTRY/IMAGE:TAG [--dry_run]" >&2
   exit 2
 fi
 call() {

@@ -2,9 +2,9 @@
 # musicHuBERT at full scale, both iterations: 2000 clusters of MFCC for 250k steps, then 2000
 # clusters of the first encoder's layer 6 for 400k steps, each with its own codebook.
 #
-#   launch/musichubert.sh [--dry-run] [--runs=DIR] [FLAG ...]
+#   launch/musichubert.sh [--dry_run] [--runs=DIR] [FLAG ...]
 #
-#   --dry-run   print the two commands, run nothing
+#   --dry_run   print the two commands, run nothing
 #   --runs=DIR  where the workdirs are, default runs (from the repository's root)
 #   FLAG        of musicssl.main, for both iterations: --config.data.data_dir=DATA and the like
 #
@@ -21,7 +21,7 @@ dry_run=false
 flags=()
 for argument in "$@"; do
   case $argument in
-    --dry-run) dry_run=true ;;
+    --dry_run | --dry-run) dry_run=true ;;
     --runs=?*) runs=${argument#--runs=} ;;
     --config.*=*) flags+=("$argument") ;;
     --config | --config=* | --workdir | --workdir=* | --runs | --runs=)

@@ -13,7 +13,7 @@
 # Several machines of GPUs under Slurm, one task a GPU:
 #
 #   sbatch [--nodes=4 --time=... ...] launch/slurm.sh --config=configs/music2vec.py --workdir=...
-#   launch/slurm.sh --dry-run --config=...        print the command that the job would run
+#   launch/slurm.sh --dry_run --config=...        print the command that the job would run
 #
 # Flags are those of musicssl.main; the workdir has to be on a disk that all nodes share. Three
 # minutes before the time limit, and at a preemption, Slurm sends SIGTERM: the run saves and ends,
@@ -23,7 +23,7 @@ set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:-$(dirname "${BASH_SOURCE[0]}")/..}"
 
 dry_run=false
-if [[ ${1:-} == --dry-run ]]; then
+if [[ ${1:-} == --dry[_-]run ]]; then
   dry_run=true
   shift
 fi

@@ -14,7 +14,7 @@
 #   delete   give the machines back
 #
 # Flags: --project=PROJECT  --runtime=VERSION (default by --type)  --mount=DIR (/mnt/musicssl)
-#        --dry-run prints every command and runs none.
+#        --dry_run prints every command and runs none.
 # The workdir and the data have to be on what all workers share: --workdir=/mnt/musicssl/runs/NAME.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -42,7 +42,7 @@ while (($#)); do
     --nfs=?*) nfs=${1#*=} ;;
     --mount=?*) mount=${1#*=} ;;
     --spot) spot=true ;;
-    --dry-run) dry_run=true ;;
+    --dry_run | --dry-run) dry_run=true ;;
     --) shift && break ;;
     *) fail "$1: unknown, or has no value; the job's command comes after --" ;;
   esac
