@@ -5,9 +5,9 @@
 
 The processes find each other by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
 Each line of their output has the process's number before it. When one ends with an error, the
-others have --grace seconds to find out for themselves, then they are killed; the exit code is that
-of the first to end (128 + n for signal n). --restarts=K starts all of them again up to K times
-after an error that is not final. SIGTERM, which Ctrl-C is too, goes on to every process.
+others have --grace seconds to notice and end, and then they are killed. The exit code is that of
+the first to end with an error (128 + n for signal n). --restarts=K starts all of them again up to K
+times after an error that is not final. SIGTERM and Ctrl-C go on to every process.
 """
 
 import argparse
@@ -26,38 +26,42 @@ import threading
 import time
 from typing import IO
 
-FINAL = (0, 2, 3)  # complete, refused, stopped: starting again would change nothing
-BAR = 10.0
+_FINAL = (0, 2, 3)  # complete, refused, stopped: starting again would change nothing
+_BAR = 10.0  # seconds between two states of a progress bar that are printed
 
 
 def main() -> int:
+    """Run the job that the command line describes, or print it; return the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--processes", type=positive, default=2)
-    add("--devices", type=positive, default=1, help="of each process")
+    add("--processes", type=_positive, default=2)
+    add("--devices", type=_positive, default=1, help="of each process")
     add("--restarts", type=int, default=0, help="at most so many after errors (0)")
     add("--grace", type=float, default=120, help="seconds to end by themselves (120)")
     add("--dry_run", "--dry-run", action="store_true", help="print the commands, run nothing")
     add("command", nargs="+", help="after --, what each process runs")
     options = parser.parse_args()
+
     if options.dry_run:
         for number in range(options.processes):
-            settings = environment(options, number, "PORT").items()
+            settings = _environment(options, number, "PORT").items()
             print(shlex.join(["env", *(f"{k}={v}" for k, v in settings), *options.command]))
         return 0
-    return run(options)
+    return _run(options)
 
 
-def positive(text: str) -> int:
-    if int(text) < 1:
-        raise ValueError
-    return int(text)
+def _positive(text: str) -> int:
+    """Read a number of 1 or more; argparse refuses any other text in these words."""
+    with contextlib.suppress(ValueError):
+        if int(text) >= 1:
+            return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no number of 1 or more")
 
 
-def environment(options: argparse.Namespace, number: int, port: int | str) -> dict[str, str]:
-    """What a process's environment has beside this one's."""
+def _environment(options: argparse.Namespace, number: int, port: int | str) -> dict[str, str]:
+    """Return what a process's environment has beside this one's."""
     devices = f"--xla_force_host_platform_device_count={options.devices}"
     return {
         "JAX_PLATFORMS": "cpu",
@@ -68,43 +72,46 @@ def environment(options: argparse.Namespace, number: int, port: int | str) -> di
     }
 
 
-def run(options: argparse.Namespace) -> int:
-    """Run the job to its end, restarts included; returns the exit code."""
+def _run(options: argparse.Namespace) -> int:
+    """Run the job to its end, restarts included; return the exit code."""
     asked: list[bool] = []
     job: list[subprocess.Popen] = []
 
-    def ask(*_) -> None:
+    def ask(*_: object) -> None:
         asked.append(True)
         for process in job:
             process.terminate()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, ask)
+
     left = options.restarts
     while True:
-        job[:], readers = start(options)
+        job[:], readers = _start(options)
         if asked:  # meanwhile
             ask()
-        first, code = wait(job, options.grace)
+        first, code = _wait(job, options.grace)
         for reader in readers:
             reader.join()
         if not code:
             return 0
-        say(f"process {first} ended first, with {named(code)}" + (", as asked" if asked else ""))
-        if code in FINAL or asked or not left:
+        why = ", as asked" if asked else ""
+        _say(f"process {first} ended first, with {_describe_end(code)}{why}")
+        if code in _FINAL or asked or not left:
             return code
-        say(f"starting again ({left} restarts left)")
+        _say(f"starting again ({left} restarts left)")
         left -= 1
 
 
-def start(options: argparse.Namespace) -> tuple[list[subprocess.Popen], list[threading.Thread]]:
-    """The job's processes, each in a session of its own, and the threads that print for them."""
+def _start(options: argparse.Namespace) -> tuple[list[subprocess.Popen], list[threading.Thread]]:
+    """Start the processes, each in a session of its own, and the threads that print for them."""
     with socket.create_server(("localhost", 0)) as server:
         port = server.getsockname()[1]
+
     processes = [
         subprocess.Popen(
             options.command,
-            env=os.environ | environment(options, number, port),
+            env=os.environ | _environment(options, number, port),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -112,58 +119,61 @@ def start(options: argparse.Namespace) -> tuple[list[subprocess.Popen], list[thr
         )
         for number in range(options.processes)
     ]
-    readers = [
-        threading.Thread(target=copy, args=(number, source, sink))
-        for number, process in enumerate(processes)
-        for source, sink in ((process.stdout, sys.stdout), (process.stderr, sys.stderr))
-    ]
+
+    readers = []
+    for number, process in enumerate(processes):
+        for source, sink in ((process.stdout, sys.stdout), (process.stderr, sys.stderr)):
+            readers.append(threading.Thread(target=_copy_lines, args=(number, source, sink)))
     for reader in readers:
         reader.start()
     return processes, readers
 
 
-def copy(number: int, source: IO[bytes], sink: IO[str]) -> None:
-    """Print lines with the process's number before them; a bar that moves, every BAR seconds."""
+def _copy_lines(number: int, source: IO[bytes], sink: IO[str]) -> None:
+    """Print lines with the process's number before them, a progress bar every _BAR seconds."""
     moved = -math.inf
     for line in io.TextIOWrapper(source, errors="replace", newline=""):  # "\r" ends one too
-        # For every collective; its threads may cut into each other's lines.
+        # Leave out what Gloo prints for every collective; its threads may mix their lines.
         if "[Gloo] Rank" in line or "peer ranks" in line or not line.strip():
             continue
         if line.endswith("\r"):
-            if time.monotonic() < moved + BAR:
+            if time.monotonic() < moved + _BAR:
                 continue
             moved = time.monotonic()
         sink.write(f"[{number}] {line.rstrip()}\n")
         sink.flush()
 
 
-def wait(job: list[subprocess.Popen], grace: float) -> tuple[int, int]:
-    """Wait for all, or kill those that outlive an error by `grace` seconds.
+def _wait(job: list[subprocess.Popen], grace: float) -> tuple[int, int]:
+    """Wait for all processes, and kill those that outlive an error by `grace` seconds.
 
     Returns:
-      the first process that ended with an error, and its exit code; 0, 0 without one.
+      The first process that ended with an error, and its exit code; 0, 0 without one.
     """
     ends: queue.Queue[tuple[int, int]] = queue.Queue()  # in the order that they happen
     for number, process in enumerate(job):
-        target = functools.partial(end, number, process, ends)
+        target = functools.partial(_put_end, number, process, ends)
         threading.Thread(target=target, daemon=True).start()
+
     first, code, latest = 0, 0, math.inf
     for _ in job:
         try:
-            number, found = take(ends, latest)
+            number, end = _take(ends, latest)
         except queue.Empty:
-            say(f"processes that did not end in {grace:g} s are killed")
+            _say(f"processes that did not end in {grace:g} s are killed")
             for process in job:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
-            number, found = ends.get()
-        if found and not code:
-            first, code, latest = number, found, time.monotonic() + grace
+            number, end = ends.get()
+        if end and not code:
+            first, code, latest = number, end, time.monotonic() + grace
     return first, code if code >= 0 else 128 - code
 
 
-def take(ends: queue.Queue, latest: float) -> tuple[int, int]:
-    """The next end, looking up every second: a signal that comes to another thread wakes no wait.
+def _take(ends: queue.Queue, latest: float) -> tuple[int, int]:
+    """Return the next end, a process's number and its exit code.
+
+    It looks up every second, since a signal that another thread receives wakes no wait.
 
     Raises:
       queue.Empty: none came until the latest time.
@@ -176,15 +186,16 @@ def take(ends: queue.Queue, latest: float) -> tuple[int, int]:
                 raise
 
 
-def end(number: int, process: subprocess.Popen, ends: queue.Queue) -> None:
+def _put_end(number: int, process: subprocess.Popen, ends: queue.Queue) -> None:
+    """Wait for a process and put its number and exit code into the queue."""
     ends.put((number, process.wait()))
 
 
-def named(code: int) -> str:
+def _describe_end(code: int) -> str:
     return f"signal {code - 128}" if code > 128 else f"exit code {code}"
 
 
-def say(line: str) -> None:
+def _say(line: str) -> None:
     print(f"local.py: {line}", file=sys.stderr, flush=True)
 
 

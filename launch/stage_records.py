@@ -1,8 +1,9 @@
 """What is written down about stages: what made a product, and the attempts that came before.
 
-<folder>/stages/NAME.json is of a stage that is complete: its command, the commit that the code was
-at, when it began, how long it took. NAME.attempts beside it has a line for each attempt that has
-not completed, so that a stage that was interrupted and went on tells of all that made it.
+<folder>/stages/NAME.json is written when a stage is complete. It holds the stage's command, the
+commit that the code was at, when it began and how long it took. NAME.attempts beside it has lines
+for each attempt that has not completed, so that the record of a stage that was interrupted covers
+all the attempts that made it.
 """
 
 import json
@@ -12,59 +13,63 @@ from typing import Any
 
 
 def path_of(folder: Path, name: str) -> Path:
+    """Return the path of a complete stage's record."""
     return folder / "stages" / f"{name.replace('/', '-')}.json"
 
 
 def read(folder: Path, name: str) -> dict[str, Any] | None:
-    """What was noted when the stage was complete, None where it was not run by this folder."""
+    """Return the record of a complete stage, None where it was not run in this folder."""
     path = path_of(folder, name)
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def every(folder: Path) -> list[dict[str, Any]]:
-    """What was noted of all complete stages."""
+def read_all(folder: Path) -> list[dict[str, Any]]:
+    """Return the records of all complete stages."""
     return [json.loads(path.read_text()) for path in (folder / "stages").glob("*.json")]
 
 
 class Attempt:
-    """A command that is being run."""
+    """A command that is being run, and its record."""
 
     def __init__(self, folder: Path, name: str, command: tuple[str, ...], commit: str):
         self.path = path_of(folder, name)
         self.clock = time.monotonic()
         began = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        self.told = {"stage": name, "command": list(command), "commit": commit, "began": began}
+        self.record = {"stage": name, "command": list(command), "commit": commit, "began": began}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.note({"commit": commit})
+        self._note({"commit": commit})
 
     @property
     def seconds(self) -> float:
+        """The time since the attempt began."""
         return time.monotonic() - self.clock
 
     @property
-    def attempts(self) -> Path:
+    def _attempts(self) -> Path:
         return self.path.with_suffix(".attempts")
 
-    def note(self, line: dict[str, Any]) -> None:
-        with self.attempts.open("a") as file:
-            file.write(json.dumps({"command": self.told["command"]} | line) + "\n")
+    def _note(self, line: dict[str, Any]) -> None:
+        with self._attempts.open("a") as file:
+            file.write(json.dumps({"command": self.record["command"]} | line) + "\n")
 
     def failed(self, cpu_seconds: float) -> None:
         """Note an end without a product."""
-        self.note({"seconds": self.seconds, "cpu_seconds": cpu_seconds})
+        self._note({"seconds": self.seconds, "cpu_seconds": cpu_seconds})
 
     def complete(self, cpu_seconds: float) -> None:
         """Note what made the product: seconds of all attempts, and commits of earlier ones."""
-        every = [json.loads(line) for line in self.attempts.read_text().splitlines()]
-        lines = [x for x in every if x["command"] == self.told["command"]]
-        spent = {
-            name: round(now + sum(x.get(name, 0) for x in lines), 1)
-            for name, now in (("seconds", self.seconds), ("cpu_seconds", cpu_seconds))
-        }
-        commits = dict.fromkeys(x["commit"] for x in lines if "commit" in x)
-        earlier = [x for x in commits if x != self.told["commit"]]
+        lines = [json.loads(line) for line in self._attempts.read_text().splitlines()]
+        lines = [line for line in lines if line["command"] == self.record["command"]]
+
+        # What the attempts took together, and the commits that they were made at.
+        spent = {}
+        for name, now in (("seconds", self.seconds), ("cpu_seconds", cpu_seconds)):
+            spent[name] = round(now + sum(line.get(name, 0) for line in lines), 1)
+        commits = dict.fromkeys(line["commit"] for line in lines if "commit" in line)
+        earlier = [commit for commit in commits if commit != self.record["commit"]]
+
         temporary = self.path.with_suffix(".tmp")
-        told = self.told | spent | {"earlier_commits": earlier}
-        temporary.write_text(json.dumps(told, indent=1) + "\n")
+        record = self.record | spent | {"earlier_commits": earlier}
+        temporary.write_text(json.dumps(record, indent=1) + "\n")
         temporary.rename(self.path)
-        self.attempts.unlink()
+        self._attempts.unlink()

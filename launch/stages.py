@@ -1,7 +1,7 @@
 """Stages of a long job: commands in the order of their needs, several at a time, none done twice.
 
-A stage is complete when its product is there and no other command has made it. Each command's
-output goes to <folder>/logs; what was run is written down by `stage_records`.
+A stage is complete when its product is there and was not made by another command. Each command's
+output goes to <folder>/logs; `stage_records` writes down what was run.
 """
 
 import concurrent.futures
@@ -18,16 +18,16 @@ from typing import NamedTuple
 
 from launch import stage_records
 
-LOOK_EVERY = 30  # seconds between lines about what is running
-PREEMPTED = 75  # saved when asked to end: the same command goes on
+_LOOK_EVERY = 30  # seconds between lines about what is running
+_PREEMPTED = 75  # saved when asked to end: the same command goes on
 
 
 class Stage(NamedTuple):
     """A command and what it makes.
 
-    name: kind/what, kinds take about as long. command: its first word is python. there: whether
-    its product is. needs: stages before it. last: runs after all others, whatever became of them,
-    and again when any of them has run since.
+    name: kind/what; stages of a kind take about as long. command: its first word is python. there:
+    tells whether the product is there. needs: the names of stages before it. last: whether it runs
+    after all others, whatever became of them, and again when any of them has run since.
     """
 
     name: str
@@ -38,36 +38,43 @@ class Stage(NamedTuple):
 
 
 def complete(stage: Stage, folder: Path) -> bool:
-    noted = stage_records.read(folder, stage.name)
-    if noted and noted["command"] != list(stage.command):
+    """Tell whether a stage's product is there, made by its command; if last, after the others."""
+    record = stage_records.read(folder, stage.name)
+    if record and record["command"] != list(stage.command):
         return False
     if stage.last:
-        mine = stage_records.path_of(folder, stage.name)
-        others = [path for path in mine.parent.glob("*.json") if path != mine]
-        if not noted or any(path.stat().st_mtime > mine.stat().st_mtime for path in others):
+        own = stage_records.path_of(folder, stage.name)
+        others = [path for path in own.parent.glob("*.json") if path != own]
+        if not record or any(path.stat().st_mtime > own.stat().st_mtime for path in others):
             return False
     return stage.there()
 
 
-def without_complete(chosen: Sequence[Stage], every: Sequence[Stage], folder: Path) -> list[Stage]:
-    """The chosen stages without those of their needs that are complete.
+def without_complete(
+    chosen: Sequence[Stage], all_stages: Sequence[Stage], folder: Path
+) -> list[Stage]:
+    """Return the chosen stages without those of their needs that are complete.
 
     Raises:
       ValueError: a stage needs one that is neither chosen nor complete.
     """
-    others = {x.name: complete(x, folder) for x in every if x not in chosen}
+    others = {stage.name: complete(stage, folder) for stage in all_stages if stage not in chosen}
+    left = []
     for stage in chosen:
-        if lost := [name for name in stage.needs if not others.get(name, True)]:
+        lost = [name for name in stage.needs if not others.get(name, True)]
+        if lost:
             raise ValueError(f"{stage.name} needs {lost[0]}, which is not complete: choose it too")
-    return [x._replace(needs=tuple(n for n in x.needs if n not in others)) for x in chosen]
+        needs = tuple(name for name in stage.needs if name not in others)
+        left.append(stage._replace(needs=needs))
+    return left
 
 
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[int]:
-    """Holds the folder for this process and those that it starts, even if they outlive it.
+    """Hold the folder for this process and those that it starts, even if they outlive it.
 
     Raises:
-      ValueError: another holds it.
+      ValueError: another process holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
@@ -79,10 +86,11 @@ def alone(folder: Path) -> Iterator[int]:
 
 
 def run(stages: Sequence[Stage], folder: Path, jobs: int, commit: Callable[[], str]) -> int:
-    """Runs what is not complete; returns 0, or the exit code of the first command that failed.
+    """Run what is not complete; return 0, or the exit code of the first command that failed.
 
     Args:
-      jobs: stages at a time. commit: tells what the code is at when a stage begins.
+      jobs: how many stages run at a time.
+      commit: returns the commit that the code is at; called when a stage begins.
 
     Raises:
       ValueError: the folder is in use.
@@ -91,13 +99,13 @@ def run(stages: Sequence[Stage], folder: Path, jobs: int, commit: Callable[[], s
     if left:  # what sums up the others has to be made again
         left = [stage for stage in stages if stage.last or stage in left]
     if not left:
-        say(f"all {len(stages)} stages are complete")
+        _say(f"all {len(stages)} stages are complete")
         return 0
     with alone(folder) as lock:
-        return Work(stages, left, folder, jobs, commit, lock).run()
+        return _Work(stages, left, folder, jobs, commit, lock).run()
 
 
-class Work:
+class _Work:
     """The stages under way, and the processes that run them."""
 
     def __init__(
@@ -121,52 +129,63 @@ class Work:
             self.slots.put(cores[job::jobs] or cores)
 
     def run(self) -> int:
-        """As `run`."""
-        before = {x: signal.signal(x, self.ask) for x in (signal.SIGTERM, signal.SIGINT)}
+        """Do as the function `run` says, with SIGTERM and Ctrl-C going on to the commands."""
+        before = {x: signal.signal(x, self._ask) for x in (signal.SIGTERM, signal.SIGINT)}
         try:
-            return self.work()
+            return self._run_all()
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def work(self) -> int:
+    def _run_all(self) -> int:
+        """Run the stages until none can be started, or the job is asked to end."""
         done = self.total - len(self.left)
-        say(f"{done} of {self.total} stages are complete{self.estimate()}")
+        _say(f"{done} of {self.total} stages are complete{self._estimate()}")
+
         futures: dict[concurrent.futures.Future, Stage] = {}
         with concurrent.futures.ThreadPoolExecutor(self.jobs) as pool:
             while True:
-                while not self.asked and len(futures) < self.jobs and (stage := self.next(futures)):
+                # Start stages while there are free jobs and stages that can run.
+                while not self.asked and len(futures) < self.jobs:
+                    stage = self._next(futures)
+                    if stage is None:
+                        break
                     self.left.remove(stage)
-                    futures[pool.submit(self.execute, stage)] = stage
+                    futures[pool.submit(self._execute, stage)] = stage
                 if not futures:
                     break
+
+                # Wait for one to end, or say what is under way.
                 ended, _ = concurrent.futures.wait(
-                    futures, LOOK_EVERY, concurrent.futures.FIRST_COMPLETED
+                    futures, _LOOK_EVERY, concurrent.futures.FIRST_COMPLETED
                 )
                 for future in ended:
-                    self.tell(futures.pop(future), *future.result())
+                    self._report_end(futures.pop(future), *future.result())
                 if not ended:
-                    self.look()
+                    self._report_running()
+
         if self.asked:
-            say("asked to end: run the same command to go on")
-            return PREEMPTED
+            _say("asked to end: run the same command to go on")
+            return _PREEMPTED
         for stage in self.left:
-            say(f"left out: {stage.name}, since what it needs did not complete")
+            _say(f"left out: {stage.name}, since what it needs did not complete")
         return next(iter(self.failed.values()), 1 if self.left else 0)
 
-    def next(self, futures: dict) -> Stage | None:
-        """The first stage whose needs are complete."""
+    def _next(self, futures: dict) -> Stage | None:
+        """Return the first stage whose needs are complete, None where there is none."""
         open_names = {stage.name for stage in (*self.left, *futures.values())} | self.failed.keys()
         for stage in self.left:
             if not stage.last and not open_names & {*stage.needs}:
                 return stage
         return None if futures else next((stage for stage in self.left if stage.last), None)
 
-    def execute(self, stage: Stage) -> tuple[int, float]:
-        """Runs a command to its end: exit code, seconds."""
-        log = self.log(stage.name)
+    def _execute(self, stage: Stage) -> tuple[int, float]:
+        """Run a command to its end; return its exit code and the seconds that it took."""
+        log = self._log(stage.name)
         log.parent.mkdir(parents=True, exist_ok=True)
-        say(f"{stage.name} ...")
+        _say(f"{stage.name} ...")
+
+        # The command, on cores of its own.
         cores = self.slots.get()
         attempt = stage_records.Attempt(self.folder, stage.name, stage.command, self.commit())
         with log.open("a") as output:
@@ -189,74 +208,86 @@ class Work:
         process.returncode = code = os.waitstatus_to_exitcode(status)
         del self.running[stage.name]
         self.slots.put(cores)
+
+        # Its record: a command that ends well without its product has failed too.
         if not code and not stage.there():
             code = 1
-            say(f"{stage.name} ended without its product: see {log}")
-        (attempt.failed if code else attempt.complete)(used.ru_utime + used.ru_stime)
+            _say(f"{stage.name} ended without its product: see {log}")
+        cpu_seconds = used.ru_utime + used.ru_stime
+        if code:
+            attempt.failed(cpu_seconds)
+        else:
+            attempt.complete(cpu_seconds)
         return code, attempt.seconds
 
-    def tell(self, stage: Stage, code: int, seconds: float) -> None:
-        """A line about a stage that has ended."""
+    def _report_end(self, stage: Stage, code: int, seconds: float) -> None:
+        """Say how a stage has ended, and note a failure."""
         if not code:
             done = self.total - len(self.left) - len(self.running) - len(self.failed)
-            took = f"{stage.name} complete in {clocked(seconds)}"
-            say(f"{took}: {done} of {self.total}{self.estimate()}")
+            took = f"{stage.name} complete in {_clocked(seconds)}"
+            _say(f"{took}: {done} of {self.total}{self._estimate()}")
             return
         if self.asked:
             return
         self.failed[stage.name] = code
-        log = self.log(stage.name)
-        say(f"{stage.name} ended with exit code {code}: {log} ends with: {last_line(log)}")
+        log = self._log(stage.name)
+        _say(f"{stage.name} ended with exit code {code}: {log} ends with: {_last_line(log)}")
 
-    def look(self) -> None:
+    def _report_running(self) -> None:
+        """Say how far each running stage is, by the last line of its log."""
         for name in list(self.running):
-            say(f"{name}: {last_line(self.log(name))}")
+            _say(f"{name}: {_last_line(self._log(name))}")
 
-    def estimate(self) -> str:
-        """How long the rest takes, from what stages of the same kind have taken."""
+    def _estimate(self) -> str:
+        """Say how long the rest takes, from what stages of the same kind have taken."""
         taken: dict[str, list[float]] = {}
-        for noted in stage_records.every(self.folder):
-            taken.setdefault(kind(noted["stage"]), []).append(noted["seconds"])
+        for record in stage_records.read_all(self.folder):
+            taken.setdefault(kind(record["stage"]), []).append(record["seconds"])
+        means = {name: sum(seconds) / len(seconds) for name, seconds in taken.items()}
+
         names = [stage.name for stage in self.left] + list(self.running)
-        known = [sum(taken[kind(x)]) / len(taken[kind(x)]) for x in names if kind(x) in taken]
-        past = sum(attempt.seconds for attempt, _ in self.running.values())
-        rest = max(sum(known) - past, 0) / self.jobs
+        known = [means[kind(name)] for name in names if kind(name) in means]
         if not known:
             return ""
+        past = sum(attempt.seconds for attempt, _ in self.running.values())
+        rest = max(sum(known) - past, 0) / self.jobs
         unknown = len(names) - len(known)
         more = f" and {unknown} stages unlike these" if unknown else ""
-        return f", about {clocked(rest)} left{more}"
+        return f", about {_clocked(rest)} left{more}"
 
-    def ask(self, *_) -> None:
+    def _ask(self, *_signal: object) -> None:
+        """Ask every command to end, on a signal, and start no other."""
         self.asked = True
         for _, process in list(self.running.values()):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)
 
-    def log(self, name: str) -> Path:
+    def _log(self, name: str) -> Path:
         return self.folder / "logs" / f"{name.replace('/', '-')}.log"
 
 
 def kind(name: str) -> str:
-    """What a stage's time is guessed from: probes of one data set, trainings of one family."""
+    """Return the name of what takes about as long: probes of a data set, trainings of a family."""
     parts = name.split("/")
     return f"{parts[0]}/{parts[-1]}" if parts[0] == "probe" else name.partition("-")[0]
 
 
-def last_line(log: Path) -> str:
-    """The end of a log, the last state of a progress bar too."""
+def _last_line(log: Path) -> str:
+    """Return the end of a log, which may be the last state of a progress bar."""
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - 2000))
         text = file.read().decode(errors="replace")
-    lines = [x.strip() for x in text.replace("\r", "\n").splitlines() if x.strip()]
+    lines = [line.strip() for line in text.replace("\r", "\n").splitlines()]
+    lines = [line for line in lines if line]
     return lines[-1][-160:] if lines else "nothing yet"
 
 
-def clocked(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
+def _clocked(duration: float) -> str:
+    """Spell seconds as hours, minutes and seconds."""
+    minutes, seconds = divmod(round(duration), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
-def say(line: str) -> None:
+def _say(line: str) -> None:
     print(f"study: {line}", file=sys.stderr, flush=True)

@@ -6,13 +6,14 @@
     python launch/study.py --scale=base --cost --topology=v5e:4x4,v5p:4x4x4
     python launch/study.py --scale=base --manual_dir=CORPORA   # each in CORPORA/<builder>
 
-Stages are commands: build data, pre-train, probe (an encoder on a data set), report. Each is
+The stages are commands: build data, pre-train, probe an encoder on a data set, report. Each is
 skipped where its result is there, so running this again after any interruption goes on. Another
-configuration is a variant in configs/ and a line in MODELS. launch/study.md: on clusters.
+configuration is a variant in configs/ and a line in MODELS. launch/study.md says how to spread the
+stages over a cluster.
 
-FLAGs after -- go to every pre-training command: --config.mesh.fsdp=4 and the like.
-Exit codes: 0 complete, 2 a request that cannot be met, 75 asked to end, others: of the first stage
-that failed.
+FLAGs after -- go to every pre-training command, --config.mesh.fsdp=4 for instance. Exit codes: 0
+complete, 2 a request that cannot be met, 75 asked to end, any other that of the first stage that
+failed.
 """
 
 import argparse
@@ -24,10 +25,12 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import ml_collections
+
+_ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(_ROOT))
 
 from launch import stages, study_cost  # noqa: E402
 from launch.stages import Stage  # noqa: E402
@@ -38,7 +41,7 @@ from musicssl.runtime.workdir import git_commit  # noqa: E402
 
 
 class Model(NamedTuple):
-    """A configuration: configs/<family>.py:<variant>. teacher: the model whose encoder it needs."""
+    """A configuration, configs/<family>.py:<variant>. teacher: the model whose encoder it needs."""
 
     family: str
     variant: str
@@ -65,9 +68,13 @@ MODELS = (  # the paper's 12; the first of a family is the one that its others v
 )
 
 
-class Scale(NamedTuple):
-    """suffix: of the variants. music: what is pre-trained on. probe: settings of the evaluator,
-    those of a data set under its name, of all others under ""."""
+class _Scale(NamedTuple):
+    """How large a study is.
+
+    suffix: of the variants' names. music: the data set to pre-train on. tasks: what is probed,
+    unless --tasks says otherwise. probe: flags of the evaluator, those for one data set under its
+    name, those for all others under "".
+    """
 
     suffix: str
     music: str
@@ -75,20 +82,24 @@ class Scale(NamedTuple):
     probe: dict[str, tuple[str, ...]]
 
 
-MOST_JOBS = 4  # at a time, unless --jobs asks for more: 2 GB of memory each
-DEMO_PROBES = {
+_MOST_JOBS = 4  # at a time, unless --jobs asks for more: 2 GB of memory each
+_DEMO_PROBES = {
     "synth_music": ("--config=configs/probe.py:quick", "--config.epochs=6", "--config.limit=24"),
     "synth_polyphony": ("--config=configs/probe.py:polyphony", "--config.epochs=20"),
     "": ("--config=configs/probe.py:quick",),
 }
-SCALES = {
-    "demo": Scale("_demo", "synth_music", "synth,poly", DEMO_PROBES),
-    "base": Scale("", "music_folder", "mir,poly", {"": ("--config=configs/probe.py",)}),
+_SCALES = {
+    "demo": _Scale("_demo", "synth_music", "synth,poly", _DEMO_PROBES),
+    "base": _Scale("", "music_folder", "mir,poly", {"": ("--config=configs/probe.py",)}),
 }
 
 
-class Encoder(NamedTuple):
-    """What is probed. kind: pre-trained, random, features, given. spec: for musicssl.probe."""
+class StudyEncoder(NamedTuple):
+    """An encoder that is probed.
+
+    kind: pre-trained, random, features or given. spec: how musicssl.probe is told of it. model:
+    the configuration that it is of, if any.
+    """
 
     name: str
     kind: str
@@ -97,8 +108,9 @@ class Encoder(NamedTuple):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the study, or print what is asked for; return the exit code."""
     options = parse(arguments)
-    os.chdir(ROOT)
+    os.chdir(_ROOT)
     try:
         study = Study(options)
         if options.cost:
@@ -107,12 +119,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 for m in study.pretrained()
             ]
             return study_cost.main(models, options.topology, options.workdir, options.dry_run)
-        every = study.stages()
-        chosen = named(options.stages, every, "--stages", "as --dry_run without it lists them")
+
+        all_stages = study.stages()
+        known = "as --dry_run without it lists them"
+        chosen = _choose(options.stages, all_stages, "--stages", known)
         if options.dry_run:
-            show(chosen, options.workdir)
+            _show(chosen, options.workdir)
             return 0
-        chosen = stages.without_complete(chosen, every, options.workdir)
+        chosen = stages.without_complete(chosen, all_stages, options.workdir)
         study.save()
         return stages.run(chosen, options.workdir, options.jobs, git_commit)
     except (FileNotFoundError, ValueError) as error:
@@ -121,17 +135,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command's options; an option that cannot be is refused by argparse."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--scale", choices=SCALES, required=True)
+    add("--scale", choices=_SCALES, required=True)
     add("--models", default="*", help="names or patterns, baselines too, comma-separated")
     add("--tasks", default="", help="names or suites of probing/tasks.py (by default the scale's)")
     add("--encoders", default="", help="Hugging Face directories to probe too, comma-separated")
-    add("--workdir", type=placed, default=Path("runs/study"))
-    add("--data_dir", type=placed, default=Path("data"), help="where data sets are built")
-    add("--manual_dir", type=placed, help="has the files of data set NAME in the folder NAME")
+    add("--workdir", type=_place, default=Path("runs/study"))
+    add("--data_dir", type=_place, default=Path("data"), help="where data sets are built")
+    add("--manual_dir", type=_place, help="has the files of data set NAME in the folder NAME")
     add("--stages", default="*", help="patterns such as 'pretrain/*': these alone")
     add("--jobs", type=int, help="stages at a time, each on its share of the cores")
     add("--dry_run", "--dry-run", action="store_true", help="print the commands, run nothing")
@@ -139,38 +154,46 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--topology", default="v5e:4x4", help="for --cost, as musicssl.plan takes it")
     add("flags", nargs="*", metavar="FLAG", help="after --, for every pre-training")
     options = parser.parse_args(arguments)
+
     if options.jobs is None:  # small models take as much processor time on one core as on two
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
-        options.jobs = min(cores, MOST_JOBS) if options.scale == "demo" else 1
-    options.encoders = [placed(x) for x in options.encoders.split(",") if x]
-    if other := [x for x in options.flags if not x.startswith("--config.")]:
+        options.jobs = min(cores, _MOST_JOBS) if options.scale == "demo" else 1
+    options.encoders = [_place(x) for x in options.encoders.split(",") if x]
+    other = [x for x in options.flags if not x.startswith("--config.")]
+    if other:
         parser.error(f"{other[0]}: what comes after -- are --config. flags for pre-training")
     if options.jobs < 1:
         parser.error(f"--jobs is {options.jobs}: use 1 or more")
     return options
 
 
-def placed(path: str) -> Path:
-    """A path as the caller's shell means it; in one spelling, since commands are compared."""
+def _place(path: str) -> Path:
+    """Return a path as the caller's shell means it, spelt in one way: commands are compared."""
     whole = Path(os.path.abspath(path))
-    return whole.relative_to(ROOT) if whole.is_relative_to(ROOT) else whole
+    return whole.relative_to(_ROOT) if whole.is_relative_to(_ROOT) else whole
 
 
-def named(patterns: str, things: list, flag: str, known: str) -> list:
-    """Those of the things whose names match one of the patterns.
+def _choose(patterns: str, named: list, flag: str, known: str) -> list:
+    """Return those of the named things whose names match one of the patterns.
+
+    Args:
+      patterns: names with wildcards, comma-separated.
+      flag, known: for the message, where the patterns are from and which names there are.
 
     Raises:
       ValueError: a pattern matches none of them.
     """
-    each = patterns.split(",")
-    for pattern in each:
-        if not any(fnmatch.fnmatchcase(x.name, pattern) for x in things):
+    chosen = set()
+    for pattern in patterns.split(","):
+        matching = fnmatch.filter([x.name for x in named], pattern)
+        if not matching:
             raise ValueError(f"{flag}: {pattern!r} names none: use names or patterns {known}")
-    return [x for x in things if any(fnmatch.fnmatchcase(x.name, y) for y in each)]
+        chosen.update(matching)
+    return [x for x in named if x.name in chosen]
 
 
-def given(path: Path) -> Encoder:
-    """A Hugging Face directory as an encoder.
+def _given_encoder(path: Path) -> StudyEncoder:
+    """Return a Hugging Face directory as an encoder.
 
     Raises:
       FileNotFoundError, ValueError: it is none, or of an architecture that cannot be read.
@@ -182,75 +205,77 @@ def given(path: Path) -> Encoder:
         ("preprocessor_config.json", model_config.read_preprocessor),
     ):
         read(huggingface.read_json(path / name), path / name)
-    return Encoder(path.name, "given", str(path))
+    return StudyEncoder(path.name, "given", str(path))
 
 
 class Study:
     """What is compared, on which tasks, and the stages that lead there."""
 
     def __init__(self, options: argparse.Namespace):
-        self.options, self.scale = options, SCALES[options.scale]
+        self.options, self.scale = options, _SCALES[options.scale]
         self.workdir = options.workdir
         try:
             self.tasks = tasks.choose(options.tasks or self.scale.tasks)
         except ValueError as error:
             raise ValueError(f"--tasks={options.tasks}: {error}") from None
         self.datasets = list(dict.fromkeys(task.dataset for task in self.tasks))
-        everything = self.everything()
-        known = f"of {', '.join(x.name for x in everything)}"
-        self.encoders = named(options.models, everything, "--models", known)
-        self.encoders += [given(path) for path in options.encoders]
+
+        known_encoders = self._known_encoders()
+        known = f"of {', '.join(x.name for x in known_encoders)}"
+        self.encoders = _choose(options.models, known_encoders, "--models", known)
+        self.encoders += [_given_encoder(path) for path in options.encoders]
         names = [x.name for x in self.encoders]
-        if twice := [name for name in names if names.count(name) > 1]:
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
             raise ValueError(f"--encoders: two are called {twice[0]}: rename a directory")
 
-    def everything(self) -> list[Encoder]:
-        """The models and the baselines, one of random initial values for each family."""
-        trained = [Encoder(m.name, "pre-trained", str(self.place(m)), m) for m in MODELS]
+    def _known_encoders(self) -> list[StudyEncoder]:
+        """Return the models and the baselines, one of random initial values for each family."""
+        trained = [StudyEncoder(m.name, "pre-trained", str(self.place(m)), m) for m in MODELS]
         firsts = {m.family: m for m in reversed(MODELS)}
         random = [
-            Encoder(f"random-{m.family}", "random", f"random:{self.place(m)}", m)
+            StudyEncoder(f"random-{m.family}", "random", f"random:{self.place(m)}", m)
             for m in reversed(firsts.values())
         ]
-        return trained + random + [Encoder(name, "features", name) for name in BASELINES]
+        features = [StudyEncoder(name, "features", name) for name in BASELINES]
+        return trained + random + features
 
     def place(self, model: Model) -> Path:
+        """Return the workdir of a model."""
         return self.workdir / model.name
 
     def pretrained(self) -> list[Model]:
-        """Models that have to be there: those probed, those whose shape is, and their teachers."""
+        """Return the models to train: those probed, those whose shape is, and their teachers."""
         wanted = {x.model.name for x in self.encoders if x.model}
         wanted |= {m.teacher for m in MODELS if m.name in wanted and m.teacher}
         return [m for m in MODELS if m.name in wanted]
 
     def stages(self) -> list[Stage]:
-        """All stages, in an order in which they can run."""
-        found = [self.build(name) for name in dict.fromkeys([self.scale.music, *self.datasets])]
-        found += [self.pretrain(model) for model in self.pretrained()]
-        found += [self.probe(x, name) for x in self.encoders for name in self.datasets]
-        return [*found, self.report()]
+        """Return all stages, in an order in which they can run."""
+        datasets = dict.fromkeys([self.scale.music, *self.datasets])
+        in_order = [self._build(name) for name in datasets]
+        in_order += [self._pretrain(model) for model in self.pretrained()]
+        for encoder in self.encoders:
+            in_order += [self._probe(encoder, name) for name in self.datasets]
+        return [*in_order, self._report()]
 
-    def build(self, name: str) -> Stage:
-        command = [
-            "python",
-            "-m",
-            "data_pipelines.build",
-            name,
-            f"--data_dir={self.options.data_dir}",
-        ]
+    def _build(self, name: str) -> Stage:
+        """Return the stage that builds a data set."""
+        command = ["python", "-m", "data_pipelines.build", name]
+        command.append(f"--data_dir={self.options.data_dir}")
         manual = self.options.manual_dir
         if manual and (manual / name).is_dir():
             command.append(f"--manual_dir={manual / name}")
         folder = Path(self.options.data_dir, name)
 
         def there() -> bool:
-            found = folder.rglob("dataset_info.json")
-            return any(not x.parent.name.startswith("incomplete.") for x in found)
+            descriptions = folder.rglob("dataset_info.json")
+            return any(not x.parent.name.startswith("incomplete.") for x in descriptions)
 
         return Stage(f"data/{name}", tuple(command), there)
 
-    def pretrain(self, model: Model) -> Stage:
-        steps = self.config(model).steps
+    def _pretrain(self, model: Model) -> Stage:
+        """Return the stage that trains a model, after its teacher if it has one."""
         command = ["python", "-m", "musicssl.main", f"--config={self.config_name(model)}"]
         command += [f"--config.data.data_dir={self.options.data_dir}"]
         needs = [f"data/{self.scale.music}"]
@@ -258,15 +283,21 @@ class Study:
             command.append(f"--config.teacher.encoder={self.workdir / model.teacher}")
             needs.append(f"pretrain/{model.teacher}")
         command += [f"--workdir={self.place(model)}", *self.options.flags]
-        given = [x.partition("=")[2] for x in self.options.flags if x.startswith("--config.steps=")]
-        last = self.place(model) / "checkpoints" / (given or [str(steps)])[-1]
+
+        # The product is the checkpoint of the last step.
+        steps = str(self.config(model).steps)
+        for flag in self.options.flags:
+            if flag.startswith("--config.steps="):
+                steps = flag.partition("=")[2]
+        last = self.place(model) / "checkpoints" / steps
         return Stage(f"pretrain/{model.name}", tuple(command), last.is_dir, tuple(needs))
 
     def config_name(self, model: Model) -> str:
+        """Return a model's configuration as --config takes it."""
         return f"configs/{model.family}.py:{model.variant}{self.scale.suffix}"
 
-    def config(self, model: Model):
-        """The configuration of a model at this scale.
+    def config(self, model: Model) -> ml_collections.ConfigDict:
+        """Return the configuration of a model at this scale.
 
         Raises:
           ValueError: there is none.
@@ -274,7 +305,8 @@ class Study:
         family = importlib.import_module(f"configs.{model.family}")
         return family.get_config(model.variant + self.scale.suffix)
 
-    def probe(self, encoder: Encoder, dataset: str) -> Stage:
+    def _probe(self, encoder: StudyEncoder, dataset: str) -> Stage:
+        """Return the stage that probes an encoder on the tasks of a data set."""
         results = self.results(encoder, dataset)
         chosen = [task.name for task in self.tasks if task.dataset == dataset]
         settings = self.scale.probe.get(dataset, self.scale.probe[""])
@@ -286,14 +318,19 @@ class Study:
             f"--config.cache={self.workdir / 'features' / encoder.name}",
             f"--config.results={results}",
         ]
-        needs = [f"data/{dataset}"] + [f"pretrain/{m.name}" for m in [encoder.model] if m]
+
+        needs = [f"data/{dataset}"]
+        if encoder.model:
+            needs.append(f"pretrain/{encoder.model.name}")
         there = (results / "results.md").is_file  # written after the last task
         return Stage(f"probe/{encoder.name}/{dataset}", tuple(command), there, tuple(needs))
 
-    def results(self, encoder: Encoder, dataset: str) -> Path:
+    def results(self, encoder: StudyEncoder, dataset: str) -> Path:
+        """Return the folder of an encoder's results on a data set."""
         return self.workdir / "probes" / encoder.name / dataset
 
-    def report(self) -> Stage:
+    def _report(self) -> Stage:
+        """Return the stage that writes the report, after all others."""
         command = ("python", "-m", "musicssl.study_report", f"--workdir={self.workdir}")
         page, plan = self.workdir / "report/index.html", self.workdir / "study.json"
 
@@ -303,34 +340,36 @@ class Study:
         return Stage("report", command, there, last=True)
 
     def save(self) -> None:
-        """Writes <workdir>/study.json, from which the report knows what there is."""
-        told = {
+        """Write <workdir>/study.json, from which the report knows what there is."""
+        study = {
             "command": shlex.join(["python", "launch/study.py", *sys.argv[1:]]),
             "scale": self.options.scale,
             "tasks": [task.name for task in self.tasks],
             "datasets": self.datasets,
-            "encoders": [
-                {
-                    "name": x.name,
-                    "kind": x.kind,
-                    "spec": x.spec,
-                    "family": x.model.family if x.model else "",
-                    "config": self.config_name(x.model) if x.model else "",
-                    "workdir": str(self.place(x.model)) if x.model else "",
-                    "results": {name: str(self.results(x, name)) for name in self.datasets},
-                }
-                for x in self.encoders
-            ],
+            "encoders": [self._describe(encoder) for encoder in self.encoders],
             "commands": {x.name: list(x.command) for x in self.stages()},
         }
         self.workdir.mkdir(parents=True, exist_ok=True)
-        path, text = self.workdir / "study.json", json.dumps(told, indent=1) + "\n"
+        path, text = self.workdir / "study.json", json.dumps(study, indent=1) + "\n"
         if not path.exists() or path.read_text() != text:
             path.write_text(text)
 
+    def _describe(self, encoder: StudyEncoder) -> dict[str, Any]:
+        """Return an encoder as study.json has it."""
+        model = encoder.model
+        return {
+            "name": encoder.name,
+            "kind": encoder.kind,
+            "spec": encoder.spec,
+            "family": model.family if model else "",
+            "config": self.config_name(model) if model else "",
+            "workdir": str(self.place(model)) if model else "",
+            "results": {name: str(self.results(encoder, name)) for name in self.datasets},
+        }
 
-def show(chosen: list[Stage], folder: Path) -> None:
-    """Prints each stage as a command, with its name, needs and state as comments."""
+
+def _show(chosen: list[Stage], folder: Path) -> None:
+    """Print each stage as a command, with its name, needs and state as comments."""
     for number, stage in enumerate(chosen, 1):
         needs = f", needs {', '.join(stage.needs)}" if stage.needs else ""
         state = "complete" if stages.complete(stage, folder) else "to do"

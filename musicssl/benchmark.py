@@ -54,7 +54,7 @@ def main(argv: list[str]) -> None:
         rows.append(row)
         print(f"{row.name}: {row.seconds:.3g} s", file=sys.stderr)
     output = Path(f.output or f"runs/benchmarks/{config.name}-{config.variant}")
-    benchmark.report(config, here, rows, output)
+    benchmark.write_report(config, here, rows, output)
 
 
 if __name__ == "__main__":

@@ -72,16 +72,24 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> NoReturn:
                 frozen = label_source(config, workdir, mesh, batches, preemption, first)
         writer = Writer(workdir, first)
 
-    def write(step: int, scalars: dict[str, float]) -> None:
+    def on_scalars(step: int, scalars: dict[str, float]) -> None:
         writer.write(step, scalars | batches.damage())
 
-    def look(step: int, params: dict, poll: Callable[[], None]) -> dict[str, float]:
+    def take_probe(step: int, params: dict, poll: Callable[[], None]) -> dict[str, float]:
         return session.quick(config, params["encoder"], mesh, step, poll)
 
+    training_run = loop.Run(
+        config=config,
+        mesh=mesh,
+        checkpoints=checkpoints,
+        frozen=frozen,
+        preemption=preemption,
+        open_batches=batches.open,
+        on_scalars=on_scalars,
+        take_probe=take_probe,
+    )
     try:
-        complete = loop.train(
-            config, mesh, checkpoints, state, frozen, batches.open, write, look, preemption
-        )
+        complete = loop.train(training_run, state)
     except loop.TrainingStopped as error:
         command.refuse(f"stopped: {error}", command.EXIT_STOPPED)
     except OSError as error:

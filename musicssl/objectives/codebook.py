@@ -1,8 +1,9 @@
 """Where a HuBERT run's labels come from: a codebook, and in iteration 2 a frozen encoder.
 
-The codebook is fitted to the run's own input on first use and kept in its workdir: codebook.npz
-(with the feature's definition and a hash), codebook.png (how often each code occurs) and, until
-they are written, codebook.<key>.state.npz (the fit after each pass, to go on from).
+The codebook is fitted to the run's own input on first use and kept in its workdir. codebook.npz
+holds it with its feature's definition and a hash, and codebook.png shows how often each code
+occurs. Until these are written, codebook.<key>.state.npz holds the fit after each pass, so that a
+run that was interrupted goes on from there.
 """
 
 import hashlib
@@ -19,13 +20,16 @@ from musicssl import audio
 from musicssl.exchange import pretrained
 from musicssl.objectives import hubert, kmeans
 
-FILE, PICTURE = "codebook.npz", "codebook.png"
+_FILE, _PICTURE = "codebook.npz", "codebook.png"
 
 
 def frozen_encoder(
     config: ml_collections.ConfigDict, mesh: Mesh
 ) -> tuple[dict[str, hubert.FrozenEncoder], str]:
-    """The encoder that labels come from, on every device, and its digest; ({}, "") for MFCC.
+    """Load the encoder that labels come from.
+
+    Returns:
+      {"encoder": it, on every device} and its digest; ({}, "") where the features are spectral.
 
     Raises:
       ValueError: no encoder is named, or it does not fit.
@@ -38,6 +42,8 @@ def frozen_encoder(
                 f"is for {audio.SAMPLE_RATE} Hz: use audio of that rate, or the layer of an encoder"
             )
         return {}, ""
+
+    # The settings of a feature that is a layer, then the encoder that they name.
     if t.feature != "layer":
         raise ValueError(f"teacher.feature is {t.feature!r}: use 'mfcc', 'partials' or 'layer'")
     if not t.encoder:
@@ -56,6 +62,7 @@ def frozen_encoder(
             f"teacher.layer is {t.layer}, but {t.encoder} has layers 0 to {loaded.encoder.layers}: "
             "choose one of those"
         )
+
     params = jax.device_put(loaded.params, NamedSharding(mesh, PartitionSpec()))
     encoder = loaded.encoder.clone(dtype=jnp.dtype(config.precision))
     frozen = hubert.FrozenEncoder(params, encoder, t.layer, loaded.normalize)
@@ -63,12 +70,12 @@ def frozen_encoder(
 
 
 def definition(config: ml_collections.ConfigDict, digest: str) -> dict:
-    """What the codebook's columns are, in plain values."""
-    rate, t = config.data.sample_rate, config.teacher
-    rate = {"sample_rate": rate, "frames_per_second": rate // audio.STEM_HOP}
+    """Return what the codebook's columns are, in plain values."""
+    t, hertz = config.teacher, config.data.sample_rate
+    rates = {"sample_rate": hertz, "frames_per_second": hertz // audio.STEM_HOP}
     if t.feature in audio.SPECTRAL:
-        return audio.spectral_definition(t.feature, t.ceps) | rate
-    return {"feature": "layer", "layer": t.layer, "encoder": digest, **rate}
+        return audio.spectral_definition(t.feature, t.ceps) | rates
+    return {"feature": "layer", "layer": t.layer, "encoder": digest, **rates}
 
 
 def get(
@@ -80,25 +87,28 @@ def get(
     open_batches: Callable[[], Iterator[jax.Array]],
     say: Callable[[str], None],
 ) -> jax.Array:
-    """The workdir's codebook [k, f] on every device, fitted if it is not there.
+    """Return the workdir's codebook [k, f] on every device, fitted if it is not there.
 
     Args:
-      frozen, digest: of `frozen_encoder`.
-      open_batches: the run's global batches of int16 audio on the mesh, from the first on; a pass
-        takes config.teacher.batches of them.
+      frozen, digest: what `frozen_encoder` returned.
+      open_batches: returns the run's global batches of int16 audio on the mesh, from the first on;
+        each pass takes config.teacher.batches of them.
+      say: prints a line of progress.
 
     Raises:
-      ValueError: a codebook of another feature or size, fewer frames than clusters, or a
-        degenerate one.
+      ValueError: the codebook is of another feature or size, there are fewer frames than clusters,
+        or the fitted codebook is degenerate.
     """
-    what = definition(config, digest)
-    path = workdir / FILE
+    feature = definition(config, digest)
+    path = workdir / _FILE
     everywhere = NamedSharding(mesh, PartitionSpec())
     if path.exists():
-        saved = kmeans.load_codebook(path, what, config.teacher.clusters)
-        return jax.device_put(saved, everywhere)
+        codebook = kmeans.load_codebook(path, feature, config.teacher.clusters)
+        return jax.device_put(codebook, everywhere)
+
+    # The stream of features that is to be quantised.
     t = config.teacher
-    check_frames(config)
+    _check_frames(config)
     settings = kmeans.Settings(
         t.clusters, config.seed, t.sample, t.restarts, t.polish, t.passes, t.tolerance
     )
@@ -109,33 +119,40 @@ def get(
         for _ in range(t.batches):
             yield compute(next(batches), frozen)
 
+    # The fit, which goes on from the last pass that is on disk.
     stream = t.batches, config.batch_size, config.precision, config.data.to_dict()
-    key = hashlib.sha256(repr((what, settings, stream)).encode())
-    saved = workdir / f"codebook.{key.hexdigest()[:12]}.state.npz"
+    key = hashlib.sha256(repr((feature, settings, stream)).encode())
+    state_path = workdir / f"codebook.{key.hexdigest()[:12]}.state.npz"
 
-    def report(state: kmeans.State) -> None:
+    def on_pass(state: kmeans.State) -> None:
         if jax.process_index() == 0:
-            kmeans.save_state(saved, state)
+            kmeans.save_state(state_path, state)
         inertia = f"inertia {state.inertia[-1]:.4f}  " if state.passes else "seeded  "
         say(
             f"codebook pass {state.passes}/{t.passes}  {inertia}"
             f"{state.usage:.0%} of the codes used, perplexity {state.perplexity:.1f}"
         )
 
-    state = kmeans.load_state(saved) if saved.exists() else None
-    say(f"fitting {t.clusters} codes to {t.batches} batches" + (", going on" if state else ""))
+    begun = kmeans.load_state(state_path) if state_path.exists() else None
+    say(f"fitting {t.clusters} codes to {t.batches} batches" + (", going on" if begun else ""))
     with jax.set_mesh(mesh):
-        state = kmeans.fit(one_pass, settings, state, report)
+        state = kmeans.fit(one_pass, settings, begun, on_pass)
+
+    # The codebook takes the place of the state.
     check(state, config)
     if jax.process_index() == 0:
-        draw(state, workdir / PICTURE)
-        kmeans.save_codebook(path, state.codebook, what)
-        saved.unlink(missing_ok=True)  # a codebook that is deleted is to be fitted anew
+        draw(state, workdir / _PICTURE)
+        kmeans.save_codebook(path, state.codebook, feature)
+        state_path.unlink(missing_ok=True)  # a codebook that is deleted is to be fitted anew
     return jax.device_put(state.codebook, everywhere)
 
 
-def check_frames(config: ml_collections.ConfigDict) -> None:
-    """Raises ValueError where a pass or its sample has fewer frames than clusters."""
+def _check_frames(config: ml_collections.ConfigDict) -> None:
+    """Refuse a pass, or a sample, of fewer frames than clusters.
+
+    Raises:
+      ValueError: naming the setting and the remedy.
+    """
     t = config.teacher
     frames = t.batches * config.batch_size * config.data.crop_frames
     for name, count in (("batches", frames), ("sample", t.sample)):
@@ -147,7 +164,11 @@ def check_frames(config: ml_collections.ConfigDict) -> None:
 
 
 def check(state: kmeans.State, config: ml_collections.ConfigDict) -> None:
-    """Raises ValueError where labels would be degenerate."""
+    """Refuse a codebook whose labels would be degenerate.
+
+    Raises:
+      ValueError: with the labels' perplexity and what to look at.
+    """
     if state.counts.sum() == 0 or state.perplexity < config.hubert.min_label_perplexity:
         raise ValueError(
             f"the fitted codebook is degenerate: perplexity {state.perplexity:.2f} over "
@@ -157,11 +178,12 @@ def check(state: kmeans.State, config: ml_collections.ConfigDict) -> None:
 
 
 def draw(state: kmeans.State, path: Path) -> None:
-    """A histogram of the codes, the most frequent first."""
+    """Draw a histogram of the codes, the most frequent first."""
     from matplotlib.figure import Figure
 
     share = np.sort(state.counts / state.counts.sum())[::-1]
     figure = Figure(figsize=(7, 3.5), layout="constrained")
+
     axes = figure.subplots()
     axes.bar(np.arange(len(share)), 100 * share, width=1.0, color="#33658a")
     axes.axhline(100 / len(share), color="#d1495b", linewidth=1, label="if all were used equally")

@@ -11,6 +11,8 @@ and LayerDrop draws once a step (fairseq once a step on each GPU).
 """
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -20,14 +22,13 @@ import ml_collections
 from musicssl.model.encoder import Encoder, torch_init
 from musicssl.model.stem import NORM_EPSILON
 from musicssl.objectives.masking import Batch
-
-Tree = dict
+from musicssl.objectives.objective import Tree
 
 
 def init(
     key: jax.Array, encoder: Encoder, config: ml_collections.ConfigDict, samples: int
 ) -> tuple[Tree, Tree]:
-    """Initial parameters {"encoder", "head"} and teacher {"encoder"}.
+    """Return the initial parameters {"encoder", "head"} and the teacher {"encoder"}.
 
     Raises:
       ValueError: the encoder has fewer blocks than the targets average.
@@ -46,18 +47,18 @@ def init(
 
 
 def first_teacher(params: Tree) -> Tree:
-    """The teacher before any update: the student's own values."""
+    """Return the teacher before any update, which has the student's own values."""
     return {"encoder": averaged(params["encoder"])}
 
 
 def head(encoder: Encoder) -> nn.Dense:
-    """The linear prediction of the targets."""
+    """Return the layer that predicts the targets."""
     values = torch_init(encoder.width)
     return nn.Dense(encoder.width, dtype=encoder.dtype, kernel_init=values, bias_init=values)
 
 
 def averaged(encoder_params: Tree) -> Tree:
-    """The part that the teacher averages: blocks and the norm before them.
+    """Return the part that the teacher averages: the blocks and the norm before them.
 
     fairseq's ema_layers_only copies the positional convolutions each step instead, so the
     teacher here reads the student's and holds none.
@@ -73,49 +74,56 @@ def loss(
     batch: Batch,
     rngs: dict[str, jax.Array],
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Squared error summed over channels, over sqrt(width), averaged over masked frames.
+    """Return the mean over masked frames of the squared error, summed over channels / sqrt(width).
 
     Returns:
       This part's share of the global batch's loss, and sums over masked frames for `health`.
     """
-    apply = encoder.apply
+    apply: Callable[..., Any] = encoder.apply
     student = {"params": params["encoder"]}
-    features = apply(student, batch.audio, method="stem")
+
+    # The teacher reads the clips as they are, from the student's own features.
+    features = apply(student, batch.encoder_input, method="stem")
     z = apply(student, features, method="project")  # [b, t, d]
     with jax.named_scope("teacher"):
         target = targets(encoder, config, params, teacher, jax.lax.stop_gradient(z))
 
+    # The student reads them masked and predicts what the teacher made of them.
     masked = apply(student, z, batch.mask.mask, rngs=rngs, method="mask")
     output = apply(student, masked, train=True, rngs=rngs, method="contextualize").hidden[-1]
     with jax.named_scope("head"):
-        prediction = head(encoder).apply({"params": params["head"]}, output).astype(jnp.float32)
+        predicted: Any = head(encoder).apply({"params": params["head"]}, output)
+        prediction = predicted.astype(jnp.float32)
 
     weight = batch.mask.mask[..., None].astype(jnp.float32)  # [b, t, 1]
     total = jnp.sum(weight * jnp.square(prediction - target)) / math.sqrt(encoder.width)
-    sums = {
-        f"{name}_{power}": jnp.sum(weight * x**power, axis=(0, 1))  # [d]
-        for name, x in (("target", target), ("prediction", prediction))
-        for power in (1, 2)
-    }
+
+    # What `health` makes its deviations of: sums over masked frames of values and their squares.
+    sums = {}
+    for name, x in (("target", target), ("prediction", prediction)):
+        sums[f"{name}_1"] = jnp.sum(weight * x, axis=(0, 1))  # [d]
+        sums[f"{name}_2"] = jnp.sum(weight * x**2, axis=(0, 1))  # [d]
     return total / batch.masked, jax.lax.stop_gradient(sums)
 
 
 def targets(
     encoder: Encoder, config: ml_collections.ConfigDict, params: Tree, teacher: Tree, z: jax.Array
 ) -> jax.Array:
-    """The mean of the top blocks' FFN outputs, each standardised per clip and channel over time.
+    """Return the mean of the top blocks' FFN outputs, each standardised over time.
 
-    [b, t, d] -> float32 [b, t, d] (data2vec, section 3.3).
+    Each clip and channel is standardised alone: [b, t, d] -> float32 [b, t, d] (data2vec, section
+    3.3).
     """
     shared = {k: v for k, v in params["encoder"].items() if k not in teacher["encoder"]}
     variables = jax.lax.stop_gradient({"params": shared | teacher["encoder"]})
-    ffn = encoder.apply(variables, z, method="contextualize").ffn
-    top = ffn[encoder.layers - config.data2vec.top_layers :]
-    return sum(standardise_over_time(x) for x in top) / len(top)
+    outputs: Any = encoder.apply(variables, z, method="contextualize")
+    top = outputs.ffn[encoder.layers - config.data2vec.top_layers :]
+    total: Any = sum(_standardise_over_time(x) for x in top)
+    return total / len(top)
 
 
-def standardise_over_time(x: jax.Array) -> jax.Array:
-    """Instance norm without parameters, in float32."""
+def _standardise_over_time(x: jax.Array) -> jax.Array:
+    """Apply an instance norm without parameters, in float32."""
     x = x.astype(jnp.float32)
     mean = x.mean(axis=1, keepdims=True)  # [b, 1, d]
     variance = jnp.square(x - mean).mean(axis=1, keepdims=True)
@@ -125,7 +133,7 @@ def standardise_over_time(x: jax.Array) -> jax.Array:
 def after_update(
     config: ml_collections.ConfigDict, params: Tree, teacher: Tree, updates: jax.Array
 ) -> Tree:
-    """The teacher after `updates` optimizer updates: decay * teacher + (1 - decay) * student."""
+    """Return decay * teacher + (1 - decay) * student, after `updates` optimizer updates."""
     decay = ema_decay(config, updates)
     student = averaged(params["encoder"])
     mix = jax.tree.map(lambda t, s: t + (1 - decay) * (s - t), teacher["encoder"], student)
@@ -133,7 +141,7 @@ def after_update(
 
 
 def ema_decay(config: ml_collections.ConfigDict, updates: jax.Array) -> jax.Array:
-    """Linear from ema_start to ema_end over ema_steps updates, then constant."""
+    """Return the decay: linear from ema_start to ema_end over ema_steps updates, then constant."""
     c = config.data2vec
     remaining = jnp.clip(1 - updates / c.ema_steps, 0, 1)
     return c.ema_end - (c.ema_end - c.ema_start) * remaining
@@ -143,11 +151,11 @@ def health(
     config: ml_collections.ConfigDict,
     sums: dict[str, jax.Array],
     masked: jax.Array,
-    step: jax.Array,
+    updates: jax.Array,
 ) -> dict[str, jax.Array]:
-    """Scalars to log: fairseq's target_var and pred_var, which are standard deviations.
+    """Return scalars to log: fairseq's target_var and pred_var, which are standard deviations.
 
-    The deviation over the masked frames of the global batch, with 1e-6 added to the variance,
+    They are taken over the masked frames of the global batch, with 1e-6 added to the variance, and
     averaged over channels.
     """
 
@@ -159,12 +167,15 @@ def health(
     return {
         "target_std": deviation("target"),
         "prediction_std": deviation("prediction"),
-        "ema_decay": ema_decay(config, step),
+        "ema_decay": ema_decay(config, updates),
     }
 
 
 def collapse(config: ml_collections.ConfigDict, metrics: dict[str, float], step: int) -> str | None:
-    """What is wrong with these metrics, or None (fairseq's guards, tested after guard_after)."""
+    """Return what is wrong with these metrics, or None.
+
+    The guards are fairseq's; they begin after step guard_after.
+    """
     c = config.data2vec
     if step <= c.guard_after:
         return None

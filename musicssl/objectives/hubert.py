@@ -9,23 +9,25 @@ Named deviation from fairseq: K classes, where its dictionary adds four special 
 part in the softmax and are never right. Penalty and counts are of the global batch.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 import ml_collections
 
-from musicssl import audio as sound
+from musicssl import audio
 from musicssl.model.encoder import Encoder, torch_init
 from musicssl.objectives import kmeans
 from musicssl.objectives.masking import Batch
-
-Tree = dict
+from musicssl.objectives.objective import Tree
 
 
 @flax.struct.dataclass
 class FrozenEncoder:
-    """The encoder that iteration 2 takes its features from, and which hidden state they are."""
+    """The encoder that iteration 2 takes its features from, and the hidden state that they are."""
 
     params: Tree
     encoder: Encoder = flax.struct.field(pytree_node=False)
@@ -33,7 +35,7 @@ class FrozenEncoder:
     normalize: bool = flax.struct.field(pytree_node=False)
 
 
-class Head(nn.Module):
+class _Head(nn.Module):
     """Cosine similarity to an embedding a class, over a temperature: [..., d] -> [..., k]."""
 
     classes: int
@@ -53,19 +55,19 @@ class Head(nn.Module):
         )
         shape = (self.classes, self.final_dim)
         embeddings = self.param("embeddings", nn.initializers.uniform(1.0), shape)
-        y = unit(project(x).astype(jnp.float32))
-        return y @ unit(embeddings).T / self.temperature
+        y = _unit(project(x).astype(jnp.float32))
+        return y @ _unit(embeddings).T / self.temperature
 
 
-def unit(x: jax.Array) -> jax.Array:
-    """Vectors of length one; torch's cosine_similarity has the same floor."""
+def _unit(x: jax.Array) -> jax.Array:
+    """Scale vectors to length one; torch's cosine_similarity has the same floor."""
     return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-8)
 
 
 def init(
     key: jax.Array, encoder: Encoder, config: ml_collections.ConfigDict, samples: int
 ) -> tuple[Tree, Tree]:
-    """Initial parameters {"encoder", "head"}, and the teacher's state."""
+    """Return the initial parameters {"encoder", "head"}, and the teacher's state."""
     encoder_key, head_key = jax.random.split(key)
     params = {
         "encoder": encoder.init(encoder_key, jnp.zeros((1, samples)))["params"],
@@ -75,24 +77,30 @@ def init(
 
 
 def first_teacher(params: Tree) -> Tree:
-    """No state: the teacher does not change."""
+    """Return no state, for the teacher does not change."""
     return {}
 
 
-def head(encoder: Encoder, config: ml_collections.ConfigDict) -> Head:
+def head(encoder: Encoder, config: ml_collections.ConfigDict) -> _Head:
+    """Return the head that predicts the labels."""
     c = config.hubert
-    return Head(config.teacher.clusters, c.final_dim, c.temperature, encoder.dtype)
+    return _Head(config.teacher.clusters, c.final_dim, c.temperature, encoder.dtype)
 
 
-def features(config: ml_collections.ConfigDict, frozen: Tree, raw: jax.Array) -> jax.Array:
-    """What the codebook quantises, one row an encoder frame: audio [b, n] -> [b, t, f]."""
-    frames = sound.frame_count(raw.shape[1])
-    if config.teacher.feature in sound.SPECTRAL:
-        compute = sound.SPECTRAL[config.teacher.feature]
-        return sound.targets_at_50hz(compute(raw, config.teacher.ceps), frames)
+def features(config: ml_collections.ConfigDict, frozen: Tree, waveform: jax.Array) -> jax.Array:
+    """Return what the codebook quantises, a row for each encoder frame: [b, n] -> [b, t, f].
+
+    Args:
+      frozen: has the "encoder" where config.teacher takes its features from one.
+    """
+    frames = audio.frame_count(waveform.shape[1])
+    if config.teacher.feature in audio.SPECTRAL:
+        compute = audio.SPECTRAL[config.teacher.feature]
+        return audio.targets_at_50hz(compute(waveform, config.teacher.ceps), frames)
     teacher: FrozenEncoder = frozen["encoder"]
-    inputs = sound.normalize(raw) if teacher.normalize else raw
-    return teacher.encoder.apply({"params": teacher.params}, inputs).hidden[teacher.layer]
+    encoder_input = audio.normalize(waveform) if teacher.normalize else waveform
+    states: Any = teacher.encoder.apply({"params": teacher.params}, encoder_input)
+    return states.hidden[teacher.layer]
 
 
 def loss(
@@ -103,7 +111,7 @@ def loss(
     batch: Batch,
     rngs: dict[str, jax.Array],
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Cross entropy in nats averaged over masked frames, plus the feature penalty.
+    """Return the cross entropy in nats averaged over masked frames, plus the feature penalty.
 
     Only masked frames' logits are computed. The penalty is the mean square of the stem's output,
     before the layer norm.
@@ -111,23 +119,27 @@ def loss(
     Returns:
       This part's share of the global batch's loss, and sums for `health`.
     """
-    apply = encoder.apply
+    apply: Callable[..., Any] = encoder.apply
     student = {"params": params["encoder"]}
-    with jax.named_scope("labels"):
-        labels = kmeans.assign(teacher["codebook"], features(config, teacher, batch.raw))  # [b, t]
-        labels = jax.lax.stop_gradient(labels)
 
-    u = apply(student, batch.audio, method="stem")
-    share = batch.audio.shape[0] / batch.clips
+    # The labels, which depend on no parameter of the student.
+    with jax.named_scope("labels"):
+        to_quantise = features(config, teacher, batch.waveform)
+        labels = jax.lax.stop_gradient(kmeans.assign(teacher["codebook"], to_quantise))  # [b, t]
+
+    # The student reads the masked clips.
+    u = apply(student, batch.encoder_input, method="stem")
+    share = batch.encoder_input.shape[0] / batch.clips
     penalty = jnp.square(u.astype(jnp.float32)).mean() * share
     z = apply(student, u, method="project")
     z = apply(student, z, batch.mask.mask, rngs=rngs, method="mask")
     output = apply(student, z, train=True, rngs=rngs, method="contextualize").hidden[-1]
 
-    def classify(y: jax.Array) -> jax.Array:
+    def classify(y: jax.Array) -> Any:
         with jax.named_scope("head"):
             return head(encoder, config).apply({"params": params["head"]}, y)
 
+    # Its surprise at the labels of masked frames.
     at = batch.mask.frames  # [b, m]
     logits = classify(jnp.take_along_axis(output, at[..., None], axis=1))  # [b, m, k]
     wanted = jnp.take_along_axis(labels, at, axis=1)  # [b, m]
@@ -135,6 +147,7 @@ def loss(
     surprise = jax.nn.logsumexp(logits, axis=-1) - right
     cross_entropy = jnp.sum(jnp.where(batch.mask.valid, surprise, 0)) / batch.masked
 
+    # What `health` makes its scalars of.
     hit = (logits.argmax(-1) == wanted) & batch.mask.valid
     sums = {
         "right": hit.sum().astype(jnp.float32),
@@ -154,7 +167,7 @@ def loss(
 def after_update(
     config: ml_collections.ConfigDict, params: Tree, teacher: Tree, updates: jax.Array
 ) -> Tree:
-    """Nothing of the teacher follows the student."""
+    """Return the teacher as it is: nothing of it follows the student."""
     return teacher
 
 
@@ -162,13 +175,13 @@ def health(
     config: ml_collections.ConfigDict,
     sums: dict[str, jax.Array],
     masked: jax.Array,
-    step: jax.Array,
+    updates: jax.Array,
 ) -> dict[str, jax.Array]:
-    """Scalars to log.
+    """Return scalars to log.
 
-    code_usage: the share of the codes among this batch's labels. label_perplexity: exponential of
-    the labels' entropy. majority: the most frequent label's share, the accuracy of a constant
-    answer.
+    code_usage is the share of the codes that are among this batch's labels, label_perplexity the
+    exponential of the labels' entropy, and majority the most frequent label's share, which is the
+    accuracy of a constant answer.
     """
     share = sums["labels"] / sums["labels"].sum()
     scalars = {
@@ -185,7 +198,7 @@ def health(
 
 
 def collapse(config: ml_collections.ConfigDict, metrics: dict[str, float], step: int) -> str | None:
-    """What is wrong with the labels of the batches since the last log, or None."""
+    """Return what is wrong with the labels since the last log, or None."""
     if metrics["label_perplexity"] < config.hubert.min_label_perplexity:
         return (
             f"the labels' perplexity is {metrics['label_perplexity']:.2f}, below "

@@ -14,7 +14,7 @@ import json
 import math
 import zipfile
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +25,8 @@ from tqdm import tqdm
 from musicssl.objectives import seeding
 from musicssl.objectives.seeding import EXACT, Features
 
-SAMPLE_BATCH = 8192  # frames; bounds the [frames, clusters] distances while polishing on the sample
-SPLIT = 0.1  # an empty cluster starts this many standard deviations from the one it splits
+_SAMPLE_BATCH = 8192  # frames: bounds [frames, clusters] distances while the sample is polished
+_SPLIT = 0.1  # an empty cluster starts this many standard deviations from the one it splits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,13 +34,14 @@ class Settings:
     """How to fit a codebook; a section of the config.
 
     Attributes:
-        clusters: rows of the codebook.
-        seed: of the sample, the seedings and the splits of empty clusters.
-        sample: frames kept from the first pass to seed from; 65,536, or 100 a cluster if more.
-        restarts: seedings tried on the sample, of which the best is kept.
-        polish: Lloyd passes over the sample from there.
-        passes: most Lloyd passes over the stream.
-        tolerance: stop when a pass finds inertia lower than the last by this share or less.
+      clusters: the rows of the codebook.
+      seed: of the sample, the seedings and the splits of empty clusters.
+      sample: the frames kept from the first pass to seed from; 65,536 will do, or 100 for each
+        cluster if that is more.
+      restarts: how many seedings are tried on the sample; the best is kept.
+      polish: how many Lloyd passes over the sample improve it.
+      passes: the most Lloyd passes over the stream.
+      tolerance: stop when a pass lowers the inertia by this share of the last or less.
     """
 
     clusters: int
@@ -92,18 +93,17 @@ class State(NamedTuple):
         return float(np.exp(-np.sum(share * np.log(share))))
 
 
-def assign(codebook: jax.Array, features: jax.Array) -> jax.Array:
-    """Returns the nearest row of `codebook` [k, f] for each of `features` [..., f]: int32 [...]."""
+def assign(codebook: Features, features: Features) -> jax.Array:
+    """Return the nearest row of `codebook` [k, f] for each of `features` [..., f]: int32 [...]."""
     products = jnp.matmul(features.astype(jnp.float32), codebook.T, precision=EXACT)  # [..., k]
     distances = jnp.square(codebook).sum(-1) - 2 * products
     least = functools.partial(jnp.argmin, axis=-1)
-    return jax.lax.platform_dependent(distances, cpu=_argmin_on_cpu, default=least).astype(
-        jnp.int32
-    )
+    rows = jax.lax.platform_dependent(distances, cpu=_argmin_on_cpu, default=least)
+    return rows.astype(jnp.int32)
 
 
 def _argmin_on_cpu(values: jax.Array) -> jax.Array:
-    """Returns the index of a least value of [..., k], in two steps: [...].
+    """Return the index of a least value of [..., k], in two steps: [...].
 
     XLA's argmin compares one value at a time on CPU and takes three times as long as the product
     that made the values; its minimum uses vector instructions. So k becomes a grid of about
@@ -124,26 +124,26 @@ def fit(
     state: State | None = None,
     on_pass: Callable[[State], None] | None = None,
 ) -> State:
-    """Fits a codebook to the feature batches of a stream.
+    """Fit a codebook to the feature batches of a stream.
 
     Args:
-        next_pass: gives the batches, each [..., f], of one pass over the stream. Called with 0 for
-            the pass that draws the sample, then with 1, 2, ... for the Lloyd passes. It must give
-            the same batches whenever it is called with the same number.
-        settings: see `Settings`.
-        state: the last state that `on_pass` was given, to go on from there.
-        on_pass: called after seeding and after each Lloyd pass, to save and report.
+      next_pass: returns the batches, each [..., f], of one pass over the stream. It is called with
+        0 for the pass that draws the sample, then with 1, 2, ... for the Lloyd passes. It must
+        return the same batches whenever it is called with the same number.
+      settings: see `Settings`.
+      state: the last state that `on_pass` was given, to go on from there.
+      on_pass: called after seeding and after each Lloyd pass, to save and report.
 
     Returns:
-        The last state, finished.
+      The last state, finished.
 
     Raises:
-        ValueError: there are fewer frames than clusters, features are not finite or change their
-            width, or the state is of another codebook size.
+      ValueError: there are fewer frames than clusters, features are not finite or change their
+        width, or the state is of another codebook size.
     """
     on_pass = on_pass or (lambda state: None)
     if state is None:
-        state = seed_codebook(next_pass(0), settings)
+        state = _seed_codebook(next_pass(0), settings)
         on_pass(state)
     if len(state.codebook) != settings.clusters:
         raise ValueError(
@@ -156,10 +156,10 @@ def fit(
     return state
 
 
-def seed_codebook(batches: Iterable[Features], settings: Settings) -> State:
-    """Seeds a codebook on a random sample of the stream and polishes the best of several there.
+def _seed_codebook(batches: Iterable[Features], settings: Settings) -> State:
+    """Seed a codebook on a random sample of the stream and polish the best of several there.
 
-    `counts` of the state that it returns are the sample's.
+    The `counts` of the returned state are the sample's.
     """
     sample = seeding.draw_sample(settings.seed, batches, settings.sample)
     if len(sample) < settings.clusters:
@@ -170,23 +170,27 @@ def seed_codebook(batches: Iterable[Features], settings: Settings) -> State:
     if not np.isfinite(sample).all():
         raise ValueError("features to cluster hold NaN or infinity: check the audio")
 
+    # The best of several seedings, then Lloyd passes over the sample.
     def seeded(restart: int) -> tuple[float, np.ndarray]:
         codebook, inertia = seeding.plus_plus(settings.seed, restart, sample, settings.clusters)
         return float(inertia), np.asarray(codebook)
 
     restarts = tqdm(range(settings.restarts), "seeding", unit=" restarts", delay=5)
     _, codebook = min(map(seeded, restarts), key=lambda pair: pair[0])
+
     state = State(codebook, np.zeros(len(codebook), np.int64), np.zeros(0), finished=False)
     for _ in tqdm(range(settings.polish), "polishing the seeds", unit=" passes", delay=5):
-        parts = (sample[i : i + SAMPLE_BATCH] for i in range(0, len(sample), SAMPLE_BATCH))
+        starts = range(0, len(sample), _SAMPLE_BATCH)
+        parts = (sample[i : i + _SAMPLE_BATCH] for i in starts)
         state = _advance(state, parts, settings)
     return state._replace(inertia=np.zeros(0), finished=settings.passes < 1)
 
 
 def _advance(state: State, batches: Iterable[Features], settings: Settings) -> State:
-    """Makes one Lloyd pass: every frame to its nearest row, every row to its frames' mean."""
+    """Make one Lloyd pass: every frame to its nearest row, every row to its frames' mean."""
     clusters, width = state.codebook.shape
-    totals = (np.zeros((clusters, width + 1), np.float32), np.zeros(clusters, np.int32))
+    sums, counts = np.zeros((clusters, width + 1), np.float32), np.zeros(clusters, np.int32)
+    totals: tuple[Any, Any] = (sums, counts)  # jax's from the first batch on
     for features in batches:
         if features.shape[-1] != width:
             raise ValueError(
@@ -194,7 +198,8 @@ def _advance(state: State, batches: Iterable[Features], settings: Settings) -> S
                 "go on with the features the fit began with, or delete its state"
             )
         totals = _accumulate(totals, state.codebook, features)
-    sums, counts = (np.asarray(total) for total in totals)
+
+    sums, counts = np.asarray(totals[0]), np.asarray(totals[1])
     frames = counts.sum(dtype=np.int64)
     inertia = sums[:, -1].sum(dtype=np.float64) / max(frames, 1)
     if frames == 0 or not np.isfinite(inertia):
@@ -202,26 +207,25 @@ def _advance(state: State, batches: Iterable[Features], settings: Settings) -> S
             f"a pass of k-means over {frames} frames has inertia {inertia}: "
             "check the audio and the features for empty input, NaN or infinity"
         )
+
     moved = state.codebook + sums[:, :-1] / np.maximum(counts, 1)[:, None]
     history = np.append(state.inertia, inertia)
     rng = np.random.default_rng([settings.seed, len(history)])
-    return State(
-        _split_for_empty(moved.astype(np.float32), counts, sums[:, -1], rng),
-        counts.astype(np.int64),
-        history,
-        bool(len(history) >= settings.passes or _settled(history, settings.tolerance)),
-    )
+    finished = len(history) >= settings.passes or _settled(history, settings.tolerance)
+    codebook = _split_for_empty(moved.astype(np.float32), counts, sums[:, -1], rng)
+    return State(codebook, counts.astype(np.int64), history, bool(finished))
 
 
 def _settled(inertia: np.ndarray, tolerance: float) -> bool:
+    """Tell whether the last pass lowered the inertia by the tolerated share or less."""
     return len(inertia) > 1 and bool(inertia[-2] - inertia[-1] <= tolerance * inertia[-2])
 
 
 @functools.partial(jax.jit, donate_argnums=0)
 def _accumulate(
-    totals: tuple[jax.Array, jax.Array], codebook: jax.Array, features: jax.Array
+    totals: tuple[jax.Array, jax.Array], codebook: Features, features: Features
 ) -> tuple[jax.Array, jax.Array]:
-    """Adds a batch to the sums [k, f + 1] of offsets and squared distances, and to the counts [k].
+    """Add a batch to the sums [k, f + 1] of offsets and squared distances, and to the counts [k].
 
     Sums are of offsets from the row, not of features: they stay near zero, so that float32 is
     enough for any number of frames. A product with a one-hot matrix adds in the same order every
@@ -241,7 +245,7 @@ def _accumulate(
 def _split_for_empty(
     codebook: np.ndarray, counts: np.ndarray, spread: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """Moves each row without frames beside a row with the most inertia, to take part of it.
+    """Move each row without frames beside a row with the most inertia, to take part of it.
 
     The split of Linde, Buzo and Gray (1980): the two rows start a small random offset apart.
     """
@@ -251,7 +255,7 @@ def _split_for_empty(
     empty = empty[: len(donors)]
     width = codebook.shape[1]
     deviation = np.sqrt(spread[donors] / counts[donors] / width)  # [m]
-    offset = SPLIT * deviation[:, None] * rng.standard_normal((len(donors), width))
+    offset = _SPLIT * deviation[:, None] * rng.standard_normal((len(donors), width))
     split = codebook.copy()
     split[empty] = codebook[donors] + offset
     split[donors] -= offset
@@ -259,14 +263,14 @@ def _split_for_empty(
 
 
 def codebook_hash(codebook: np.ndarray, feature: dict) -> str:
-    """Returns the SHA-256 of a codebook and of the feature that it quantises, in hexadecimal."""
+    """Return the SHA-256 of a codebook and of the feature that it quantises, in hexadecimal."""
     codebook = np.ascontiguousarray(codebook, np.dtype("<f4"))
     definition = json.dumps([feature, codebook.shape], sort_keys=True)
     return hashlib.sha256(definition.encode() + codebook.tobytes()).hexdigest()
 
 
 def save_codebook(path: epath.PathLike, codebook: np.ndarray, feature: dict) -> None:
-    """Writes a codebook [k, f] with `feature`, what its columns are in plain values, and a hash."""
+    """Write a codebook [k, f] with a hash and `feature`, what its columns are in plain values."""
     _write(
         path,
         codebook=np.asarray(codebook, np.float32),
@@ -276,12 +280,13 @@ def save_codebook(path: epath.PathLike, codebook: np.ndarray, feature: dict) -> 
 
 
 def load_codebook(path: epath.PathLike, feature: dict, clusters: int) -> np.ndarray:
-    """Reads a codebook [clusters, f] of `feature` as `save_codebook` wrote it.
+    """Read a codebook [clusters, f] of `feature` as `save_codebook` wrote it.
 
     Raises:
-        ValueError: the file is damaged, or its feature or number of clusters is another.
+      ValueError: the file is damaged, or its feature or number of clusters is another.
     """
     saved = _read(path, ("codebook", "feature", "hash"))
+
     codebook, made_of = saved["codebook"], json.loads(str(saved["feature"]))
     if codebook_hash(codebook, made_of) != str(saved["hash"]):
         raise ValueError(f"{path} does not match its own hash: delete it and fit it again")
@@ -300,17 +305,24 @@ def load_codebook(path: epath.PathLike, feature: dict, clusters: int) -> np.ndar
 
 
 def save_state(path: epath.PathLike, state: State) -> None:
-    """Writes what `fit` needs to go on."""
+    """Write what `fit` needs to go on."""
     _write(path, **state._asdict())
 
 
 def load_state(path: epath.PathLike) -> State:
-    """Reads a state as `save_state` wrote it. Raises ValueError where the file is damaged."""
+    """Read a state as `save_state` wrote it.
+
+    Raises:
+      ValueError: the file is damaged.
+    """
     saved = _read(path, State._fields)
-    return State(**{**saved, "finished": bool(saved["finished"])})
+    return State(
+        saved["codebook"], saved["counts"], saved["inertia"], finished=bool(saved["finished"])
+    )
 
 
-def _write(path: epath.PathLike, **arrays: np.ndarray) -> None:
+def _write(path: epath.PathLike, **arrays: Any) -> None:
+    """Write arrays under their names, all or nothing."""
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     path = epath.Path(path)
@@ -320,6 +332,11 @@ def _write(path: epath.PathLike, **arrays: np.ndarray) -> None:
 
 
 def _read(path: epath.PathLike, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Read the arrays of these names.
+
+    Raises:
+      ValueError: the file is damaged.
+    """
     try:
         with np.load(io.BytesIO(epath.Path(path).read_bytes()), allow_pickle=False) as file:
             return {name: file[name] for name in names}

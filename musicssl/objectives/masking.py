@@ -19,14 +19,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Over the expected count. All clips of a group of 6 or more exceed it less than once in 1e4 draws,
-# both of a group of 2 clips of 5 s once in 40: then the count is cut to what there is room for.
-HEADROOM = 1.05
+# With equal counts there is room for this many times a clip's expected masked frames. When all
+# clips of a group have more, their count is cut to what there is room for: less than once in 10,000
+# draws of a group of 6 clips or more, once in 40 of a group of 2 clips of 5 s.
+_HEADROOM = 1.05
 
 
 class SpanMask(NamedTuple):
-    """mask: bool [b, t]. frames: int32 [b, m], the masked frames of each clip and then others.
-    valid: bool [b, m], which of `frames` are masked."""
+    """Which frames of a batch are masked, as a mask and as a list that has room for m in each clip.
+
+    mask: bool [b, t]. frames: int32 [b, m], the masked frames of each clip and then others.
+    valid: bool [b, m], which of `frames` are masked.
+    """
 
     mask: jax.Array
     frames: jax.Array
@@ -36,12 +40,13 @@ class SpanMask(NamedTuple):
 class Batch(NamedTuple):
     """What an objective's loss sees of a batch, or of one part of it when gradients accumulate.
 
-    audio: [b, n] the encoder's input. raw: [b, n] the same in [-1, 1), not normalised.
+    encoder_input: [b, n], normalised where the encoder is trained on normalised clips.
+    waveform: [b, n] the same audio in [-1, 1), never normalised.
     masked, clips: masked frames and clips of the whole global batch, which losses divide by.
     """
 
-    audio: jax.Array
-    raw: jax.Array
+    encoder_input: jax.Array
+    waveform: jax.Array
     mask: SpanMask
     masked: jax.Array
     clips: int
@@ -67,11 +72,13 @@ def span_mask(
             f"mask.equal_counts is {equal_counts} and does not divide the batch of {clips} clips: "
             "choose a divisor, or 0 for whole spans"
         )
-    if span < 1 or not 1 <= max_spans(frames, probability, span, min_spans) < frames:
+    if span < 1 or not 1 <= _max_spans(frames, probability, span, min_spans) < frames:
         raise ValueError(
             f"mask.probability {probability} and mask.span {span} do not fit a clip of {frames} "
             "frames: use a longer data.crop_frames"
         )
+
+    # How many spans each clip gets, where they start, and the frames that they cover.
     count_key, start_key, cut_key = jax.random.split(key, 3)
     rounding = jax.random.uniform(count_key, (clips, 1))
     spans = jnp.maximum(min_spans, jnp.floor(probability * frames / span + rounding))  # [b, 1]
@@ -79,11 +86,12 @@ def span_mask(
     starts = jnp.where(frames - span > spans, frames - span, spans + 1)  # [b, 1]
     score = jax.random.uniform(start_key, (clips, frames))
     score = jnp.where(jnp.arange(frames) < starts, score, 2.0)
-    is_start = rank(score) < spans  # [b, t]
+    is_start = _rank(score) < spans  # [b, t]
     begun = jnp.cumsum(is_start, axis=1)
     ended = jnp.pad(begun, ((0, 0), (span, 0)))[:, :frames]
     mask = begun > ended  # [b, t]
 
+    # The masked frames in random order, cut to an equal count in each group if that is asked for.
     capacity = mask_capacity(
         frames, probability=probability, span=span, min_spans=min_spans, equal_counts=equal_counts
     )
@@ -92,43 +100,41 @@ def span_mask(
     if equal_counts:
         smallest = count.reshape(-1, equal_counts).min(axis=1)  # [b / equal_counts]
         count = jnp.repeat(jnp.minimum(smallest, capacity), equal_counts)  # [b]
-        mask = rank(order) < count[:, None]
+        mask = _rank(order) < count[:, None]
     chosen = jnp.argsort(order, axis=1)[:, :capacity]  # [b, m]
     return SpanMask(mask, chosen, jnp.arange(capacity) < count[:, None])
 
 
-def rank(x: jax.Array) -> jax.Array:
-    """The place of each element in its row's ascending order: 0 for the smallest."""
+def _rank(x: jax.Array) -> jax.Array:
+    """Return the place of each element in its row's ascending order, 0 for the smallest."""
     return jnp.argsort(jnp.argsort(x, axis=-1), axis=-1)
 
 
-def max_spans(frames: int, probability: float, span: int, min_spans: int) -> int:
+def _max_spans(frames: int, probability: float, span: int, min_spans: int) -> int:
+    """Return the most spans that a clip can get."""
     return max(min_spans, math.floor(probability * frames / span) + 1)
 
 
 def mask_capacity(
     frames: int, *, probability: float, span: int, min_spans: int, equal_counts: int
 ) -> int:
-    """The static number of masked frames to make room for in each clip."""
+    """Return the number of masked frames to make room for in each clip, known before any draw."""
     if equal_counts <= 1:
-        return min(frames, max_spans(frames, probability, span, min_spans) * span)
+        return min(frames, _max_spans(frames, probability, span, min_spans) * span)
     expected = expected_count(frames, probability=probability, span=span, min_spans=min_spans)
-    return min(frames, 8 * math.ceil(HEADROOM * expected / 8))
+    return min(frames, 8 * math.ceil(_HEADROOM * expected / 8))
 
 
 def expected_count(frames: int, *, probability: float, span: int, min_spans: int) -> float:
-    """The mean number of masked frames of a clip before counts are made equal, exactly."""
+    """Return the exact mean number of masked frames of a clip, before counts are made equal."""
     exact = max(float(min_spans), probability * frames / span)
     low = math.floor(exact)
-    return sum(
-        weight * covered_frames(frames, span, spans)
-        for spans, weight in ((low, 1 - (exact - low)), (low + 1, exact - low))
-        if weight
-    )
+    shares = {low: 1 - (exact - low), low + 1: exact - low}  # of clips, by their number of spans
+    return sum(share * covered_frames(frames, span, n) for n, share in shares.items() if share)
 
 
 def covered_frames(frames: int, span: int, spans: int) -> float:
-    """The mean size of the union of `spans` spans with distinct starts."""
+    """Return the mean size of the union of `spans` spans with distinct starts."""
     starts = frames - span if frames - span > spans else spans + 1
     t = np.arange(frames)
     covering = np.minimum(t, starts - 1) - np.maximum(t - span + 1, 0) + 1  # starts that cover t

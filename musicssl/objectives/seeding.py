@@ -18,11 +18,12 @@ Features = jax.Array | np.ndarray
 
 
 def draw_sample(seed: int, batches: Iterable[Features], size: int) -> np.ndarray:
-    """Draws up to `size` frames of the stream, all equally likely: [size or fewer, f].
+    """Draw up to `size` frames of the stream, all equally likely: [size or fewer, f].
 
     Every frame gets a random priority; the highest are kept.
     """
-    kept, frames = None, 0
+    kept: tuple[Features, Features] | None = None
+    frames = 0
     for index, features in enumerate(batches):
         frames += int(np.prod(features.shape[:-1]))
         if kept is None:
@@ -36,8 +37,9 @@ def draw_sample(seed: int, batches: Iterable[Features], size: int) -> np.ndarray
 
 @functools.partial(jax.jit, donate_argnums=0)
 def _keep_highest(
-    kept: tuple[jax.Array, jax.Array], seed: int, index: int, features: jax.Array
+    kept: tuple[Features, Features], seed: int, index: int, features: Features
 ) -> tuple[jax.Array, jax.Array]:
+    """Return the priorities and frames that rank highest among those kept and a batch's."""
     features = features.reshape(-1, features.shape[-1]).astype(jnp.float32)  # [..., f] -> [n, f]
     key = jax.random.fold_in(jax.random.key(seed), index)
     priorities = jnp.concatenate([kept[0], jax.random.uniform(key, features.shape[:1])])
@@ -47,9 +49,9 @@ def _keep_highest(
 
 @functools.partial(jax.jit, static_argnames="clusters")
 def plus_plus(
-    seed: int, restart: int, sample: jax.Array, clusters: int
+    seed: int, restart: int, sample: Features, clusters: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Seeds a codebook [k, f] from `sample` [n, f] by greedy k-means++; gives its inertia too.
+    """Seed a codebook [k, f] from `sample` [n, f] by greedy k-means++; return it and its inertia.
 
     Each row is the best of 2 + log k frames drawn with probability proportional to the squared
     distance to the rows so far (Arthur and Vassilvitskii 2007; the greedy variant of their
@@ -60,6 +62,7 @@ def plus_plus(
     squares = jnp.square(sample).sum(-1)  # [n]
     # Transposed once, which halves the time: XLA would do it again for each row.
     columns = jax.lax.optimization_barrier(sample.T)  # [f, n]
+
     first = sample[jax.random.randint(key, (), 0, len(sample))]
     codebook = jnp.zeros((clusters, sample.shape[-1])).at[0].set(first)
 
@@ -81,8 +84,8 @@ def plus_plus(
     return replicated((codebook, nearest.sum()))
 
 
-def replicated(tree: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-    """Asks for a full copy on every device where a mesh is set, so that every host can read it."""
+def replicated(pair: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """Ask for a full copy on every device where a mesh is set, so that every host can read it."""
     if jax.sharding.get_abstract_mesh().empty:
-        return tree
-    return jax.lax.with_sharding_constraint(tree, PartitionSpec())
+        return pair
+    return jax.lax.with_sharding_constraint(pair, PartitionSpec())

@@ -5,7 +5,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,15 +21,16 @@ from musicssl.planning.topology import Topology
 from musicssl.runtime import sharding
 from musicssl.training import step
 
-AUTO = re.compile(r"auto(:(?P<first>[1-9]\d*))?")
-FIRST = 8  # clips that --batch=auto asks for at first
-FULL = "RESOURCE_EXHAUSTED"  # how every compiler begins its refusal for want of memory
+_AUTO = re.compile(r"auto(:(?P<first>[1-9]\d*))?")
+_FIRST = 8  # clips that --batch=auto begins with
+_FULL = "RESOURCE_EXHAUSTED"  # how every compiler begins its refusal for want of memory
 
 
 class Attempt(NamedTuple):
-    """A batch put to the compiler. wanted: bytes on one device, None where it does not tell.
+    """A batch that was put to the compiler.
 
-    compiled: None where it was refused.
+    clips: on each device. wanted: bytes on one device, None where a refusal does not say.
+    compiled: the step, None where it was refused.
     """
 
     clips: int
@@ -38,8 +39,15 @@ class Attempt(NamedTuple):
 
 
 def check_batch(batch: str, specs: list[str]) -> None:
-    """Raises ValueError for a --batch that is no number of clips, or cannot be searched for."""
-    if AUTO.fullmatch(batch):
+    """Refuse a --batch that is no number of clips, or that cannot be searched for.
+
+    Args:
+      specs: the topologies that it is for.
+
+    Raises:
+      ValueError: naming the remedy.
+    """
+    if _AUTO.fullmatch(batch):
         others = [spec for spec in specs if spec.startswith(("cpu", "here"))]
         if others:
             raise ValueError(
@@ -50,8 +58,12 @@ def check_batch(batch: str, specs: list[str]) -> None:
         raise ValueError(f"--batch={batch}: give a number of clips on each device, auto or auto:N")
 
 
-def plan(config: ml_collections.ConfigDict, place: Topology, batch: str) -> dict:
-    """What is to be known of a configuration on a topology, as plain values for the report.
+def plan(config: ml_collections.ConfigDict, place: Topology, batch: str) -> report.Plan:
+    """Compile a configuration's step for a topology, and return what is known of it there.
+
+    Args:
+      batch: a number of clips on each device, "auto" or "auto:N" for the most that fit, or "" for
+        the configuration's own.
 
     Raises:
       ValueError: the batch or the mesh does not fit the devices.
@@ -59,8 +71,7 @@ def plan(config: ml_collections.ConfigDict, place: Topology, batch: str) -> dict
     began = time.monotonic()
     mesh = sharding.make_mesh(config.mesh.fsdp, place.devices)
     limit = topology.memory_limit(place.devices[0])
-    each = mesh.size * config.accumulate
-    if not batch and config.batch_size % each:
+    if not batch and config.batch_size % (mesh.size * config.accumulate):
         raise ValueError(
             f"batch_size is {config.batch_size}, which {mesh.size} devices times accumulate="
             f"{config.accumulate} do not divide: give --batch=N, clips on each device"
@@ -68,33 +79,33 @@ def plan(config: ml_collections.ConfigDict, place: Topology, batch: str) -> dict
 
     def attempt(clips: int) -> Attempt:
         tqdm.write(f"{place.spec}: compiling {clips} clips a device", file=sys.stderr)
-        found = compile_step(with_batch(config, clips * mesh.size), mesh)
-        verdict = "accepted" if found.compiled else "refused"
-        taken = f"{report.size(found.wanted)} of {report.size(limit)}"
+        result = _compile_step(with_batch(config, clips * mesh.size), mesh)
+        verdict = "accepted" if result.compiled else "refused"
+        taken = f"{report.size(result.wanted)} of {report.size(limit)}"
         tqdm.write(f"{place.spec}: {clips} clips {verdict}, {taken}", file=sys.stderr)
-        return found
+        return result
 
-    if searched := AUTO.fullmatch(batch):
+    # The batches to compile: a search for the largest, or the one that is asked for.
+    if searched := _AUTO.fullmatch(batch):
+        assert limit is not None, place.spec  # only TPUs get here, by `check_batch`
         unit = config.accumulate
-        first = max(1, int(searched["first"] or FIRST) // unit)
-        attempts = largest_batch(attempt, unit, limit, fixed_bytes(config, mesh), first)
+        first = max(1, int(searched["first"] or _FIRST) // unit)
+        attempts = largest_batch(attempt, unit, limit, _fixed_bytes(config, mesh), first)
     else:
         attempts = [attempt(int(batch) if batch else config.batch_size // mesh.size)]
+
+    # The plan is of the largest that fits, or of the last where none does.
     fitting = [x for x in attempts if x.compiled is not None]
     chosen = max(fitting, key=lambda x: x.clips) if fitting else attempts[-1]
-    facts = report.facts(
-        with_batch(config, chosen.clips * mesh.size), place, mesh, limit, chosen.compiled
-    )
-    facts["memory"]["wanted"] = chosen.wanted
-    facts["attempts"] = [
+    tried: list[report.Tried] = [
         {"clips": x.clips, "bytes": x.wanted, "fits": x.compiled is not None} for x in attempts
     ]
-    facts["compile_seconds"] = round(time.monotonic() - began, 1)
-    return facts
+    config = with_batch(config, chosen.clips * mesh.size)
+    return report.make_plan(config, place, mesh, limit, chosen.compiled, tried, began)
 
 
 def with_batch(config: ml_collections.ConfigDict, clips: int) -> ml_collections.ConfigDict:
-    """The configuration with `clips` in its global batch, and equal masks in groups that fit."""
+    """Return the configuration with `clips` in its global batch and mask groups that divide it."""
     config = config.copy_and_resolve_references().unlock()
     config.batch_size = clips
     if config.mask.equal_counts:
@@ -102,29 +113,30 @@ def with_batch(config: ml_collections.ConfigDict, clips: int) -> ml_collections.
     return config.lock()
 
 
-def compile_step(config: ml_collections.ConfigDict, mesh: Mesh) -> Attempt:
-    """The real step for that mesh, compiled, or refused for want of memory."""
+def _compile_step(config: ml_collections.ConfigDict, mesh: Mesh) -> Attempt:
+    """Compile the real step for that mesh; the compiler may refuse it for want of memory."""
     clips = config.batch_size // mesh.size
     try:
         compiled = lower(config, mesh).compile()
     except jax.errors.JaxRuntimeError as error:
-        if FULL not in str(error):
+        if _FULL not in str(error):
             raise
         return Attempt(clips, topology.refused_bytes(str(error))[0], None)
     return Attempt(clips, report.wanted_bytes(compiled.memory_analysis()), compiled)
 
 
 def lower(config: ml_collections.ConfigDict, mesh: Mesh) -> jax.stages.Lowered:
-    """The step of `musicssl.training.step` on shapes alone."""
+    """Lower the step of `musicssl.training.step` from shapes alone."""
     samples = audio.crop_samples(config.data.crop_frames)
     with jax.set_mesh(mesh):
         state = step.state_shapes(config)
         clips = jax.ShapeDtypeStruct((config.batch_size, samples), jnp.int16)
-        return step.make_step(config, mesh).lower(state, frozen(config), clips)
+        jitted: Any = step.make_step(config, mesh)
+        return jitted.lower(state, frozen(config), clips)
 
 
 def frozen(config: ml_collections.ConfigDict) -> dict:
-    """Shapes of the teacher's fixed part; a frozen encoder is taken to be like the student."""
+    """Return shapes of the teacher's fixed part, as if a frozen encoder were like the student."""
     if config.method != "hubert":
         return {}
     t = config.teacher
@@ -139,50 +151,66 @@ def frozen(config: ml_collections.ConfigDict) -> dict:
     }
 
 
-def fixed_bytes(config: ml_collections.ConfigDict, mesh: Mesh) -> int:
-    """About the bytes of one device that do not grow with the clips: the state, and gradients."""
-    shapes = step.state_shapes(config)
-    held = report.memory(shapes, mesh, None, None)
-    return 2 * held["parameters"] + held["teacher"] + held["optimizer"]
+def _fixed_bytes(config: ml_collections.ConfigDict, mesh: Mesh) -> int:
+    """Estimate the bytes of one device that do not grow with the clips: state and gradients."""
+    state = report.state_bytes(step.state_shapes(config), mesh)
+    return 2 * state["parameters"] + state["teacher"] + state["optimizer"]
 
 
 def largest_batch(
-    attempt: Callable[[int], Attempt], unit: int, limit: int, fixed: int, first: int = FIRST
+    attempt: Callable[[int], Attempt], unit: int, limit: int, fixed: int, first: int = _FIRST
 ) -> list[Attempt]:
-    """Attempts, of which the largest accepted and the smallest refused are `unit` clips apart.
+    """Search for the largest batch that the compiler accepts.
 
-    Bytes grow with the clips nearly in proportion, from `fixed` ones, so the next guess is where
-    the last two reach the limit; where that has not halved what is open, it is the middle. A
-    compiler may stay below the limit for long, as it recomputes more and more: once two guesses of
-    where the limit is were accepted, and a step of one, each step up is twice the one before. Where
-    nothing fits, the smallest refused is `unit`.
+    Bytes grow with the clips nearly in proportion, starting from `fixed` of them. So the next guess
+    is where a line through the last attempts reaches the limit, or the middle where the last guess
+    has not halved the interval that is open. A compiler may stay below the limit for long, as it
+    recomputes more and more: once it has accepted two guesses of where the limit is, and a step of
+    one, each step up is twice the one before.
+
+    Args:
+      attempt: compiles that many clips on each device.
+      unit: what all numbers of clips are multiples of.
+      limit: bytes that a program may take on one device.
+      fixed: bytes that do not grow with the clips, about.
+      first: the first guess, in units.
+
+    Returns:
+      Every attempt. The largest accepted and the smallest refused are `unit` clips apart; where
+      nothing fits, the smallest refused is `unit`.
     """
     tried: list[Attempt] = []
-    accepted, refused, guess, surpassed = 0, None, first, 0
+    accepted, guess, surpassed = 0, first, 0
+    refused: int | None = None
     while refused is None or refused - accepted > 1:
         result = attempt(unit * guess)
         tried.append(result)
         before = accepted, refused
+
         accepted, refused = (guess, refused) if result.compiled else (accepted, guess)
-        guess = predicted(tried, unit, limit, fixed)
-        if refused is None:
-            near = guess is not None and guess <= 4 * accepted
-            guess = max(accepted + 1, min(guess or 2 * accepted, 4 * accepted))
+
+        # The next guess.
+        reached = _predict(tried, unit, limit, fixed)
+        if refused is None:  # go up
+            near = reached is not None and reached <= 4 * accepted
+            guess = max(accepted + 1, min(reached or 2 * accepted, 4 * accepted))
             if surpassed > 2 or (surpassed > 1 and accepted - before[0] > 1):
                 guess = max(guess, accepted + 2 * (accepted - before[0]))
             surpassed += near
-        else:
+        else:  # close the interval
             open_before = math.inf if before[1] is None else before[1] - before[0]
-            if guess is None or refused - accepted > open_before / 2:
-                guess = (accepted + refused) // 2
-            guess = min(max(accepted + 1, guess), refused - 1)
+            if reached is None or refused - accepted > open_before / 2:
+                reached = (accepted + refused) // 2
+            guess = min(max(accepted + 1, reached), refused - 1)
     return tried
 
 
-def predicted(tried: list[Attempt], unit: int, limit: int, fixed: int) -> int | None:
-    """Units at which the point nearest to the limit and a next one say that it is reached.
+def _predict(tried: list[Attempt], unit: int, limit: int, fixed: int) -> int | None:
+    """Return the units at which the limit is reached, on a line through two attempts.
 
-    That one is an eighth of the clips away: bytes grow in steps, and two neighbours may be equal.
+    One is the attempt that came nearest to the limit, the other the next nearest that is at least
+    an eighth of the clips away: bytes grow in steps, and two neighbours may be equal. None where
+    there is no other.
     """
     points = {(x.clips // unit, x.wanted) for x in tried if x.wanted} | {(0, fixed)}
     (units, wanted), *rest = sorted(points, key=lambda x: abs(x[1] - limit))

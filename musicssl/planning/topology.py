@@ -8,7 +8,7 @@ here           the devices of this machine, GPUs for instance
 import importlib.util
 import os
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,38 +17,37 @@ from jax.sharding import SingleDeviceSharding
 
 from musicssl.command import first_line
 
-SPEC = re.compile(r"(?P<kind>[a-z]\w*):(?P<shape>\d+(x\d+)*)(@(?P<slices>\d+))?")
+_SPEC = re.compile(r"(?P<kind>[a-z]\w*):(?P<shape>\d+(x\d+)*)(@(?P<slices>\d+))?")
 
 
 class Chip(NamedTuple):
     """One generation of TPU, from its data sheet (cloud.google.com/tpu/docs/system-architecture).
 
-    hertz: of the clock that the compiler's cycles are counted in, peak rate over operations a cycle
-    (131,072 on v5e). memory, links: bytes a second of HBM and of all links to other chips. axes: of
-    its torus. options: what libtpu wants said so that a chip is one device.
+    hertz: of the clock that the compiler counts cycles in, which is the peak rate divided by the
+    operations of a cycle (131,072 on v5e). memory, links: bytes a second of HBM and of all links to
+    other chips. axes: how many its torus has. options: for libtpu, so that a chip is one device.
     """
 
     hertz: float
     memory: float
     links: float
     axes: int
-    options: dict[str, object]
+    options: dict[str, Any]
 
 
-MEGACORE = {
+_MEGACORE: dict[str, Any] = {
     "chip_config_name": "megacore",
     "chips_per_host_bounds": (2, 2, 1),
     "wrap": (False, False, False),
 }
 CHIPS = {
-    "v4": Chip(1.05e9, 1228e9, 300e9, 3, MEGACORE),
+    "v4": Chip(1.05e9, 1228e9, 300e9, 3, _MEGACORE),
     "v5e": Chip(1.5e9, 819e9, 200e9, 2, {}),
     "v5p": Chip(1.75e9, 2765e9, 600e9, 3, {}),
     "v6e": Chip(1.75e9, 1640e9, 448e9, 2, {}),
 }
-KNOWN = (
-    f"{', '.join(f'{name}:' + 'x'.join('4' * c.axes) for name, c in CHIPS.items())}, cpu:8, here"
-)
+_EXAMPLES = [f"{name}:{'x'.join('4' * chip.axes)}" for name, chip in CHIPS.items()]
+KNOWN = f"{', '.join(_EXAMPLES)}, cpu:8, here"
 
 
 class Topology(NamedTuple):
@@ -61,17 +60,22 @@ class Topology(NamedTuple):
 
     @property
     def per_host(self) -> int:
+        """The devices of one host."""
         return len(self.devices) // len({x.process_index for x in self.devices})
 
 
 def prepare(specs: list[str]) -> None:
-    """Tell jax and libtpu, before either looks for devices, that these are planned for alone.
+    """Tell jax and libtpu, before either looks for devices, that these alone are planned for.
 
     Raises:
-      ValueError: a topology that is not known, or TPU ones without libtpu.
+      ValueError: a topology is not known, or it is of TPUs and libtpu is missing.
     """
-    matches = {spec: SPEC.fullmatch(spec) for spec in specs if spec != "here"}
-    for spec, match in matches.items():
+    # What the specs name.
+    matches: list[re.Match] = []
+    for spec in specs:
+        if spec == "here":
+            continue
+        match = _SPEC.fullmatch(spec)
         if not match or match["kind"] not in (*CHIPS, "cpu"):
             raise ValueError(f"--topology={spec} is not known: use {KNOWN}, @2 after it for slices")
         axes = match["shape"].count("x") + 1
@@ -80,34 +84,38 @@ def prepare(specs: list[str]) -> None:
             raise ValueError(
                 f"--topology={spec} has {axes} axes where {match['kind']} has {wanted}: use {KNOWN}"
             )
-    kinds = {match["kind"] for match in matches.values()}
+        matches.append(match)
+    kinds = {match["kind"] for match in matches}
     if kinds - {"cpu"} and importlib.util.find_spec("libtpu") is None:
         raise ValueError(
             "--topology names a TPU and its compiler is not installed: pip install 'jax[tpu]' "
             "(Linux x86_64; it needs no TPU)"
         )
+
+    # What libtpu and jax are told.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # ask no metadata server which TPU this is
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # another process may compile too
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     if "here" not in specs:
         jax.config.update("jax_platforms", "cpu")
-    virtual = [int(match["shape"]) for match in matches.values() if match["kind"] == "cpu"]
+    virtual = [int(match["shape"]) for match in matches if match["kind"] == "cpu"]
     if virtual:
         jax.config.update("jax_num_cpu_devices", max(virtual))
 
 
 def topology(spec: str) -> Topology:
-    """The devices of a spec that `prepare` has accepted.
+    """Return the devices of a spec that `prepare` has accepted.
 
     Raises:
-      ValueError: a shape that the generation does not come in.
+      ValueError: the generation does not come in that shape.
     """
-    if spec == "here":
+    match = _SPEC.fullmatch(spec)
+    if match is None:  # "here", the one spec without a shape
         return Topology(spec, jax.devices(), None, 1)
-    match = SPEC.fullmatch(spec)
     kind, shape, slices = match["kind"], match["shape"], int(match["slices"] or 1)
     if kind == "cpu":
         return Topology(spec, jax.devices("cpu")[: int(shape)], None, 1)
+
     chip = CHIPS[kind]
     options = chip.options | ({"num_slices": slices} if slices > 1 else {})
     try:
@@ -120,7 +128,10 @@ def topology(spec: str) -> Topology:
 
 
 def memory_limit(device: jax.Device) -> int | None:
-    """Bytes of HBM that the TPU's compiler gives a program, from its refusal of a huge one."""
+    """Return the bytes of HBM that a TPU's compiler gives a program, None for other devices.
+
+    The compiler names them when it refuses a huge program.
+    """
     if device.platform != "tpu":
         return None
     here = SingleDeviceSharding(device)
@@ -133,19 +144,22 @@ def memory_limit(device: jax.Device) -> int | None:
 
 
 def refused_bytes(message: str) -> tuple[int | None, int]:
-    """Bytes wanted (None where they are not told) and bytes there are, from the compiler's refusal.
+    """Return the bytes wanted and the bytes there are, from the compiler's refusal.
+
+    Those wanted are None where the message does not say.
 
     Raises:
-      ValueError: a message in other words.
+      ValueError: the message is in unknown words.
     """
     amount = r"([\d.]+)([KMGT]?)"
     limit = re.search(rf"exceeds available HBM \({amount}\)|of {amount} hbm", message)
     if not limit:
         raise ValueError(f"the compiler's refusal is in unknown words: {message[:300]}")
     wanted = re.search(rf"Used {amount} of|HLO temporaries \({amount}\)", message)
-    return (scaled(wanted) if wanted else None), scaled(limit)
+    return (_bytes_of(wanted) if wanted else None), _bytes_of(limit)
 
 
-def scaled(match: re.Match) -> int:
+def _bytes_of(match: re.Match) -> int:
+    """Return the bytes of a number and its unit, the first two groups that matched."""
     number, unit = [x for x in match.groups() if x is not None][:2]
     return int(float(number) * 1024 ** " KMGT".index(unit or " "))

@@ -14,7 +14,7 @@ from musicssl.objectives import masking
 
 # Dense bf16 (fp16 where there is none) operations a second and chip, by jax's device_kind; from
 # the vendors' data sheets.
-PEAKS = {
+_PEAKS = {
     "TPU v3": 123e12,
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
@@ -35,8 +35,9 @@ PEAKS = {
 
 
 def stem_layers(encoder: ml_collections.ConfigDict, frames: int) -> list[float]:
-    """Operations of one clip's forward pass in each of the stem's convolutions."""
-    n, channels, layers = audio.crop_samples(frames), 1, []
+    """Return the operations of one clip's forward pass in each of the stem's convolutions."""
+    n, channels = audio.crop_samples(frames), 1
+    layers = []
     for kernel, stride in zip(KERNELS, STRIDES, strict=True):
         n = (n - kernel) // stride + 1
         layers.append(2 * kernel * channels * encoder.stem_width * n)
@@ -45,7 +46,7 @@ def stem_layers(encoder: ml_collections.ConfigDict, frames: int) -> list[float]:
 
 
 def forward(encoder: ml_collections.ConfigDict, frames: int) -> dict[str, float]:
-    """Operations of one clip's forward pass, by part of the encoder."""
+    """Return the operations of one clip's forward pass, by part of the encoder."""
     d, taps = encoder.width, max(1, encoder.pos_conv_depth) * encoder.pos_conv_kernel
     return {
         "stem": sum(stem_layers(encoder, frames)),
@@ -57,18 +58,20 @@ def forward(encoder: ml_collections.ConfigDict, frames: int) -> dict[str, float]
 
 
 def train_step(config: ml_collections.ConfigDict) -> float:
-    """Operations of one step on the global batch."""
+    """Return the operations of one step on the global batch."""
     return sum(train_parts(config).values())
 
 
 def train_parts(config: ml_collections.ConfigDict) -> dict[str, float]:
-    """Operations of one step by part: three passes of what learns, one of what gives targets.
+    """Return the operations of one step by part.
 
+    What learns takes three passes, and what gives the targets takes one.
     HuBERT's head sees the masked frames alone. A frozen encoder, whose shape the configuration
     does not hold, counts as one of this configuration's shape up to the layer that is taken.
     """
     frames = config.data.crop_frames
     passes = forward(config.encoder, frames)
+
     clip = {name: 3 * n for name, n in passes.items()}
     if not config.encoder.feature_grad_mult:
         clip["stem"] = passes["stem"]
@@ -79,12 +82,12 @@ def train_parts(config: ml_collections.ConfigDict) -> dict[str, float]:
         c, masked = config.hubert, masking.mask_capacity(frames, **config.mask)
         row = config.encoder.width * c.final_dim + c.final_dim * config.teacher.clusters
         clip["head"] = 3 * 2 * row * masked
-        clip["labels"] = labels(config, passes)
+        clip["labels"] = _labels(config, passes)
     return {name: config.batch_size * n for name, n in clip.items()}
 
 
-def labels(config: ml_collections.ConfigDict, passes: dict[str, float]) -> float:
-    """Operations that give one clip its HuBERT labels: features, then the nearest of the codes."""
+def _labels(config: ml_collections.ConfigDict, passes: dict[str, float]) -> float:
+    """Return the operations of one clip's HuBERT labels: features, then the nearest codes."""
     t, frames = config.teacher, config.data.crop_frames
     if t.feature in audio.SPECTRAL:
         width, bins = audio.spectral_width(t.feature, t.ceps), 23
@@ -101,7 +104,7 @@ def labels(config: ml_collections.ConfigDict, passes: dict[str, float]) -> float
 
 
 def peak(device: jax.Device) -> float | None:
-    """Operations a second that the data sheet gives this device, None where it is not known."""
+    """Return the operations a second of this device's data sheet, None where it is not known."""
     kind = f"{device.device_kind} ".replace("-", " ")
-    names = [name for name in PEAKS if kind.startswith(f"{name} ")]  # an L40 is no L4
-    return PEAKS[max(names, key=len)] if names else None
+    names = [name for name in _PEAKS if kind.startswith(f"{name} ")]  # an L40 is no L4
+    return _PEAKS[max(names, key=len)] if names else None

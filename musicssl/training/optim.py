@@ -14,7 +14,7 @@ Schedule = Callable[[jax.Array], jax.Array]
 def tri_stage(
     peak: float, steps: int, phases: tuple[float, float, float], scale: float
 ) -> Schedule:
-    """Linear from scale * peak, constant, exponential back to scale * peak (fairseq tri_stage)."""
+    """Rise from scale * peak, hold, and decay exponentially back to it (fairseq tri_stage)."""
     warmup, hold = (round(steps * phase) for phase in phases[:2])
     decay = max(1, steps - warmup - hold)
 
@@ -27,7 +27,7 @@ def tri_stage(
 
 
 def polynomial(peak: float, steps: int, warmup: int) -> Schedule:
-    """Linear from 0, then linear to 0 at the last step (fairseq polynomial_decay, power 1)."""
+    """Rise linearly from 0, then fall linearly to 0 (fairseq polynomial_decay, power 1)."""
 
     def rate(step: jax.Array) -> jax.Array:
         falling = (steps - step) / max(1, steps - warmup)
@@ -37,10 +37,10 @@ def polynomial(peak: float, steps: int, warmup: int) -> Schedule:
 
 
 def learning_rate(config: ml_collections.ConfigDict) -> Schedule:
-    """The schedule of a configuration's `optim` section over its `steps`.
+    """Return the schedule of a configuration's `optim` section over its `steps`.
 
     Raises:
-      ValueError: the schedule's name, phases or end are not usable.
+      ValueError: the schedule's name, phases or end cannot be used.
     """
     optim = config.optim
     if optim.schedule == "tri_stage":
@@ -55,7 +55,7 @@ def learning_rate(config: ml_collections.ConfigDict) -> Schedule:
 
 
 def adam(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
-    """Adam with decoupled weight decay on every parameter, as both recipes have it.
+    """Return Adam with decoupled weight decay on every parameter, as both recipes have it.
 
     optax adds epsilon after the bias correction, like the fused Adam that fairseq uses on GPUs.
     """

@@ -8,8 +8,7 @@ restart changes them.
 import functools
 import json
 from collections.abc import Callable
-from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,14 +18,15 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from musicssl import audio as sound
+from musicssl import audio
 from musicssl.model.encoder import make_encoder
 from musicssl.objectives import data2vec, hubert
 from musicssl.objectives.masking import Batch, span_mask
+from musicssl.objectives.objective import Objective
 from musicssl.runtime import sharding
 from musicssl.training import optim
 
-OBJECTIVES: dict[str, ModuleType] = {"data2vec": data2vec, "hubert": hubert}
+OBJECTIVES: dict[str, Objective] = {"data2vec": data2vec, "hubert": hubert}
 STREAMS = ("init", "mask", "dropout", "layerdrop")
 
 
@@ -40,22 +40,26 @@ class TrainState(NamedTuple):
     optimizer: optax.OptState
 
 
-def objective(config: ml_collections.ConfigDict) -> ModuleType:
-    """The module with init, loss, after_update, health and collapse of config.method."""
+def objective(config: ml_collections.ConfigDict) -> Objective:
+    """Return the objective that config.method names.
+
+    Raises:
+      ValueError: there is none of that name.
+    """
     if config.method not in OBJECTIVES:
         raise ValueError(f"method is {config.method!r}: use one of {sorted(OBJECTIVES)}")
     return OBJECTIVES[config.method]
 
 
 def streams(seed: int, step: jax.Array | int) -> dict[str, jax.Array]:
-    """One key for each use of randomness in a step."""
+    """Return one key for each use of randomness in a step."""
     key = jax.random.fold_in(jax.random.key(seed), step)
     return {name: jax.random.fold_in(key, i) for i, name in enumerate(STREAMS)}
 
 
 def init_state(config: ml_collections.ConfigDict) -> TrainState:
-    """The state before the first step (trace it: nothing here is sharded by itself)."""
-    samples = sound.crop_samples(1)
+    """Return the state before the first step (trace it: nothing here is sharded by itself)."""
+    samples = audio.crop_samples(1)
     keys = streams(config.seed, 0)
     params, teacher = objective(config).init(keys["init"], make_encoder(config), config, samples)
     zero = jnp.zeros((), jnp.int32)
@@ -63,18 +67,18 @@ def init_state(config: ml_collections.ConfigDict) -> TrainState:
 
 
 def state_shapes(config: ml_collections.ConfigDict) -> TrainState:
-    """What `init_state` gives, as jax.ShapeDtypeStructs; traced once for each configuration."""
+    """Return the shapes of `init_state`'s arrays, traced once for each configuration."""
     return _state_shapes(config.to_json())
 
 
 @functools.cache
-def _state_shapes(config: str) -> TrainState:
-    made = ml_collections.ConfigDict(json.loads(config))
-    return jax.eval_shape(lambda: init_state(made))
+def _state_shapes(config_json: str) -> TrainState:
+    config = ml_collections.ConfigDict(json.loads(config_json))
+    return jax.eval_shape(lambda: init_state(config))
 
 
 def sharded_init(config: ml_collections.ConfigDict, mesh: Mesh) -> TrainState:
-    """The initial state, made in its shards."""
+    """Return the initial state, made in its shards."""
     with jax.set_mesh(mesh):
         shardings = sharding.state_shardings(state_shapes(config), mesh)
         return jax.jit(lambda: init_state(config), out_shardings=shardings)()
@@ -83,7 +87,7 @@ def sharded_init(config: ml_collections.ConfigDict, mesh: Mesh) -> TrainState:
 def with_encoder(
     config: ml_collections.ConfigDict, mesh: Mesh, state: TrainState, weights: dict
 ) -> TrainState:
-    """An initial state with other values for the encoder, and the teacher that they give.
+    """Return an initial state with other values for the encoder, and the teacher that they give.
 
     Args:
       weights: NumPy arrays in the tree of state.params["encoder"].
@@ -102,7 +106,7 @@ def with_encoder(
 
 
 def make_step(config: ml_collections.ConfigDict, mesh: Mesh) -> Callable:
-    """The jitted step: (state, frozen, audio int16 [b, n]) -> (state, metrics).
+    """Return the jitted step: (state, frozen, audio int16 [b, n]) -> (state, metrics).
 
     `frozen` is the part of the teacher that training does not change ({} for data2vec). The state
     is donated. Metrics are float32 scalars on the device.
@@ -111,6 +115,7 @@ def make_step(config: ml_collections.ConfigDict, mesh: Mesh) -> Callable:
     clips = NamedSharding(mesh, sharding.CLIPS)
     everywhere = NamedSharding(mesh, P())
 
+    # The compiled program spells these arguments' names, and planning/report.py looks for them.
     def step(state: TrainState, frozen: dict, audio: jax.Array) -> tuple[TrainState, dict]:
         return update(config, state, frozen, audio)
 
@@ -123,22 +128,29 @@ def make_step(config: ml_collections.ConfigDict, mesh: Mesh) -> Callable:
 
 
 def update(
-    config: ml_collections.ConfigDict, state: TrainState, frozen: dict, audio: jax.Array
+    config: ml_collections.ConfigDict, state: TrainState, frozen: dict, clips: jax.Array
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One optimizer update; one that is not finite changes nothing but the step."""
+    """Make one optimizer update; one that is not finite changes nothing but the step.
+
+    Args:
+      frozen: the part of the teacher that training does not change.
+      clips: the batch's audio, int16 [b, n].
+    """
     method = objective(config)
     keys = streams(config.seed, state.step + 1)
+
+    # The loss and its gradients.
     with jax.named_scope("input"):
-        batch = prepare(config, keys["mask"], audio)
+        batch = prepare(config, keys["mask"], clips)
     teacher = state.teacher | frozen
     loss, sums, gradients = accumulate(config, state.params, teacher, batch, keys)
-
     norm = optax.tree.norm(gradients)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
 
-    def where_finite(new: object, old: object) -> object:
+    def where_finite(new: Any, old: Any) -> Any:
         return jax.tree.map(lambda yes, no: jnp.where(finite, yes, no), new, old)
 
+    # The student's update, then the teacher that follows it.
     with jax.named_scope("optimizer"):
         gradients = optim.clip(gradients, norm, config.optim.clip_norm)
         changes, optimizer = optim.adam(config).update(gradients, state.optimizer, state.params)
@@ -148,6 +160,8 @@ def update(
     with jax.named_scope("ema"):
         followed = method.after_update(config, params, state.teacher, state.updates + 1)
         followed = where_finite(followed, state.teacher)
+
+    # The new state and what is logged of this step.
     updates, params, optimizer = kept
     new = TrainState(state.step + 1, updates, params, followed, optimizer)
     metrics = {
@@ -161,19 +175,20 @@ def update(
     return new, {name: jnp.asarray(x, jnp.float32) for name, x in metrics.items()}
 
 
-def prepare(config: ml_collections.ConfigDict, key: jax.Array, audio: jax.Array) -> Batch:
-    """int16 audio [b, n] to the encoder's input and its masks."""
-    raw = sound.to_float(audio)
-    clips, samples = audio.shape
-    mask = span_mask(key, clips, sound.frame_count(samples), **config.mask)
-    inputs = sound.normalize(raw) if config.data.normalize else raw
-    return Batch(inputs, raw, mask, mask.mask.sum().astype(jnp.float32), clips)
+def prepare(config: ml_collections.ConfigDict, key: jax.Array, clips: jax.Array) -> Batch:
+    """Turn int16 audio [b, n] into the encoder's input, and draw its masks."""
+    waveform = audio.to_float(clips)
+    count, samples = clips.shape
+    mask = span_mask(key, count, audio.frame_count(samples), **config.mask)
+    encoder_input = audio.normalize(waveform) if config.data.normalize else waveform
+    masked = mask.mask.sum().astype(jnp.float32)
+    return Batch(encoder_input, waveform, mask, masked, count)
 
 
 def accumulate(
     config: ml_collections.ConfigDict, params: dict, teacher: dict, batch: Batch, keys: dict
 ) -> tuple[jax.Array, dict, dict]:
-    """Loss, health sums and gradients of the global batch, in config.accumulate parts.
+    """Return loss, health sums and gradients of the global batch, in config.accumulate parts.
 
     Every part's loss is divided by the masked frames of the whole batch, so the sum is what the
     batch gives at once. Each device keeps its own clips: part i takes rows i, i + parts, ...
@@ -192,21 +207,25 @@ def accumulate(
         (value, sums), gradients = gradient(params, batch, rngs)
         return value, sums, *scatter(gradients)
 
+    # The rows of each part, one part after another along a new first axis.
     def split(x: jax.Array) -> jax.Array:
         return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
 
-    rows = jax.tree.map(split, (batch.audio, batch.raw, batch.mask))
+    rows = jax.tree.map(split, (batch.encoder_input, batch.waveform, batch.mask))
 
-    def one(i: jax.Array, rows: tuple) -> tuple[jax.Array, dict, dict]:
-        part = batch._replace(audio=rows[0], raw=rows[1], mask=rows[2])
+    def of_part(i: jax.Array, part_rows: tuple) -> tuple[jax.Array, dict, dict]:
+        encoder_input, waveform, mask = part_rows
+        part = batch._replace(encoder_input=encoder_input, waveform=waveform, mask=mask)
         dropout = jax.random.fold_in(keys["dropout"], i)
         (value, sums), gradients = gradient(params, part, rngs | {"dropout": dropout})
         return value, sums, gradients
 
-    def add(total: tuple, x: tuple) -> tuple[tuple, None]:
-        return jax.tree.map(jnp.add, total, one(*x)), None
+    def add(total: tuple, numbered_rows: tuple) -> tuple[tuple, None]:
+        return jax.tree.map(jnp.add, total, of_part(*numbered_rows)), None
 
-    shapes = jax.eval_shape(one, jnp.int32(0), jax.tree.map(lambda x: x[0], rows))
+    # A scan that adds up what the parts give, from zeros of their shapes.
+    first_rows = jax.tree.map(lambda x: x[0], rows)
+    shapes = jax.eval_shape(of_part, jnp.int32(0), first_rows)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    value, sums, gradients = jax.lax.scan(add, zeros, (jnp.arange(parts), rows))[0]
+    (value, sums, gradients), _ = jax.lax.scan(add, zeros, (jnp.arange(parts), rows))
     return value, sums, *scatter(gradients)

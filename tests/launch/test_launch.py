@@ -78,9 +78,10 @@ def test_both_iterations_run_with_the_flags_and_the_second_with_its_teacher(inte
     assert interpreter.calls() == [[str(ROOT), *call] for call in expected(flags)]
 
 
-def test_a_dry_run_prints_the_commands_alone(interpreter):
+@pytest.mark.parametrize("flag", ["--dry_run", "--dry-run"])
+def test_a_dry_run_prints_the_commands_alone(interpreter, flag):
     flags = ["--config.data.data_dir=my data", "--config.steps=2"]
-    done = interpreter.launch("--dry-run", "--runs=/big/runs", *flags)
+    done = interpreter.launch(flag, "--runs=/big/runs", *flags)
     assert done.returncode == 0 and interpreter.count == 0
     printed = [shlex.split(line) for line in done.stdout.splitlines()]
     assert printed == [["python", *call] for call in expected(flags, "/big/runs")]

@@ -79,8 +79,10 @@ GKE = (
 )
 def test_a_dry_run_prints_what_would_be_run_and_runs_nothing(cloud, script, arguments):
     at = {"build_dataset.sh": 0, "image.sh": 2}.get(script, 1)
-    dry = cloud(script, *arguments[:at], "--dry-run", *arguments[at:])
+    dry = cloud(script, *arguments[:at], "--dry_run", *arguments[at:])
     assert dry.returncode == 0 and dry.stderr == "" and cloud.calls == []
+    assert cloud(script, *arguments[:at], "--dry-run", *arguments[at:]).stdout == dry.stdout
+    assert cloud.calls == []
     assert cloud(script, *arguments).returncode == 0
     printed = [shlex.split(line) for line in dry.stdout.splitlines()]
     assert printed == cloud.calls and printed

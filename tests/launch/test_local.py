@@ -103,9 +103,10 @@ def test_sigterm_reaches_every_process_and_ends_the_restarts():
     assert "starting again" not in errors
 
 
-def test_a_dry_run_prints_what_each_process_would_run():
+@pytest.mark.parametrize("flag", ["--dry_run", "--dry-run"])
+def test_a_dry_run_prints_what_each_process_would_run(flag):
     command = ["python", "-m", "musicssl.main", "--workdir=my runs"]
-    process = start(["--dry-run", "--processes=2"], command)
+    process = start([flag, "--processes=2"], command)
     lines = process.communicate(timeout=60)[0].splitlines()
     assert process.returncode == 0 and len(lines) == 2
     for number, line in enumerate(lines):

@@ -12,8 +12,8 @@ from tests.support.studies import PAPER
 
 
 def dry_run(capsys: pytest.CaptureFixture, *arguments: str) -> list[tuple[str, str]]:
-    """(comment, command) of each stage that --dry-run prints."""
-    assert study.main(["--dry-run", *arguments]) == 0
+    """(comment, command) of each stage that --dry_run prints."""
+    assert study.main(["--dry_run", *arguments]) == 0
     lines = capsys.readouterr().out.splitlines()
     return list(zip(lines[::2], lines[1::2], strict=True))
 
@@ -35,6 +35,12 @@ def test_a_dry_run_prints_every_stage_in_an_order_that_runs(scale, datasets, tmp
     assert list(tmp_path.iterdir()) == []
     second = next(command for _, command in printed if "k2000_iter2" in command)
     assert f"--config.teacher.encoder={tmp_path}/musichubert-k2000_iter1" in second
+
+
+def test_a_dry_run_is_asked_for_in_either_spelling(tmp_path, capsys):
+    printed = dry_run(capsys, "--scale=demo", f"--workdir={tmp_path}")
+    assert study.main(["--dry-run", "--scale=demo", f"--workdir={tmp_path}"]) == 0
+    assert capsys.readouterr().out.splitlines() == [line for stage in printed for line in stage]
 
 
 def test_models_tasks_and_encoders_are_chosen(tmp_path, capsys):

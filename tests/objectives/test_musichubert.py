@@ -128,7 +128,7 @@ def test_one_optimizer_step_of_every_full_size_variant(monkeypatch, tmp_path):
         config = full_size.short(musichubert.get_config(variant))
         frozen = frozen_of(config, tmp_path)
         batch = full_size.masked_clip(config, number)
-        features = jax.jit(functools.partial(hubert.features, config))(frozen, batch.raw)
+        features = jax.jit(functools.partial(hubert.features, config))(frozen, batch.waveform)
         labels = kmeans.assign(frozen["codebook"], features)
         assert labels.shape == (1, 16) and len(np.unique(labels)) > 1
         if config.teacher.clusters != clusters:

@@ -9,8 +9,7 @@ from configs import musichubert
 from musicssl import audio
 from musicssl.planning import benchmark
 from musicssl.runtime import sharding
-from musicssl.training import flops
-from musicssl.training import step as training
+from musicssl.training import flops, step
 from tests.support import tiny
 
 PARTS = ["step", "stem", "positional", "transformer", "head", "optimizer"]
@@ -43,7 +42,7 @@ def test_each_part_of_a_step_has_its_operations(method):
             assert (row.unit, row.limit) == ("GFLOP/s", 1e3)
     whole = found["step"].figure * found["step"].seconds * 1e9
     assert whole == pytest.approx(flops.train_step(config)) == pytest.approx(sum(counts.values()))
-    state = training.state_shapes(config)
+    state = step.state_shapes(config)
     moved = 7 * 4 * sum(x.size for x in jax.tree.leaves(state.params))
     moved += 2 * 4 * sum(x.size for x in jax.tree.leaves(state.teacher))
     assert found["optimizer"].figure * found["optimizer"].seconds * 1e9 == pytest.approx(moved)
@@ -67,7 +66,7 @@ def test_the_table_and_its_document(tmp_path, capsys):
         benchmark.Row("optimizer", 0.25, 3.0, 1.0, "GB/s", "a copy"),
     ]
     config = tiny.config()
-    benchmark.report(config, here, made, tmp_path / "runs" / "v1.5")
+    benchmark.write_report(config, here, made, tmp_path / "runs" / "v1.5")
     printed = capsys.readouterr().out
     assert "| step | 500.0 | 250.0 GFLOP/s | 1,000.0 GFLOP/s | 25% | a rate |" in printed
     assert "| optimizer | 250.0 | 3.0 GB/s | 1.0 GB/s | 300% | a copy |" in printed

@@ -14,7 +14,7 @@ import pytest
 from configs import musichubert
 from musicssl.planning import compilation, hlo
 from musicssl.runtime import sharding
-from musicssl.training import step as training
+from musicssl.training import step
 from tests.support import tiny
 
 DEVICES = {"data2vec": (1, 2, 8), "hubert": (1, 8)}
@@ -80,7 +80,7 @@ def test_work_of_a_device_does_not_grow_with_their_number(counted):
 def test_devices_exchange_gradients_and_metrics_alone(counted):
     method, found = counted
     assert found["1"]["kinds"] == []
-    shapes = training.state_shapes(config(method, 8))
+    shapes = step.state_shapes(config(method, 8))
     known = {longer(x.shape) for x in jax.tree.leaves(shapes.params)} | {()}
     if method == "hubert":
         known.add((config(method, 8).teacher.clusters,))  # how often each label was seen

@@ -43,5 +43,5 @@ def test_kernels_are_entered_at_the_stated_share_of_peak():
     """460 operations at two a cycle, 23 % of that rate; one without a figure stays out."""
     cycles = {"attention": 100}
     kernels = [hlo.Kernel("jit(step)/layer_0/attention/call", 460), hlo.Kernel("x", None)]
-    assert report.entered(cycles, kernels, 2.0) == 1000
+    assert report.enter_kernels(cycles, kernels, 2.0) == 1000
     assert cycles == {"attention": 1100}

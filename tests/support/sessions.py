@@ -81,9 +81,17 @@ class Session:
         saved = checkpoint.Checkpoints(self.workdir, self.config)
         state = loop.initial_state(self.config, self.mesh, saved)
         ask = self.preemption or loop.Preemption()
-        return loop.train(
-            self.config, self.mesh, saved, state, self.frozen, self.open, self.write, self.look, ask
+        run = loop.Run(
+            config=self.config,
+            mesh=self.mesh,
+            checkpoints=saved,
+            frozen=self.frozen,
+            preemption=ask,
+            open_batches=self.open,
+            on_scalars=self.write,
+            take_probe=self.look,
         )
+        return loop.train(run, state)
 
     def logged(self, name: str) -> list[tuple[int, float]]:
         return [(step, scalars[name]) for step, scalars in self.rows]

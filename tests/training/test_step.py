@@ -113,7 +113,10 @@ def test_parts_take_every_nth_clip_and_have_dropout_of_their_own(monkeypatch):
     def loss(encoder, config, params, teacher, batch, rngs):
         noise = {name: jax.random.uniform(key, (2,)) for name, key in rngs.items()}
         place = jnp.arange(1, 5)[:, None]
-        seen = noise | {"audio": (place * abs(batch.audio)).sum(), "clips": jnp.int32(batch.clips)}
+        seen = noise | {
+            "audio": (place * abs(batch.encoder_input)).sum(),
+            "clips": jnp.int32(batch.clips),
+        }
         seen |= {"mask": (place * batch.mask.mask).sum(), "masked": batch.masked}
         return params["w"] * noise["dropout"][0] / batch.masked, seen
 
@@ -125,7 +128,9 @@ def test_parts_take_every_nth_clip_and_have_dropout_of_their_own(monkeypatch):
         lambda: step.accumulate(config, {"w": jnp.float32(2.0)}, {}, batch, keys)
     )()
     place = np.repeat(np.arange(1, 5), 4)[:, None]  # of row 4 j + i in part i
-    assert float(seen["audio"]) == pytest.approx(float((place * abs(batch.audio)).sum()), rel=1e-5)
+    assert float(seen["audio"]) == pytest.approx(
+        float((place * abs(batch.encoder_input)).sum()), rel=1e-5
+    )
     assert int(seen["mask"]) == int((place * batch.mask.mask).sum())
     assert float(seen["masked"]) == 4 * float(batch.mask.mask.sum())
     assert int(seen["clips"]) == 4 * 16

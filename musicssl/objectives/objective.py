@@ -1,0 +1,82 @@
+"""The contract of an objective: what the training step asks of a module such as data2vec or hubert.
+
+An objective is a plain module with the functions of `Objective`; there is no class to inherit from.
+A further one is a file beside this one, a line in `musicssl.training.step.OBJECTIVES`, a
+configuration and a test.
+"""
+
+from typing import Protocol
+
+import jax
+import ml_collections
+
+from musicssl.model.encoder import Encoder
+from musicssl.objectives.masking import Batch
+
+Tree = dict  # parameters by name, nested: the leaves are arrays
+
+
+class Objective(Protocol):
+    """The functions that an objective has.
+
+    The teacher is a tree of arrays. `init` makes the part of it that training changes (an average
+    of the student, for instance); `loss` sees that part merged with the one that training leaves
+    alone, such as a codebook.
+    """
+
+    def init(
+        self, key: jax.Array, encoder: Encoder, config: ml_collections.ConfigDict, samples: int
+    ) -> tuple[Tree, Tree]:
+        """Return the initial parameters {"encoder", "head"} and the teacher that they give.
+
+        Args:
+          samples: the length of any clip that the encoder accepts; the values do not depend on it.
+
+        Raises:
+          ValueError: the configuration does not fit the encoder.
+        """
+
+    def first_teacher(self, params: Tree) -> Tree:
+        """Return the teacher before any update; `params` needs its "encoder" alone."""
+
+    def loss(
+        self,
+        encoder: Encoder,
+        config: ml_collections.ConfigDict,
+        params: Tree,
+        teacher: Tree,
+        batch: Batch,
+        rngs: dict[str, jax.Array],
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Return the loss of a batch, or of a part of it, and sums for `health`.
+
+        Both are added over the parts of a batch, so they are shares of the global batch's.
+
+        Args:
+          rngs: a key for "dropout" and one for "layerdrop".
+        """
+
+    def after_update(
+        self, config: ml_collections.ConfigDict, params: Tree, teacher: Tree, updates: jax.Array
+    ) -> Tree:
+        """Return the teacher after an update of the parameters, which is number `updates`."""
+
+    def health(
+        self,
+        config: ml_collections.ConfigDict,
+        sums: dict[str, jax.Array],
+        masked: jax.Array,
+        updates: jax.Array,
+    ) -> dict[str, jax.Array]:
+        """Return scalars to log.
+
+        Args:
+          sums: what `loss` returned, added over the parts of the batch.
+          masked: the number of masked frames in the global batch.
+          updates: how many updates came before this one.
+        """
+
+    def collapse(
+        self, config: ml_collections.ConfigDict, metrics: dict[str, float], step: int
+    ) -> str | None:
+        """Return what is wrong with the logged metrics and what helps, or None if all is well."""
