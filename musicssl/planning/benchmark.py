@@ -217,7 +217,7 @@ def extraction_row(config: ml_collections.ConfigDict, here: Machine) -> Row:
     def apply(params: dict, x: jax.Array):
         return encoder.apply({"params": params}, x).hidden
 
-    source = extract.Source(
+    source = extract.FeatureSource(
         "", "", encoder.layers + 1, encoder.width, config.data.sample_rate, False, params, apply
     )
     count = b * max(4, int(here.budget * limit / b))
