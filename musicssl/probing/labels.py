@@ -77,7 +77,7 @@ def item_labels(task: Task, records: Sequence[Record], rows: windows.Rows, fps: 
     # Items are the records that belong to the task, numbered anew.
     number = np.cumsum(member) - 1
     item = number[rows.record[used]]
-    members = [records[i] for i in np.flatnonzero(member)]
+    members = [record for record, belongs in zip(records, member, strict=True) if belongs]
     levels = _factor_levels(task, members)
     return _checked(task, Labels(used, y, item, whole[member], used[:0], (), levels))
 
