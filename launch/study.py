@@ -87,7 +87,7 @@ SCALES = {
 }
 
 
-class Encoder(NamedTuple):
+class StudyEncoder(NamedTuple):
     """What is probed. kind: pre-trained, random, features, given. spec: for musicssl.probe."""
 
     name: str
@@ -169,7 +169,7 @@ def named(patterns: str, things: list, flag: str, known: str) -> list:
     return [x for x in things if any(fnmatch.fnmatchcase(x.name, y) for y in each)]
 
 
-def given(path: Path) -> Encoder:
+def given(path: Path) -> StudyEncoder:
     """A Hugging Face directory as an encoder.
 
     Raises:
@@ -182,7 +182,7 @@ def given(path: Path) -> Encoder:
         ("preprocessor_config.json", model_config.read_preprocessor),
     ):
         read(huggingface.read_json(path / name), path / name)
-    return Encoder(path.name, "given", str(path))
+    return StudyEncoder(path.name, "given", str(path))
 
 
 class Study:
@@ -201,15 +201,15 @@ class Study:
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"--encoders: two are called {twice[0]}: rename a directory")
 
-    def everything(self) -> list[Encoder]:
+    def everything(self) -> list[StudyEncoder]:
         """The models and the baselines, one of random initial values for each family."""
-        trained = [Encoder(m.name, "pre-trained", str(self.place(m)), m) for m in MODELS]
+        trained = [StudyEncoder(m.name, "pre-trained", str(self.place(m)), m) for m in MODELS]
         firsts = {m.family: m for m in reversed(MODELS)}
         random = [
-            Encoder(f"random-{m.family}", "random", f"random:{self.place(m)}", m)
+            StudyEncoder(f"random-{m.family}", "random", f"random:{self.place(m)}", m)
             for m in reversed(firsts.values())
         ]
-        return trained + random + [Encoder(name, "features", name) for name in BASELINES]
+        return trained + random + [StudyEncoder(name, "features", name) for name in BASELINES]
 
     def place(self, model: Model) -> Path:
         return self.workdir / model.name
@@ -271,7 +271,7 @@ class Study:
         family = importlib.import_module(f"configs.{model.family}")
         return family.get_config(model.variant + self.scale.suffix)
 
-    def probe(self, encoder: Encoder, dataset: str) -> Stage:
+    def probe(self, encoder: StudyEncoder, dataset: str) -> Stage:
         results = self.results(encoder, dataset)
         chosen = [task.name for task in self.tasks if task.dataset == dataset]
         settings = self.scale.probe.get(dataset, self.scale.probe[""])
@@ -287,7 +287,7 @@ class Study:
         there = (results / "results.md").is_file  # written after the last task
         return Stage(f"probe/{encoder.name}/{dataset}", tuple(command), there, tuple(needs))
 
-    def results(self, encoder: Encoder, dataset: str) -> Path:
+    def results(self, encoder: StudyEncoder, dataset: str) -> Path:
         return self.workdir / "probes" / encoder.name / dataset
 
     def report(self) -> Stage:

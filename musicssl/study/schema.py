@@ -1,7 +1,7 @@
 """The schema of a study: of study.json, and of the report's results.json.
 
-Both are of plain values for JSON. `results.collect` makes a `Study` out of a `StudyPlan` and of what
-the study's runs and probes have written.
+Both are of plain values for JSON. `results.collect` makes a `Study` out of a `StudyPlan` and of
+what the study's runs and probes have written.
 """
 
 from typing import Any, NotRequired, TypedDict
