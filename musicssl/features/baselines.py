@@ -1,7 +1,7 @@
-"""Features that nobody has trained, at an encoder's frames: what an encoder is to be better than.
+"""Features that nobody has trained, at an encoder's frames: what an encoder should surpass.
 
-A log-mel spectrogram, MFCC, a constant-Q spectrogram and its chroma. Each is a function of float
-audio [b, n] at 16 kHz to [b, t, d], t = audio.frame_count(n), about unit scale.
+They are a log-mel spectrogram, MFCC, a constant-Q spectrogram and its chroma. Each is a function of
+float audio [b, n] at 16 kHz to [b, t, d] of about unit scale, where t = audio.frame_count(n).
 """
 
 import functools
@@ -14,9 +14,9 @@ import numpy as np
 
 from musicssl import audio
 
-LOWEST_HERTZ = 440 * 2 ** (-45 / 12)  # C1
-OCTAVES, BINS = 7, 12  # of the constant-Q transform, up to B7
-FLOOR = 1e-5  # amplitude: -100 dBFS, under any hiss
+_LOWEST_HERTZ = 440 * 2 ** (-45 / 12)  # C1
+_OCTAVES, _BINS = 7, 12  # of the constant-Q transform, up to B7
+_FLOOR = 1e-5  # amplitude: -100 dBFS, under any hiss
 
 
 class Baseline(NamedTuple):
@@ -28,50 +28,55 @@ class Baseline(NamedTuple):
 
 
 def log_mel(x: jax.Array) -> jax.Array:
-    """80 log-mel bands, the two frames of each 20 ms side by side."""
+    """Return 80 log-mel bands, two frames of 10 ms side by side."""
     return (_pairs(audio.log_mel(x, 80), x) + 8) / 5
 
 
 def mfcc(x: jax.Array) -> jax.Array:
-    """13 MFCC with first and second differences, the two frames of each 20 ms side by side."""
+    """Return 13 MFCC with first and second differences, two frames of 10 ms side by side."""
     return _pairs(audio.mfcc(x), x) / 10
 
 
 def cqt(x: jax.Array) -> jax.Array:
-    """Log amplitudes of 84 semitones, C1 to B7."""
-    return jnp.log10(amplitudes(x) + FLOOR) + 3
+    """Return log amplitudes of 84 semitones, C1 to B7."""
+    return jnp.log10(amplitudes(x) + _FLOOR) + 3
 
 
 def chroma(x: jax.Array) -> jax.Array:
-    """Amplitudes of the 12 pitch classes over all octaves, the greatest of a frame being 1."""
-    folded = amplitudes(x).reshape(*x.shape[:1], -1, OCTAVES, BINS).sum(2)  # [b, t, 84] to 12
-    return folded / jnp.maximum(folded.max(-1, keepdims=True), FLOOR)
+    """Return amplitudes of 12 pitch classes over all octaves, 1 for the greatest of a frame."""
+    folded = amplitudes(x).reshape(*x.shape[:1], -1, _OCTAVES, _BINS).sum(2)  # [b, t, 84] to 12
+    return folded / jnp.maximum(folded.max(-1, keepdims=True), _FLOOR)
 
 
 def _pairs(features: jax.Array, x: jax.Array) -> jax.Array:
-    """Features at 100 Hz [b, 2 t or 2 t - 1, f] as [b, t, 2 f]."""
+    """Put features at 100 Hz [b, 2 t or 2 t - 1, f] side by side: [b, t, 2 f]."""
     frames = audio.frame_count(x.shape[1])
     features = jnp.pad(features, ((0, 0), (0, 1), (0, 0)), mode="edge")[:, : 2 * frames]
     return features.reshape(len(x), frames, -1)
 
 
 def amplitudes(x: jax.Array) -> jax.Array:
-    """The constant-Q transform's magnitudes, [b, n] to [b, t, 84].
+    """Return the magnitudes of a constant-Q transform, [b, n] to [b, t, 84].
 
-    As librosa.cqt's with its defaults, without the root of the filter's length by which that scales
-    each bin: a sine of amplitude a at a bin's frequency has a / 2. Each octave is one product of
-    the audio's hops with Hann-windowed complex exponentials, centred on the encoder's frames.
+    They are those of librosa.cqt with its defaults, but for the root of the filter's length by
+    which that scales each bin: here a sine of amplitude a at a bin's frequency gives a / 2. Each
+    octave is one product of the audio's hops with Hann-windowed complex exponentials, centred on
+    the encoder's frames.
     """
     frames = audio.frame_count(x.shape[1])
     octaves = []
-    for octave in range(OCTAVES):
+    for octave in range(_OCTAVES):
         filters = _filters(octave)  # [hops * 320, 24]
         hops = len(filters) // audio.STEM_HOP
+
+        # Pad the audio so that a filter is centred on each frame, and cut it into hops.
         before = len(filters) // 2 - audio.STEM_WINDOW // 2
         padded = (frames + hops - 1) * audio.STEM_HOP  # samples
         samples = min(x.shape[1], padded - before)
         signal = jnp.pad(x[:, :samples], ((0, 0), (before, padded - before - samples)))
         signal = signal.reshape(len(x), -1, audio.STEM_HOP)  # [b, t + hops - 1, 320]
+
+        # Multiply the hops of each frame by the filters.
         shifted = [signal[:, i : i + frames] for i in range(hops)]
         window = jnp.concatenate(shifted, -1)  # [b, t, hops * 320]
         real, imaginary = jnp.split(jnp.matmul(window, filters, precision=audio.EXACT), 2, -1)
@@ -81,13 +86,13 @@ def amplitudes(x: jax.Array) -> jax.Array:
 
 @functools.cache
 def _filters(octave: int) -> np.ndarray:
-    """Filters of an octave's bins, real parts and then imaginary ones: [whole hops, 2 * 12].
+    """Return the filters of an octave's bins, real and then imaginary parts: [whole hops, 2 * 12].
 
-    Of the lengths of librosa.filters.wavelet_lengths, each of unit sum of magnitudes.
+    They have the lengths of librosa.filters.wavelet_lengths, and magnitudes that sum to 1.
     """
-    ratio = 2 ** (2 / BINS)
+    ratio = 2 ** (2 / _BINS)
     quality = (ratio + 1) / (ratio - 1)
-    hertz = LOWEST_HERTZ * 2 ** (octave + np.arange(BINS) / BINS)
+    hertz = _LOWEST_HERTZ * 2 ** (octave + np.arange(_BINS) / _BINS)
     longest = quality * audio.SAMPLE_RATE / hertz[0]
     size = max(int(np.ceil(longest / audio.STEM_HOP)), 2) * audio.STEM_HOP
     t = (np.arange(size) - size / 2)[:, None] / audio.SAMPLE_RATE  # [size, 1]
@@ -101,6 +106,6 @@ def _filters(octave: int) -> np.ndarray:
 BASELINES = {
     "logmel": Baseline("log-mel", 160, log_mel),
     "mfcc": Baseline("MFCC", 78, mfcc),
-    "cqt": Baseline("CQT", OCTAVES * BINS, cqt),
-    "chroma": Baseline("chroma", BINS, chroma),
+    "cqt": Baseline("CQT", _OCTAVES * _BINS, cqt),
+    "chroma": Baseline("chroma", _BINS, chroma),
 }

@@ -13,27 +13,51 @@ SAVE_EVERY = 32  # batches between notes of progress
 
 
 class FeatureFiles:
-    """Each pool's file, under another name until it is complete; `done` windows are written."""
+    """The files of a pass over the audio, one for each pool.
+
+    A file has another name until it is complete. `done` is how many windows are written already.
+    """
 
     def __init__(self, layers: int, width: int, cut: windows.Windows, paths: dict[int, Path]):
+        """Lay the files out, or take up those of a pass that was interrupted.
+
+        Args:
+          layers, width: of the features.
+          cut: the windows that will be written.
+          paths: of the complete files, by pool.
+
+        Raises:
+          OSError: the disk has no room for them.
+        """
         self.paths = paths
-        self.counts = {pool: windows.rows_in(cut, pool) for pool in paths}
-        self.first = {pool: np.cumsum(n) - n for pool, n in self.counts.items()}
         self.parts = {pool: path.with_suffix(".part") for pool, path in paths.items()}
         folder = min(paths.values())
         folder.parent.mkdir(parents=True, exist_ok=True)
         self.progress = folder.with_suffix(".progress.json")
         self.done = _resume_point(self.progress, self.parts)
         self.batches = 0
-        shapes = {p: (layers, int(n.sum()), width) for p, n in self.counts.items()}
-        left = 1 - self.done / len(cut.record)
-        _check_space(folder.parent, int(left * sum(2 * math.prod(x) for x in shapes.values())))
-        self.files = {p: _open(self.parts[p], shape, self.done > 0) for p, shape in shapes.items()}
+
+        # Which rows each window has, by pool.
+        self.counts: dict[int, np.ndarray] = {}
+        self.first: dict[int, np.ndarray] = {}
+        shapes: dict[int, tuple[int, int, int]] = {}
+        for pool in paths:
+            counts = windows.rows_in(cut, pool)
+            self.counts[pool], self.first[pool] = counts, np.cumsum(counts) - counts
+            shapes[pool] = layers, int(counts.sum()), width
+
+        # Open the files, if the disk can hold what is still to be written.
+        size = sum(2 * math.prod(shape) for shape in shapes.values())
+        share_left = 1 - self.done / len(cut.record)
+        _check_space(folder.parent, int(share_left * size))
+        again = self.done > 0
+        self.files = {pool: _open(self.parts[pool], shapes[pool], again) for pool in paths}
 
     def write(self, begin: int, end: int, outputs: dict[int, np.ndarray]) -> None:
-        """Rows of windows begin to end; every SAVE_EVERY calls a note of how far it is."""
+        """Write the rows of windows begin to end; note the progress at every SAVE_EVERY-th call."""
         for pool, values in outputs.items():
             _write(self.files[pool], values, self.first[pool], self.counts[pool], begin, end)
+
         self.batches += 1
         if self.batches % SAVE_EVERY == 0:
             for file in self.files.values():
@@ -41,6 +65,7 @@ class FeatureFiles:
             self.progress.write_text(json.dumps({"windows": end, "pools": sorted(self.paths)}))
 
     def finish(self) -> None:
+        """Give the files their names."""
         for pool, file in self.files.items():
             file.flush()
             self.parts[pool].rename(self.paths[pool])
@@ -48,7 +73,11 @@ class FeatureFiles:
 
 
 def _check_space(folder: Path, needed: int) -> None:
-    """Raises OSError before files are laid out that the disk cannot hold: writing would crash."""
+    """Check that the disk can hold files before they are laid out: writing them would crash.
+
+    Raises:
+      OSError: it cannot.
+    """
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise OSError(
@@ -57,14 +86,15 @@ def _check_space(folder: Path, needed: int) -> None:
         )
 
 
-def _open(path: Path, shape: tuple[int, ...], again: bool) -> np.ndarray:
+def _open(path: Path, shape: tuple[int, ...], again: bool) -> np.memmap:
+    """Open a file of float16, a new one or what an interrupted pass has left."""
     if again:
         return np.lib.format.open_memmap(path, "r+")
     return np.lib.format.open_memmap(path, "w+", np.float16, shape)
 
 
 def _resume_point(progress: Path, parts: dict[int, Path]) -> int:
-    """Windows that an interrupted pass has written of these very files, else 0."""
+    """Return how many windows an interrupted pass has written of these very files."""
     if not progress.exists() or not all(part.exists() for part in parts.values()):
         return 0
     try:
@@ -82,7 +112,16 @@ def _write(
     begin: int,
     end: int,
 ) -> None:
-    """Puts a batch [layers, b, r, d] into rows; a window has its first counts[w] of the r."""
+    """Put a batch into its rows of a file.
+
+    Args:
+      values: [layers, b, r, d], of windows begin to end; what is beyond `end` fills the batch up.
+      first: the first row of each window.
+      counts: how many of the r rows each window has.
+
+    Raises:
+      ValueError: a feature is not finite in float16.
+    """
     values = values[:, : end - begin]
     real = np.arange(values.shape[2]) < counts[begin:end, None]  # [b, r]
     values = values[:, real]  # [layers, rows, d]

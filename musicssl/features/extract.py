@@ -10,9 +10,9 @@ import collections
 import functools
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,18 +26,25 @@ from musicssl.exchange import pretrained
 from musicssl.features import windows
 from musicssl.features.baselines import BASELINES
 from musicssl.features.cache import FeatureFiles
+from musicssl.model.encoder import Encoder
 from musicssl.runtime import sharding
 
-FORMAT = 1  # of the files; part of their name
-AHEAD = 4  # batches read before they are needed
+_FORMAT = 1  # of the files; part of their name
+AHEAD = 4  # batches that are read before they are needed
 
 
-class Source(NamedTuple):
-    """Where features come from.
+class FeatureSource(NamedTuple):
+    """Where features come from: a frozen encoder, or a baseline.
 
-    name: for reports. digest: of all that features depend on. layers: rows of hidden states, with
-    layer 0, the transformer's input. width: d. apply: (params, float audio [b, n]) to `layers`
-    arrays [b, t, d], at 50 frames a second for 16 kHz audio.
+    name: for reports.
+    digest: of all that the features depend on.
+    layers: how many arrays `apply` gives; layer 0 of an encoder is the transformer's input.
+    width: d.
+    sample_rate: of the audio that it takes.
+    normalize: whether it takes clips of mean 0 and variance 1.
+    params: the first argument of `apply`.
+    apply: (params, float audio [b, n]) to `layers` arrays [b, t, d], at 50 frames a second for
+      16 kHz audio.
     """
 
     name: str
@@ -51,40 +58,40 @@ class Source(NamedTuple):
 
     @property
     def frame_rate(self) -> float:
-        """Frames a second."""
+        """Return frames a second."""
         return self.sample_rate / audio.STEM_HOP
 
 
-def open_source(spec: str, precision: str = "float32") -> Source:
-    """Features of an encoder (a workdir, a Hugging Face directory, a fairseq file) or a baseline.
+def open_source(spec: str, precision: str = "float32") -> FeatureSource:
+    """Open an encoder or a baseline as a source of features.
 
     Args:
-      spec: a path; a name of BASELINES; "random:PATH" for that encoder's architecture with new
-        initial values.
+      spec: a path (a workdir, a Hugging Face directory or a fairseq file), a name of BASELINES, or
+        "random:PATH" for the architecture of that path's encoder with new initial values.
+      precision: of the encoder's computations.
 
     Raises:
-      FileNotFoundError, ValueError: as `pretrained.load_encoder`.
+      FileNotFoundError, ValueError: as `pretrained.load_encoder` raises them.
     """
     if spec in BASELINES:
-        return _baseline(spec)
-    random, path = spec.startswith("random:"), spec.removeprefix("random:")
-    loaded = pretrained.load_encoder(path)
+        return _open_baseline(spec)
+    loaded = pretrained.load_encoder(spec.removeprefix("random:"))
     encoder = loaded.encoder.clone(dtype=jnp.dtype(precision))
     params, digest, name = loaded.params, loaded.digest, loaded.source
-    if random:
+
+    if spec.startswith("random:"):
         start = jax.jit(lambda key: encoder.init(key, jnp.zeros((1, 400)))["params"])
         params = jax.tree.map(np.asarray, start(jax.random.key(0)))
-        heard = encoder, loaded.sample_rate, loaded.normalize
-        digest = f"random-{hashlib.sha256(repr(heard).encode()).hexdigest()}"
+        architecture = encoder, loaded.sample_rate, loaded.normalize
+        digest = f"random-{hashlib.sha256(repr(architecture).encode()).hexdigest()}"
         name = f"random initial values of {name}"
 
     def apply(params: dict, x: jax.Array) -> Sequence[jax.Array]:
-        return encoder.apply({"params": params}, x).hidden
+        return hidden_states(encoder, params, x)
 
-    digest = f"{digest}-{precision}"
-    return Source(
+    return FeatureSource(
         name,
-        digest,
+        f"{digest}-{precision}",
         encoder.layers + 1,
         encoder.width,
         loaded.sample_rate,
@@ -94,17 +101,23 @@ def open_source(spec: str, precision: str = "float32") -> Source:
     )
 
 
-def _baseline(name: str) -> Source:
+def hidden_states(encoder: Encoder, params: dict, x: jax.Array) -> Sequence[jax.Array]:
+    """Return every hidden state [b, t, d] of audio [b, n]."""
+    output: Any = encoder.apply({"params": params}, x)
+    return output.hidden
+
+
+def _open_baseline(name: str) -> FeatureSource:
     title, width, function = BASELINES[name]
 
     def apply(params: dict, x: jax.Array) -> Sequence[jax.Array]:
         return [function(x)]
 
-    return Source(title, f"{name}-{width}", 1, width, audio.SAMPLE_RATE, False, {}, apply)
+    return FeatureSource(title, f"{name}-{width}", 1, width, audio.SAMPLE_RATE, False, {}, apply)
 
 
 def extract(
-    source: Source,
+    source: FeatureSource,
     cut: windows.Windows,
     read: Callable[[int], np.ndarray],
     pools: Sequence[int],
@@ -113,65 +126,78 @@ def extract(
     mesh: Mesh,
     batch: int,
 ) -> dict[int, np.ndarray]:
-    """Features of all windows, from disk where they are there: {pool: [layers, n, d] float16}.
-
-    Args:
-      read: a record's number to its int16 audio, at the source's rate.
-      pools: frames averaged to one row; windows.WHOLE for the window's all, 1 for every frame.
-      folder: the cache. data: digest of the audio.
-      batch: windows in a global batch; rounded up to a multiple of the mesh's devices.
+    """Return the features of all windows, from the cache where it has them.
 
     With several processes each computes its devices' windows, and process 0 alone has the files:
-    the others return nothing.
+    the others return an empty dict.
+
+    Args:
+      read: from a record's number to its int16 audio, at the source's rate.
+      pools: frames averaged to one row; windows.WHOLE for all of a window, 1 for every frame.
+      folder: the cache.
+      data: digest of the audio.
+      mesh: whose devices share the work.
+      batch: windows in a global batch; rounded up to a multiple of the mesh's devices.
+
+    Returns:
+      {pool: [layers, n, d] float16}, memory-mapped.
 
     Raises:
       ValueError: a feature is not finite, or too large for float16.
     """
     folder = folder / hashlib.sha256(f"{source.digest}".encode()).hexdigest()[:16]
-    named = {pool: folder / f"{_key(source, cut, pool, data)}.npy" for pool in sorted(set(pools))}
-    there = _of_first(np.array([path.exists() for path in named.values()]))
-    missing = {pool: path for (pool, path), is_there in zip(named.items(), there, strict=True)
-               if not is_there}  # fmt: skip
+    pools = sorted(set(pools))
+    paths = {pool: folder / f"{_key(source, cut, pool, data)}.npy" for pool in pools}
+
+    # Extract what the cache lacks.
+    cached = _from_first_process(np.array([paths[pool].exists() for pool in pools]))
+    missing = [pool for pool, is_cached in zip(pools, cached, strict=True) if not is_cached]
     if missing:
-        _fill(source, cut, read, missing, mesh, batch)
+        _fill(source, cut, read, {pool: paths[pool] for pool in missing}, mesh, batch)
+
     if jax.process_index():
         return {}
-    return {pool: np.load(path, mmap_mode="r") for pool, path in named.items()}
+    return {pool: np.load(path, mmap_mode="r") for pool, path in paths.items()}
 
 
-def _of_first(value: np.ndarray) -> np.ndarray:
-    """What process 0 has found: the others' disks may be others."""
+def _from_first_process(value: np.ndarray) -> np.ndarray:
+    """Return process 0's value in every process: each may have a disk of its own."""
     if jax.process_count() == 1:
         return value
     return multihost_utils.broadcast_one_to_all(value)
 
 
-def _key(source: Source, cut: windows.Windows, pool: int, data: str) -> str:
-    parts = (FORMAT, source.digest, cut.size, len(cut.record), pool, data)
+def _key(source: FeatureSource, cut: windows.Windows, pool: int, data: str) -> str:
+    """Return the name of a file: a digest of all that its features depend on."""
+    parts = (_FORMAT, source.digest, cut.size, len(cut.record), pool, data)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
 
 
 def _fill(
-    source: Source,
+    source: FeatureSource,
     cut: windows.Windows,
     read: Callable[[int], np.ndarray],
     paths: dict[int, Path],
     mesh: Mesh,
     batch: int,
 ) -> None:
-    """Writes each pool's file under another name, and renames it when it is complete."""
+    """Write each pool's file, from where an interrupted pass stopped."""
     batch = -(-batch // mesh.size) * mesh.size
     writer = None
     if jax.process_index() == 0:
         writer = FeatureFiles(source.layers, source.width, cut, paths)
-    done = int(_of_first(np.array(writer.done if writer else 0)))
+    done = int(_from_first_process(np.array(writer.done if writer else 0)))
     step = _step(source, tuple(paths), mesh)
-    total = len(cut.record)
-    quiet = writer is None
-    with tqdm(
-        total=total, initial=done, desc="features", unit=" windows", delay=2, disable=quiet
-    ) as bar:
-        batches = _pipelined(step, _batches(source, cut, read, done, batch), mesh)
+    batches = _pipelined(step, _batches(source, cut, read, done, batch), mesh)
+    progress = tqdm(
+        total=len(cut.record),
+        initial=done,
+        desc="features",
+        unit=" windows",
+        delay=2,
+        disable=writer is None,
+    )
+    with progress as bar:
         for begin, end, outputs in batches:
             if writer:
                 writer.write(begin, end, outputs)
@@ -180,21 +206,33 @@ def _fill(
         writer.finish()
 
 
-class Batch(NamedTuple):
-    """int16 [b, n] of windows begin to end, with each one's offset, scale and real frames [b]."""
+class _WindowBatch(NamedTuple):
+    """Windows begin to end, as `_program` takes them.
+
+    arrays: int16 audio [b, n] and, of each window [b], the mean that is subtracted, the scale that
+      is multiplied by, the real samples and the real frames.
+    """
 
     begin: int
     end: int
     arrays: tuple[np.ndarray, ...]
 
 
+_Outputs = tuple[int, int, dict[int, np.ndarray]]  # begin, end and {pool: [layers, b, r, d]}
+
+
 def _batches(
-    source: Source, cut: windows.Windows, read: Callable[[int], np.ndarray], done: int, batch: int
-) -> Iterator[Batch]:
-    """Reads batches in a thread, AHEAD of their use; a record is read once for its windows."""
+    source: FeatureSource,
+    cut: windows.Windows,
+    read: Callable[[int], np.ndarray],
+    done: int,
+    batch: int,
+) -> Iterator[_WindowBatch]:
+    """Read batches in a thread, AHEAD of their use; a record is read once for all its windows."""
 
     @functools.lru_cache(batch + 1)
     def record(number: int) -> tuple[np.ndarray, float, float]:
+        """Read a record: its audio, and the mean and scale that normalise it."""
         sound = read(number)
         mean, scale = 0.0, 1.0
         if source.normalize:  # over the whole clip, as MARBLE: each window is a part of it
@@ -202,7 +240,7 @@ def _batches(
             mean, scale = float(x.mean()), float(1 / np.sqrt(x.var() + 1e-7))
         return sound, mean, scale
 
-    def load(begin: int) -> Batch:
+    def load(begin: int) -> _WindowBatch:
         end = min(begin + batch, len(cut.record))
         sound = np.zeros((batch, cut.size), np.int16)
         mean, scale = np.zeros(batch, np.float32), np.ones(batch, np.float32)
@@ -211,9 +249,9 @@ def _batches(
             whole, mean[i], scale[i] = record(int(cut.record[window]))
             start, samples[i] = cut.start[window], cut.samples[window]
             sound[i, : samples[i]] = whole[start : start + samples[i]]
-        return Batch(begin, end, (sound, mean, scale, samples, windows.frames(samples)))
+        return _WindowBatch(begin, end, (sound, mean, scale, samples, windows.frames(samples)))
 
-    waiting = collections.deque()
+    waiting: collections.deque[Future[_WindowBatch]] = collections.deque()
     with ThreadPoolExecutor(1) as pool:  # one thread: the records of a batch stay in its cache
         for begin in range(done, len(cut.record), batch):
             waiting.append(pool.submit(load, begin))
@@ -223,14 +261,12 @@ def _batches(
             yield waiting.popleft().result()
 
 
-def _pipelined(
-    step: Callable, batches: Iterator[Batch], mesh: Mesh
-) -> Iterator[tuple[int, int, dict[int, np.ndarray]]]:
-    """Runs the step one batch ahead of the one whose values are fetched."""
+def _pipelined(step: Callable, batches: Iterator[_WindowBatch], mesh: Mesh) -> Iterator[_Outputs]:
+    """Run the step one batch ahead of the one whose values are fetched."""
     clips = NamedSharding(mesh, sharding.CLIPS)
-    running = collections.deque()
+    running: collections.deque[tuple[int, int, dict[int, jax.Array]]] = collections.deque()
 
-    def fetch() -> tuple[int, int, dict[int, np.ndarray]]:
+    def fetch() -> _Outputs:
         begin, end, outputs = running.popleft()
         return begin, end, {pool: np.asarray(values) for pool, values in outputs.items()}
 
@@ -246,8 +282,8 @@ def _pipelined(
         yield fetch()
 
 
-def _step(source: Source, pools: tuple[int, ...], mesh: Mesh) -> Callable:
-    """The function of a batch's arrays to {pool: [layers, b, r, d] float16}."""
+def _step(source: FeatureSource, pools: tuple[int, ...], mesh: Mesh) -> Callable:
+    """Return the function of a batch's arrays to {pool: [layers, b, r, d] float16}."""
     params = jax.device_put(source.params, NamedSharding(mesh, PartitionSpec()))
     run = _program(source.apply, pools, mesh)
 
@@ -260,24 +296,26 @@ def _step(source: Source, pools: tuple[int, ...], mesh: Mesh) -> Callable:
 
 @functools.lru_cache(8)  # splits and tasks of one encoder share their programs
 def _program(apply: Callable, pools: tuple[int, ...], mesh: Mesh) -> Callable:
+    """Return the jitted function of parameters and a batch's arrays to pooled features."""
     several = jax.process_count() > 1  # then process 0 writes what all have computed
-    outputs = NamedSharding(mesh, PartitionSpec()) if several else None
+    everywhere = NamedSharding(mesh, PartitionSpec()) if several else None
 
-    @functools.partial(jax.jit, out_shardings=outputs)
+    @functools.partial(jax.jit, out_shardings=everywhere)
     def run(params, sound, mean, scale, samples, frames):
         x = (audio.to_float(sound) - mean[:, None]) * scale[:, None]
         x = jnp.where(jnp.arange(x.shape[1]) < samples[:, None], x, 0)
         hidden = apply(params, x)
-        return {
-            pool: jnp.stack([_pooled(h, frames, pool) for h in hidden]).astype(jnp.float16)
-            for pool in pools
-        }
+        outputs = {}
+        for pool in pools:
+            layers = jnp.stack([_pooled(h, frames, pool) for h in hidden])
+            outputs[pool] = layers.astype(jnp.float16)
+        return outputs
 
     return run
 
 
 def _pooled(hidden: jax.Array, frames: jax.Array, pool: int) -> jax.Array:
-    """[b, t, d] to [b, r, d]: means over groups of `pool` frames among the real `frames` [b]."""
+    """Average groups of `pool` frames among the real `frames` [b]: [b, t, d] to [b, r, d]."""
     b, t, d = hidden.shape
     hidden = hidden.astype(jnp.float32)
     if pool == 1:

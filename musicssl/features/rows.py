@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 SUM = "sum"
-BLOCK = 2**15  # rows in float32 at a time
+_BLOCK = 2**15  # rows in float32 at a time
 
 Scale = tuple[tuple[np.ndarray, np.ndarray], ...]
 
@@ -21,8 +21,9 @@ Scale = tuple[tuple[np.ndarray, np.ndarray], ...]
 class Stored:
     """Features [1, m, n, d], float16, that may be memory-mapped.
 
-    layers: m arrays [all rows, d]. rows: [n] of them. scale: each layer's mean and deviation [d],
-    which `read` takes out, or none.
+    layers: m arrays [all rows, d].
+    rows: the numbers of those that are taken, [n].
+    scale: each layer's mean and standard deviation [d], by which `read` standardises; or nothing.
     """
 
     layers: tuple[np.ndarray, ...]
@@ -31,49 +32,56 @@ class Stored:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Return the shape [1, m, n, d]."""
         return 1, len(self.layers), len(self.rows), self.layers[0].shape[1]
 
     def read(self, rows: np.ndarray) -> np.ndarray:
-        """Rows [...] of every layer: float16 [1, m, ..., d]."""
+        """Read rows [...] of every layer: float16 [1, m, ..., d]."""
         chosen = self.rows[np.asarray(rows)]
-        found = np.stack([layer[chosen] for layer in self.layers])
-        for x, (mean, deviation) in zip(found, self.scale, strict=bool(self.scale)):
+        values = np.stack([layer[chosen] for layer in self.layers])
+        for x, (mean, deviation) in zip(values, self.scale, strict=bool(self.scale)):
             x[:] = (x.astype(np.float32) - mean) / deviation
-        return found[None].astype(np.float16)
+        return values[None].astype(np.float16)
 
     def whole(self) -> np.ndarray:
-        """All of it, in memory."""
+        """Read all of it into memory."""
         if not self.scale and len(self.layers) == 1 and len(self.rows) == len(self.layers[0]):
             return self.layers[0][None, None]
         out = np.empty(self.shape, np.float16)
-        for begin in range(0, len(self.rows), BLOCK):
-            rows = np.arange(begin, min(begin + BLOCK, len(self.rows)))
+        for begin in range(0, len(self.rows), _BLOCK):
+            rows = np.arange(begin, min(begin + _BLOCK, len(self.rows)))
             out[:, :, rows] = self.read(rows)
         return out
 
     def moments(self) -> Scale:
-        """Mean and standard deviation of each layer's columns, which is 1 for a constant one."""
-        found = []
+        """Return mean and standard deviation of each layer's columns; 1 for a constant column."""
+        moments = []
         for layer in self.layers:
-            blocks = range(0, len(self.rows), BLOCK)
+            blocks = range(0, len(self.rows), _BLOCK)
             mean = sum(self._sum(layer, begin, 0.0, 1) for begin in blocks) / len(self.rows)
             square = sum(self._sum(layer, begin, mean, 2) for begin in blocks) / len(self.rows)
             deviation = np.sqrt(np.where(square > 0, square, 1))
-            found.append((mean.astype(np.float32), deviation.astype(np.float32)))
-        return tuple(found)
+            moments.append((mean.astype(np.float32), deviation.astype(np.float32)))
+        return tuple(moments)
 
     def _sum(self, layer: np.ndarray, begin: int, mean: np.ndarray | float, power: int):
-        return ((layer[self.rows[begin : begin + BLOCK]] - np.float64(mean)) ** power).sum(0)
+        """Sum powers of a block's distances from the mean: [d]."""
+        return ((layer[self.rows[begin : begin + _BLOCK]] - np.float64(mean)) ** power).sum(0)
 
 
 def stored(features: np.ndarray, source: str, rows: np.ndarray) -> Stored:
-    """A source ("0" to "12", or "sum": every layer but 0) of features [l, all rows, d]."""
+    """Return rows of a source of features [l, all rows, d].
+
+    Args:
+      source: a layer, "0" to "12", or "sum": every layer but 0.
+      rows: the numbers of the rows that are taken.
+    """
     layers = range(1, len(features)) if source == SUM else [int(source)]
     return Stored(tuple(features[i] for i in layers), rows)
 
 
 def take(x: jax.Array | Stored, rows: jax.Array) -> jax.Array:
-    """Rows [...] of features [g, m, n, d], inside a program: [g, m, ..., d]."""
+    """Take rows [...] of features [g, m, n, d], inside a program: [g, m, ..., d]."""
     if not isinstance(x, Stored):
         return x[:, :, rows]
     shape = (*x.shape[:2], *rows.shape, x.shape[3])

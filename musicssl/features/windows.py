@@ -6,20 +6,26 @@ import numpy as np
 
 from musicssl import audio
 
-WHOLE = 0  # frames of a pool: the window's all
+WHOLE = 0  # as the frames of a pool: all frames of a window
 
 
 class Windows(NamedTuple):
-    """Windows in the order of their records: record [w], start [w], samples [w] of real audio."""
+    """Windows, in the order of their records.
+
+    record: the record that each window is cut from, [w].
+    start: its first sample in the record, [w].
+    samples: how many samples of it are real audio, [w]; zeros follow.
+    size: samples of a whole window.
+    """
 
     record: np.ndarray
     start: np.ndarray
     samples: np.ndarray
-    size: int  # samples of a whole window
+    size: int
 
 
 def cut(lengths: np.ndarray, seconds: float, sample_rate: int) -> Windows:
-    """Cuts records of `lengths` samples into windows without overlap.
+    """Cut records of `lengths` samples into windows without overlap.
 
     The last window of a record is kept if it has a second or more, and then filled with zeros; a
     record shorter than that is one window. None is longer than the longest record.
@@ -33,7 +39,10 @@ def cut(lengths: np.ndarray, seconds: float, sample_rate: int) -> Windows:
 
 
 class Rows(NamedTuple):
-    """Which part of which record each feature row is: record [n], first and last second [n]."""
+    """The part of a record that each feature row stands for.
+
+    record: [n]. begin, end: seconds from the start of the record, [n].
+    """
 
     record: np.ndarray
     begin: np.ndarray
@@ -41,7 +50,7 @@ class Rows(NamedTuple):
 
 
 def rows_in(windows: Windows, pool: int) -> np.ndarray:
-    """Feature rows of each window [w]; the last of a window may have half a pool of frames."""
+    """Count the feature rows of each window [w]; the last row may have half a pool of frames."""
     of_window = frames(windows.samples)
     if pool == WHOLE:
         return np.ones_like(of_window)
@@ -49,10 +58,12 @@ def rows_in(windows: Windows, pool: int) -> np.ndarray:
 
 
 def rows(windows: Windows, pool: int, sample_rate: int) -> Rows:
-    """The rows that `extract.extract` writes, in its order."""
+    """Return the rows that `extract.extract` writes, in its order."""
     count = rows_in(windows, pool)
     window = np.repeat(np.arange(len(count)), count)
     place = np.arange(len(window)) - np.repeat(np.cumsum(count) - count, count)
+
+    # Times, in seconds: a window begins at `offset`, and a row `first` frames later.
     hop = audio.STEM_HOP / sample_rate
     offset = windows.start[window] / sample_rate
     length = frames(windows.samples)[window]
@@ -62,5 +73,5 @@ def rows(windows: Windows, pool: int, sample_rate: int) -> Rows:
 
 
 def frames(samples: np.ndarray) -> np.ndarray:
-    """Encoder frames that so many samples give; at least one."""
+    """Return how many encoder frames so many samples give; at least one."""
     return np.maximum((samples - audio.STEM_WINDOW) // audio.STEM_HOP + 1, 1)

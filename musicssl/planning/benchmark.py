@@ -248,7 +248,7 @@ def _extraction_row(config: ml_collections.ConfigDict, here: Machine) -> Row:
     limit = b / _median_seconds(lambda: run(params, clips), here.budget)
 
     # The extraction of as many clips as the budget has time for, after a batch that compiles.
-    source = extract.Source(
+    source = extract.FeatureSource(
         "", "", encoder.layers + 1, encoder.width, config.data.sample_rate, False, params, apply
     )
     count = b * max(4, int(here.budget * limit / b))

@@ -13,23 +13,24 @@ from tqdm import tqdm
 
 from musicssl.features import rows as feature_rows
 from musicssl.features import windows
-from musicssl.probing import beats, factors, grid, labels, metrics, search
+from musicssl.probing import factors, grid, metrics, search
+from musicssl.probing.labels import Labels
+from musicssl.probing.schema import LayerResult, SeedScore, TaskResult
 from musicssl.probing.search import Outcome
-from musicssl.probing.tasks import KINDS, SPLITS, Task
+from musicssl.probing.task_kinds import Answers, kind_of
+from musicssl.probing.tasks import SPLITS, Task
 
-CROP_SECONDS = 10  # that a beat probe trains on
-DRAWS = 1000  # of the beat task's bootstrap
 SETTINGS = (  # without which results do not compare
     "kind", "standardise", "layers", "learning_rates", "seeds", "epochs", "batch_size", "limit",
 )  # fmt: skip
 
 
 class Prepared(NamedTuple):
-    """A split of a task: features [layers, n, d], its rows' places and labels."""
+    """A split of a task: features [layers, n, d], the places of its rows, and its labels."""
 
     features: np.ndarray
     rows: windows.Rows
-    found: labels.Labels
+    labels: Labels
 
 
 def evaluate(
@@ -39,15 +40,71 @@ def evaluate(
     fps: float,
     config: ml_collections.ConfigDict,
     poll: Callable[[], None],
-) -> dict[str, Any]:
-    """The result of a task, of plain Python values for JSON: see README on results.json.
+) -> TaskResult:
+    """Train a task's grid of probes, choose on validation, and return the result of the test.
 
-    poll: called before each source is trained; what it raises ends the evaluation.
+    Args:
+      splits: by the names of SPLITS.
+      classes: names of the outputs, none if there are no names.
+      fps: encoder frames a second.
+      config: the settings of probes.
+      poll: called before each source is trained; what it raises ends the evaluation.
     """
     begin = time.monotonic()
-    kind = KINDS[task.kind]
-    outputs = task.outputs or len(classes) or _classes_seen(splits)
-    protocol = grid.Protocol(
+    kind = kind_of(task)
+    outputs = task.outputs or len(classes) or _count_classes(splits)
+    protocol = _protocol(task, outputs, fps, config)
+
+    # Train every probe, and choose a source of features by validation alone.
+    sources = chosen_sources(len(splits["train"].features), config.layers)
+    rates, seeds = config.learning_rates, config.seeds
+    load = _loader(splits, config, poll)
+    outcomes = search.search(protocol, kind.monitor, load, sources, rates, seeds, task.name)
+    best = search.best(outcomes)
+
+    # Score what all of them say of the test.
+    train, test = splits["train"].labels, splits["test"].labels
+    seed_scores = {}
+    for outcome in tqdm(outcomes, desc=f"scores of {task.name}", delay=2):
+        answers = [_answers(outcome, seed, splits["test"], fps) for seed in range(len(seeds))]
+        seed_scores[outcome.source] = [kind.score(answer) for answer in answers]
+    results = {o.source: _layer_result(o, rates, seed_scores[o.source]) for o in outcomes}
+
+    # Of the source that is reported, take the interval of the seed that validation prefers.
+    best_seed = int(best.validation[:, best.rate].argmax())
+    draws = kind.resample(_answers(best, best_seed, splits["test"], fps))
+    outputs_of_sources = {outcome.source: outcome.outputs for outcome in outcomes}
+    return {
+        "task": task.name,
+        "title": task.title,
+        "dataset": task.dataset,
+        "score": kind.main_score,
+        "chosen": {
+            **results[best.source],
+            "test_seeds": [scores[kind.main_score] for scores in seed_scores[best.source]],
+            "interval": list(metrics.interval(draws)),
+            "draws": [float(np.float32(value)) for value in draws],
+        },
+        "test_items": _digest(test),
+        "layers": list(results.values()),
+        "factors": factors.by_level(outputs_of_sources, train, test),
+        "chance": kind.chance(task, train, test),
+        "items": {name: splits[name].labels.scored for name in SPLITS},
+        "published_items": task.sizes,
+        "settings": {name: _json_value(config[name]) for name in SETTINGS},
+        "classes": list(classes),
+        "confusion": _confusion(task, best.outputs[best_seed], test, outputs),
+        "unscored_classes": _unscored(task, test, classes),
+        "untrained_classes": _untrained(task, train, test, classes),
+        "seconds": round(time.monotonic() - begin, 1),
+    }
+
+
+def _protocol(
+    task: Task, outputs: int, fps: float, config: ml_collections.ConfigDict
+) -> grid.Protocol:
+    kind = kind_of(task)
+    return grid.Protocol(
         loss=kind.loss,
         outputs=outputs,
         hidden={"mlp": 512, "linear": 0}[config.kind],
@@ -55,174 +112,137 @@ def evaluate(
         epochs=config.epochs or task.epochs,
         plateau=task.plateau,
         patience=task.patience,
-        crop=round(CROP_SECONDS * fps) if task.kind == "beat" else 0,
+        crop=round(kind.crop_seconds * fps),
     )
 
-    def load(source: str) -> tuple[grid.Split, ...]:
+
+def _loader(
+    splits: Mapping[str, Prepared], config: ml_collections.ConfigDict, poll: Callable[[], None]
+) -> search.Load:
+    """Return the function that gives the grid a source's training, validation and test splits."""
+    prepared = [splits[name] for name in SPLITS]
+
+    def load(source: str) -> tuple[grid.Split, grid.Split, grid.Split]:
         poll()
-        parts = [feature_rows.stored(s.features, source, s.found.rows) for s in each]
+        parts = [
+            feature_rows.stored(split.features, source, split.labels.rows) for split in prepared
+        ]
         if config.standardise:
             scale = parts[0].moments()
             parts = [dataclasses.replace(part, scale=scale) for part in parts]
-        held = sum(math.prod(part.shape) for part in parts) * 2 / 2**30 <= config.memory_gib
-        pairs = zip(parts, each, strict=True)  # one at a time: for a moment each is there twice
-        return tuple(_grid_split(p.whole() if held else p, s.found) for p, s in pairs)
 
-    each = [splits[name] for name in SPLITS]
-    wanted = sources(len(splits["train"].features), config.layers)
-    rates, seeds = config.learning_rates, config.seeds
-    found = search.search(protocol, kind.monitor, load, wanted, rates, seeds, task.name)
-    best = search.best(found)
-    test = splits["test"]
-    tests = {o.source: [scores(task, o.outputs[s], test, fps) for s in range(len(seeds))]
-             for o in tqdm(found, desc=f"scores of {task.name}", delay=2)}  # fmt: skip
-    layers = [
-        {
-            "source": o.source,
-            "learning_rate": float(rates[o.rate]),
-            "validation": o.score,
-            "test": _mean(tests[o.source]),
-        }
-        for o in found
-    ]
-    picked = int(best.validation[:, best.rate].argmax())
-    draws = _draws(task, best.outputs[picked], test, fps)
-    return {
-        "task": task.name,
-        "title": task.title,
-        "dataset": task.dataset,
-        "score": kind.main,
-        "chosen": {
-            "source": best.source,
-            "learning_rate": float(rates[best.rate]),
-            "validation": best.score,
-            "test": _mean(tests[best.source]),
-            "test_seeds": [t[kind.main] for t in tests[best.source]],
-            "interval": list(metrics.interval(draws)),
-            "draws": [float(np.float32(value)) for value in draws],
-        },
-        "test_items": _digest(test.found),
-        "layers": layers,
-        "factors": factors.by_level(
-            {o.source: o.outputs for o in found}, splits["train"].found, test.found
-        ),
-        "chance": labels.chance(task, splits["train"].found, test.found),
-        "items": {name: items(task, splits[name].found) for name in SPLITS},
-        "published_items": task.sizes,
-        "settings": {name: _plain(config[name]) for name in SETTINGS},
-        "classes": list(classes),
-        "confusion": _confusion(task, best, picked, test, outputs),
-        "unscored_classes": _unscored(task, test, classes),
-        "untrained_classes": _untrained(task, splits, classes),
-        "seconds": round(time.monotonic() - begin, 1),
-    }
+        # What does not fit in memory is read from disk while it is trained on.
+        gibibytes = sum(math.prod(part.shape) for part in parts) * 2 / 2**30
+        fits = gibibytes <= config.memory_gib
+
+        def grid_split(number: int) -> grid.Split:
+            part, labels = parts[number], prepared[number].labels
+            x = part.whole() if fits else part
+            return grid.split_of(x, labels.y, labels.item, labels.labels, labels.start)
+
+        # One after another, since for a moment each split is in memory twice.
+        return grid_split(0), grid_split(1), grid_split(2)
+
+    return load
 
 
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value  # as it comes back from JSON
+def _json_value(value: Any) -> Any:
+    """Return a setting as it comes back from JSON."""
+    return list(value) if isinstance(value, tuple) else value
 
 
-def sources(layers: int, wanted: str) -> list[str]:
-    """The sources of an encoder of that many layers that are asked for; of a baseline its only one.
+def chosen_sources(layers: int, wanted: str) -> list[str]:
+    """Return the sources that are asked for, of an encoder of so many layers.
+
+    A baseline has one source, which is taken whatever is asked for.
 
     Raises:
       ValueError: there is no such layer.
     """
-    there = search.sources_of(layers)
+    sources = search.sources_of(layers)
     if wanted == "all" or layers == 1:
-        return there
+        return sources
     chosen = str(wanted).split(",")
-    if unknown := [name for name in chosen if name not in there]:
-        raise ValueError(f"there is no {unknown[0]!r}; there are {','.join(there)}")
+    if unknown := [name for name in chosen if name not in sources]:
+        raise ValueError(f"there is no {unknown[0]!r}; there are {','.join(sources)}")
     return chosen
 
 
-def items(task: Task, found: labels.Labels) -> int:
-    """What is scored: records of a beat task, else items."""
-    return len(found.references) if task.kind == "beat" else len(found.labels)
+def _count_classes(splits: Mapping[str, Prepared]) -> int:
+    labels = [split.labels.labels for split in splits.values()]
+    if labels[0].ndim == 2:
+        return labels[0].shape[1]
+    return 1 + max(int(y.max()) for y in labels)
 
 
-def _classes_seen(splits: Mapping[str, Prepared]) -> int:
-    all_labels = [split.found.labels for split in splits.values()]
-    if all_labels[0].ndim == 2:
-        return all_labels[0].shape[1]
-    return 1 + max(int(y.max()) for y in all_labels)
+def _answers(outcome: Outcome, seed: int, test: Prepared, fps: float) -> Answers:
+    return Answers(outcome.outputs[seed], test.labels, test.rows, fps)
 
 
-def _grid_split(x: np.ndarray | feature_rows.Stored, found: labels.Labels) -> grid.Split:
-    return grid.split_of(x, found.y, found.item, found.labels, found.start)
-
-
-def scores(task: Task, outputs: np.ndarray, test: Prepared, fps: float) -> dict[str, float]:
-    """Every score of a task, of outputs [i, c] of the test items."""
-    if task.kind == "beat":
-        estimates = labels.beat_estimates(outputs, test.found, test.rows, fps)
-        return beats.f_measures(test.found.references, estimates)
-    truth = test.found.labels
-    return {name: score(truth, outputs) for name, score in KINDS[task.kind].scores.items()}
-
-
-def _mean(each: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
-    """Mean and standard deviation over the seeds of each score; 0 of a single seed."""
+def _layer_result(
+    outcome: Outcome, rates: Sequence[float], seed_scores: Sequence[Mapping[str, float]]
+) -> LayerResult:
     return {
-        name: {
-            "mean": float(np.mean([scored[name] for scored in each])),
-            "sd": float(np.std([scored[name] for scored in each], ddof=1)) if each[1:] else 0.0,
-        }
-        for name in each[0]
+        "source": outcome.source,
+        "learning_rate": float(rates[outcome.rate]),
+        "validation": outcome.score,
+        "test": _over_seeds(seed_scores),
     }
 
 
-def _draws(task: Task, outputs: np.ndarray, test: Prepared, fps: float) -> np.ndarray:
-    """The main score's bootstrap over test items, of one seed's outputs."""
-    kind = KINDS[task.kind]
-    if task.kind != "beat":
-        score = kind.scores[kind.main]
-        return metrics.bootstrap(score, test.found.labels, outputs, draws=kind.draws)
-    estimates = labels.beat_estimates(outputs, test.found, test.rows, fps)
-    pairs = list(zip(test.found.references, estimates, strict=True))
-    hits = np.array([beats.matches(r, e, beats.TOLERANCE) for r, e in pairs])
-    sizes = np.array([len(r) + len(e) for r, e in pairs])
-
-    def micro(hits: np.ndarray, sizes: np.ndarray) -> float:
-        return 2 * hits.sum() / sizes.sum()
-
-    return metrics.bootstrap(micro, hits, sizes, draws=DRAWS)
+def _over_seeds(seed_scores: Sequence[Mapping[str, float]]) -> dict[str, SeedScore]:
+    """Return mean and standard deviation over the seeds of each score."""
+    statistics: dict[str, SeedScore] = {}
+    for name in seed_scores[0]:
+        values = [scores[name] for scores in seed_scores]
+        spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+        statistics[name] = {"mean": float(np.mean(values)), "sd": spread}
+    return statistics
 
 
-def _digest(found: labels.Labels) -> str:
-    """Tells test items from others: only on the same ones are two encoders compared."""
-    parts = found.references if found.references else [found.labels]
+def _digest(labels: Labels) -> str:
+    """Return what tells test items from others: two encoders compare only on the same items."""
+    parts = labels.references or [labels.labels]
     return hashlib.sha256(b"".join(np.ascontiguousarray(x).tobytes() for x in parts)).hexdigest()
 
 
 def _confusion(
-    task: Task, best: Outcome, seed: int, test: Prepared, outputs: int
+    task: Task, answers: np.ndarray, test: Labels, outputs: int
 ) -> list[list[int]] | None:
-    """Test items by label (row) and answer (column), of tasks with one label an item."""
-    if task.kind not in ("class", "key"):
+    """Count test items by label (row) and answer (column), where an item has one class.
+
+    Args:
+      answers: the chosen probe's outputs, [i, c].
+    """
+    if not kind_of(task).one_class:
         return None
     table = np.zeros((outputs, outputs), int)
-    np.add.at(table, (test.found.labels, best.outputs[seed].argmax(-1)), 1)
+    np.add.at(table, (test.labels, answers.argmax(-1)), 1)
     return table.tolist()
 
 
-def _unscored(task: Task, test: Prepared, classes: Sequence[str]) -> list[str]:
-    """Tags that no test item, or every one, has: macro averages leave them out."""
-    if task.kind != "tags":
+def _unscored(task: Task, test: Labels, classes: Sequence[str]) -> list[str]:
+    """Name the tags that no test item has or every one has: macro averages leave them out."""
+    if not kind_of(task).tags:
         return []
-    left = np.flatnonzero(~metrics.scorable(test.found.labels))
-    return [classes[i] if len(classes) > i else str(i) for i in left]
+    numbers = np.flatnonzero(~metrics.scorable(test.labels))
+    return _named(numbers.tolist(), classes)
 
 
-def _untrained(task: Task, splits: Mapping[str, Prepared], classes: Sequence[str]) -> list[str]:
-    """Classes that test items have and no training item has: they cannot be learnt."""
-    if task.kind not in ("class", "key", "tags"):
+def _untrained(task: Task, train: Labels, test: Labels, classes: Sequence[str]) -> list[str]:
+    """Name the classes of test items that no training item has: they cannot be learnt."""
+    kind = kind_of(task)
+    if not kind.one_class and not kind.tags:
         return []
-    seen = {name: _present(splits[name].found.labels) for name in ("train", "test")}
-    absent = sorted(seen["test"] - seen["train"])
-    return [classes[i] if len(classes) > i else str(i) for i in absent]
+    absent = _present(test.labels) - _present(train.labels)
+    return _named(sorted(absent), classes)
 
 
-def _present(truth: np.ndarray) -> set[int]:
-    return set((np.flatnonzero(truth.any(0)) if truth.ndim == 2 else np.unique(truth)).tolist())
+def _named(numbers: Sequence[int], classes: Sequence[str]) -> list[str]:
+    return [classes[i] if i < len(classes) else str(i) for i in numbers]
+
+
+def _present(labels: np.ndarray) -> set[int]:
+    """Return the classes that any item has."""
+    classes = np.flatnonzero(labels.any(0)) if labels.ndim == 2 else np.unique(labels)
+    return set(classes.tolist())

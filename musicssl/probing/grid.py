@@ -38,9 +38,13 @@ class Protocol:
     """How a probe is trained.
 
     loss: "bce" (labels [n, c] of 0 and 1), "ce" (labels [n], int) or "mse" (labels [n, c]).
-    outputs: c. hidden: units of the hidden layer, 0 for a linear probe.
-    plateau, patience: epochs without a gain before the rate is halved, before training stops.
-    crop: 0 to draw windows singly; else every sample is that many rows in a row (frames of a clip).
+    outputs: c.
+    hidden: units of the hidden layer, 0 for a linear probe.
+    batch: samples in an update.
+    epochs: at most.
+    plateau, patience: epochs without a gain before the rate is halved, and before training stops.
+    crop: 0 to draw windows singly; else each sample is this many neighbouring rows (frames of a
+      clip).
     """
 
     loss: str
@@ -56,9 +60,11 @@ class Protocol:
 class Split(NamedTuple):
     """Features and labels of a split.
 
-    x: [g, m, n, d] of any float type, or Stored. y: [n] or [n, c], of windows. item: int32 [n],
-    each window's item. labels: [i] or [i, c], of items; they are what outputs are scored against.
-    start: int32 [k], rows where a crop may begin (`Protocol.crop`), else empty.
+    x: [g, m, n, d] of any float type, or Stored.
+    y: labels of windows, [n] or [n, c].
+    item: the item of each window, int32 [n].
+    labels: of items, [i] or [i, c]; they are what outputs are scored against.
+    start: the first row of each clip if samples are crops (`Protocol.crop`), int32 [k]; else empty.
     """
 
     x: jax.Array | Stored
@@ -69,12 +75,18 @@ class Split(NamedTuple):
 
 
 class Fitted(NamedTuple):
-    """Best epoch of each model: params with axes [g, s, r] first, score and epoch [g, s, r]."""
+    """The best epoch of each model.
+
+    params: with the axes [g, s, r] first.
+    score: of validation, [g, s, r].
+    epoch: its number, [g, s, r].
+    epochs: how many were run: a number of one program's, or their sum over all models.
+    """
 
     params: dict
-    score: jax.Array
-    epoch: jax.Array
-    epochs: jax.Array  # int32 scalar, how many were run
+    score: jax.Array | np.ndarray
+    epoch: jax.Array | np.ndarray
+    epochs: jax.Array | int
 
 
 def split_of(
@@ -84,10 +96,10 @@ def split_of(
     labels: np.ndarray | None = None,
     start: np.ndarray | None = None,
 ) -> Split:
-    """A Split of features [g, m, n, d], checked; without `item`, every window is an item.
+    """Return a checked Split of features [g, m, n, d]; without `item`, every window is an item.
 
     Raises:
-      ValueError: features that are not finite, or sizes that differ.
+      ValueError: sizes differ.
     """
     item = np.arange(len(y)) if item is None else item
     labels = y if labels is None else labels
@@ -102,7 +114,7 @@ def split_of(
 
 
 def initial(key: jax.Array, width: int, mixed: int, protocol: Protocol) -> dict:
-    """A probe's initial values: PyTorch's Linear default, a normal draw for the mixing weights."""
+    """Draw a probe's initial values: as PyTorch's Linear has them, mixing weights normal."""
 
     def linear(key: jax.Array, rows: int, columns: int) -> tuple[jax.Array, jax.Array]:
         bound = rows**-0.5
@@ -120,17 +132,22 @@ def initial(key: jax.Array, width: int, mixed: int, protocol: Protocol) -> dict:
 
 
 def apply(params: dict, x: jax.Array, keep: jax.Array | None = None) -> jax.Array:
-    """Features [m, b, d] to outputs [b, c]; `keep` [b, h] is the dropout mask over its rate."""
+    """Map features [m, b, d] to outputs [b, c].
+
+    Args:
+      keep: the dropout mask over the rate that is kept, [b, h].
+    """
     # [m, b, d] -> [b, d]
     z = x[0] if len(x) == 1 else jnp.tensordot(jax.nn.softmax(params["mix"]), x, 1)
     if "w1" in params:
         z = jax.nn.relu(z @ params["w1"] + params["b1"])  # [b, d] -> [b, h]
-        z = z if keep is None else z * keep
+        if keep is not None:
+            z = z * keep
     return z @ params["w2"] + params["b2"]  # [b, c]
 
 
 def losses(kind: str, outputs: jax.Array, y: jax.Array) -> jax.Array:
-    """The loss of each row [b], mean over the outputs where there are several."""
+    """Return the loss of each row [b], the mean over its outputs where there are several."""
     if kind == "ce":
         return -jnp.take_along_axis(jax.nn.log_softmax(outputs), y[:, None], 1)[:, 0]
     if kind == "mse":
@@ -143,9 +160,9 @@ def losses(kind: str, outputs: jax.Array, y: jax.Array) -> jax.Array:
 def _adam(
     params: dict, moments: tuple[dict, dict], grads: dict, rate: jax.Array, count: jax.Array
 ) -> tuple[dict, tuple[dict, dict]]:
-    """Adam with PyTorch's defaults; `count` is this update's number, from 1.
+    """Take a step of Adam with PyTorch's defaults; `count` is this update's number, from 1.
 
-    Written out because XLA then fuses each parameter's update into one pass over memory.
+    It is written out because XLA then fuses each parameter's update into one pass over memory.
     """
     scale = rate / (1 - 0.9**count)
     bias = 1 / (1 - 0.999**count)
@@ -157,31 +174,37 @@ def _adam(
     return params, (first, second)
 
 
-def _over_models(function: Callable, by_source, by_seed, by_rate) -> Callable:
-    """vmap over learning rates, seeds and sources; arguments' axes (0 or None) at each of them."""
-    return _each(_each(_each(function, by_rate), by_seed), by_source)
+_Axes = tuple[
+    int | None, ...
+]  # of arguments: 0 for one that has the axis, None for one that has not
 
 
-def _each(function: Callable, axes: tuple[int | None, ...]) -> Callable:
-    """vmap, but an axis of one is taken off: XLA's CPU products are slower with it."""
+def _over_models(function: Callable, by_source: _Axes, by_seed: _Axes, by_rate: _Axes) -> Callable:
+    """Map a function of one model over learning rates, seeds and sources."""
+    return _mapped(_mapped(_mapped(function, by_rate), by_seed), by_source)
+
+
+def _mapped(function: Callable, axes: _Axes) -> Callable:
+    """Apply vmap, but take an axis of length one off: XLA's CPU products are slower with it."""
 
     def call(*arguments):
         mapped = [x for x, axis in zip(arguments, axes, strict=True) if axis == 0]
         if len(jax.tree.leaves(mapped)[0]) > 1:
             return jax.vmap(function, axes)(*arguments)
-        arguments = (
-            x if axis is None else jax.tree.map(lambda leaf: leaf[0], x)
-            for x, axis in zip(arguments, axes, strict=True)
-        )
-        return jax.tree.map(lambda leaf: leaf[None], function(*arguments))
+
+        single = []
+        for x, axis in zip(arguments, axes, strict=True):
+            single.append(x if axis is None else jax.tree.map(lambda leaf: leaf[0], x))
+        return jax.tree.map(lambda leaf: leaf[None], function(*single))
 
     return call
 
 
 def _order(key: jax.Array, split: Split, protocol: Protocol) -> tuple[jax.Array, jax.Array]:
-    """An epoch's rows and their weights, [steps, rows]; the last batch is filled up with weight 0.
+    """Draw an epoch's rows and their weights, [steps, rows].
 
-    With `crop`, a clip's rows come from a random place of each clip.
+    The last batch is filled up with rows of weight 0. With `crop`, the rows of a sample are
+    neighbours, from a random place of its clip.
     """
     chosen, draw = jax.random.split(key)
     samples = len(split.start) if protocol.crop else len(split.y)
@@ -191,7 +214,8 @@ def _order(key: jax.Array, split: Split, protocol: Protocol) -> tuple[jax.Array,
     weight = (jnp.arange(steps * protocol.batch) < samples).reshape(order.shape).astype(jnp.float32)
     if not protocol.crop:
         return order, weight
-    # split.start holds each clip's first row; the clip ends where the next begins
+
+    # A clip ends where the next begins. Rows of a crop that are beyond its end have weight 0.
     ends = jnp.append(split.start[1:], len(split.y))
     room = jnp.maximum(ends - split.start - protocol.crop, 0)
     shift = jnp.floor(jax.random.uniform(draw, (samples,)) * (room + 1)).astype(jnp.int32)
@@ -201,26 +225,40 @@ def _order(key: jax.Array, split: Split, protocol: Protocol) -> tuple[jax.Array,
     return rows, (weight[..., None] * inside).reshape(steps, -1)
 
 
-def _epoch(protocol, train: Split, keys, params, moments, rates, epoch):
-    """One pass over the training windows by every model."""
-    steps_keys = jax.vmap(lambda key: jax.random.fold_in(key, epoch))(keys)
-    rows, weights = jax.vmap(lambda key: _order(key, train, protocol))(steps_keys)  # [s, steps, b]
+def _epoch(
+    protocol: Protocol,
+    train: Split,
+    keys: jax.Array,
+    params: dict,
+    moments: tuple[dict, dict],
+    rates: jax.Array,
+    epoch: jax.Array,
+) -> tuple[dict, tuple[dict, dict]]:
+    """Train every model on all training windows once."""
+    # Draw the order of the windows, by seed.
+    epoch_keys = jax.vmap(lambda key: jax.random.fold_in(key, epoch))(keys)
+    rows, weights = jax.vmap(lambda key: _order(key, train, protocol))(epoch_keys)  # [s, steps, b]
     steps, hidden = rows.shape[1], protocol.hidden
 
+    # The update of one model, and then of all: those of a seed see the same windows and dropout.
     def objective(params, x, y, weight, keep):
-        each = losses(protocol.loss, apply(params, x, keep), y)
-        return (weight * each).sum() / weight.sum()
+        row_losses = losses(protocol.loss, apply(params, x, keep), y)
+        return (weight * row_losses).sum() / weight.sum()
 
     def update(params, moments, x, y, weight, keep, rate, count):
         grads = jax.grad(objective)(params, x, y, weight, keep)
         return _adam(params, moments, grads, rate, count)
 
-    update = _over_models(
+    update_all = _over_models(
         update,
         (0, 0, 0, None, None, None, 0, None),
         (0, 0, 0, 0, 0, 0, 0, None),
         (0, 0, None, None, None, None, 0, None),
     )
+
+    def dropout_bits(key: jax.Array, index: jax.Array) -> jax.Array:
+        shape = (rows.shape[2], hidden)
+        return jax.random.bits(jax.random.fold_in(key, index), shape, jnp.uint16)
 
     def step(carry, index):
         chosen, weight = rows[:, index], weights[:, index]  # [s, b]
@@ -228,20 +266,16 @@ def _epoch(protocol, train: Split, keys, params, moments, rates, epoch):
         x = jnp.moveaxis(x, 2, 1)  # [g, s, m, b, d]
         keep = None
         if hidden:
-            bits = jax.vmap(
-                lambda key: jax.random.bits(
-                    jax.random.fold_in(key, index), (chosen.shape[1], hidden), jnp.uint16
-                )
-            )(steps_keys)  # [s, b, h]
+            bits = jax.vmap(dropout_bits, (0, None))(epoch_keys, index)  # [s, b, h]
             keep = jnp.where(bits < KEEP, 2**16 / KEEP, 0.0)
         count = (epoch * steps + index + 1).astype(jnp.float32)
-        return update(*carry, x, train.y[chosen], weight, keep, rates, count), None
+        return update_all(*carry, x, train.y[chosen], weight, keep, rates, count), None
 
     return jax.lax.scan(step, (params, moments), jnp.arange(steps))[0]
 
 
 def item_outputs(params: dict, split: Split) -> jax.Array:
-    """Outputs of every model, averaged over each item's windows: [g, s, r, i, c]."""
+    """Return outputs of every model, averaged over each item's windows: [g, s, r, i, c]."""
     rows, items = len(split.y), len(split.labels)
     blocks = -(-rows // BLOCK)
     size = -(-rows // blocks)
@@ -273,10 +307,12 @@ def fit(
     rates: jax.Array,
     seeds: jax.Array,
 ) -> Fitted:
-    """Trains a probe for each source, seed [s] and learning rate [r].
+    """Train a probe for each source, seed and learning rate.
 
     Args:
-      monitor: of (item labels, item outputs) to a scalar, higher is better (`metrics`).
+      monitor: from item labels and item outputs to a scalar, higher is better (`metrics`).
+      rates: learning rates [r].
+      seeds: [s].
     """
     sources, mixed, _, width = train.x.shape
     shape = (sources, len(seeds), len(rates))
@@ -287,6 +323,8 @@ def fit(
         start,
     )
     zeros = jax.tree.map(jnp.zeros_like, params)
+
+    # An epoch: train, score on validation, keep what is better than before, halve, or stop.
     score = jax.vmap(jax.vmap(jax.vmap(lambda outputs: monitor(validation.labels, outputs))))
 
     def select(where, new, old):
@@ -308,6 +346,7 @@ def fit(
         active = active & (epoch - best_epoch < protocol.patience)
         return epoch + 1, params, moments, rates, best, best_score, best_epoch, plateau, active
 
+    # Go on while any model is active.
     state = (
         jnp.int32(0),
         params,
@@ -326,7 +365,12 @@ def fit(
 
 
 def _halve(protocol: Protocol, rates: jax.Array, plateau: tuple, score: jax.Array) -> tuple:
-    """torch.optim.lr_scheduler.ReduceLROnPlateau(mode="max", factor=0.5), for every model."""
+    """Halve learning rates as PyTorch's ReduceLROnPlateau(mode="max", factor=0.5) does.
+
+    Args:
+      rates, score: of every model.
+      plateau: the best score of every model, and the epochs since it.
+    """
     best, waited = plateau
     better = score > best * (1 + THRESHOLD)
     waited = jnp.where(better, 0, waited + 1)

@@ -1,4 +1,4 @@
-"""What the rows of a task's features are labelled with, and what ignoring the audio would score.
+"""What the rows of a task's features are labelled with.
 
 A row is a window, a part of one, or a frame; an item is what is scored: a record, or a row.
 """
@@ -11,7 +11,7 @@ import numpy as np
 
 from musicssl.features import windows
 from musicssl.probing import beats, metrics
-from musicssl.probing.tasks import KINDS, Task
+from musicssl.probing.tasks import Task
 
 Record = Mapping[str, Any]
 Part = Callable[[Record, float, float], np.ndarray | int]
@@ -21,11 +21,15 @@ THIRDS = (-1, 0, 1, 1, -1, 0, 0, 1, 1)  # N maj min dim sus4 7 maj7 min7 hdim7: 
 
 
 class Labels(NamedTuple):
-    """Labels of a split's rows.
+    """Labels of a split's feature rows, and of the items that are scored.
 
-    rows: feature rows that take part, [n]. y: [n] or [n, c]. item: [n]. labels: of items.
-    start: first of `rows` of each record, where crops are drawn. references: beat times of each
-    record in seconds, for beat tasks. levels: of each factor of the task, for each item.
+    rows: numbers of the feature rows that take part, [n].
+    y: labels of these rows, [n] or [n, c].
+    item: the item that each row belongs to, [n].
+    labels: of the items, [i] or [i, c].
+    start: of beat tasks, the first of `rows` of each record, where crops are drawn.
+    references: of beat tasks, the beat times of each record in seconds.
+    levels: of each factor of the task, its level in each item.
     """
 
     rows: np.ndarray
@@ -36,84 +40,96 @@ class Labels(NamedTuple):
     references: Sequence[np.ndarray]
     levels: Mapping[str, np.ndarray] = MappingProxyType({})
 
+    @property
+    def scored(self) -> int:
+        """How many things are scored: records of a beat task, else items."""
+        return len(self.references) or len(self.labels)
 
-def labels(task: Task, records: Sequence[Record], rows: windows.Rows, fps: float) -> Labels:
-    """The labels of feature rows, from the records' own and the rows' times.
+
+def item_labels(task: Task, records: Sequence[Record], rows: windows.Rows, fps: float) -> Labels:
+    """Return the labels of feature rows, from the records' own labels and the rows' times.
 
     Args:
-      records: of a split, in order. rows: of `windows.rows`. fps: encoder frames a second.
+      records: of a split, in order.
+      rows: of `windows.rows`.
+      fps: encoder frames a second.
 
     Raises:
       ValueError: no record belongs to the task.
     """
-    if task.kind == "beat":
-        return _beat_labels(task, records, rows, fps)
+    del fps
     if task.label in PART_LABELS:
         y = _part_labels(PART_LABELS[task.label], records, rows)
         used = np.flatnonzero(y >= 0) if y.ndim == 1 else np.arange(len(y))
-        y = y[used]
-        return _checked(task, Labels(used, y, np.arange(len(y)), y, used[:0], ()))
-    whole = np.stack([np.asarray(record[task.label]) for record in records])
+        return _row_labels(task, used, y[used])
+
     # A track without any tag of an MTG subset is not of that subset; elsewhere it counts.
-    member = whole.any(1) if task.dataset == "mtg_jamendo" else np.ones(len(whole), bool)
+    whole = np.stack([np.asarray(record[task.label]) for record in records])
+    member = np.ones(len(whole), bool)
+    if task.dataset == "mtg_jamendo":
+        member = np.asarray(whole.any(1))
     used = np.flatnonzero(member[rows.record])
-    number = np.cumsum(member) - 1
     whole = whole.astype(np.float32 if whole.ndim == 2 else np.int32)
+    y = whole[rows.record[used]]
     if not task.by_item:
-        y = whole[rows.record[used]]
-        return _checked(task, Labels(used, y, np.arange(len(y)), y, used[:0], ()))
+        return _row_labels(task, used, y)
+
+    # Items are the records that belong to the task, numbered anew.
+    number = np.cumsum(member) - 1
     item = number[rows.record[used]]
-    levels = _levels(task, [r for r, belongs in zip(records, member, strict=True) if belongs])
-    y, items = whole[rows.record[used]], whole[member]
-    return _checked(task, Labels(used, y, item, items, used[:0], (), levels))
+    members = [record for record, belongs in zip(records, member, strict=True) if belongs]
+    levels = _factor_levels(task, members)
+    return _checked(task, Labels(used, y, item, whole[member], used[:0], (), levels))
 
 
-def _levels(task: Task, records: Sequence[Record]) -> dict[str, np.ndarray]:
-    """The level of each factor of the task in each record, numbers or text."""
-
-    def plain(value: Any) -> Any:
-        return value.decode() if isinstance(value, bytes) else value
-
-    return {name: np.array([plain(record[name]) for record in records]) for name in task.factors}
+def _row_labels(task: Task, used: np.ndarray, y: np.ndarray) -> Labels:
+    """Return labels where every row that takes part is an item by itself."""
+    return _checked(task, Labels(used, y, np.arange(len(y)), y, used[:0], ()))
 
 
-def _checked(task: Task, found: Labels) -> Labels:
-    if not len(found.rows):
+def _factor_levels(task: Task, records: Sequence[Record]) -> dict[str, np.ndarray]:
+    """Return the level of each factor of the task in each record, as numbers or text."""
+    levels = {}
+    for name in task.factors:
+        values = [record[name] for record in records]
+        levels[name] = np.array([v.decode() if isinstance(v, bytes) else v for v in values])
+    return levels
+
+
+def _checked(task: Task, labels: Labels) -> Labels:
+    if not len(labels.rows):
         raise ValueError(f"{task.name}: no record of the split belongs to the task")
-    return found
+    return labels
 
 
-def _part_labels(of_part: Part, records: Sequence[Record], rows: windows.Rows) -> np.ndarray:
-    """Labels of the parts of records that rows are, by a function of (record, begin, end)."""
-    each = (
-        of_part(records[r], begin, end)
-        for r, begin, end in zip(rows.record, rows.begin, rows.end, strict=True)
-    )
-    return np.array(list(each))
+def _part_labels(label_part: Part, records: Sequence[Record], rows: windows.Rows) -> np.ndarray:
+    """Label the parts of records that rows are, by a function of (record, begin, end)."""
+    parts = zip(rows.record, rows.begin, rows.end, strict=True)
+    return np.array([label_part(records[record], begin, end) for record, begin, end in parts])
 
 
 def _sounding(record: Record, begin: float, end: float, share: float) -> np.ndarray:
-    """Which notes, drums left out, sound for that share of the time: bool [notes]."""
+    """Return which notes sound for that share of the time, drums left out: bool [notes]."""
     notes = record["notes"]
     overlap = np.minimum(notes["offset"], end) - np.maximum(notes["onset"], begin)
     return (overlap >= share * (end - begin)) & (notes["instrument"] != DRUMS)
 
 
 def _instruments(record: Record, begin: float, end: float) -> np.ndarray:
-    """Which of 16 instruments play a note that begins or goes on here: float32 [16]."""
+    """Return which of 16 instruments play a note that begins or goes on here: float32 [16]."""
     notes = record["notes"]
     here = (notes["onset"] < end) & (notes["offset"] > begin)
     return np.isin(np.arange(16), notes["instrument"][here]).astype(np.float32)
 
 
 def _pitch_classes(record: Record, begin: float, end: float) -> np.ndarray:
-    """Which pitch classes sound for at least a quarter of the time: float32 [12]."""
+    """Return which pitch classes sound for at least a quarter of the time: float32 [12]."""
     heard = record["notes"]["pitch"][_sounding(record, begin, end, 0.25)] % 12
     return np.isin(np.arange(12), heard).astype(np.float32)
 
 
 def _chord(record: Record, begin: float, end: float) -> int:
-    """The chord at the middle: its root, 12 more if its third is minor; -1 for none or no third."""
+    """Return the chord at the middle: its root, plus 12 for a minor third; -1 without a third."""
     beat = np.searchsorted(record["beats"]["time"], (begin + end) / 2, side="right") - 1
     if beat < 0:
         return -1
@@ -123,14 +139,14 @@ def _chord(record: Record, begin: float, end: float) -> int:
 
 
 def _polyphony(record: Record, begin: float, end: float) -> int:
-    """How many different pitches sound at the middle, 7 for more."""
+    """Count the different pitches that sound at the middle; 7 stands for 7 or more."""
     notes = record["notes"]
     middle = (begin + end) / 2
     on = (notes["onset"] <= middle) & (middle < notes["offset"]) & (notes["instrument"] != DRUMS)
     return min(len(np.unique(notes["pitch"][on])), 7)
 
 
-PART_LABELS = {
+PART_LABELS: dict[str, Part] = {
     "instruments": _instruments,
     "pitch_classes": _pitch_classes,
     "chord": _chord,
@@ -138,68 +154,57 @@ PART_LABELS = {
 }
 
 
-def _beat_labels(task: Task, records: Sequence[Record], rows: windows.Rows, fps: float) -> Labels:
-    times = [
-        np.sort(np.asarray(r["beats"]["time"] if task.label == "beats" else r[task.label], float))
-        for r in records
-    ]
-    has = np.array([len(t) > 0 for t in times])
-    used = np.flatnonzero(has[rows.record])
-    y, start = np.zeros((len(used), 1), np.float32), []
+def beat_labels(task: Task, records: Sequence[Record], rows: windows.Rows, fps: float) -> Labels:
+    """Return the labels of frames, which are of beats, and the beat times of records.
+
+    Rows of records without beats take no part. Frames beside a beat count as beats in training (y)
+    and not in scoring (labels). Arguments and errors are those of `item_labels`.
+    """
+    times = [_beat_times(task, record) for record in records]
+    has_beats = np.array([len(t) > 0 for t in times])
+    used = np.flatnonzero(has_beats[rows.record])
     record = rows.record[used]
+
+    y = np.zeros((len(used), 1), np.float32)
     exact = y.copy()
+    starts = []
     for number in np.unique(record):
         here = np.flatnonzero(record == number)
-        start.append(here[0])
+        starts.append(here[0])
         frame = np.round(rows.begin[used][here] * fps).astype(int)
         frames = int(frame[-1]) + 1
         y[here, 0] = beats.frame_targets(times[number], frames, fps, 1)[frame]
         exact[here, 0] = beats.frame_targets(times[number], frames, fps, 0)[frame]
+
     references = [times[number] for number in np.unique(record)]
-    start = np.array(start, np.int32)
+    start = np.array(starts, np.int32)
     return _checked(task, Labels(used, y, np.arange(len(y)), exact, start, references))
 
 
+def _beat_times(task: Task, record: Record) -> np.ndarray:
+    times = record["beats"]["time"] if task.label == "beats" else record[task.label]
+    return np.sort(np.asarray(times, float))
+
+
 def beat_estimates(
-    outputs: np.ndarray, found: Labels, rows: windows.Rows, fps: float
+    outputs: np.ndarray, labels: Labels, rows: windows.Rows, fps: float
 ) -> list[np.ndarray]:
-    """Beat times of each record from frame outputs [n, 1], before the sigmoid.
+    """Return the beat times of each record from frame outputs [n, 1], before the sigmoid.
 
     Frames that no window holds (between two windows, one is cut off) have the activation of the
-    nearest before them.
+    nearest frame before them.
     """
     activations = 1 / (1 + np.exp(-outputs[:, 0].astype(np.float64)))
-    ends = np.append(found.start[1:], len(outputs))
+    ends = np.append(labels.start[1:], len(outputs))
     estimates = []
-    for first, end in zip(found.start, ends, strict=True):
-        frame = np.round(rows.begin[found.rows[first:end]] * fps).astype(int)
+    for first, end in zip(labels.start, ends, strict=True):
+        frame = np.round(rows.begin[labels.rows[first:end]] * fps).astype(int)
         place = np.searchsorted(frame, np.arange(frame[-1] + 1), side="right") - 1
         estimates.append(beats.decode(activations[first:end][np.maximum(place, 0)], fps))
     return estimates
 
 
-def chance(task: Task, train: Labels, test: Labels) -> dict[str, float]:
-    """What the best answer that ignores the audio scores: chosen on train, scored on test.
-
-    Tags and emotions: the training mean. Classes: the most frequent. Keys: the constant that
-    scores best. Beats: a metronome at 120 a minute.
-    """
-    kind = KINDS[task.kind]
-    if task.kind == "beat":
-        metronome = [np.arange(0.25, r[-1] + 0.5, 0.5) for r in test.references]
-        return beats.f_measures(test.references, metronome)
-    if task.kind in ("tags", "emotion"):
-        constant = np.broadcast_to(train.labels.mean(0), test.labels.shape)
-    else:
-        outputs = max(int(train.labels.max()), int(test.labels.max()), task.outputs - 1) + 1
-        counts = np.bincount(train.labels, minlength=outputs)
-        if task.kind == "key":
-            counts = counts @ metrics.key_weights()
-        constant = np.broadcast_to(counts, (len(test.labels), outputs))
-    return {name: score(test.labels, constant) for name, score in kind.scores.items()}
-
-
-NAMES = {  # of the classes that are defined here, and of those of emomusic
+CLASS_NAMES = {  # of the classes that are defined here, and of those of emomusic
     "key": metrics.KEYS,
     "pitch_classes": metrics.TONICS,
     "chord": metrics.KEYS,

@@ -1,12 +1,13 @@
 """Scores of the 13 tasks: library implementations for what is reported, jitted ones for training.
 
-What a report says comes from scikit-learn and mir_eval. Early stopping asks for a score of every
-model after every epoch, so each has a jitted counterpart here, which the tests hold to the
-library's value. Axis letters: i items (files or windows), c classes.
+What a report says comes from scikit-learn and mir_eval. Early stopping needs a score of every model
+after every epoch, so that each score has a jitted counterpart here; tests hold it to the library's
+value. Axis letters: i items (files or windows), c classes.
 """
 
 import contextlib
 import functools
+import itertools
 import warnings
 from collections.abc import Callable
 from typing import NamedTuple
@@ -15,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import mir_eval
 import numpy as np
+import numpy.typing as npt
 import sklearn.metrics
 from tqdm import tqdm
 
@@ -22,10 +24,10 @@ Score = Callable[[np.ndarray, np.ndarray], float]
 
 
 def scorable(labels: np.ndarray) -> np.ndarray:
-    """Which classes of multi-hot labels [i, c] have positives and negatives: bool [c].
+    """Return which classes of multi-hot labels [i, c] have positives and negatives: bool [c].
 
     Raises:
-      ValueError: none has, so there is nothing to average.
+      ValueError: no class has both, so that there is nothing to average.
     """
     positives = labels.sum(0)
     known = (positives > 0) & (positives < len(labels))
@@ -38,44 +40,44 @@ def scorable(labels: np.ndarray) -> np.ndarray:
 
 
 def roc_auc(labels: np.ndarray, outputs: np.ndarray) -> float:
-    """Macro average of the area under the ROC curve over the classes that are `scorable`."""
+    """Average the area under the ROC curve over the classes that are `scorable`."""
     known = scorable(labels)
     return float(sklearn.metrics.roc_auc_score(labels[:, known], outputs[:, known]))
 
 
 def average_precision(labels: np.ndarray, outputs: np.ndarray) -> float:
-    """Macro average of average precision ("PR-AUC") over the classes that are `scorable`."""
+    """Average the average precision ("PR-AUC") over the classes that are `scorable`."""
     known = scorable(labels)
     return float(sklearn.metrics.average_precision_score(labels[:, known], outputs[:, known]))
 
 
 def accuracy(labels: np.ndarray, outputs: np.ndarray) -> float:
-    """Share of items [i] whose label is the highest of the outputs [i, c]."""
+    """Return the share of items [i] whose label is the highest of the outputs [i, c]."""
     return float(sklearn.metrics.accuracy_score(labels, outputs.argmax(-1)))
 
 
 def r2(labels: np.ndarray, outputs: np.ndarray) -> float:
-    """Coefficient of determination, the plain mean over the columns of [i, c]."""
+    """Return the coefficient of determination, the plain mean over the columns of [i, c]."""
     return float(sklearn.metrics.r2_score(labels, outputs))
 
 
 def r2_arousal(labels: np.ndarray, outputs: np.ndarray) -> float:
-    """R2 of the first column, which is arousal in the emotion task."""
+    """Return the R2 of the first column, which is arousal in the emotion task."""
     return r2(labels[:, 0], outputs[:, 0])
 
 
 def r2_valence(labels: np.ndarray, outputs: np.ndarray) -> float:
-    """R2 of the second column, which is valence in the emotion task."""
+    """Return the R2 of the second column, which is valence in the emotion task."""
     return r2(labels[:, 1], outputs[:, 1])
 
 
 def key_score(labels: np.ndarray, outputs: np.ndarray) -> float:
-    """Weighted key score with ascending fifths only, as in the published tables (mir_eval 0.8)."""
+    """Return the weighted key score of published tables: ascending fifths only (mir_eval 0.8)."""
     return _key_score(labels, outputs, False)
 
 
 def key_score_descending(labels: np.ndarray, outputs: np.ndarray) -> float:
-    """Weighted key score that also gives 0.5 for a fifth below (MIREX since 2017)."""
+    """Return the weighted key score that gives 0.5 for a fifth below too (MIREX since 2017)."""
     return _key_score(labels, outputs, True)
 
 
@@ -90,12 +92,16 @@ KEYS = tuple(f"{tonic} {mode}" for mode in ("major", "minor") for tonic in TONIC
 
 @functools.cache
 def key_weights(descending: bool = False) -> np.ndarray:
-    """mir_eval's score of every reference (row) and estimate (column): [24, 24].
+    """Return mir_eval's score of every reference (row) and estimate (column): [24, 24].
 
     Keys are in the order of KEYS, C major to B major and then C minor to B minor. What a fifth
     below the reference scores is set here, since mir_eval means to change its default.
     """
-    table = np.array([[mir_eval.key.weighted_score(t, g) for g in KEYS] for t in KEYS])
+    pairs = itertools.product(KEYS, KEYS)
+    scores = [mir_eval.key.weighted_score(reference, estimate) for reference, estimate in pairs]
+    table = np.array(scores).reshape(len(KEYS), len(KEYS))
+
+    # Fifths below: the estimate's tonic is 5 semitones above the reference's, in the same mode.
     tonic, minor = np.arange(24) % 12, np.arange(24) // 12
     below = (tonic[None] - tonic[:, None]) % 12 == 5
     table[below & (minor[None] == minor[:, None])] = 0.5 if descending else 0.0
@@ -106,24 +112,24 @@ def key_weights(descending: bool = False) -> np.ndarray:
 
 
 def monitor_accuracy(labels: jax.Array, outputs: jax.Array) -> jax.Array:
-    """`accuracy`, in JAX."""
+    """Return `accuracy`, in JAX."""
     return jnp.mean(outputs.argmax(-1) == labels)
 
 
 def monitor_r2(labels: jax.Array, outputs: jax.Array) -> jax.Array:
-    """`r2`, in JAX."""
+    """Return `r2`, in JAX."""
     residual = jnp.square(labels - outputs).sum(0)
     spread = jnp.square(labels - labels.mean(0)).sum(0)
     return jnp.mean(1 - residual / spread)
 
 
 def monitor_key(labels: jax.Array, outputs: jax.Array) -> jax.Array:
-    """`key_score`, in JAX."""
+    """Return `key_score`, in JAX."""
     return jnp.asarray(key_weights(), jnp.float32)[labels, outputs.argmax(-1)].mean()
 
 
 def monitor_roc_auc(labels: jax.Array, outputs: jax.Array) -> jax.Array:
-    """`roc_auc`, in JAX: mean rank of the positives (ties share theirs), by class."""
+    """Return `roc_auc`, in JAX: by class, from the mean rank of its positives; ties share ranks."""
     items = len(labels)
     ordered = jnp.sort(outputs, 0)  # [i, c]
     rank = jax.vmap(_mid_rank, (1, 1), 1)(ordered, outputs)  # [i, c]
@@ -134,13 +140,14 @@ def monitor_roc_auc(labels: jax.Array, outputs: jax.Array) -> jax.Array:
 
 
 def _mid_rank(ordered: jax.Array, values: jax.Array) -> jax.Array:
+    """Return the rank of each value, from 1; the mean of the first and the last where it ties."""
     below = jnp.searchsorted(ordered, values, side="left")
     through = jnp.searchsorted(ordered, values, side="right")
     return (below + through + 1) / 2
 
 
 def monitor_average_precision(labels: jax.Array, outputs: jax.Array) -> jax.Array:
-    """`average_precision`, in JAX: precision at each positive, ties counted together."""
+    """Return `average_precision`, in JAX: precision at each positive, ties counted together."""
     return _over_scorable(
         jax.vmap(_precision_of_class, (1, 1))(labels, outputs),
         labels.sum(0),
@@ -157,6 +164,7 @@ def _precision_of_class(labels: jax.Array, outputs: jax.Array) -> jax.Array:
 
 
 def _over_scorable(scores: jax.Array, positives: jax.Array, negatives: jax.Array) -> jax.Array:
+    """Average over the classes that have positives and negatives."""
     known = (positives > 0) & (negatives > 0)
     return jnp.where(known, scores, 0).sum() / known.sum()
 
@@ -164,10 +172,11 @@ def _over_scorable(scores: jax.Array, positives: jax.Array, negatives: jax.Array
 def bootstrap(
     score: Score, labels: np.ndarray, outputs: np.ndarray, seed: int = 0, draws: int = 1000
 ) -> np.ndarray:
-    """A score of `draws` samples of the test items with replacement: [draws].
+    """Score `draws` samples of the test items, drawn with replacement: [draws].
 
     The samples depend on the seed and the number of items alone, so that draw i of two encoders is
-    of the same items: see `paired`. NaN where the score is not defined (no positives of any class).
+    of the same items: see `paired`. A score that is not defined, for want of positives of any
+    class, is NaN.
     """
     random = np.random.default_rng(seed)
     values = np.full(draws, np.nan)
@@ -181,7 +190,7 @@ def bootstrap(
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
-    """The 95 % percentile interval of `bootstrap`'s values, leaving out those not defined."""
+    """Return the 95 % percentile interval of `bootstrap`'s values, without those not defined."""
     values = values[np.isfinite(values)]
     if not len(values):
         return float("nan"), float("nan")
@@ -190,9 +199,11 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 
 
 class Difference(NamedTuple):
-    """One encoder's score less another's on the same test items: 95 % interval, two-sided p.
+    """One encoder's score less another's, on the same test items.
 
     mean: over the draws, so that all four are of the same outputs.
+    low, high: the 95 % interval.
+    p: of the two-sided test.
     """
 
     mean: float
@@ -201,14 +212,16 @@ class Difference(NamedTuple):
     p: float
 
 
-def paired(ours: np.ndarray, theirs: np.ndarray) -> Difference:
-    """The paired bootstrap test of two encoders' `bootstrap` values on the same items.
+def paired(ours: npt.ArrayLike, theirs: npt.ArrayLike) -> Difference:
+    """Test two encoders' `bootstrap` values on the same items against each other.
 
     p is twice the smaller share of draws at or beyond no difference, counted so that it is never 0
     (Davison and Hinkley, Bootstrap Methods and their Application, 1997, section 4.2).
     """
-    found = np.asarray(ours, float) - np.asarray(theirs, float)
-    found = found[np.isfinite(found)]
-    tail = min((found <= 0).sum(), (found >= 0).sum())
-    p = min(1.0, 2 * float(tail + 1) / (len(found) + 1))
-    return Difference(float(found.mean()) if len(found) else float("nan"), *interval(found), p)
+    differences = np.asarray(ours, float) - np.asarray(theirs, float)
+    differences = differences[np.isfinite(differences)]
+    tail = min((differences <= 0).sum(), (differences >= 0).sum())
+    p = min(1.0, 2 * float(tail + 1) / (len(differences) + 1))
+    mean = float(differences.mean()) if len(differences) else float("nan")
+    low, high = interval(differences)
+    return Difference(mean, low, high, p)

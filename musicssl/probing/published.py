@@ -1,11 +1,11 @@
 """Published scores that the table shows beside ours, x 100, and label counts of test splits.
 
-Only what was read in a primary source is here, or it is said. The results of arXiv:2307.05161
-itself were not found, so none is shown as that paper's. Rows are from MARBLE's constrained track
-(arXiv:2306.10548v1, tables 3 and 4), whose protocol is the one followed here.
+What is here was read in a primary source; where it was not, a comment says so. The results of
+arXiv:2307.05161 itself were not found, so none is shown as that paper's. Rows are from MARBLE's
+constrained track (arXiv:2306.10548v1, tables 3 and 4), whose protocol is the one followed here.
 
-The counts tell what can be scored without the audio. Not found published: those of GTZAN-Rhythm,
-NSynth's pitches and VocalSet's 3 s chunks, and counts by tag of MagnaTagATune and MTG-Jamendo.
+The counts tell what can be scored without the audio. We found no published counts of GTZAN-Rhythm,
+of NSynth's pitches, of VocalSet's 3 s chunks, or by tag of MagnaTagATune and MTG-Jamendo.
 """
 
 from typing import NamedTuple
@@ -34,7 +34,7 @@ COLUMNS = (  # (task, score) of the values of a row
 )
 
 
-class Row(NamedTuple):
+class PublishedRow(NamedTuple):
     """A published model: values in the order of COLUMNS, None where nothing is reported."""
 
     model: str
@@ -43,17 +43,17 @@ class Row(NamedTuple):
 
 
 ROWS = (
-    Row(
+    PublishedRow(
         "MusiCNN",
         (90.3, 37.8, 14.4, 73.5, None, 44.4, 68.8, 72.6, 64.1, 70.3, 57.0, 74.0, 17.2, 74.0, 12.6,
          86.0, 17.5, 82.0, 27.5),
     ),
-    Row(
+    PublishedRow(
         "Music2Vec 95M",
         (90.0, 36.2, 50.6, 74.1, 68.2, 52.1, 71.0, 69.3, 93.1, 71.1, 81.4, 76.1, 19.2, 76.7, 14.3,
          87.1, 18.8, 83.0, 29.2),
     ),
-    Row(
+    PublishedRow(
         "MERT-v1-95M",
         (91.0, 39.3, 63.5, 74.8, 88.3, 55.5, 76.3, 70.7, 92.6, 74.2, 83.7, 77.5, 19.4, 76.4, 13.4,
          87.1, 18.8, 83.0, 29.0),
@@ -61,8 +61,12 @@ ROWS = (
 )  # fmt: skip
 
 
-class Counts(NamedTuple):
-    """Items of each class in a test split, in the task's order; answer: most frequent in train."""
+class ClassCounts(NamedTuple):
+    """The classes of a data set.
+
+    items: of each class in the test split, in the task's order.
+    answer: the number of the class that is most frequent in the training split.
+    """
 
     items: tuple[int, ...]
     answer: int
@@ -70,17 +74,17 @@ class Counts(NamedTuple):
 
 
 TEST_COUNTS = {
-    "gtzan_genre": Counts(
+    "gtzan_genre": ClassCounts(
         (31, 31, 30, 29, 27, 27, 30, 27, 26, 32), 1,
         "coreyker/dnn-mgr, gtzan/test_filtered.txt and train_filtered.txt (48 classical of 443)",
     ),
-    "giantsteps_key": Counts(
+    "giantsteps_key": ClassCounts(
         (15, 1, 10, 9, 10, 9, 5, 8, 5, 11, 5, 5,
          53, 25, 40, 36, 48, 73, 31, 62, 29, 54, 28, 32), 12,
         "hendriks73/directional_cnns, annotations/giantsteps-key.tsv: the 604 annotations of "
         "GiantSteps/giantsteps-key-dataset",
     ),
-    "nsynth_instrument": Counts(
+    "nsynth_instrument": ClassCounts(
         (843, 269, 180, 652, 766, 202, 502, 235, 306, 0, 141), 0,
         "NSynth (arXiv:1704.01279), as quoted: not read in its examples.json",
     ),
@@ -99,14 +103,13 @@ TAG_SHARES = {
 
 
 def scores(task: str) -> list[tuple[str, str, dict[str, float]]]:
-    """(model, source, {score: value}) of the rows that have the task; values as fractions."""
-    found = []
+    """Return (model, source, {score: value}) of models with scores of the task, as fractions."""
+    models = []
     for row in ROWS:
-        values = {
-            score: value / 100
-            for (name, score), value in zip(COLUMNS, row.values, strict=True)
-            if name == task and value is not None
-        }
+        values = {}
+        for (name, score), value in zip(COLUMNS, row.values, strict=True):
+            if name == task and value is not None:
+                values[score] = value / 100
         if values:
-            found.append((row.model, row.source, values))
-    return found
+            models.append((row.model, row.source, values))
+    return models

@@ -21,10 +21,13 @@ from musicssl.probing.grid import Fitted, Monitor, Protocol, Split
 
 
 class Outcome(NamedTuple):
-    """What a source came to, at the learning rate of its best mean validation score.
+    """What a source of features came to, at the learning rate that validation prefers.
 
-    source: "0" to "12", or "sum". validation: [s, r]. rate: index of the rate chosen.
-    outputs: of the test items, [s, i, c]. epochs: of training, summed over all models.
+    source: "0" to "12", or "sum".
+    validation: the score of each seed and learning rate, [s, r].
+    rate: the index of the learning rate with the best mean validation score.
+    outputs: of the test items at this rate, [s, i, c].
+    epochs: of training, summed over all models.
     """
 
     source: str
@@ -35,16 +38,18 @@ class Outcome(NamedTuple):
 
     @property
     def score(self) -> float:
-        """Mean validation score over the seeds, at the rate chosen."""
+        """Return the mean validation score over the seeds, at the rate chosen."""
         return float(self.validation[:, self.rate].mean())
 
 
 Load = Callable[[str], tuple[Split, Split, Split]]
+Group = tuple[np.ndarray, np.ndarray]  # learning rates and seeds
 
 
 def sources_of(layers: int) -> list[str]:
-    """Each layer by itself, and their sum where there are blocks to sum (layer 0 is left out)."""
-    return [str(i) for i in range(layers)] + ([SUM] if layers > 2 else [])
+    """Return each layer, and their sum where there are blocks to sum (layer 0 is no block)."""
+    sources = [str(layer) for layer in range(layers)]
+    return [*sources, SUM] if layers > 2 else sources
 
 
 def search(
@@ -56,35 +61,35 @@ def search(
     seeds: Sequence[int],
     name: str,
 ) -> list[Outcome]:
-    """Trains the grid of a task.
+    """Train the grid of a task, and return the outcome of each source.
 
     Args:
-      load: a source's name to its training, validation and test splits.
+      load: from a source's name to its training, validation and test splits.
+      sources: names of layers, or "sum".
+      rates, seeds: of which every pair is trained.
       name: for the progress bar.
     """
-    rates, seeds = np.array(rates, np.float32), np.array(seeds)
-    models, outcomes = len(rates) * len(seeds), []
-    total = len(sources) * models
+    rate_array, seed_array = np.array(rates, np.float32), np.array(seeds)
+    total = len(sources) * len(rates) * len(seeds)
+    outcomes = []
     with tqdm(total=total, desc=f"probes of {name}", unit=" fits", delay=2) as bar:
         for source in sources:
             train, validation, test = load(source)
 
             def fit(group: Group, train=train, validation=validation) -> Fitted:
-                rates, seeds = group
-                found = grid.fit(protocol, monitor, train, validation, rates, seeds)
-                bar.update(len(rates) * len(seeds))
-                return jax.device_get(found)
+                group_rates, group_seeds = group
+                fitted = grid.fit(protocol, monitor, train, validation, group_rates, group_seeds)
+                bar.update(len(group_rates) * len(group_seeds))
+                return jax.device_get(fitted)
 
-            fitted = _joined(_spread(fit, groups(train, rates, seeds)), len(seeds))
+            parts = _fit_groups(fit, groups(train, rate_array, seed_array))
+            fitted = _joined(parts, len(seeds))
             outcomes.append(_outcome(source, fitted, test))
     return outcomes
 
 
-Group = tuple[np.ndarray, np.ndarray]
-
-
 def groups(train: Split, rates: np.ndarray, seeds: np.ndarray) -> list[Group]:
-    """Learning rates and seeds that are trained together, seeds outermost."""
+    """Divide a grid into what is trained together, seeds outermost."""
     if isinstance(train.x, Stored):  # what is read from disk is shared by all rates
         return [(rates, seeds[[s]]) for s in range(len(seeds))]
     if jax.default_backend() == "cpu":
@@ -93,33 +98,42 @@ def groups(train: Split, rates: np.ndarray, seeds: np.ndarray) -> list[Group]:
     return [(rates, seeds)]
 
 
-def _spread(fit: Callable[[Group], Fitted], parts: list[Group]) -> list[Fitted]:
-    """Runs single models on every core; the first by itself, since it may have to compile."""
+def _fit_groups(fit: Callable[[Group], Fitted], parts: list[Group]) -> list[Fitted]:
+    """Train groups, single models on every core; the first by itself, since it may compile."""
     first = fit(parts[0])
-    mine = getattr(os, "sched_getaffinity", None)  # macOS does not say which cores it gives
-    cores = len(mine(0)) if mine else os.cpu_count() or 1
-    with ThreadPoolExecutor(at_once(parts, cores)) as pool:
+    with ThreadPoolExecutor(at_once(parts, _cores())) as pool:
         return [first, *pool.map(fit, parts[1:])]
 
 
+def _cores() -> int:
+    """Count the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # macOS does not say which cores it gives
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def at_once(parts: list[Group], cores: int) -> int:
-    """Groups that are trained side by side: single models on a core each, others in turn."""
+    """Return how many groups are trained side by side: a single model takes a core, others all."""
     rates, _ = parts[0]
     return min(cores, len(parts)) if len(rates) == 1 else 1
 
 
 def _joined(parts: list[Fitted], seeds: int) -> Fitted:
-    """The models of all groups as one Fitted [1, s, r]."""
+    """Put the models of all groups together, as one Fitted [1, s, r]."""
 
     def join(*leaves: np.ndarray) -> np.ndarray:
         models = np.concatenate([leaf.reshape(-1, *leaf.shape[3:]) for leaf in leaves])
         return models.reshape(1, seeds, -1, *models.shape[1:])
 
-    params, scores, epochs = (jax.tree.map(join, *(part[i] for part in parts)) for i in range(3))
-    return Fitted(params, scores, epochs, sum(int(p.epochs) * p.score.size for p in parts))
+    params = jax.tree.map(join, *(part.params for part in parts))
+    scores = join(*(np.asarray(part.score) for part in parts))
+    epochs = join(*(np.asarray(part.epoch) for part in parts))
+    trained = sum(int(part.epochs) * part.score.size for part in parts)
+    return Fitted(params, scores, epochs, trained)
 
 
 def _outcome(source: str, fitted: Fitted, test: Split) -> Outcome:
+    """Choose the learning rate on validation, and predict the test with it."""
     validation = np.asarray(fitted.score[0])
     rate = int(validation.mean(0).argmax())
     params = jax.tree.map(lambda p: p[:, :, rate : rate + 1], fitted.params)
@@ -128,5 +142,5 @@ def _outcome(source: str, fitted: Fitted, test: Split) -> Outcome:
 
 
 def best(outcomes: Sequence[Outcome]) -> Outcome:
-    """The source with the best mean validation score."""
+    """Return the outcome with the best mean validation score."""
     return max(outcomes, key=lambda outcome: outcome.score)

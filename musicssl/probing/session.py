@@ -6,7 +6,7 @@ import platform
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,51 +19,59 @@ from musicssl import host
 from musicssl.command import note
 from musicssl.features import extract, windows
 from musicssl.features.baselines import BASELINES
+from musicssl.features.extract import FeatureSource, hidden_states
 from musicssl.model.encoder import make_encoder
 from musicssl.probing import evaluate, labels, report, tasks
+from musicssl.probing.schema import About, TaskResult
+from musicssl.probing.task_kinds import kind_of
 from musicssl.runtime import sharding
 from musicssl.runtime.workdir import git_commit
 
-# Between chance levels of the published labels and of those built. R2 has another, since a test set
-# of 125 has a mean of its own: about .01 for that alone.
-CHANCE_TOLERANCE, R2_TOLERANCE = 0.005, 0.05
+# How far the chance level of the labels built may be from that of the published ones. R2 may differ
+# more: since a test set of 125 has a mean of its own, that alone makes about .01.
+_CHANCE_TOLERANCE, _R2_TOLERANCE = 0.005, 0.05
 
 
 class Session(NamedTuple):
-    """What the tasks of one encoder share; `poll` is called between pieces of work, to raise."""
+    """What the tasks of one encoder share.
 
-    source: extract.Source
+    poll: called between pieces of work; what it raises ends the session.
+    """
+
+    source: FeatureSource
     config: ml_collections.ConfigDict
     mesh: Mesh
     poll: Callable[[], None]
 
 
 def run(config: ml_collections.ConfigDict) -> str:
-    """Evaluates config.encoder, and those beside it, on config.tasks; returns the tables.
+    """Evaluate config.encoder, and the encoders beside it, on config.tasks; return the tables.
 
-    Tasks that a directory has results of are kept beside the new ones.
+    Results of other tasks that a directory holds already are kept.
 
     Raises:
       ValueError, FileNotFoundError: an encoder, a data set or a setting cannot be used.
     """
-    check(config)
+    _check_encoders(config)
     with _naming("config.tasks"):
         chosen = tasks.choose(config.tasks)
-    out = results_dir(config)
-    table = run_encoder(config.encoder, chosen, out, config)
+    out = _results_dir(config)
+    table = _run_encoder(config.encoder, chosen, out, config)
+
+    # What is evaluated for comparison has a directory of its own each.
     beside = [name for name in config.beside.split(",") if name]
     folders = [out]
     for name in beside:
         spec = f"random:{config.encoder}" if name == "random" else name
         folders.append(out / "beside" / Path(name).name)
-        run_encoder(spec, chosen, folders[-1], config)
+        _run_encoder(spec, chosen, folders[-1], config)
     return report.compare(folders, out) if beside and table else table
 
 
-def run_encoder(
+def _run_encoder(
     spec: str, chosen: Sequence[tasks.Task], out: Path, config: ml_collections.ConfigDict
 ) -> str:
-    """Evaluates an encoder that `extract.open_source` takes; writes to `out`, returns a table."""
+    """Evaluate an encoder that `extract.open_source` takes; write to `out`, return a table."""
     mesh = sharding.make_mesh(config.mesh.fsdp)
     source = extract.open_source(spec, config.precision)
     check_settings(config, source.layers, source.sample_rate)
@@ -71,14 +79,18 @@ def run_encoder(
     for number, task in enumerate(chosen, 1):
         note(f"{source.name}: {task.name} ({number} of {len(chosen)}): {task.title}")
         result = run_task(task, chosen, session)
-        if result:
+        if result is not None:
             warn_of_chance(task, result["chance"], config.limit)
-            report.save(out, result, about(spec, config, source))
+            report.save(out, result, _about(spec, config, source))
     return "" if jax.process_index() else report.write(out)
 
 
-def check(config: ml_collections.ConfigDict) -> None:
-    """Raises ValueError for encoders that cannot be, before the first is evaluated."""
+def _check_encoders(config: ml_collections.ConfigDict) -> None:
+    """Check the names of all encoders before the first is evaluated.
+
+    Raises:
+      ValueError: there is no encoder, or none of that name.
+    """
     if not config.encoder:
         raise ValueError(
             "config.encoder is empty: give a directory, random:DIRECTORY, logmel or cqt"
@@ -96,14 +108,15 @@ def check(config: ml_collections.ConfigDict) -> None:
 def check_settings(
     settings: ml_collections.ConfigDict, layers: int, sample_rate: int, section: str = "config"
 ) -> None:
-    """Look at what is to be probed, of a command or a training run, before any work.
+    """Check what is to be probed, by a command or a training run, before any work is done.
 
     Args:
       layers, sample_rate: of the encoder.
       section: what the settings' leaves follow on the command line, for messages.
 
     Raises:
-      ValueError: settings that cannot be. FileNotFoundError: a data set that is not built.
+      ValueError: a setting cannot be used.
+      FileNotFoundError: a data set is not built.
     """
     if settings.kind not in ("mlp", "linear"):
         raise ValueError(f"{section}.kind is {settings.kind!r}: use 'mlp' or 'linear'")
@@ -114,7 +127,7 @@ def check_settings(
         if settings[name] < least:
             raise ValueError(f"{section}.{name} is {settings[name]}: use {least} or more")
     with _naming(f"{section}.layers"):
-        evaluate.sources(layers, settings.layers)
+        evaluate.chosen_sources(layers, settings.layers)
     with _naming(f"{section}.tasks"):
         chosen = tasks.choose(settings.tasks)
     for name in dict.fromkeys(task.dataset for task in chosen):
@@ -123,15 +136,15 @@ def check_settings(
 
 @contextlib.contextmanager
 def _naming(leaf: str) -> Iterator[None]:
-    """Put the leaf whose value is looked at before what is wrong with it."""
+    """Put the name of the leaf whose value is checked before what is wrong with it."""
     try:
         yield
     except ValueError as error:
         raise ValueError(f"{leaf} is not possible: {error}") from None
 
 
-def results_dir(config: ml_collections.ConfigDict) -> Path:
-    """config.results, or <workdir>/probe of a run, or results/<encoder>."""
+def _results_dir(config: ml_collections.ConfigDict) -> Path:
+    """Return config.results, or <workdir>/probe of a run, or results/<encoder>."""
     if config.results:
         return Path(config.results)
     if (Path(config.encoder) / "checkpoints").is_dir():
@@ -140,8 +153,8 @@ def results_dir(config: ml_collections.ConfigDict) -> Path:
     return Path("results") / f"{kind}{'-' * len(colon)}{Path(path).name}"
 
 
-def about(spec: str, config: ml_collections.ConfigDict, source: extract.Source) -> dict:
-    """What a results.json says of its run."""
+def _about(spec: str, config: ml_collections.ConfigDict, source: FeatureSource) -> About:
+    """Return what a results.json says of its run."""
     return {
         "encoder": spec,
         "features": source.name,
@@ -155,70 +168,96 @@ def about(spec: str, config: ml_collections.ConfigDict, source: extract.Source) 
     }
 
 
-def run_task(task: tasks.Task, together: Sequence[tasks.Task], session: Session) -> dict:
-    """The result of one task; features that `together` need of the same audio come along.
+def run_task(
+    task: tasks.Task, together: Sequence[tasks.Task], session: Session
+) -> TaskResult | None:
+    """Return the result of one task.
 
-    Of several processes, all take part in the extraction; the first alone trains probes, and has a
-    result.
+    Of several processes, all take part in the extraction of features; the first alone trains
+    probes, and the others return None.
+
+    Args:
+      together: the tasks that are evaluated one after another. Features that others of them need of
+        the same audio are extracted in the same pass.
     """
-    pools = {pool(t, session.source) for t in together if _audio_of(t) == _audio_of(task)}
-    splits, classes = {}, ()
+    same_audio = [other for other in together if _audio_of(other) == _audio_of(task)]
+    pools = {_pool_frames(t, session.source) for t in same_audio}
+    splits: dict[str, evaluate.Prepared] = {}
+    classes: Sequence[str] = ()
     for name in tasks.SPLITS:
-        splits[name], classes = prepare(task, name, pools, session)
+        prepared, classes = prepare(task, name, pools, session)
+        if prepared is not None:
+            splits[name] = prepared
     if jax.process_index():
-        return {}
+        return None
     rate, config = session.source.frame_rate, session.config
     return evaluate.evaluate(task, splits, classes, rate, config, session.poll)
 
 
-def pool(task: tasks.Task, source: extract.Source) -> int:
-    """Frames of the source in a row of the task, which counts in frames of 20 ms."""
+def _pool_frames(task: tasks.Task, source: FeatureSource) -> int:
+    """Return how many of the source's frames are a row; a task counts in frames of 20 ms."""
     if task.pool in (tasks.WHOLE, tasks.FRAMES):
         return task.pool
     return round(task.pool * source.frame_rate / 50)
 
 
 def _audio_of(task: tasks.Task) -> tuple:
+    """Return what two tasks must share to have their features from one pass over the audio."""
     return task.dataset, task.prefix, task.window
 
 
 def prepare(
     task: tasks.Task, split: str, pools: set[int], session: Session
-) -> tuple[evaluate.Prepared, Sequence[str]]:
-    """Features and labels of a split, and the names of the classes."""
+) -> tuple[evaluate.Prepared | None, Sequence[str]]:
+    """Return the features and labels of a split, and the names of the classes.
+
+    Of several processes the first alone has the features; the others return None for them.
+
+    Args:
+      pools: of other tasks' rows, in frames, which are extracted in the same pass.
+    """
     source, config = session.source, session.config
     rate = source.sample_rate
     data = host.open_labelled(task.dataset, config.data_dir, task.split(split), rate, config.limit)
     if data.dataset.sample_rate != rate:
         note(f"{data.version} is resampled from {data.dataset.sample_rate} to {rate} Hz")
-    warn_of_sizes(task, split, data.sizes, config.limit)
+    _warn_of_sizes(task, split, data.sizes, config.limit)
+
+    # Extract this task's rows and the others', or read them from the cache.
     cut = windows.cut(data.lengths, task.window, rate)
 
     def read(record: int) -> np.ndarray:
         session.poll()
         return data.read(record)
 
-    own = pool(task, source)
+    own = _pool_frames(task, source)
     features = extract.extract(
         source, cut, read, sorted(pools | {own}), Path(config.cache), data.digest, session.mesh,
         config.windows,
     )  # fmt: skip
+
+    # Label the rows.
     rows = windows.rows(cut, own, rate)
-    found = labels.labels(task, data.labels, rows, source.frame_rate)
-    return evaluate.Prepared(features.get(own), rows, found), class_names(task, data.classes)
+    row_labels = kind_of(task).label(task, data.labels, rows, source.frame_rate)
+    classes = _class_names(task, data.classes)
+    if own not in features:
+        return None, classes
+    return evaluate.Prepared(features[own], rows, row_labels), classes
 
 
-def class_names(task: tasks.Task, classes: dict[str, Sequence[str]]) -> Sequence[str]:
-    """Names of a task's classes, as the data set or the labels' definition tells them."""
-    if task.label in labels.NAMES:
-        return labels.NAMES[task.label]
+def _class_names(task: tasks.Task, classes: Mapping[str, Sequence[str]]) -> Sequence[str]:
+    """Return the names of a task's classes, by the labels' definition or by the data set."""
+    if task.label in labels.CLASS_NAMES:
+        return labels.CLASS_NAMES[task.label]
     if task.label == "instruments":
         return classes.get("notes/instrument", ())
     return classes.get(task.label, ())[: task.outputs or None]
 
 
-def warn_of_sizes(task: tasks.Task, split: str, sizes: dict, limit: int) -> None:
-    """Says where a data set is not of the published size, or not whole."""
+def _warn_of_sizes(
+    task: tasks.Task, split: str, sizes: Mapping[str, Mapping[str, int | None]], limit: int
+) -> None:
+    """Warn where a split has not the published number of records, unless a limit was asked for."""
     if limit:
         return
     wanted = {split, task.split(split), f"{task.label}/{split}"}
@@ -228,21 +267,25 @@ def warn_of_sizes(task: tasks.Task, split: str, sizes: dict, limit: int) -> None
             note(f"{task.dataset} {name} has {built} items, published are {published}")
 
 
-def warn_of_chance(task: tasks.Task, found: dict[str, float], limit: int) -> None:
-    """Says where labels are not distributed as the published ones: other files, or other splits."""
+def warn_of_chance(task: tasks.Task, chance: Mapping[str, float], limit: int) -> None:
+    """Warn where labels are not distributed as the published ones: other files, or other splits.
+
+    Args:
+      chance: every score of the best answer that ignores the audio, on the labels built.
+    """
     if limit or task.chance is None:
         return
     score, published = task.chance
-    tolerance = R2_TOLERANCE if score == "r2" else CHANCE_TOLERANCE
-    if abs(found[score] - published) > tolerance:
+    tolerance = _R2_TOLERANCE if score == "r2" else _CHANCE_TOLERANCE
+    if abs(chance[score] - published) > tolerance:
         note(
-            f"{task.name}: without the audio {score} is {found[score]:.4f}, from the published "
+            f"{task.name}: without the audio {score} is {chance[score]:.4f}, from the published "
             f"labels {published:.4f}: scores cannot be compared with published ones"
         )
 
 
 def of_training(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """The section `probe` of a training run, whose data it takes unless it names others."""
+    """Return the section `probe` of a training run; it takes the run's data_dir if it has none."""
     settings = ml_collections.ConfigDict(dict(**config.probe))
     settings.data_dir = settings.data_dir or config.data.data_dir
     return settings
@@ -255,19 +298,23 @@ def quick(
     step: int,
     poll: Callable[[], None],
 ) -> dict[str, float]:
-    """Scores of an encoder as it is at a step of training: {"probe/<task>": test score}.
+    """Return scores of an encoder as it is at a step of training: {"probe/<task>": test score}.
+
+    Features are not kept.
 
     Args:
-      config: of the training run; its section `probe` says what is probed. Features are kept
-        nowhere.
+      config: of the training run; its section `probe` says what is probed.
       params: of the encoder, on the mesh.
       poll: called between pieces of work; what it raises ends the probe.
     """
     encoder = make_encoder(config)
-    source = extract.Source(
+
+    def apply(params: dict, x: jax.Array) -> Sequence[jax.Array]:
+        return hidden_states(encoder, params, x)
+
+    source = FeatureSource(
         f"step {step}", f"step-{step}", encoder.layers + 1, encoder.width,
-        config.data.sample_rate, config.data.normalize, params,
-        lambda p, x: encoder.apply({"params": p}, x).hidden,
+        config.data.sample_rate, config.data.normalize, params, apply,
     )  # fmt: skip
     settings = of_training(config)
     chosen = tasks.choose(settings.tasks)
@@ -275,7 +322,7 @@ def quick(
     with tempfile.TemporaryDirectory() as settings.cache:
         session = Session(source, settings, mesh, poll)
         for task in chosen:
-            if not (result := run_task(task, chosen, session)):
-                continue
-            scores[f"probe/{task.name}"] = result["chosen"]["test"][result["score"]]["mean"]
+            result = run_task(task, chosen, session)
+            if result is not None:
+                scores[f"probe/{task.name}"] = result["chosen"]["test"][result["score"]]["mean"]
     return {name: float(np.float32(value)) for name, value in scores.items()}

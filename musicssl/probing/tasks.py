@@ -2,16 +2,16 @@
 
 The 13 are those of arXiv:2307.05161 as far as they are known: MARBLE's 14 (arXiv:2306.10548)
 without source separation, emotion counted once. Windows, patiences and metrics are MARBLE's
-(benchmark/tasks/*/*_base_config.yaml); where its paper and its code disagree, the choice is said.
+(benchmark/tasks/*/*_base_config.yaml); where its paper and its code disagree, a comment says
+which of them is followed.
 """
 
 import dataclasses
-from collections.abc import Mapping
 
 import numpy as np
 
 from musicssl.features import windows
-from musicssl.probing import grid, metrics, published
+from musicssl.probing import metrics, published
 
 SPLITS = ("train", "validation", "test")
 WHOLE, FRAMES, HALF_SECOND = windows.WHOLE, 1, 25
@@ -24,59 +24,23 @@ MTG_SIZES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Kind:
-    """What a type of task is trained with and scored by; the first score is the one reported."""
-
-    loss: str
-    monitor: grid.Monitor
-    scores: Mapping[str, metrics.Score]
-    draws: int = 1000  # of the bootstrap
-
-    @property
-    def main(self) -> str:
-        """The name of the score that is reported first."""
-        return next(iter(self.scores))
-
-
-KINDS = {
-    "tags": Kind(
-        "bce",
-        metrics.monitor_roc_auc,
-        {"roc_auc": metrics.roc_auc, "ap": metrics.average_precision},
-        200,
-    ),
-    "class": Kind("ce", metrics.monitor_accuracy, {"accuracy": metrics.accuracy}),
-    "key": Kind(
-        "ce",
-        metrics.monitor_key,
-        {
-            "weighted": metrics.key_score,
-            "accuracy": metrics.accuracy,
-            "weighted_descending": metrics.key_score_descending,
-        },
-    ),
-    "emotion": Kind(
-        "mse",
-        metrics.monitor_r2,
-        {"r2": metrics.r2, "r2_arousal": metrics.r2_arousal, "r2_valence": metrics.r2_valence},
-    ),
-    # Scored after decoding, see `beat_scores`; while training, by the frames.
-    "beat": Kind("bce", metrics.monitor_average_precision, {"f": metrics.accuracy}),
-}
-
-
-@dataclasses.dataclass(frozen=True)
 class Task:
     """One task.
 
-    dataset: a builder of data_pipelines/. label: of its records or of `labels.PART_LABELS`.
-    window: seconds.
-    pool: 20 ms frames averaged to a row: WHOLE for the window, HALF_SECOND, FRAMES for none.
-    by_item: outputs are averaged over the rows of a record before they are scored. plateau,
-    patience: epochs before the rate is halved and before training stops. prefix: of the data set's
-    split names. sizes: usable records published for train, validation, test, where they are.
-    factors: of the records, at whose levels a task of kind "class" and `by_item` is scored too.
-    chance: (score, value), what an answer without audio scores on the published test labels.
+    dataset: a builder of data_pipelines/.
+    label: what of its records is asked for, or a name in `labels.PART_LABELS`.
+    kind: a name in `task_kinds.KINDS`.
+    window: seconds of the windows that clips are cut into.
+    plateau, patience: epochs without a gain before the learning rate is halved, and before training
+      stops.
+    pool: 20 ms frames averaged to a row: WHOLE for the whole window, HALF_SECOND, FRAMES for none.
+    by_item: whether outputs are averaged over the rows of a record before they are scored.
+    prefix: of the data set's split names.
+    sizes: usable records published for train, validation and test; None where none are published.
+    chance: (score, value) of the best answer without audio, on the published test labels.
+    outputs: of the probe; 0 for as many as there are classes in the data.
+    factors: of the records. A task of kind "class" that is scored by item is also scored at each of
+      their levels.
     """
 
     name: str
@@ -93,11 +57,11 @@ class Task:
     prefix: str = ""
     sizes: tuple[int, int, int] | None = None
     chance: tuple[str, float] | None = None
-    outputs: int = 0  # 0: as many as there are classes in the data
+    outputs: int = 0
     factors: tuple[str, ...] = ()
 
     def split(self, name: str) -> str:
-        """The data set's name of a split."""
+        """Return the data set's name of a split."""
         return self.prefix + name
 
 
@@ -110,9 +74,10 @@ def _mtg(subset: str, title: str) -> Task:
 
 
 def _constant(name: str, worth: np.ndarray) -> float:
-    """What training's most frequent class scores on the published test labels.
+    """Return what training's most frequent class scores on the published test labels.
 
-    worth: of each answer (column) to each label (row).
+    Args:
+      worth: of each answer (column) to each label (row).
     """
     counts = published.TEST_COUNTS[name]
     return float(np.average(worth[:, counts.answer], weights=counts.items))
@@ -195,7 +160,7 @@ _SYNTH = (
 def _poly(
     name: str, title: str, stimuli: str, label: str, outputs: int, factors: tuple[str, ...]
 ) -> Task:
-    """A question about the clips of one of synth_polyphony's sets of stimuli."""
+    """Return a question about the clips of one of synth_polyphony's sets of stimuli."""
     return Task(
         f"poly_{name}", title, "synth_polyphony", label, "class", 2, 5, 15, prefix=f"{stimuli}_",
         outputs=outputs, factors=factors,
@@ -221,16 +186,20 @@ SUITES = {
 
 
 def choose(names: str) -> list[Task]:
-    """The tasks of a comma-separated list of names and suites ("mir", "synth", "poly").
+    """Return the tasks of a comma-separated list of names and suites ("mir", "synth", "poly").
 
     Raises:
-      ValueError: a name that is neither.
+      ValueError: a name is neither a task nor a suite, or there is no name.
     """
-    chosen = []
-    for name in filter(None, (part.strip() for part in names.split(","))):
+    chosen: list[str] = []
+    for part in names.split(","):
+        name = part.strip()
+        if not name:
+            continue
         if name not in TASKS and name not in SUITES:
             raise ValueError(f"there is no {name!r}; there are {[*SUITES, *TASKS]}")
         chosen += SUITES.get(name, (name,))
+
     if not chosen:
         raise ValueError(f"the list is empty: name some of {[*SUITES, *TASKS]}")
     return [TASKS[name] for name in dict.fromkeys(chosen)]

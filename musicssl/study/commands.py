@@ -1,51 +1,58 @@
 """The commands and commits behind the numbers of a study's report."""
 
 import shlex
+from collections.abc import Collection, Sequence
 from html import escape
 
+from musicssl.study.schema import Stage, Study
 
-def provenance(found: dict, names: list[str]) -> str:
-    """The commands and commits of stages, folded away."""
+
+def provenance(study: Study, names: Sequence[str]) -> str:
+    """Return the commands and commits of stages, folded away."""
     names = list(dict.fromkeys(names))
-    lines = "".join(stage_line(name, found["stages"][name]) for name in names)
+    lines = "".join(_stage_line(name, study["stages"][name]) for name in names)
     count = f"{len(names)} command{'s' * (len(names) != 1)}"
     return f"<details class='made'><summary>made by {count}</summary><ol>{lines}</ol></details>"
 
 
-def makers(found: dict, datasets: set[str]) -> list[str]:
-    """The stages that scores on data sets come from: the encoders' training, then the probes."""
-    stages = found["stages"]
-    return [x for x in stages if x.startswith("pretrain/")] + [
-        x for x in stages if x.startswith("probe/") and x.rpartition("/")[2] in datasets
-    ]
+def makers(study: Study, datasets: Collection[str]) -> list[str]:
+    """Return the stages that scores on data sets come from: all trainings, then the probes."""
+    stages = study["stages"]
+    trainings = [name for name in stages if name.startswith("pretrain/")]
+    probes = [name for name in stages if name.startswith("probe/")]
+    return trainings + [name for name in probes if name.rpartition("/")[2] in datasets]
 
 
-def stage_line(name: str, stage: dict) -> str:
-    """A command, and at which commit and when it was run."""
-    noted = stage["made"]
-    about = f"commit {short(stage['commit'])} by its result, not noted by launch/study.py"
-    if noted:
-        about = f"commit {short(noted['commit']) or 'unknown'}, "
-        if earlier := noted.get("earlier_commits"):  # interrupted, and gone on with
-            about += f"begun at {' and '.join(map(short, earlier))}, "
-        about += f"{noted['began']}, "
-        about += f"{noted['seconds']:.0f} s, {noted['cpu_seconds']:.0f} s of processor time"
-    elif not stage["commit"]:
+def _stage_line(name: str, stage: Stage) -> str:
+    """Return a command, and at which commit and when it was run."""
+    record = stage["made"]
+    if record:
+        about = f"commit {_short_commit(record['commit']) or 'unknown'}, "
+        if earlier := record.get("earlier_commits"):  # interrupted, and gone on with
+            about += f"begun at {' and '.join(map(_short_commit, earlier))}, "
+        about += f"{record['began']}, "
+        about += f"{record['seconds']:.0f} s, {record['cpu_seconds']:.0f} s of processor time"
+    elif stage["commit"]:
+        commit = _short_commit(stage["commit"])
+        about = f"commit {commit} by its result, not noted by launch/study.py"
+    else:
         about = "not run, or its result was there before"
     command = escape(shlex.join(stage["command"]))
     return f"<li><code>{command}</code><br><span class='small'>{name}: {about}</span></li>"
 
 
-def short(commit: str) -> str:
-    """The first digits of a commit, and whether files differed from it."""
+def _short_commit(commit: str) -> str:
+    """Return the first digits of a commit, and whether files differed from it."""
     digits = commit.removesuffix("-dirty")
     return digits[:12] + commit[len(digits) :]
 
 
-def dirty(found: dict) -> str:
-    """Which numbers no commit can make again, "" if there are none."""
-    commits = [x["made"]["commit"] if x["made"] else x["commit"] for x in found["stages"].values()]
-    count = sum(x.endswith("-dirty") for x in commits)
+def dirty(study: Study) -> str:
+    """Say how many stages no commit can make again; return "" if there are none."""
+    commits = []
+    for stage in study["stages"].values():
+        commits.append(stage["made"]["commit"] if stage["made"] else stage["commit"])
+    count = sum(commit.endswith("-dirty") for commit in commits)
     if not count:
         return ""
     return (
@@ -54,11 +61,11 @@ def dirty(found: dict) -> str:
     )
 
 
-def every_stage(found: dict) -> str:
-    """All commands, in an order in which they can run."""
-    lines = "".join(stage_line(name, x) for name, x in found["stages"].items())
+def every_stage(study: Study) -> str:
+    """Return all commands, in an order in which they can run."""
+    lines = "".join(_stage_line(name, stage) for name, stage in study["stages"].items())
     return (
         "<p>Each command can be run alone; <code>launch/study.py</code> runs those whose result is "
-        f"not there.</p><details><summary>{len(found['stages'])} stages</summary>"
+        f"not there.</p><details><summary>{len(study['stages'])} stages</summary>"
         f"<ol>{lines}</ol></details>"
     )

@@ -1,17 +1,19 @@
 """The figures of a study: ablations, layers, voices, training, from `results.collect`."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from html import escape
-from typing import Any
+from typing import Any, TypedDict
 
 from musicssl.probing import curves
+from musicssl.probing.schema import LevelResult
 from musicssl.study import svg
+from musicssl.study.schema import EncoderScore, Study, StudyTask
 from musicssl.study.svg import Axes, Point, Series
 from musicssl.study.tables import changes
 
-# Leaves by which configurations are put in order, what each is called; the first that a
-# configuration changes is what it varies, others come with it.
-AXES = {
+# Leaves by which configurations are put in order, and what each is called. The first of them that a
+# configuration changes is what it varies; what else it changes comes with that.
+_AXES = {
     "teacher.feature": "iteration: targets from MFCC, or from a layer of the first's encoder",
     "teacher.ceps": "MFCC coefficients, each with two differences",
     "teacher.clusters": "clusters",
@@ -21,9 +23,10 @@ AXES = {
     "data2vec.top_layers": "blocks averaged into targets",
     "steps": "updates",
 }
-VALUES = {"mfcc": "MFCC", "layer": "a layer"}
+_VALUES = {"mfcc": "MFCC", "layer": "a layer"}
 VOICES = "voices"
-TRAINING = {  # what is looked at, by family: title, and a second scalar drawn dotted
+# By family, the scalars of training that are drawn: (name, title, a second one that is dotted).
+_TRAINING = {
     "music2vec": (
         ("loss", "loss: squared error at masked frames", ""),
         ("target_std", "standard deviation of targets (0: collapsed)", ""),
@@ -41,113 +44,170 @@ TRAINING = {  # what is looked at, by family: title, and a second scalar drawn d
         ("grad_norm", "norm of the gradient", ""),
     ),
 }
-COMPARED = {"logmel": "5 2", "cqt": "1.5 2", "chroma": "7 2 1.5 2"}  # beside each encoder's layers
+COMPARED = {
+    "logmel": "5 2",
+    "cqt": "1.5 2",
+    "chroma": "7 2 1.5 2",
+}  # drawn beside each encoder's layers, dashed
 
 
-def style(found: dict) -> dict[str, tuple[str, str]]:
-    """A colour and a dash for each encoder; baselines are grey."""
-    names = [x["name"] for x in found["encoders"] if x["kind"] in ("pre-trained", "given")]
-    others = [x["name"] for x in found["encoders"] if x["name"] not in names]
+class Ablation(TypedDict):
+    """Configurations of which each varies the same leaf of the same base.
+
+    title: the leaf's name for people.
+    models: (encoder, value of the leaf), of the base too.
+    """
+
+    title: str
+    base: str
+    leaf: str
+    models: list[tuple[str, Any]]
+
+
+def style(study: Study) -> dict[str, tuple[str, str]]:
+    """Return a colour and a dash for each encoder; baselines are grey."""
+    encoders = study["encoders"]
+    models = [x["name"] for x in encoders if x["kind"] in ("pre-trained", "given")]
+    baselines = [x["name"] for x in encoders if x["name"] not in models]
+
     greys = ("#111111", "#666666", "#999999")
-    styled = dict(zip(names, svg.colours(len(names)), strict=True))
-    for number, name in enumerate(others):
-        styled[name] = greys[number % 3], svg.DASHES[1 + number // 3 % 2]
-    return styled
+    styles = dict(zip(models, svg.colours(len(models)), strict=True))
+    for number, name in enumerate(baselines):
+        styles[name] = greys[number % 3], svg.DASHES[1 + number // 3 % 2]
+    return styles
 
 
-def ablations(found: dict) -> list[dict[str, Any]]:
-    """What was varied: {"title", "base", "leaf", "models": [(name, value)]}, the base too."""
+def ablations(study: Study) -> list[Ablation]:
+    """Return what was varied."""
     groups: dict[tuple[str, str], list[tuple[str, Any]]] = {}
-    for encoder in found["encoders"]:
-        varied = encoder["varies"]
-        if not varied or not varied["leaves"]:
+    for encoder in study["encoders"]:
+        varies = encoder["varies"]
+        if not varies or not varies["leaves"]:
             continue
-        leaf = next((x for x in AXES if x in varied["leaves"]), next(iter(varied["leaves"])))
-        there, here = varied["leaves"][leaf]
-        models = groups.setdefault((varied["base"], leaf), [(varied["base"], there)])
-        models.append((encoder["name"], here))
+        base, leaves = varies["base"], varies["leaves"]
+        leaf = next((name for name in _AXES if name in leaves), next(iter(leaves)))
+        base_value, own_value = leaves[leaf]
+        models = groups.setdefault((base, leaf), [(base, base_value)])
+        models.append((encoder["name"], own_value))
+
     return [
-        {"title": AXES.get(leaf, leaf), "base": base, "leaf": leaf, "models": in_order(models)}
+        {"title": _AXES.get(leaf, leaf), "base": base, "leaf": leaf, "models": _in_order(models)}
         for (base, leaf), models in groups.items()
     ]
 
 
-def in_order(models: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
-    """Numbers ascending; words as they come."""
+def _in_order(models: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """Put numbers in ascending order, and leave words as they come."""
     if all(isinstance(value, int | float) for _, value in models):
-        return sorted(models, key=lambda x: x[1])
+        return sorted(models, key=lambda model: model[1])
     return models
 
 
-def ablation(found: dict, group: dict) -> list[str]:
-    """One chart a task: the score at each value, filled where it differs from the base."""
-    ticks = [(i, str(VALUES.get(value, value))) for i, (_, value) in enumerate(group["models"])]
+def ablation(study: Study, group: Ablation) -> list[str]:
+    """Draw one chart a task: the score at each value, filled where it differs from the base."""
     charts = []
-    for task in found["tasks"]:
-        points = []
-        for x, (name, _) in enumerate(group["models"]):
-            if not (score := found["scores"][name].get(task["name"])):
-                continue
-            test = score["from_base"]
-            differs = name == group["base"] or bool(test and test["likely"])
-            points.append(Point(x, score["mean"], *score["interval"], differs))
+    for task in study["tasks"]:
+        points = _ablation_points(study, group, task["name"])
         if len(points) < 2:
             continue
-        values = [v for p in points for v in (p.y, p.low, p.high)] + [task["chance"]]
+        values = [task["chance"]]
+        for point in points:
+            values += [point.y, *_interval_of(point)]
+        low, high = svg.bounds(values, svg.NARROW)
         axes = Axes(
             f"{task['title']}: {task['score']} by {group['title']}",
-            ticks, "", *svg.bounds(values, svg.NARROW), level=task["chance"], size=(165, 120),
-        )  # fmt: skip
+            [(x, _value_name(value)) for x, (_, value) in enumerate(group["models"])],
+            low=low,
+            high=high,
+            level=task["chance"],
+            size=(165, 120),
+        )
         drawn = svg.chart(axes, [Series("score", points, svg.PALETTE[0])])
-        charts.append(figure(drawn, scored(task)))
+        charts.append(_figure(drawn, _scored(task)))
     return charts
 
 
-def also(found: dict, group: dict) -> str:
-    """What else the configurations of a group change, "" for nothing."""
-    varied = {x["name"]: x["varies"] for x in found["encoders"]}
-    others = {
-        value: {k: v for k, v in varied[name]["leaves"].items() if k != group["leaf"]}
-        for name, value in group["models"]
-        if name != group["base"]
-    }
+def _ablation_points(study: Study, group: Ablation, task: str) -> list[Point]:
+    points = []
+    for x, (name, _) in enumerate(group["models"]):
+        score = study["scores"][name].get(task)
+        if not score:
+            continue
+        test = score.get("from_base")
+        differs = name == group["base"] or bool(test and test["likely"])
+        low, high = score["interval"]
+        points.append(Point(x, score["mean"], low, high, differs))
+    return points
+
+
+def _interval_of(point: Point) -> list[float]:
+    return [value for value in (point.low, point.high) if value is not None]
+
+
+def _value_name(value: Any) -> str:
+    return str(_VALUES.get(value, value))
+
+
+def also_changed(study: Study, group: Ablation) -> str:
+    """Say what else the configurations of a group change, "" for nothing."""
+    variations = {encoder["name"]: encoder["varies"] for encoder in study["encoders"]}
+    others: dict[Any, dict[str, list[Any]]] = {}
+    for name, value in group["models"]:
+        varies = variations[name]
+        if name != group["base"] and varies:
+            leaves = varies["leaves"].items()
+            others[value] = {leaf: pair for leaf, pair in leaves if leaf != group["leaf"]}
     return "; ".join(
-        f"with {VALUES.get(value, value)} goes {changes(leaves)}"
+        f"with {_VALUES.get(value, value)} goes {changes(leaves)}"
         for value, leaves in others.items()
         if leaves
     )
 
 
-def scored(task: dict) -> str:
+def _scored(task: StudyTask) -> str:
     return f"{task['title']}, {task['score']}"
 
 
-def figure(drawn: str, caption: str) -> str:
+def _figure(drawn: str, caption: str) -> str:
     return f"<figure><figcaption>{escape(caption)}</figcaption>{drawn}</figure>"
 
 
-def layers(found: dict, task: dict) -> str:
-    """A table of encoders and layers, shaded from chance to the best that any layer reached."""
-    rows = [
-        (x["title"], found["scores"][x["name"]][task["name"]])
-        for x in found["encoders"]
-        if task["name"] in found["scores"][x["name"]]
-    ]
-    sources = list(dict.fromkeys(source for _, score in rows for source in score["layers"]))
-    best = max(value for _, score in rows for value in score["layers"].values())
-    head = "".join(f"<th>{escape(x)}</th>" for x in sources)
+def _scores_of(study: Study, task: StudyTask) -> dict[str, EncoderScore]:
+    """Return the scores of a task, by encoder, in the study's order."""
+    scores = {}
+    for encoder in study["encoders"]:
+        score = study["scores"][encoder["name"]].get(task["name"])
+        if score:
+            scores[encoder["name"]] = score
+    return scores
+
+
+def _titles(study: Study) -> dict[str, str]:
+    return {encoder["name"]: encoder["title"] for encoder in study["encoders"]}
+
+
+def layers(study: Study, task: StudyTask) -> str:
+    """Return a table of encoders and layers, shaded from chance to the best of any layer."""
+    titles, scores = _titles(study), _scores_of(study, task)
+    sources: dict[str, None] = {}
+    best = float("-inf")
+    for score in scores.values():
+        sources |= dict.fromkeys(score["layers"])
+        best = max(best, *score["layers"].values())
+
+    head = "".join(f"<th>{escape(source)}</th>" for source in sources)
     lines = [f"<table class='heat'><thead><tr><th></th>{head}</tr></thead><tbody>"]
-    for name, score in rows:
-        cells = "".join(
-            shaded(score["layers"].get(x), task["chance"], best, x == score["layer"])
-            for x in sources
-        )
-        lines.append(f"<tr><th>{escape(name)}</th>{cells}</tr>")
+    for name, score in scores.items():
+        cells = [
+            _shaded(score["layers"].get(source), task["chance"], best, source == score["layer"])
+            for source in sources
+        ]
+        lines.append(f"<tr><th>{escape(titles[name])}</th>{''.join(cells)}</tr>")
     return "".join([*lines, "</tbody></table>"])
 
 
-def shaded(value: float | None, low: float, high: float, chosen: bool) -> str:
-    """A cell; the layer that validation chose has a border."""
+def _shaded(value: float | None, low: float, high: float, chosen: bool) -> str:
+    """Return a cell; that of the layer that validation chose has a border."""
     if value is None:
         return "<td></td>"
     share = min(max((value - low) / max(high - low, svg.NARROW), 0), 1)
@@ -157,131 +217,146 @@ def shaded(value: float | None, low: float, high: float, chosen: bool) -> str:
     return f"<td{mark} style='background:{colour};color:{text}'>{100 * value:.0f}</td>"
 
 
-def factors(task: str, found: dict) -> list[str]:
-    """The factors at whose levels a task is scored by any encoder."""
-    each = (found["scores"][x["name"]].get(task, {}).get("factors", {}) for x in found["encoders"])
-    return [x for x in dict.fromkeys(f for one in each for f in one) if x != "all"]
+def factors(study: Study, task: StudyTask) -> list[str]:
+    """Return the factors at whose levels a task is scored by any encoder."""
+    names: dict[str, None] = {}
+    for score in _scores_of(study, task).values():
+        names |= dict.fromkeys(score["factors"])
+    return [name for name in names if name != "all"]
 
 
-def levels_of(score: dict, factor: str) -> list[dict]:
-    """The levels of a factor, numbers in their order."""
+def _levels_of(score: EncoderScore, factor: str) -> list[LevelResult]:
+    """Return the levels of a factor, numbers in ascending order."""
     levels = score["factors"].get(factor, [])
-    if all(number(x["level"]) is not None for x in levels):
-        return sorted(levels, key=lambda x: number(x["level"]))
-    return levels
+    numbers = [_number(level["level"]) for level in levels]
+    if any(number is None for number in numbers):
+        return levels
+    return sorted(levels, key=lambda level: float(level["level"]))
 
 
-def number(text: object) -> float | None:
+def _number(text: str) -> float | None:
     try:
-        return float(str(text))
+        return float(text)
     except ValueError:
         return None
 
 
-def level_points(score: dict, factor: str, source: str, whiskers: bool = False) -> list[Point]:
+def _level_points(score: EncoderScore, factor: str, source: str) -> list[Point]:
     points = []
-    for x, level in enumerate(levels_of(score, factor)):
+    for x, level in enumerate(_levels_of(score, factor)):
         if value := level["sources"].get(source):
-            interval = value["interval"] if whiskers and value.get("interval") else (None, None)
-            points.append(Point(x, value["mean"], *interval))
+            points.append(Point(x, value["mean"]))
     return points
 
 
-def level_axes(title: str, score: dict, factor: str, size: tuple[int, int], values: list) -> Axes:
-    levels = levels_of(score, factor)
-    ticks = [(x, str(level["level"]).replace("_", " ")) for x, level in enumerate(levels)]
+def _level_axes(
+    title: str, score: EncoderScore, factor: str, size: tuple[int, int], values: Sequence[float]
+) -> Axes:
+    levels = _levels_of(score, factor)
+    ticks = [(x, level["level"].replace("_", " ")) for x, level in enumerate(levels)]
     chances = [level["chance"] for level in levels]
     high = min(svg.bounds([*values, *chances])[1], 1.02)
     return Axes(title, ticks, curves.AXES.get(factor, factor), 0, high, None, size=size)
 
 
-def chance_series(score: dict, factor: str) -> Series:
-    points = [Point(x, level["chance"]) for x, level in enumerate(levels_of(score, factor))]
+def _chance_series(score: EncoderScore, factor: str) -> Series:
+    points = [Point(x, level["chance"]) for x, level in enumerate(_levels_of(score, factor))]
     return Series("chance", points, "#888888", "1 2", 1.2, 0)
 
 
-def by_level(found: dict, task: dict, factor: str) -> str:
-    """Every encoder's score by level, at the layer that validation chose; the baselines in grey,
-    those that are features named where their lines end."""
-    styled, series, held = style(found), [], None
-    for x in found["encoders"]:
-        score = found["scores"][x["name"]].get(task["name"])
-        if not score or factor not in score["factors"]:
+def by_level(study: Study, task: StudyTask, factor: str) -> str:
+    """Draw every encoder's score by level, at the layer that validation chose.
+
+    Baselines are grey; those that are features are named where their lines end.
+    """
+    styles, scores = style(study), _scores_of(study, task)
+    scored = {name: score for name, score in scores.items() if factor in score["factors"]}
+    series = []
+    for encoder in study["encoders"]:
+        name, title = encoder["name"], encoder["title"]
+        if name not in scored:
             continue
-        held = score
-        points = level_points(score, factor, score["layer"])
-        label = x["title"] if x["kind"] == "features" else ""
-        series.append(Series(x["title"], points, *styled[x["name"]], 1.3, 1.8, label))
-    values = [p.y for s in series for p in s.points]
-    axes = level_axes(f"{task['title']} by {factor}", held, factor, (300, 210), values)
-    return figure(svg.chart(axes, [chance_series(held, factor), *series]), scored(task))
+        points = _level_points(scored[name], factor, scored[name]["layer"])
+        label = title if encoder["kind"] == "features" else ""
+        series.append(Series(title, points, *styles[name], 1.3, 1.8, label))
+
+    # The last encoder's levels and chances are those of all.
+    *_, last = scored.values()
+    axes = _level_axes(f"{task['title']} by {factor}", last, factor, (300, 210), _heights(series))
+    return _figure(svg.chart(axes, [_chance_series(last, factor), *series]), _scored(task))
 
 
-def reach(found: dict, factor: str) -> float:
-    """How far 95 % intervals at a factor's levels reach to either side, on average."""
-    widths = [
-        level["sources"][score["layer"]]["interval"]
-        for one in found["scores"].values()
-        for score in one.values()
-        for level in score["factors"].get(factor, ())
-    ]
-    return sum(high - low for low, high in widths) / 2 / max(len(widths), 1)
+def _heights(series: Sequence[Series]) -> list[float]:
+    heights = []
+    for line in series:
+        heights += [point.y for point in line.points]
+    return heights
 
 
-def by_layer(found: dict, task: dict, factor: str) -> list[str]:
-    """A chart an encoder: a line for each of its layers, dark to light, beside baselines."""
-    name = task["name"]
-    scores = {
-        x["name"]: found["scores"][x["name"]][name]
-        for x in found["encoders"]
-        if factor in found["scores"][x["name"]].get(name, {}).get("factors", {})
-    }
-    titles = {x["name"]: x["title"] for x in found["encoders"]}
-    every = [
-        value["mean"]
-        for score in scores.values()
-        for level in levels_of(score, factor)
-        for value in level["sources"].values()
-    ]
+def mean_reach(study: Study, factor: str) -> float:
+    """Return how far 95 % intervals at a factor's levels reach to either side, on average."""
+    widths = []
+    for tasks in study["scores"].values():
+        for score in tasks.values():
+            for level in score["factors"].get(factor, ()):
+                low, high = level["sources"][score["layer"]]["interval"]
+                widths.append(high - low)
+    return sum(widths) / 2 / max(len(widths), 1)
+
+
+def by_layer(study: Study, task: StudyTask, factor: str) -> list[str]:
+    """Draw a chart an encoder: a line for each of its layers, dark to light, beside baselines."""
+    titles, all_scores = _titles(study), _scores_of(study, task)
+    scores = {name: score for name, score in all_scores.items() if factor in score["factors"]}
+    heights = []
+    for score in scores.values():
+        for level in _levels_of(score, factor):
+            heights += [value["mean"] for value in level["sources"].values()]
+
     charts = []
     for encoder, score in scores.items():
         if len(score["layers"]) == 1:
             continue
-        series = [chance_series(score, factor)]
-        for beside in filter(scores.get, COMPARED):
-            points = level_points(scores[beside], factor, scores[beside]["layer"])
-            series.append(Series(titles[beside], points, "#111111", COMPARED[beside], 1.1, 0))
-        blocks = [x for x in score["layers"] if x != "sum"]
+        series = [_chance_series(score, factor)]
+        for name, dash in COMPARED.items():
+            if name in scores:
+                points = _level_points(scores[name], factor, scores[name]["layer"])
+                series.append(Series(titles[name], points, "#111111", dash, 1.1, 0))
+        blocks = [source for source in score["layers"] if source != "sum"]
         for place, source in enumerate(blocks):
             colour = svg.ramp(place / max(len(blocks) - 1, 1))
-            points = level_points(score, factor, source)
+            points = _level_points(score, factor, source)
             series.append(Series(f"layer {source}", points, colour, dot=1.8))
-        axes = level_axes(f"{titles[encoder]}: {task['title']}", score, factor, (165, 120), every)
-        charts.append(figure(svg.chart(axes, series), titles[encoder]))
+        title = f"{titles[encoder]}: {task['title']}"
+        axes = _level_axes(title, score, factor, (165, 120), heights)
+        charts.append(_figure(svg.chart(axes, series), titles[encoder]))
     return charts
 
 
-def training(found: dict, family: str) -> list[str]:
-    """Curves of all runs of a family, one chart a scalar."""
-    styled, charts = style(found), []
-    runs = [x for x in found["encoders"] if x["family"] == family and x["run"]]
-    for name, title, second in TRAINING.get(family, (("loss", "loss", ""),)):
+def training(study: Study, family: str) -> list[str]:
+    """Draw the curves of all runs of a family, one chart a scalar."""
+    styles, charts = style(study), []
+    for name, title, second in _TRAINING.get(family, (("loss", "loss", ""),)):
         series = []
-        for x in runs:
-            curves, (colour, dash) = x["run"]["curves"], styled[x["name"]]
-            series.append(curve(x["title"], curves.get(name, ()), colour, dash))
+        for encoder in study["encoders"]:
+            run = encoder["run"]
+            if not run or encoder["family"] != family:
+                continue
+            colour, dash = styles[encoder["name"]]
+            series.append(_curve(encoder["title"], run["curves"].get(name, ()), colour, dash))
             if second:
-                series.append(
-                    curve(f"{x['title']}, {second}", curves.get(second, ()), colour, "1 3")
-                )
-        values = [p.y for s in series for p in s.points]
-        last = max((p.x for s in series for p in s.points), default=1)
+                line = f"{encoder['title']}, {second}"
+                series.append(_curve(line, run["curves"].get(second, ()), colour, "1 3"))
+
+        updates = [point.x for line in series for point in line.points]
+        last = max(updates, default=1)
         ticks = [(x, f"{x:g}") for x in svg.nice_steps(0, last)]
-        axes = Axes(title, ticks, "updates", *svg.bounds(values), scale=1, size=(300, 200))
-        charts.append(figure(svg.chart(axes, series), title))
+        low, high = svg.bounds(_heights(series))
+        axes = Axes(title, ticks, "updates", low, high, scale=1, size=(300, 200))
+        charts.append(_figure(svg.chart(axes, series), title))
     return charts
 
 
-def curve(name: str, values: Iterable, colour: str, dash: str) -> Series:
+def _curve(name: str, values: Iterable[Sequence[float]], colour: str, dash: str) -> Series:
     points = [Point(step, value) for step, value in values]
     return Series(name, points, colour, dash, 1.3, 0)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from html import escape
 
-STYLE = """
+_STYLE = """
 :root { --ink: #1b1f24; --faint: #5c6670; --line: #d9dee3; --accent: #0b5394; }
 * { box-sizing: border-box; }
 html { font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; color: var(--ink);
@@ -90,7 +90,12 @@ li { margin: 5px 0; }
 
 
 def document(title: str, lead: str, sections: Sequence[tuple[str, str, str]]) -> str:
-    """An HTML document: a lead, then sections of (anchor, heading, HTML)."""
+    """Return an HTML document.
+
+    Args:
+      lead: HTML that stands above the navigation.
+      sections: (anchor, heading, HTML) of each.
+    """
     links = "".join(f"<a href='#{name}'>{escape(heading)}</a>" for name, heading, _ in sections)
     body = "".join(
         f"<section id='{name}'><h2>{escape(heading)}</h2>{text}</section>"
@@ -99,6 +104,6 @@ def document(title: str, lead: str, sections: Sequence[tuple[str, str, str]]) ->
     return (
         "<!DOCTYPE html>\n<html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n"
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n"
         f"<body><h1>{escape(title)}</h1>{lead}<nav>{links}</nav>\n{body}</body></html>\n"
     )

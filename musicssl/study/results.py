@@ -1,6 +1,6 @@
-"""What a study found, gathered from its folder: runs, probes, the records of its stages.
+"""What a study has come to, gathered from its folder: runs, probes, the records of its stages.
 
-`launch/study.py` writes study.json, the training runs metrics.jsonl, the probes results.json.
+`launch/study.py` writes study.json, the training runs write metrics.jsonl, the probes results.json.
 Nothing is computed here but differences between encoders; what is not there yet is left out.
 """
 
@@ -8,23 +8,42 @@ import json
 import math
 import platform
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from musicssl.probing import published, report
+from musicssl.probing.schema import TaskResult
 from musicssl.runtime.workdir import git_commit, read_leaves, steps_on_disk
+from musicssl.study.schema import (
+    EncoderScore,
+    PairedTest,
+    PlannedEncoder,
+    PublishedScore,
+    ReportedEncoder,
+    Stage,
+    StageRecord,
+    Study,
+    StudyAbout,
+    StudyPlan,
+    StudyTask,
+    TrainingRun,
+    Variation,
+)
 
-# Leaves that tell nothing of what a configuration varies.
-ASIDE = ("name", "variant", "then", "data.data_dir", "teacher.encoder", "checkpoint.", "probe.")
 NAMES = {"musichubert": "musicHuBERT", "logmel": "log-mel", "mfcc": "MFCC", "cqt": "CQT"}
-SCORES = {"roc_auc": "ROC-AUC", "f": "F", "r2": "R2", "weighted": "weighted score"}
-TRAINED = "pre-trained"
-KEPT = 200  # points of a training curve, at most
 LIKELY = 0.05  # p below which a difference is marked
+# Leaves that tell nothing of what a configuration varies.
+_ASIDE = ("name", "variant", "then", "data.data_dir", "teacher.encoder", "checkpoint.", "probe.")
+_SCORES = {"roc_auc": "ROC-AUC", "f": "F", "r2": "R2", "weighted": "weighted score"}
+_TRAINED = "pre-trained"
+_KEPT = 200  # points of a training curve, at most
+
+_TaskResults = Mapping[str, TaskResult]  # of an encoder, by task
 
 
-def collect(folder: Path) -> dict[str, Any]:
-    """Everything that the report shows, of JSON's types.
+def collect(folder: Path) -> Study:
+    """Return everything that the report shows.
 
     Raises:
       FileNotFoundError: the folder has no study.json.
@@ -32,53 +51,41 @@ def collect(folder: Path) -> dict[str, Any]:
     path = folder / "study.json"
     if not path.exists():
         raise FileNotFoundError(f"{path} is not there: launch/study.py writes it")
-    plan = json.loads(path.read_text())
-    encoders, made = plan["encoders"], records(folder)
-    held = {x["name"]: probes(x) for x in encoders}
-    runs = {x["name"]: run(x) for x in encoders if x["kind"] == TRAINED}
-    varied = {name: varies(name, runs) for name in runs}
-    tasks = [name for name in plan["tasks"] if any(name in found for found in held.values())]
-    reference = encoders[0]["name"]
+    plan: StudyPlan = json.loads(path.read_text())
+    encoders = plan["encoders"]
 
-    def scores(name: str) -> dict[str, dict]:
-        others = {"from_reference": reference}
-        if name in varied:
-            others["from_base"] = varied[name]["base"]
-            others["from_random"] = f"random-{runs[name]['family']}"
-        others = {key: held.get(other, {}) for key, other in others.items()}
-        return {
-            task: score(result, {key: other.get(task) for key, other in others.items()})
-            for task, result in held[name].items()
-        }
+    # What the runs and probes have written, by encoder.
+    results = {encoder["name"]: _probe_results(encoder) for encoder in encoders}
+    runs = {x["name"]: _training_run(x) for x in encoders if x["kind"] == _TRAINED}
+    variations = {name: _variation(name, runs) for name in runs}
+
+    # The tasks that any encoder has a result of, and how encoders differ in them.
+    with_results = {task for tasks in results.values() for task in tasks}
+    tasks = [name for name in plan["tasks"] if name in with_results]
+    reference = encoders[0]["name"]
+    scores: dict[str, dict[str, EncoderScore]] = {}
+    for name, own in results.items():
+        compared: dict[str, _TaskResults] = {"from_reference": results[reference]}
+        if name in runs:
+            random = f"random-{runs[name]['family']}"
+            compared["from_base"] = results.get(variations[name]["base"], {})
+            compared["from_random"] = results.get(random, {})
+        scores[name] = {task: _score(own[task], task, compared) for task in own}
 
     return {
-        "about": about(plan),
+        "about": _about(plan),
         "reference": reference,
         "encoders": [
-            {
-                "name": x["name"],
-                "kind": x["kind"],
-                "family": x["family"],
-                "spec": x["spec"],
-                "title": title(x),
-                "run": runs.get(x["name"]),
-                "varies": varied.get(x["name"]),
-                "stages": stages_of(x["name"], plan["commands"]),
-            }
-            for x in encoders
+            _reported(encoder, runs, variations, plan["commands"]) for encoder in encoders
         ],
-        "tasks": [described(name, held) for name in tasks],
+        "tasks": [_described(name, results) for name in tasks],
         "missing_tasks": [name for name in plan["tasks"] if name not in tasks],
-        "scores": {name: scores(name) for name in held},
-        "stages": {
-            name: {"command": command, "made": made.get(name), "commit": elsewhere(name, encoders)}
-            for name, command in plan["commands"].items()
-        },
+        "scores": scores,
+        "stages": _stages(folder, plan),
     }
 
 
-def about(plan: dict) -> dict[str, str]:
-    """What made the study."""
+def _about(plan: StudyPlan) -> StudyAbout:
     return {
         "scale": plan["scale"],
         "command": plan["command"],
@@ -88,144 +95,186 @@ def about(plan: dict) -> dict[str, str]:
     }
 
 
-def records(folder: Path) -> dict[str, dict]:
-    """What is noted of each complete stage, by its name."""
-    noted = [json.loads(path.read_text()) for path in (folder / "stages").glob("*.json")]
-    return {x["stage"]: x for x in noted}
+def _stages(folder: Path, plan: StudyPlan) -> dict[str, Stage]:
+    """Return all stages, with the records of those that are complete."""
+    paths = (folder / "stages").glob("*.json")
+    records: list[StageRecord] = [json.loads(path.read_text()) for path in paths]
+    by_name = {record["stage"]: record for record in records}
+    stages: dict[str, Stage] = {}
+    for name, command in plan["commands"].items():
+        commit = _commit_of_result(name, plan["encoders"])
+        stages[name] = {"command": command, "made": by_name.get(name), "commit": commit}
+    return stages
 
 
-def elsewhere(stage: str, encoders: list[dict]) -> str:
-    """The commit that made a stage's result, by the result itself; "" where it does not say."""
+def _commit_of_result(stage: str, encoders: list[PlannedEncoder]) -> str:
+    """Return the commit that made a stage's result, by the result itself; "" if it names none."""
     kind, _, rest = stage.partition("/")
     name, _, dataset = rest.partition("/")
     encoder = next((x for x in encoders if x["name"] == name), None)
     if encoder is None or kind not in ("pretrain", "probe"):
         return ""
     if kind == "pretrain":
-        return run(encoder)["commit"]
+        return _training_run(encoder)["commit"]
     folder = Path(encoder["results"][dataset])
     return report.load(folder).get("commit", "") if (folder / report.RESULTS).exists() else ""
 
 
-def probes(encoder: dict) -> dict[str, dict]:
-    """The results of an encoder's tasks, from all data sets."""
-    found = {}
+def _probe_results(encoder: PlannedEncoder) -> dict[str, TaskResult]:
+    """Return the results of an encoder's tasks, from all data sets."""
+    results: dict[str, TaskResult] = {}
     for folder in map(Path, encoder["results"].values()):
         if (folder / report.RESULTS).exists():
-            found |= report.load(folder)["tasks"]
-    return found
+            results |= report.load(folder)["tasks"]
+    return results
 
 
-def run(encoder: dict) -> dict[str, Any]:
-    """A training run: its configuration, whether it is complete, its curves."""
+def _training_run(encoder: PlannedEncoder) -> TrainingRun:
+    """Return what an encoder's workdir holds."""
     workdir = Path(encoder["workdir"])
-    told: dict[str, Any] = {"family": encoder["family"], "config": encoder["config"]}
-    told |= {"leaves": {}, "curves": {}, "commit": ""}
-    told["step"] = max(steps_on_disk(workdir), default=0)
+    run: TrainingRun = {
+        "family": encoder["family"],
+        "config": encoder["config"],
+        "leaves": {},
+        "curves": {},
+        "commit": "",
+        "step": max(steps_on_disk(workdir), default=0),
+        "complete": False,
+    }
     if (workdir / "config.json").exists():
-        told["leaves"] = read_leaves(workdir / "config.json")
-    saved = workdir / "checkpoints" / str(told["step"]) / "about/metadata"
+        run["leaves"] = dict(read_leaves(workdir / "config.json"))
+    saved = workdir / "checkpoints" / str(run["step"]) / "about/metadata"
     if saved.exists():
-        told["commit"] = json.loads(saved.read_text())["commit"]
+        run["commit"] = json.loads(saved.read_text())["commit"]
     if (workdir / "metrics.jsonl").exists():
-        told["curves"] = curves(workdir / "metrics.jsonl")
-    told["complete"] = bool(told["step"]) and told["step"] == told["leaves"].get("steps")
-    return told
+        run["curves"] = _curves(workdir / "metrics.jsonl")
+    run["complete"] = bool(run["step"]) and run["step"] == run["leaves"].get("steps")
+    return run
 
 
-def curves(path: Path) -> dict[str, list[list[float]]]:
-    """{scalar: [[step, value], ...]}, thinned; TensorBoard has all."""
-    lines = [json.loads(x) for x in path.read_text().splitlines() if x.endswith("}")]
-    lines = lines[:: math.ceil(len(lines) / KEPT) or 1]
-    found: dict[str, list[list[float]]] = {}
+def _curves(path: Path) -> dict[str, list[list[float]]]:
+    """Return {scalar: [[step, value], ...]}, thinned; TensorBoard has all points."""
+    texts = path.read_text().splitlines()
+    lines = [json.loads(text) for text in texts if text.endswith("}")]  # the last may be cut off
+    lines = lines[:: math.ceil(len(lines) / _KEPT) or 1]
+    curves: dict[str, list[list[float]]] = {}
     for line in lines:
         for name, value in line.items():
             if name != "step" and not name.startswith("time/"):
-                found.setdefault(name, []).append([line["step"], value])
-    return found
+                curves.setdefault(name, []).append([line["step"], value])
+    return curves
 
 
-def varies(name: str, runs: dict[str, dict]) -> dict[str, Any]:
-    """What a configuration varies: the run before it in its family that it differs least from.
+def _variation(name: str, runs: Mapping[str, TrainingRun]) -> Variation:
+    """Return what a configuration varies.
 
-    Returns:
-      base: that run, "" for the first of a family. leaves: {leaf: [there, here]}.
+    Its base is the run before it in its family from which it differs in the fewest leaves.
     """
     names = list(runs)
-    before = [x for x in names[: names.index(name)] if runs[x]["family"] == runs[name]["family"]]
-    found = [(x, differences(runs[x]["leaves"], runs[name]["leaves"])) for x in before]
-    base, leaves = min(found, key=lambda x: len(x[1]), default=("", {}))
-    return {"base": base, "leaves": leaves}
+    variations: list[Variation] = []
+    for earlier in names[: names.index(name)]:
+        if runs[earlier]["family"] == runs[name]["family"]:
+            leaves = _different_leaves(runs[earlier]["leaves"], runs[name]["leaves"])
+            variations.append({"base": earlier, "leaves": leaves})
+    first: Variation = {"base": "", "leaves": {}}
+    return min(variations, key=lambda variation: len(variation["leaves"]), default=first)
 
 
-def differences(theirs: dict, ours: dict) -> dict[str, list]:
-    return {
-        leaf: [theirs[leaf], value]
-        for leaf, value in ours.items()
-        if not leaf.startswith(ASIDE) and theirs.get(leaf, value) != value
-    }
+def _different_leaves(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, list[Any]]:
+    different = {}
+    for leaf, value in ours.items():
+        if not leaf.startswith(_ASIDE) and theirs.get(leaf, value) != value:
+            different[leaf] = [theirs[leaf], value]
+    return different
 
 
-def title(encoder: dict) -> str:
-    """An encoder's name for people."""
-    family, _, variant = encoder["name"].partition("-")
-    if encoder["kind"] == "random":
-        return f"random values ({NAMES.get(variant, variant)})"
-    if encoder["kind"] == TRAINED:
-        return f"{NAMES.get(family, family)} {variant.replace('_', ' ')}"
-    return NAMES.get(encoder["name"], encoder["name"])
-
-
-def stages_of(name: str, commands: dict[str, list[str]]) -> list[str]:
-    """The stages that an encoder's scores come from."""
-    return [x for x in commands if x == f"pretrain/{name}" or x.startswith(f"probe/{name}/")]
-
-
-def described(name: str, held: dict[str, dict]) -> dict[str, Any]:
-    """A task, from the first encoder that has it."""
-    task = next(found[name] for found in held.values() if name in found)
+def _reported(
+    encoder: PlannedEncoder,
+    runs: Mapping[str, TrainingRun],
+    variations: Mapping[str, Variation],
+    commands: Mapping[str, list[str]],
+) -> ReportedEncoder:
+    name = encoder["name"]
     return {
         "name": name,
-        "title": task["title"].removeprefix("synth_music, "),
-        "dataset": task["dataset"],
-        "score": SCORES.get(task["score"], task["score"]),
-        "chance": task["chance"][task["score"]],
-        "items": task["items"],
-        "published": [
-            {"model": model, "source": source, "value": values[task["score"]]}
-            for model, source, values in published.scores(name)
-            if task["score"] in values
+        "kind": encoder["kind"],
+        "family": encoder["family"],
+        "spec": encoder["spec"],
+        "title": _title(encoder),
+        "run": runs.get(name),
+        "varies": variations.get(name),
+        "stages": [
+            stage
+            for stage in commands
+            if stage == f"pretrain/{name}" or stage.startswith(f"probe/{name}/")
         ],
     }
 
 
-def score(task: dict, others: dict[str, dict | None]) -> dict[str, Any]:
-    """An encoder's score of a task, by layer and level too, and how it differs from others."""
-    name, chosen = task["score"], task["chosen"]
+def _title(encoder: PlannedEncoder) -> str:
+    """Return an encoder's name for people."""
+    family, _, variant = encoder["name"].partition("-")
+    if encoder["kind"] == "random":
+        return f"random values ({NAMES.get(variant, variant)})"
+    if encoder["kind"] == _TRAINED:
+        return f"{NAMES.get(family, family)} {variant.replace('_', ' ')}"
+    return NAMES.get(encoder["name"], encoder["name"])
+
+
+def _described(name: str, results: Mapping[str, _TaskResults]) -> StudyTask:
+    """Describe a task by the result of the first encoder that has it."""
+    task = next(tasks[name] for tasks in results.values() if name in tasks)
+    main = task["score"]
+    scores: list[PublishedScore] = []
+    for model, source, values in published.scores(name):
+        if main in values:
+            scores.append({"model": model, "source": source, "value": values[main]})
     return {
-        "mean": chosen["test"][name]["mean"],
-        "sd": chosen["test"][name]["sd"],
+        "name": name,
+        "title": task["title"].removeprefix("synth_music, "),
+        "dataset": task["dataset"],
+        "score": _SCORES.get(main, main),
+        "chance": task["chance"][main],
+        "items": task["items"],
+        "published": scores,
+    }
+
+
+def _score(task: TaskResult, name: str, compared: Mapping[str, _TaskResults]) -> EncoderScore:
+    """Return an encoder's score of a task, and how it differs from others.
+
+    Args:
+      name: of the task.
+      compared: the results of other encoders, by the field that their test is put into.
+    """
+    main, chosen = task["score"], task["chosen"]
+    score: EncoderScore = {
+        "mean": chosen["test"][main]["mean"],
+        "sd": chosen["test"][main]["sd"],
         "interval": chosen["interval"],
         "layer": chosen["source"],
-        "layers": {x["source"]: x["test"][name]["mean"] for x in task["layers"]},
+        "layers": {x["source"]: x["test"][main]["mean"] for x in task["layers"]},
         "factors": task.get("factors", {}),
-    } | {key: difference(task, other) for key, other in others.items()}
+        "from_reference": _paired_test(task, compared["from_reference"].get(name)),
+    }
+    if "from_base" in compared:
+        score["from_base"] = _paired_test(task, compared["from_base"].get(name))
+        score["from_random"] = _paired_test(task, compared["from_random"].get(name))
+    return score
 
 
-def difference(task: dict, other: dict | None) -> dict[str, Any] | None:
-    """The paired test against another encoder; None against itself or on other test items.
-
-    mean, interval and p are of one seed of the classifier; of_means is of the means over its seeds.
-    likely: p is below LIKELY and both go the same way.
-    """
-    found = report.against(task, other) if other is not None and other is not task else None
-    if found is None:
+def _paired_test(task: TaskResult, other: TaskResult | None) -> PairedTest | None:
+    """Test a result against another's; None against itself or on other test items."""
+    if other is None or other is task:
+        return None
+    difference = report.against(task, other)
+    if difference is None:
         return None
     ours, theirs = (x["chosen"]["test"][x["score"]]["mean"] for x in (task, other))
     return {
-        "mean": found.mean,
-        "interval": [found.low, found.high],
-        "p": found.p,
+        "mean": difference.mean,
+        "interval": [difference.low, difference.high],
+        "p": difference.p,
         "of_means": ours - theirs,
-        "likely": found.p < LIKELY and found.mean * (ours - theirs) > 0,
+        "likely": difference.p < LIKELY and difference.mean * (ours - theirs) > 0,
     }

@@ -1,10 +1,12 @@
 """The tables of a study's report: what was compared, scores with tests, published figures."""
 
+from collections.abc import Mapping, Sequence
 from html import escape
 
 from musicssl.study import svg
+from musicssl.study.schema import EncoderScore, PairedTest, ReportedEncoder, Study, StudyTask
 
-WORDS = {  # leaves of a configuration, for people
+_WORDS = {  # leaves of a configuration, for people
     "batch_size": "clips in an update",
     "data.crop_frames": "20 ms frames of a clip",
     "data2vec.top_layers": "blocks averaged into targets",
@@ -19,31 +21,36 @@ WORDS = {  # leaves of a configuration, for people
 }
 
 
-def reference(found: dict) -> str:
-    return next(x["title"] for x in found["encoders"] if x["name"] == found["reference"])
+def title_of(study: Study, encoder: str) -> str:
+    """Return an encoder's name for people."""
+    return next(x["title"] for x in study["encoders"] if x["name"] == encoder)
 
 
-def encoder_table(found: dict) -> str:
-    """A table of what was compared and what became of it."""
+def reference(study: Study) -> str:
+    """Return the name for people of the encoder that others are tested against."""
+    return title_of(study, study["reference"])
+
+
+def encoder_table(study: Study) -> str:
+    """Return a table of what was compared and what became of it."""
+    wanted = len(study["tasks"]) + len(study["missing_tasks"])
     rows = []
-    for x in found["encoders"]:
-        run = x["run"]
-        cells = [f"<th>{escape(x['title'])}</th>", f"<td>{what(x, found)}</td>"]
+    for encoder in study["encoders"]:
+        run = encoder["run"]
+        updates, hours, state = "", "", ""
         if run:
-            hours = run["curves"].get("audio_hours", [[0, 0]])[-1][1]
+            updates = str(run["leaves"].get("steps", ""))
+            hours = f"{run['curves'].get('audio_hours', [[0, 0]])[-1][1]:.2f}"
             state = "complete" if run["complete"] else f"<b>at update {run['step']}</b>"
-            cells += [f"<td>{run['leaves'].get('steps', '')}</td>", f"<td>{hours:.2f}</td>"]
-        else:
-            cells += ["<td></td>", "<td></td>"]
-            state = ""
-        done = sum(task["name"] in found["scores"][x["name"]] for task in found["tasks"])
-        wanted = len(found["tasks"]) + len(found["missing_tasks"])
-        cells += [
-            f"<td>{state}</td>",
-            f"<td>{done} of {wanted}</td>",
-            f"<td>{minutes(x, found)}</td>",
-        ]
-        rows.append(f"<tr>{''.join(cells)}</tr>")
+        scores = study["scores"][encoder["name"]]
+        done = sum(task["name"] in scores for task in study["tasks"])
+        minutes = _processor_minutes(encoder, study)
+        cells = [
+            _what_it_is(encoder, study), updates, hours, state, f"{done} of {wanted}", minutes,
+        ]  # fmt: skip
+        row = "".join(f"<td>{cell}</td>" for cell in cells)
+        rows.append(f"<tr><th>{escape(encoder['title'])}</th>{row}</tr>")
+
     head = "".join(
         f"<th>{x}</th>"
         for x in ("", "what it is", "updates", "audio hours", "training", "tasks", "CPU minutes")
@@ -51,60 +58,70 @@ def encoder_table(found: dict) -> str:
     table = (
         f"<table class='plain'><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     )
-    missing = found["missing_tasks"]
+    missing = study["missing_tasks"]
     more = f"<p>Not run: {escape(', '.join(missing))}.</p>" if missing else ""
     return f"<div class='wide'>{table}</div>{more}"
 
 
-def what(encoder: dict, found: dict) -> str:
-    """In words: what a configuration changes, or which baseline it is."""
+def _what_it_is(encoder: ReportedEncoder, study: Study) -> str:
+    """Say in words what a configuration changes, or which baseline it is."""
     if encoder["kind"] == "random":
         return "the same architecture before any training"
     if encoder["kind"] == "features":
         return "a fixed transform, no training"
-    if encoder["kind"] == "given":
+    varies = encoder["varies"]
+    if varies is None:
         return f"read from {escape(encoder['spec'])}"
-    leaves = encoder["varies"]["leaves"]
-    if not leaves:
+    if not varies["leaves"]:
         return "the recipe that its family varies"
-    base = next(x["title"] for x in found["encoders"] if x["name"] == encoder["varies"]["base"])
-    return f"as {escape(base)}, but {escape(changes(leaves))}"
+    base = title_of(study, varies["base"])
+    return f"as {escape(base)}, but {escape(changes(varies['leaves']))}"
 
 
-def changes(leaves: dict[str, list]) -> str:
-    """Leaves that differ, each there and here."""
-    each = leaves.items()
-    return "; ".join(f"{WORDS.get(leaf, leaf)} {there} → {here}" for leaf, (there, here) in each)
+def changes(leaves: Mapping[str, Sequence]) -> str:
+    """Say of each leaf that differs what it is there and here."""
+    parts = [f"{_WORDS.get(leaf, leaf)} {there} → {here}" for leaf, (there, here) in leaves.items()]
+    return "; ".join(parts)
 
 
-def minutes(encoder: dict, found: dict) -> str:
-    noted = [found["stages"][x]["made"] for x in encoder["stages"]]
-    return f"{sum(x['cpu_seconds'] for x in noted if x) / 60:.1f}" if any(noted) else ""
+def _processor_minutes(encoder: ReportedEncoder, study: Study) -> str:
+    """Sum the processor time of an encoder's stages, as far as it is noted."""
+    made = [study["stages"][name]["made"] for name in encoder["stages"]]
+    seconds = [record["cpu_seconds"] for record in made if record]
+    return f"{sum(seconds) / 60:.1f}" if seconds else ""
 
 
-def score_table(found: dict, tasks: list[dict]) -> str:
-    """Encoders and tasks: scores, intervals and marks; chance, items, published figures."""
-    best = {
-        task["name"]: max(
-            one[task["name"]]["mean"] for one in found["scores"].values() if task["name"] in one
-        )
-        for task in tasks
-    }
+def score_table(study: Study, tasks: Sequence[StudyTask]) -> str:
+    """Return a table of encoders and tasks: scores, intervals and marks.
+
+    Below them stand chance, the number of items, and published figures.
+    """
+    best = {}
+    for task in tasks:
+        all_scores = [scores.get(task["name"]) for scores in study["scores"].values()]
+        best[task["name"]] = max(score["mean"] for score in all_scores if score)
+
     rows = []
-    for x in found["encoders"]:
-        held = found["scores"][x["name"]]
-        cells = "".join(score_cell(held.get(t["name"]), t, best[t["name"]]) for t in tasks)
-        rows.append(f"<tr class='{x['kind']}'><th>{escape(x['title'])}</th>{cells}</tr>")
+    for encoder in study["encoders"]:
+        own = study["scores"][encoder["name"]]
+        cells = [_score_cell(own.get(task["name"]), task, best[task["name"]]) for task in tasks]
+        rows.append(_encoder_row(encoder, cells))
+
     chance = "".join(f"<td>{100 * task['chance']:.1f}</td>" for task in tasks)
     items = "".join(f"<td>{task['items'].get('test', '')}</td>" for task in tasks)
     rows.append(f"<tr class='foot'><th>chance</th>{chance}</tr>")
     rows.append(f"<tr class='foot'><th>test items</th>{items}</tr>")
-    rows += published(tasks)
-    return of_tasks(tasks, rows)
+    rows += _published_rows(tasks)
+    return _task_table(tasks, rows)
 
 
-def of_tasks(tasks: list[dict], rows: list[str]) -> str:
-    """A table with a column a task."""
+def _encoder_row(encoder: ReportedEncoder, cells: Sequence[str]) -> str:
+    title = escape(encoder["title"])
+    return f"<tr class='{encoder['kind']}'><th>{title}</th>{''.join(cells)}</tr>"
+
+
+def _task_table(tasks: Sequence[StudyTask], rows: Sequence[str]) -> str:
+    """Return a table with a column a task."""
     head = "".join(
         f"<th>{escape(task['title'])}<br><span class='small'>{task['score']}</span></th>"
         for task in tasks
@@ -115,62 +132,65 @@ def of_tasks(tasks: list[dict], rows: list[str]) -> str:
     )
 
 
-def score_cell(score: dict | None, task: dict, best: float) -> str:
+def _score_cell(score: EncoderScore | None, task: StudyTask, best: float) -> str:
+    """Return a cell that is shaded from chance to the best score of its column."""
     if score is None:
         return "<td class='none'>not run</td>"
-    share = min(
-        max((score["mean"] - task["chance"]) / max(best - task["chance"], svg.NARROW), 0), 1
-    )
+    room = max(best - task["chance"], svg.NARROW)
+    share = min(max((score["mean"] - task["chance"]) / room, 0), 1)
     colour = svg.mixed("#ffffff", "#9ecae1", share)
     low, high = (f"{100 * x:.1f}" for x in score["interval"])
     return (
         f"<td style='background:{colour}' title='layer {score['layer']}'>"
-        f"<b>{100 * score['mean']:.1f}</b>{mark(score['from_reference'])}"
+        f"<b>{100 * score['mean']:.1f}</b>{_mark(score['from_reference'])}"
         f"<br><span class='small'>{low} – {high}</span></td>"
     )
 
 
-def mark(test: dict | None) -> str:
+def _mark(test: PairedTest | None) -> str:
+    """Return an arrow up or down where a difference is likely."""
     if not test or not test["likely"]:
         return ""
     return "<b class='up'>▲</b>" if test["mean"] > 0 else "<b class='down'>▼</b>"
 
 
-def difference_table(found: dict, tasks: list[dict]) -> str:
-    """The paired tests against the reference: difference, 95 % interval and p."""
+def difference_table(study: Study, tasks: Sequence[StudyTask]) -> str:
+    """Return a table of the paired tests against the reference: difference, interval and p."""
     rows = []
-    for x in found["encoders"]:
-        if x["name"] == found["reference"]:
+    for encoder in study["encoders"]:
+        if encoder["name"] == study["reference"]:
             continue
-        held = found["scores"][x["name"]]
-        tests = [held.get(task["name"], {}).get("from_reference") for task in tasks]
-        cells = "".join(map(difference_cell, tests))
-        rows.append(f"<tr class='{x['kind']}'><th>{escape(x['title'])}</th>{cells}</tr>")
-    return of_tasks(tasks, rows)
+        own = study["scores"][encoder["name"]]
+        scores = [own.get(task["name"]) for task in tasks]
+        tests = [score["from_reference"] if score else None for score in scores]
+        rows.append(_encoder_row(encoder, [_difference_cell(test) for test in tests]))
+    return _task_table(tasks, rows)
 
 
-def difference_cell(test: dict | None) -> str:
+def _difference_cell(test: PairedTest | None) -> str:
     if test is None:
         return "<td class='none'>none</td>"
     low, high = (f"{100 * x:+.1f}" for x in test["interval"])
     return (
-        f"<td>{100 * test['mean']:+.1f}{mark(test)} <span class='small'>p {test['p']:.3f}</span>"
+        f"<td>{100 * test['mean']:+.1f}{_mark(test)} <span class='small'>p {test['p']:.3f}</span>"
         f"<br><span class='small'>{low} to {high}</span></td>"
     )
 
 
-def published(tasks: list[dict]) -> list[str]:
-    """Rows of published figures; their source stands in the row."""
-    rows: dict[tuple[str, str], dict[str, float]] = {}
+def _published_rows(tasks: Sequence[StudyTask]) -> list[str]:
+    """Return rows of published figures, which name their source."""
+    values: dict[tuple[str, str], dict[str, float]] = {}
     for task in tasks:
-        for x in task["published"]:
-            rows.setdefault((x["model"], x["source"]), {})[task["name"]] = x["value"]
-    lines = []
-    for (model, source), values in rows.items():
-        cells = "".join(
-            f"<td>{100 * values[t['name']]:.1f}</td>" if t["name"] in values else "<td></td>"
-            for t in tasks
-        )
+        for score in task["published"]:
+            of_model = values.setdefault((score["model"], score["source"]), {})
+            of_model[task["name"]] = score["value"]
+
+    rows = []
+    for (model, source), of_model in values.items():
+        cells = []
+        for task in tasks:
+            value = of_model.get(task["name"])
+            cells.append("<td></td>" if value is None else f"<td>{100 * value:.1f}</td>")
         name = f"{escape(model)}<br><span class='small'>published: {escape(source)}</span>"
-        lines.append(f"<tr class='published'><th>{name}</th>{cells}</tr>")
-    return lines
+        rows.append(f"<tr class='published'><th>{name}</th>{''.join(cells)}</tr>")
+    return rows

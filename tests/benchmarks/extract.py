@@ -46,7 +46,7 @@ def main() -> None:
         return encoder.apply({"params": params}, x).hidden
 
     rate, layers = config.data.sample_rate, encoder.layers + 1
-    source = extract.Source("base", "base", layers, encoder.width, rate, True, params, apply)
+    source = extract.FeatureSource("base", "base", layers, encoder.width, rate, True, params, apply)
     samples = SECONDS * rate
     count = options.batches * options.windows
     sounds = np.random.default_rng(0).integers(-9000, 9000, (count, samples), np.int16)

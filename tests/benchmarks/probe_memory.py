@@ -16,8 +16,8 @@ import numpy as np
 from configs import probe as probe_config
 from musicssl.features.rows import SUM, Stored
 from musicssl.probing import grid, search, tasks
-from musicssl.probing.evaluate import CROP_SECONDS
 from musicssl.probing.grid import Protocol, Split
+from musicssl.probing.task_kinds import kind_of
 
 LAYERS, WIDTH, FPS = 12, 768, 50
 LIMIT = 24.0
@@ -40,10 +40,9 @@ OUTPUTS |= {"mtg_moodtheme": 56, "mtg_genre": 87, "mtg_top50": 50}
 def shaped(task: tasks.Task, number: int, mixed: int, held: bool) -> Split:
     """Split `number` of a task without its values."""
     rows = WINDOWS.get(task.name, task.sizes)[number]
-    beat = task.kind == "beat"
-    items = rows if beat or not task.by_item else task.sizes[number]
+    kind = kind_of(task)
+    items = rows if kind.crop_seconds or not task.by_item else task.sizes[number]
     outputs = task.outputs or OUTPUTS[task.name]
-    kind = tasks.KINDS[task.kind]
     label = ((), np.int32) if kind.loss == "ce" else ((outputs,), np.float32)
     row = np.broadcast_to(np.float16(0), (rows, WIDTH))  # takes no memory
     x = Stored((row,) * mixed, np.arange(rows))
@@ -52,7 +51,7 @@ def shaped(task: tasks.Task, number: int, mixed: int, held: bool) -> Split:
         jax.ShapeDtypeStruct((rows, *label[0]), label[1]),
         jax.ShapeDtypeStruct((rows,), np.int32),
         jax.ShapeDtypeStruct((items, *label[0]), label[1]),
-        jax.ShapeDtypeStruct((task.sizes[number] if beat else 0,), np.int32),
+        jax.ShapeDtypeStruct((task.sizes[number] if kind.crop_seconds else 0,), np.int32),
     )
 
 
@@ -64,17 +63,16 @@ def needed(name: str, source: str, cores: int) -> tuple[float, float]:
     features = sum(rows) * mixed * WIDTH * 2 / 2**30
     held = features <= config.memory_gib
     train, validation = (shaped(task, number, mixed, held) for number in (0, 1))
+    kind = kind_of(task)
     protocol = Protocol(
-        tasks.KINDS[task.kind].loss,
+        kind.loss,
         task.outputs or OUTPUTS[name],
         batch=config.batch_size,
-        crop=CROP_SECONDS * FPS if task.kind == "beat" else 0,
+        crop=kind.crop_seconds * FPS,
     )
     rates = np.array(config.learning_rates, np.float32)
     groups = search.groups(train, rates, np.array(config.seeds))
-    program = grid.fit.lower(
-        protocol, tasks.KINDS[task.kind].monitor, train, validation, *groups[0]
-    ).compile()
+    program = grid.fit.lower(protocol, kind.monitor, train, validation, *groups[0]).compile()
     memory = program.memory_analysis()
     at_once = search.at_once(groups, cores)
     each = memory.temp_size_in_bytes + memory.output_size_in_bytes

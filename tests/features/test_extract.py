@@ -17,7 +17,7 @@ from tests.support.feature_sources import LENGTHS, RATE, get, read, source
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
-def direct(of: extract.Source) -> list[np.ndarray]:
+def direct(of: extract.FeatureSource) -> list[np.ndarray]:
     """Real frames [layers, t, d] of each window, the encoder applied to one at a time."""
     apply, found = jax.jit(of.apply), []
     for record in range(len(LENGTHS)):

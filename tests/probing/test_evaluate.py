@@ -78,9 +78,9 @@ def test_standardised_features() -> None:
 
 def test_classes_without_training_items_are_named(tmp_path: Path) -> None:
     splits = {name: separable(i, 100) for i, name in enumerate(tasks.SPLITS)}
-    loop = splits["train"]
-    y = np.where(loop.found.y == 4, 5, loop.found.y)
-    splits["train"] = loop._replace(found=loop.found._replace(y=y, labels=y))
+    train = splits["train"]
+    y = np.where(train.labels.y == 4, 5, train.labels.y)
+    splits["train"] = train._replace(labels=train.labels._replace(y=y, labels=y))
     settings = config(tmp_path, epochs=1, layers="1")
     result = evaluate.evaluate(
         tasks.TASKS["gtzan_genre"], splits, "abcdefghij", 50, settings, nothing

@@ -18,7 +18,7 @@ def rows_of(lengths: list[float], window: float, pool: int = 0) -> windows.Rows:
 
 def test_a_clips_windows_share_its_label() -> None:
     records = [{"genre": 3}, {"genre": 1}]
-    found = labels.labels(TASKS["gtzan_genre"], records, rows_of([60, 30], 30), FPS)
+    found = labels.item_labels(TASKS["gtzan_genre"], records, rows_of([60, 30], 30), FPS)
     assert found.y.tolist() == [3, 3, 1]
     assert found.item.tolist() == [0, 0, 1]
     assert found.labels.tolist() == [3, 1]
@@ -26,22 +26,22 @@ def test_a_clips_windows_share_its_label() -> None:
 
 def test_tracks_outside_a_subset_take_no_part() -> None:
     records = [{"genre": np.array(x, np.uint8)} for x in ([0, 1], [0, 0], [1, 1])]
-    found = labels.labels(TASKS["mtg_genre"], records, rows_of([60, 60, 30], 30), FPS)
+    found = labels.item_labels(TASKS["mtg_genre"], records, rows_of([60, 60, 30], 30), FPS)
     assert found.rows.tolist() == [0, 1, 4]
     assert found.item.tolist() == [0, 0, 1]
     assert found.labels.tolist() == [[0, 1], [1, 1]]
     # but a MagnaTagATune clip without a tag counts
     records = [{"tags": r["genre"]} for r in records]
-    kept = labels.labels(TASKS["magnatagatune"], records, rows_of([29.1] * 3, 29.1), FPS)
+    kept = labels.item_labels(TASKS["magnatagatune"], records, rows_of([29.1] * 3, 29.1), FPS)
     assert len(kept.labels) == 3
     with pytest.raises(ValueError, match="no record of the split belongs"):
         nothing = [{"genre": np.zeros(2, np.uint8)}]
-        labels.labels(TASKS["mtg_genre"], nothing, rows_of([30], 30), FPS)
+        labels.item_labels(TASKS["mtg_genre"], nothing, rows_of([30], 30), FPS)
 
 
 def test_every_vocalset_chunk_is_an_item() -> None:
     records = [{"technique": 2}, {"technique": 0}]
-    found = labels.labels(TASKS["vocalset_technique"], records, rows_of([7, 3], 3), FPS)
+    found = labels.item_labels(TASKS["vocalset_technique"], records, rows_of([7, 3], 3), FPS)
     assert found.labels.tolist() == [2, 2, 2, 0]
     assert found.item.tolist() == [0, 1, 2, 3]
 
@@ -65,7 +65,7 @@ def song() -> dict:
 
 
 def embedded(name: str, pool: int = 25) -> np.ndarray:
-    return labels.labels(TASKS[name], [song()], rows_of([2.1], 2.1, pool), FPS).y
+    return labels.item_labels(TASKS[name], [song()], rows_of([2.1], 2.1, pool), FPS).y
 
 
 def test_labels_of_half_seconds() -> None:
@@ -90,7 +90,7 @@ def test_beat_labels_and_estimates_across_windows() -> None:
     # two windows of a second: each lacks its last frame, at 0.98 s and 1.98 s
     records = [{"beats": {"time": np.zeros(0)}}, {"beats": {"time": np.array([0.98, 1.5, 9.0])}}]
     rows = rows_of([1, 2], 1, 1)
-    found = labels.labels(TASKS["synth_beat"], records, rows, FPS)
+    found = labels.beat_labels(TASKS["synth_beat"], records, rows, FPS)
     assert found.start.tolist() == [0]
     assert found.rows[0] == 49  # the record without beats takes no part
     at = rows.begin[found.rows][found.labels[:, 0] == 1]
@@ -103,7 +103,7 @@ def test_beat_labels_and_estimates_across_windows() -> None:
 def test_perfect_frames_give_the_reference_beats() -> None:
     times = np.arange(0.3, 30, 0.5)  # the model goes on in silence
     rows = rows_of([30], 5, 1)
-    found = labels.labels(TASKS["gtzan_beat"], [{"beat_times": times}], rows, FPS)
+    found = labels.beat_labels(TASKS["gtzan_beat"], [{"beat_times": times}], rows, FPS)
     outputs = np.where(found.labels > 0, 6.0, -6.0)
     (estimate,) = labels.beat_estimates(outputs, found, rows, FPS)
     assert np.abs(estimate[:, None] - times).min(1).max() < 0.03

@@ -55,13 +55,13 @@ def synth_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def logmel() -> extract.Source:
+def logmel() -> extract.FeatureSource:
     return extract.open_source("logmel")
 
 
 @pytest.mark.parametrize("name", tasks.SUITES["mir"])
 def test_each_of_the_13_tasks_runs_to_a_score(
-    name: str, data_dir: Callable[[str], str], logmel: extract.Source, tmp_path: Path
+    name: str, data_dir: Callable[[str], str], logmel: extract.FeatureSource, tmp_path: Path
 ) -> None:
     task = tasks.TASKS[name]
     settings = config(tmp_path, data_dir=data_dir(task.dataset), tasks=name, batch_size=4)
@@ -149,7 +149,7 @@ def test_probes_of_a_training_run_are_looked_at_before_it(synth_dir: str) -> Non
     run.probe.layers = "0,7"
     with pytest.raises(ValueError, match="there is no '7'; there are 0,1,2,sum"):
         session.check_settings(session.of_training(run), 3, 16_000)
-    assert evaluate.sources(1, "6,sum") == ["0"]  # of a baseline beside an encoder
+    assert evaluate.chosen_sources(1, "6,sum") == ["0"]  # of a baseline beside an encoder
 
 
 def _with(settings, leaves: dict):

@@ -8,6 +8,7 @@ import numpy as np
 from configs import music2vec, musichubert
 from launch import stage_records, stages, study
 from musicssl.probing import tasks
+from musicssl.probing.task_kinds import kind_of
 
 LAYERS = ("0", "1", "2", "3", "4", "sum")
 ITEMS = 300
@@ -67,7 +68,7 @@ def run(made: study.Study, model: study.Model, seed: int) -> None:
 
 def result(task: tasks.Task, seed: int, single: bool) -> dict:
     """A task's results in the evaluator's form; draws of all encoders share their noise."""
-    kind = tasks.KINDS[task.kind]
+    kind = kind_of(task)
     number = sum(map(ord, task.name))
     random = np.random.default_rng([seed, number])
     shared = np.random.default_rng(number).standard_normal(400) * 0.03
@@ -78,14 +79,14 @@ def result(task: tasks.Task, seed: int, single: bool) -> dict:
     best = max(means, key=means.get)
     draws = means[best] + shared + 0.02 * random.standard_normal(400)
     layers = [
-        {"source": x, "test": {s: {"mean": y, "sd": 0.01} for s in kind.scores}}
+        {"source": x, "test": {s: {"mean": y, "sd": 0.01} for s in kind.score_names}}
         for x, y in means.items()
     ]
     return {
         "task": task.name,
         "title": task.title,
         "dataset": task.dataset,
-        "score": kind.main,
+        "score": kind.main_score,
         "chosen": {
             "source": best,
             "test": next(x["test"] for x in layers if x["source"] == best),
@@ -94,7 +95,7 @@ def result(task: tasks.Task, seed: int, single: bool) -> dict:
         },
         "test_items": f"items of {task.name}",
         "layers": layers,
-        "chance": dict.fromkeys(kind.scores, 0.25),
+        "chance": dict.fromkeys(kind.score_names, 0.25),
         "items": {"train": 900, "validation": 300, "test": ITEMS},
         "factors": {factor: levels(means, random) for factor in task.factors},
     }

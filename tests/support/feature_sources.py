@@ -18,7 +18,7 @@ SEED = 4
 
 
 @functools.cache
-def source(normalize: bool = True, digest: str = "tiny") -> extract.Source:
+def source(normalize: bool = True, digest: str = "tiny") -> extract.FeatureSource:
     encoder = Encoder(**tiny.config().encoder)
     params = jax.jit(lambda key: encoder.init(key, jnp.zeros((1, 400)))["params"])
     params = jax.tree.map(np.asarray, params(jax.random.key(0)))
@@ -27,7 +27,7 @@ def source(normalize: bool = True, digest: str = "tiny") -> extract.Source:
         return encoder.apply({"params": params}, x).hidden
 
     layers, width = encoder.layers + 1, encoder.width
-    return extract.Source("tiny", digest, layers, width, RATE, normalize, params, apply)
+    return extract.FeatureSource("tiny", digest, layers, width, RATE, normalize, params, apply)
 
 
 def read(record: int) -> np.ndarray:

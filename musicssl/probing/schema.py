@@ -1,0 +1,132 @@
+"""The schema of results.json: what is known of an encoder's tasks, of plain values for JSON.
+
+Fields that are `NotRequired` are missing in the files of earlier versions.
+"""
+
+from typing import Any, NotRequired, TypedDict
+
+
+class SeedScore(TypedDict):
+    """A test score over the seeds of a probe: their mean and standard deviation (0 of one seed)."""
+
+    mean: float
+    sd: float
+
+
+class LayerResult(TypedDict):
+    """What a source of features came to, at its best learning rate.
+
+    source: a layer, "0" to "12", or "sum" for the weighted sum of all but layer 0.
+    learning_rate: the one with the best mean validation score.
+    validation: that score, a mean over the seeds.
+    test: every score of the task, by name.
+    """
+
+    source: str
+    learning_rate: float
+    validation: float
+    test: dict[str, SeedScore]
+
+
+class ChosenResult(LayerResult):
+    """The source with the best validation score, which is the one that is reported.
+
+    test_seeds: the main test score of each seed.
+    interval: 95 % bootstrap interval of the main score over test items, of the seed that did best
+      on validation.
+    draws: the main score of each of the bootstrap's samples, of that seed. Two encoders' draws are
+      of the same items, so that their differences are a paired test.
+    """
+
+    test_seeds: list[float]
+    interval: list[float]
+    draws: list[float]
+
+
+class LevelScore(TypedDict):
+    """Accuracy at a level of a factor, over seeds and items, with its 95 % bootstrap interval."""
+
+    mean: float
+    interval: list[float]
+
+
+class LevelResult(TypedDict):
+    """Scores at one level of a factor.
+
+    items: test items at this level.
+    chance: accuracy of answers drawn at random, each as often as training items have it.
+    sources: scores by source of features.
+    """
+
+    level: str
+    items: int
+    chance: float
+    sources: dict[str, LevelScore]
+
+
+class TaskResult(TypedDict):
+    """The result of one task.
+
+    task, title: the task's name, for commands and for people.
+    dataset: the builder of data_pipelines/ that made its records.
+    score: the name of the main score, which is reported and compared.
+    chosen: the result that is reported.
+    test_items: digest of the test items' labels; results with other items do not compare.
+    layers: the result of every source of features.
+    factors: by factor, its levels in ascending order; the first factor, "all", has one level.
+    chance: every score of the best answer that ignores the audio.
+    items: how many things are scored, of "train", "validation" and "test".
+    published_items: the published numbers of the same, None where none are published.
+    settings: the leaves of the configuration without which results do not compare.
+    classes: names of the outputs, none where the data set has no names.
+    confusion: test items by label (row) and answer (column), of tasks with one class an item.
+    unscored_classes: tags that no test item has or every one has, which averages leave out.
+    untrained_classes: classes of test items that no training item has.
+    seconds: that the probes took.
+    """
+
+    task: str
+    title: str
+    dataset: str
+    score: str
+    chosen: ChosenResult
+    test_items: NotRequired[str]
+    layers: list[LayerResult]
+    factors: NotRequired[dict[str, list[LevelResult]]]
+    chance: dict[str, float]
+    items: dict[str, int]
+    published_items: tuple[int, int, int] | None
+    settings: NotRequired[dict[str, Any]]
+    classes: list[str]
+    confusion: list[list[int]] | None
+    unscored_classes: list[str]
+    untrained_classes: list[str]
+    seconds: float
+
+
+class About(TypedDict):
+    """What an evaluation was of, and what it was made with.
+
+    encoder: as it was named on the command line.
+    features: the encoder's name in reports.
+    digest: of all that its features depend on; one results.json holds results of one digest.
+    config: of the evaluation.
+    command, commit: that made the last of the results.
+    jax, device, machine: the version and hardware that it ran with.
+    """
+
+    encoder: str
+    features: str
+    digest: str
+    config: dict[str, Any]
+    command: str
+    commit: NotRequired[str]
+    jax: str
+    device: str
+    machine: str
+
+
+class Results(About):
+    """The whole of results.json: results by the names of their tasks."""
+
+    tasks: dict[str, TaskResult]

@@ -1,0 +1,217 @@
+"""The schema of a study: of study.json, and of the report's results.json.
+
+Both are of plain values for JSON. `results.collect` makes a `Study` out of a `StudyPlan` and of
+what the study's runs and probes have written.
+"""
+
+from typing import Any, NotRequired, TypedDict
+
+from musicssl.probing.schema import LevelResult
+
+
+class PlannedEncoder(TypedDict):
+    """An encoder of study.json.
+
+    name: in the study, "<family>-<variant>" of a configuration.
+    kind: "pre-trained" by this study, "random" values, "features" of a baseline, or "given" as an
+      encoder from elsewhere.
+    family: of its configuration, "" without one.
+    spec: what `extract.open_source` takes.
+    workdir, config: of its training run.
+    results: by data set, the directory of its probes' results.
+    """
+
+    name: str
+    kind: str
+    family: str
+    spec: str
+    workdir: str
+    config: str
+    results: dict[str, str]
+
+
+class StudyPlan(TypedDict):
+    """The whole of study.json, which launch/study.py writes.
+
+    scale: "demo", or "base" for full size.
+    command: that made the study.
+    datasets: names of the builders of data_pipelines/ whose records the tasks are of.
+    encoders: the first is the reference that others are tested against.
+    tasks: names of all tasks.
+    commands: the command of each stage, by its name, in an order in which they can run.
+    """
+
+    scale: str
+    command: str
+    datasets: list[str]
+    encoders: list[PlannedEncoder]
+    tasks: list[str]
+    commands: dict[str, list[str]]
+
+
+class StageRecord(TypedDict):
+    """What launch/study.py notes of a complete stage.
+
+    commit, earlier_commits: at which it ended, and at which it was begun and interrupted.
+    began: the time, in words.
+    seconds, cpu_seconds: of wall clock and of processors.
+    """
+
+    stage: str
+    command: list[str]
+    commit: str
+    earlier_commits: NotRequired[list[str]]
+    began: str
+    seconds: float
+    cpu_seconds: float
+
+
+class Stage(TypedDict):
+    """A stage: its command, its record if there is one, and the commit that its result names."""
+
+    command: list[str]
+    made: StageRecord | None
+    commit: str
+
+
+class TrainingRun(TypedDict):
+    """A training run.
+
+    config: the configuration's file and variant.
+    leaves: the configuration's leaves, flat; empty before the run has begun.
+    curves: [step, value] of each scalar, thinned.
+    commit: of the last checkpoint, "" without one.
+    step: of the last checkpoint.
+    complete: whether that is the last step.
+    """
+
+    family: str
+    config: str
+    leaves: dict[str, Any]
+    curves: dict[str, list[list[float]]]
+    commit: str
+    step: int
+    complete: bool
+
+
+class Variation(TypedDict):
+    """What a configuration varies.
+
+    base: the run that it differs from, "" for the first of a family.
+    leaves: of the configuration, [the base's value, its own value].
+    """
+
+    base: str
+    leaves: dict[str, list[Any]]
+
+
+class ReportedEncoder(TypedDict):
+    """An encoder of the report: as planned, with its name for people and what became of it.
+
+    run, varies: of encoders that the study trains, else None.
+    stages: the names of those that its scores come from.
+    """
+
+    name: str
+    kind: str
+    family: str
+    spec: str
+    title: str
+    run: TrainingRun | None
+    varies: Variation | None
+    stages: list[str]
+
+
+class PublishedScore(TypedDict):
+    """A published model's score, as a fraction, and where it was published."""
+
+    model: str
+    source: str
+    value: float
+
+
+class StudyTask(TypedDict):
+    """A task of the report.
+
+    score: the main score's name for people.
+    chance: the main score of the best answer that ignores the audio.
+    items: how many things are scored, of "train", "validation" and "test".
+    """
+
+    name: str
+    title: str
+    dataset: str
+    score: str
+    chance: float
+    items: dict[str, int]
+    published: list[PublishedScore]
+
+
+class PairedTest(TypedDict):
+    """The paired test of an encoder against another on the same test items.
+
+    mean, interval, p: of one seed of the probe: the difference, its 95 % interval, the two-sided p.
+    of_means: the difference of the means over the seeds.
+    likely: whether p is below `results.LIKELY` and both differences have the same sign.
+    """
+
+    mean: float
+    interval: list[float]
+    p: float
+    of_means: float
+    likely: bool
+
+
+class EncoderScore(TypedDict):
+    """An encoder's main score of a task.
+
+    mean, sd: over the seeds of the probe.
+    interval: 95 % over test items, of one seed.
+    layer: the source of features that validation chose.
+    layers: the mean score of each source.
+    factors: as in the task's result.
+    from_reference: the test against the study's reference. None, as in the following two, against
+      itself, on other test items, or where there is no result to compare with.
+    from_base: against the run that its configuration differs from.
+    from_random: against random values of the same architecture. Encoders that the study does not
+      train have neither of these.
+    """
+
+    mean: float
+    sd: float
+    interval: list[float]
+    layer: str
+    layers: dict[str, float]
+    factors: dict[str, list[LevelResult]]
+    from_reference: PairedTest | None
+    from_base: NotRequired[PairedTest | None]
+    from_random: NotRequired[PairedTest | None]
+
+
+class StudyAbout(TypedDict):
+    """What made the study and the report."""
+
+    scale: str
+    command: str
+    commit: str
+    written: str
+    machine: str
+
+
+class Study(TypedDict):
+    """The whole of the report's results.json.
+
+    reference: the name of the encoder that others are tested against.
+    tasks: those that any encoder has a result of.
+    missing_tasks: the names of the others.
+    scores: by encoder and task.
+    stages: by name.
+    """
+
+    about: StudyAbout
+    reference: str
+    encoders: list[ReportedEncoder]
+    tasks: list[StudyTask]
+    missing_tasks: list[str]
+    scores: dict[str, dict[str, EncoderScore]]
+    stages: dict[str, Stage]

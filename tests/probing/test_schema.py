@@ -1,0 +1,38 @@
+"""Results against their schema."""
+
+from pathlib import Path
+from typing import get_type_hints
+
+import numpy as np
+import pytest
+
+from musicssl.features import windows
+from musicssl.probing import evaluate, factors, schema, tasks
+from musicssl.probing.labels import Labels
+from tests.support.probes import config, nothing
+
+
+@pytest.mark.usefixtures("few_draws")
+def test_a_result_has_the_fields_of_the_schema(tmp_path: Path) -> None:
+    splits = {}
+    for seed, name in enumerate(tasks.SPLITS):
+        features = np.random.default_rng(seed).standard_normal((1, 20, 4)).astype(np.float16)
+        number = np.arange(20)
+        y, levels = number % 2, {"voices": number % 3}
+        rows = windows.Rows(number, np.zeros(20), np.zeros(20))
+        split_labels = Labels(number, y, number, y, number[:0], (), levels)
+        splits[name] = evaluate.Prepared(features, rows, split_labels)
+    task = tasks.TASKS["poly_interval"]
+    settings = config(tmp_path, epochs=1)
+    result = evaluate.evaluate(task, splits, (), 50, settings, nothing)
+    (layer,) = result["layers"]
+    level = result["factors"][factors.ALL][0]
+    for fields, values in (
+        (schema.TaskResult, result),
+        (schema.ChosenResult, result["chosen"]),
+        (schema.LayerResult, layer),
+        (schema.SeedScore, layer["test"]["accuracy"]),
+        (schema.LevelResult, level),
+        (schema.LevelScore, level["sources"]["0"]),
+    ):
+        assert list(get_type_hints(fields)) == list(values)
