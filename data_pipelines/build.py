@@ -52,13 +52,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def names() -> list[str]:
-    """Returns the builders that there are, by their folders' names."""
+    """Return the builders that there are, by their folders' names."""
     here = Path(__file__).parent
     return sorted(path.parent.name for path in here.glob("*/*_dataset_builder.py"))
 
 
 def load_builder(name: str, config: str | None, data_dir: str) -> ShardedBuilder:
-    """Returns the builder of a folder beside this file.
+    """Return the builder of a folder beside this file.
 
     Raises:
       BuildError: there is no such builder or it has no such config.
@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _build(args: argparse.Namespace, beam_flags: Sequence[str]) -> None:
-    """Builds what the flags ask for and prints the summary."""
+    """Build what the flags ask for and print the summary."""
     name, _, config = args.name.partition("/")
     if config and args.config not in (None, config):
         raise BuildError(f"{args.name} and --config={args.config} name two configs; give one")
@@ -111,7 +111,7 @@ def _build(args: argparse.Namespace, beam_flags: Sequence[str]) -> None:
 
 
 def _is_built(builder: ShardedBuilder, args: argparse.Namespace) -> bool:
-    """Tells, in words too, whether the data set is there, and refuses one of another folder."""
+    """Tell, in words too, whether the data set is there, and refuse one of another folder."""
     folder, given = builder.data_path, _source(args)
     source = folder / SOURCE
     if not _is_complete(folder):
@@ -130,7 +130,7 @@ def _is_built(builder: ShardedBuilder, args: argparse.Namespace) -> bool:
 
 
 def _is_complete(folder: epath.Path) -> bool:
-    """Tells what TFDS would, which takes a folder's name for a pattern."""
+    """Tell what TFDS would, which takes a folder's name for a pattern."""
     return (folder / "dataset_info.json").exists()
 
 
@@ -160,7 +160,7 @@ def _prepare(
 
 @contextlib.contextmanager
 def _claimed(folder: epath.Path) -> Iterator[None]:
-    """Keeps others from building into a folder; one in the cloud cannot be claimed."""
+    """Keep others from building into a folder; one in the cloud cannot be claimed."""
     if "://" in str(folder):
         yield
         return
@@ -173,12 +173,12 @@ def _claimed(folder: epath.Path) -> Iterator[None]:
 
 
 def _source(args: argparse.Namespace) -> str:
-    """Returns the folder that is built from, as it is kept and shown."""
+    """Return the folder that is built from, as it is kept and shown."""
     return paths.shown(Path(args.manual_dir).resolve()) if args.manual_dir else ""
 
 
 def _cores() -> int:
-    """Returns the cores that this process may use; macOS does not say which."""
+    """Return the cores that this process may use; macOS does not say which."""
     mine = getattr(os, "sched_getaffinity", None)
     return len(mine(0)) if mine else os.cpu_count() or 1
 
@@ -192,7 +192,7 @@ def _write_index(folder: epath.Path) -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Raises BuildError for a flag whose value cannot be; writes `~` out in the paths."""
+    """Raise BuildError for a flag whose value cannot be; write `~` out in the paths."""
     try:
         args.data_dir = paths.expand(args.data_dir)
         args.manual_dir = args.manual_dir and paths.expand(args.manual_dir)
@@ -217,7 +217,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _beam_options(flags: Sequence[str]) -> dict[str, Any]:
-    """Returns the DownloadConfig fields for a Beam runner and its flags."""
+    """Return the DownloadConfig fields for a Beam runner and its flags."""
     from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
     options = PipelineOptions(list(flags))
@@ -247,7 +247,7 @@ def _full_disk_named(data_dir: str) -> Iterator[None]:
 
 
 def _summary(builder: ShardedBuilder, elapsed: float, workers: str) -> str:
-    """Returns what was built, what was left out, and how long it took, in a few lines."""
+    """Return what was built, what was left out, and how long it took, in a few lines."""
     splits, summary = builder.info.splits, builder.summary
     shards = sum(split.num_shards for split in splits.values())
     size = sum(split.num_bytes for split in splits.values()) / 1e6
@@ -295,5 +295,6 @@ if __name__ == "__main__":
     signal.signal(signal.SIGTERM, _leave)  # an exception, so that TFDS removes what is half done
     logging.getLogger().setLevel(logging.ERROR)
     with contextlib.suppress(OSError):  # a stream that was written to need not allow it
+        assert isinstance(sys.stdout, io.TextIOWrapper)
         sys.stdout.reconfigure(errors="backslashreplace")  # of names that the terminal cannot show
     sys.exit(main())

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +45,7 @@ _BLOCK = 1 << 16  # frames decoded at a time: fits the cache, and was fastest of
 _LARGEST_START = 1 << 28  # samples allocated on a header's word; more only as it comes
 
 
-_Decoder = Callable[[Path], Iterator[Stream]]
+_Decoder = Callable[[Path], Generator[Stream, None, None]]
 
 
 @dataclasses.dataclass
@@ -61,13 +61,13 @@ class _Sound:
     peak: float = 0.0
 
     def add(self, mono: np.ndarray, floats: bool) -> None:
-        """Adds float32 [n], which is overwritten."""
+        """Add float32 [n], which is overwritten."""
         end = self.samples + len(mono)
         if end > len(self.audio):
             self.audio.resize(max(end, 2 * len(self.audio)), refcheck=False)  # no second copy
         if floats and len(mono):
             self.floats += len(mono)
-            self.beyond += np.count_nonzero(np.abs(mono) > 1)
+            self.beyond += int(np.count_nonzero(np.abs(mono) > 1))
             self.peak = max(self.peak, float(np.abs(mono).max()))
         np.multiply(mono, 32768.0, out=mono)
         np.rint(mono, out=mono)
@@ -84,7 +84,7 @@ class _Mix:
         self.channels = np.zeros(0)
 
     def __call__(self, block: np.ndarray) -> np.ndarray:
-        """Returns a new float32 [n] of a block, float32 [n, channels]."""
+        """Return a new float32 [n] of a block, float32 [n, channels]."""
         count = block.shape[1]
         if self.channel is not None:
             return block[:, min(self.channel, count - 1)].copy()
@@ -115,7 +115,7 @@ def load(
     min_seconds: float = 0.0,
     quietest: float = QUIETEST,
 ) -> np.ndarray:
-    """Decodes a file to int16 mono [n] at `sample_rate`.
+    """Decode a file to int16 mono [n] at `sample_rate`.
 
     Channels are averaged, or a loud one is taken where they cancel one another; soxr resamples
     (its HQ setting, librosa's default), values are scaled by 32768, rounded to nearest and
@@ -151,7 +151,7 @@ def load(
 
 
 def check_heard(audio: np.ndarray, sample_rate: int, quietest: float = QUIETEST) -> None:
-    """Raises Unusable for int16 [n] in which nothing is to be heard.
+    """Raise Unusable for int16 [n] in which nothing is to be heard.
 
     The tenth of a second at both ends is not looked at if the rest is longer: a constant rings
     there when it is resampled.
@@ -176,7 +176,7 @@ def check_heard(audio: np.ndarray, sample_rate: int, quietest: float = QUIETEST)
 
 
 def duration(path: str | os.PathLike) -> float:
-    """Returns a file's length in seconds by its header alone, 0.0 where that cannot be said.
+    """Return a file's length in seconds by its header alone, 0.0 where that cannot be said.
 
     Of what soundfile does not read it is a guess by the size: starting a decoder costs too much.
     """
@@ -192,7 +192,7 @@ def duration(path: str | os.PathLike) -> float:
 
 
 def _check_readable(path: Path) -> None:
-    """Raises Unusable for what can be told without a decoder."""
+    """Raise Unusable for what can be told without a decoder."""
     if not path.is_file():
         raise Unusable("unreadable: a broken link or not a regular file")
     if path.stat().st_size == 0:
@@ -206,7 +206,7 @@ def _check_readable(path: Path) -> None:
 
 
 def _decode(path: Path, sample_rate: int) -> _Sound:
-    """Decodes with the decoder that the contents ask for, then with the other.
+    """Decode with the decoder that the contents ask for, then with the other.
 
     If both fail, the reason is that of the first, unless only the second knows the file.
     """
@@ -240,7 +240,7 @@ def _decode(path: Path, sample_rate: int) -> _Sound:
 
 
 def _energy(samples: np.ndarray) -> float:
-    """Returns the sum of squares; not by a matrix product, which would start threads."""
+    """Return the sum of squares; not by a matrix product, which would start threads."""
     samples = np.ascontiguousarray(samples)
     return float(np.einsum("n,n->", samples, samples))
 
@@ -250,7 +250,7 @@ def _no_decoder(kind: str) -> Unusable:
 
 
 def _whole(decoder: _Decoder, path: Path, sample_rate: int) -> _Sound:
-    """Decodes a file and compares its length with what it promises."""
+    """Decode a file and compare its length with what it promises."""
     mix = _Mix()
     sound = _convert(decoder, path, sample_rate, mix)
     if (channel := mix.alone) is not None:
@@ -266,7 +266,7 @@ def _whole(decoder: _Decoder, path: Path, sample_rate: int) -> _Sound:
 
 
 def _convert(decoder: _Decoder, path: Path, sample_rate: int, mix: _Mix) -> _Sound:
-    """Mixes and resamples the blocks of all parts of a file."""
+    """Mix and resample the blocks of all parts of a file."""
     sound = _Sound(np.empty(0, np.int16))
     last = np.zeros((0, 1), np.float32)  # flushes the resampler
     with contextlib.closing(decoder(path)) as streams:

@@ -11,7 +11,9 @@ def listing() -> str:
     lines = []
     for name in COMMANDS:
         tree = ast.parse(Path(__file__).with_name(f"{name}.py").read_text())
-        first = ast.get_docstring(tree).splitlines()[0].partition(": python")[0].rstrip(".")
+        first = (
+            (ast.get_docstring(tree) or name).splitlines()[0].partition(": python")[0].rstrip(".")
+        )
         lines.append(f"python -m musicssl.{name:14}{first}")
     return "\n".join([*lines, "Each tells more with --help."])
 

@@ -115,7 +115,8 @@ def _refuse_missing_config(argv: Sequence[str]) -> None:
 
 
 def _unknown_leaf(argv: Sequence[str], error: str) -> str:
-    leaf = re.search(r"\w+", error).group()
+    named = re.search(r"\w+", error)
+    leaf = named.group() if named else error
     spelt = (x.partition("=")[0] for x in argv if x.startswith("--config."))
     name = next((x for x in spelt if leaf in x.split(".")), leaf)
     near = re.search(r'Did you mean "(\w+)"', error)
@@ -161,9 +162,10 @@ def refuse(reason: object, code: int = EXIT_REFUSED) -> NoReturn:
 @contextlib.contextmanager
 def refusing(*more: type[Exception]) -> Iterator[None]:
     """Refuse what raises ValueError or OSError, or one of `more`."""
+    refused: tuple[type[Exception], ...] = (ValueError, OSError, *more)
     try:
         yield
-    except (ValueError, OSError, *more) as error:
+    except refused as error:
         refuse(error)
 
 

@@ -17,11 +17,10 @@ from musicssl.exchange.model_card import model_card
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     """Not at import, where they would clash with another command's."""
-    add = {"flag_values": values}
-    flags.DEFINE_string("workdir", None, "the run's workdir", **add)
-    flags.DEFINE_string("output", None, "a new or empty directory to write", **add)
-    flags.DEFINE_integer("step", None, "which checkpoint; by default the last", **add)
-    flags.DEFINE_bool("ema", False, "data2vec: the EMA teacher, not the student", **add)
+    flags.DEFINE_string("workdir", None, "the run's workdir", flag_values=values)
+    flags.DEFINE_string("output", None, "a new or empty directory to write", flag_values=values)
+    flags.DEFINE_integer("step", None, "which checkpoint; default: the last", flag_values=values)
+    flags.DEFINE_bool("ema", False, "data2vec: the teacher, not the student", flag_values=values)
 
 
 def main(argv: list[str]) -> None:

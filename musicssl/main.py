@@ -102,7 +102,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> NoReturn:
 
 
 def check_probes(config: ml_collections.ConfigDict) -> None:
-    """Raises ValueError for probes of the run that could not be taken."""
+    """Raise ValueError for probes of the run that could not be taken."""
     try:
         layers, rate = config.encoder.layers + 1, config.data.sample_rate
         session.check_settings(session.of_training(config), layers, rate, "config.probe")

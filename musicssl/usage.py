@@ -21,7 +21,8 @@ def text(values: flags.FlagValues) -> str:
     parts = [inspect.cleandoc(sys.modules["__main__"].__doc__ or ""), _flags(values)]
     if "config" in values:
         flag = values["config"]
-        stems = [Path(flag.config_filename).stem] if flag.default else list(families())
+        named = getattr(flag, "config_filename", "")  # of ml_collections, which absl does not know
+        stems = [Path(named).stem] if flag.default else list(families())
         parts += [_variants(stems), *(_leaves(stem) for stem in stems)]
     return "\n\n".join(parts)
 
@@ -39,14 +40,15 @@ def _flags(values: flags.FlagValues) -> str:
     rows = []
     for module, defined in values.flags_by_module_dict().items():
         if module in mine or module.startswith("musicssl"):
-            rows += [(_spelt(flag), flag.help) for flag in defined if "." not in flag.name]
+            rows += [(_spelt(flag), flag.help or "") for flag in defined if "." not in flag.name]
     return "Flags:\n" + _table(rows)
 
 
 def _spelt(flag: flags.Flag) -> str:
     if flag.boolean:
         return f"--[no]{flag.name}"
-    return f"--{flag.name}={'' if flag.default is None else flag.default_as_str.strip(chr(39))}"
+    default = (flag.default_as_str or "").strip("'")
+    return f"--{flag.name}={'' if flag.default is None else default}"
 
 
 def _variants(stems: Iterable[str]) -> str:
@@ -87,16 +89,19 @@ def comments(stem: str) -> dict[str, str]:
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.Assign):
             continue
-        leaves = [sections[x.value.id] + x.attr for x in node.targets if _is_leaf(x, sections)]
-        for leaf in leaves:
+        leaves = [_leaf_name(x, sections) for x in node.targets]
+        for leaf in filter(None, leaves):
             sections |= {x.id: f"{leaf}." for x in node.targets if isinstance(x, ast.Name)}
-            said[leaf] = beside.get(node.end_lineno, "")
+            said[leaf] = beside.get(node.end_lineno or 0, "")
     return {name: words for name, words in said.items() if words}
 
 
-def _is_leaf(target: ast.expr, sections: dict[str, str]) -> bool:
-    inner = target.value if isinstance(target, ast.Attribute) else None
-    return isinstance(inner, ast.Name) and inner.id in sections
+def _leaf_name(target: ast.expr, sections: dict[str, str]) -> str | None:
+    """Return the leaf that an assignment's target names, None where it is no leaf."""
+    if not isinstance(target, ast.Attribute) or not isinstance(target.value, ast.Name):
+        return None
+    section = sections.get(target.value.id)
+    return None if section is None else section + target.attr
 
 
 def _table(rows: Iterable[tuple[str, str]]) -> str:

@@ -8,9 +8,9 @@ import os
 import shutil
 import struct
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -30,23 +30,31 @@ _BLOCK = 1 << 16  # samples of each channel at a time
 class Track(NamedTuple):
     """A sound track: its number among the streams, its seconds (0: not known), float samples."""
 
-    index: int
+    number: int
     seconds: float
     floats: bool
 
 
 def is_installed() -> bool:
-    """Tells whether there are `ffmpeg` and `ffprobe` to be called."""
+    """Tell whether there are `ffmpeg` and `ffprobe` to be called."""
     return bool(shutil.which("ffmpeg") and shutil.which("ffprobe"))
 
 
 def probe(path: Path) -> Track:
-    """Chooses the track of a file: the first of those that are marked as default, or the first.
+    """Choose the track of a file: the first of those that are marked as default, or the first.
 
     Raises:
       Unusable: FFmpeg finds no sound in it.
     """
-    command = ["ffprobe", "-v", "error", "-of", "json", "-show_entries", _ENTRIES]
+    command: list[str | bytes] = [
+        "ffprobe",
+        "-v",
+        "error",
+        "-of",
+        "json",
+        "-show_entries",
+        _ENTRIES,
+    ]
     command += ["-protocol_whitelist", "file", "-i", _name(path)]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     try:
@@ -71,7 +79,7 @@ def probe(path: Path) -> Track:
 
 
 def _seconds(stream: dict[str, Any], container: dict[str, Any], alone: bool) -> float:
-    """Returns what a stream's length should be, 0.0 where nothing says it."""
+    """Return what a stream's length should be, 0.0 where nothing says it."""
     if _RAW & set(container.get("format_name", "").split(",")):
         return 0.0
     if stated := _number(stream, "duration"):
@@ -91,8 +99,8 @@ def _number(values: dict[str, Any], key: str) -> float:
         return 0.0
 
 
-def streams(path: Path, strict: bool = False) -> Iterator[Stream]:
-    """Decodes a file's track with its own rate and channels, which FFmpeg's output begins with.
+def streams(path: Path, strict: bool = False) -> Generator[Stream, None, None]:
+    """Decode a file's track with its own rate and channels, which FFmpeg's output begins with.
 
     Args:
       strict: any error of a decoder ends it, else frames that cannot be decoded are left out.
@@ -101,26 +109,33 @@ def streams(path: Path, strict: bool = False) -> Iterator[Stream]:
       Unusable: nothing can be decoded, or not to the end.
     """
     track = probe(path)
-    command = ["ffmpeg", "-nostdin", "-v", "quiet", "-protocol_whitelist", "file,pipe"]
+    quiet = ["ffmpeg", "-nostdin", "-v", "quiet", "-protocol_whitelist", "file,pipe"]
+    command: list[str | bytes] = [*quiet]
     command += ["-xerror", "-err_detect", "explode"] if strict else []
-    command += ["-i", _name(path), "-map", f"0:{track.index}", "-c:a", "pcm_f32be"]
+    command += ["-i", _name(path), "-map", f"0:{track.number}", "-c:a", "pcm_f32be"]
     command += ["-f", "au", "pipe:1"]
+
+    # the head of the output, then blocks of samples
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    assert process.stdout is not None  # it was asked for
     try:
         head = process.stdout.read(24)
         if len(head) < 24:
             raise Unusable(UNKNOWN)
         _, start, _, _, rate, channels = struct.unpack(">4sIIIII", head)
         process.stdout.read(start - len(head))
-        yield Stream(rate, track.seconds, _blocks(process, channels, rate), track.floats)
+        yield Stream(
+            rate, track.seconds, _blocks(process, process.stdout, channels, rate), track.floats
+        )
     finally:
         process.kill()
         process.stdout.close()
         process.wait()
 
 
-def _blocks(process: subprocess.Popen, channels: int, rate: int) -> Iterator[np.ndarray]:
-    stream: BinaryIO = process.stdout
+def _blocks(
+    process: subprocess.Popen, stream: IO[bytes], channels: int, rate: int
+) -> Iterator[np.ndarray]:
     decoded = 0
     while raw := stream.read(4 * channels * _BLOCK):
         whole = len(raw) - len(raw) % (4 * channels)
@@ -133,5 +148,5 @@ def _blocks(process: subprocess.Popen, channels: int, rate: int) -> Iterator[np.
 
 
 def _name(path: Path) -> bytes:
-    """Returns a name that is nothing else to FFmpeg, whatever stands in it."""
+    """Return a name that is nothing else to FFmpeg, whatever stands in it."""
     return b"file:" + os.path.abspath(os.fsencode(path))

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +17,8 @@ _PIPE = 1 << 16  # bytes: what a pipe holds
 _ENDLESS = 1 << 60  # libsndfile's frame count when it does not know the length
 
 
-def streams(path: Path) -> Iterator[Stream]:
-    """Opens the parts of what libsndfile reads; its errors become Unusable."""
+def streams(path: Path) -> Generator[Stream, None, None]:
+    """Open the parts of what libsndfile reads; its errors become Unusable."""
     for part in _parts(path):
         try:
             with opened(path, part) as file:
@@ -55,7 +55,7 @@ def opened(path: Path, part: Part) -> Iterator[soundfile.SoundFile]:
 
 @contextlib.contextmanager
 def _pipe(path: Path, part: Part) -> Iterator[soundfile.SoundFile]:
-    """Opens a part of an mp3 through a pipe.
+    """Open a part of an mp3 through a pipe.
 
     libsndfile guesses the length of an mp3 that does not state it, and stops there, which can be
     long before the end. From a pipe it has no length to stop at.
@@ -83,7 +83,7 @@ def _feed(path: Path, part: Part, write_end: int) -> None:
 
 
 def _blocks(file: soundfile.SoundFile, frames: int) -> Iterator[np.ndarray]:
-    """Yields float32 [n, channels], one buffer used again and again; `frames` of them if not 0."""
+    """Yield float32 [n, channels], one buffer used again and again; `frames` of them if not 0."""
     block_size = min(_BLOCK, 8 * _BLOCK // file.channels)
     buffer = np.empty((block_size, file.channels), np.float32)
     decoded = 0
@@ -101,7 +101,7 @@ def _blocks(file: soundfile.SoundFile, frames: int) -> Iterator[np.ndarray]:
 
 
 def duration(path: Path) -> float:
-    """Returns a file's length in seconds by its header alone, 0.0 where that cannot be said."""
+    """Return a file's length in seconds by its header alone, 0.0 where that cannot be said."""
     try:
         info = soundfile.info(os.fsencode(path))
     except soundfile.SoundFileError:
