@@ -60,11 +60,11 @@ def _on_gpu(
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, key: jax.Array, dropout: float) -> jax.Array:
     """Attend as it is written, with a softmax in float32."""
-    dropped = drop(softmax(q, k), key, dropout)
+    dropped = drop(_softmax(q, k), key, dropout)
     return jnp.einsum("bhqk,bkhd->bqhd", dropped, v)
 
 
-def softmax(q: jax.Array, k: jax.Array) -> jax.Array:
+def _softmax(q: jax.Array, k: jax.Array) -> jax.Array:
     """Return the weights [b, h, q, k] in the compute type."""
     scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
     return jax.nn.softmax(scores / math.sqrt(q.shape[-1])).astype(q.dtype)
@@ -85,7 +85,7 @@ def attend_long(
 def forward(
     q: jax.Array, k: jax.Array, v: jax.Array, key: jax.Array, dropout: float
 ) -> tuple[jax.Array, tuple]:
-    weights = softmax(q, k)
+    weights = _softmax(q, k)
     y = jnp.einsum("bhqk,bkhd->bqhd", drop(weights, key, dropout), v)
     return y, (q, k, v, key, weights, y)
 

@@ -56,7 +56,7 @@ def _total(dy: jax.Array) -> jax.Array:
         ((tuple(i + 1 for i in axes), axes), ((), ())),
         precision=jax.lax.Precision.HIGHEST,
         preferred_element_type=jnp.float32,
-    )  # [ROWS, d]
+    )  # [_ROWS, d]
     return rows[0].astype(dy.dtype)
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 GOLDEN = 0x9E3779B9  # 2**32 over the golden ratio: neighbouring places differ in many bits
-_FIRST, SECOND = 0x7FEB352D, 0x846CA68B  # lowbias32, github.com/skeeto/hash-prospector
+_FIRST, _SECOND = 0x7FEB352D, 0x846CA68B  # lowbias32, github.com/skeeto/hash-prospector
 
 
 class Dropout(nn.Module):
@@ -48,17 +48,17 @@ def bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Draw 32 random bits for each element: uint32 of `shape`, whose last two axes hold < 2**32."""
     outer, inner = shape[:-2], shape[-2:]
     salt, second = (x.reshape(*outer, *[1] * len(inner)) for x in salts(key, outer))
-    return mixed(places(inner) * jnp.uint32(GOLDEN) ^ salt, second)
+    return mixed(_places(inner) * jnp.uint32(GOLDEN) ^ salt, second)
 
 
 def salts(key: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
     """Draw two words for each pair of last axes, from their number among an array's other axes."""
     seeds = jax.random.bits(key, (2,))
-    number = places(shape)
+    number = _places(shape)
     return mixed(number * jnp.uint32(GOLDEN) ^ seeds[0], seeds[1]), seeds[0] ^ number
 
 
-def places(shape: tuple[int, ...]) -> jax.Array:
+def _places(shape: tuple[int, ...]) -> jax.Array:
     """Return each element's number in row-major order."""
     return jax.lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
 
@@ -68,14 +68,14 @@ def mixed(x: jax.Array, salt: jax.Array) -> jax.Array:
 
     Signed words give the same bits.
     """
-    first, second = (np.uint32(n).view(x.dtype) for n in (_FIRST, SECOND))
-    x ^= shifted(x, 16)
+    first, second = (np.uint32(n).view(x.dtype) for n in (_FIRST, _SECOND))
+    x ^= _shifted(x, 16)
     x *= first
     x ^= salt
-    x ^= shifted(x, 15)
+    x ^= _shifted(x, 15)
     x *= second
-    return x ^ shifted(x, 16)
+    return x ^ _shifted(x, 16)
 
 
-def shifted(x: jax.Array, places: int) -> jax.Array:
+def _shifted(x: jax.Array, places: int) -> jax.Array:
     return jax.lax.shift_right_logical(x, jnp.full_like(x, places))

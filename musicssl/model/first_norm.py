@@ -84,14 +84,14 @@ def _convolve(audio: jax.Array, kernel: jax.Array) -> jax.Array:
     )
 
 
-def forward(
+def _forward(
     audio: jax.Array, kernel: jax.Array, shift: jax.Array, inverse: jax.Array
 ) -> tuple[jax.Array, tuple]:
     y = standardised(audio, kernel, shift, inverse)
     return y, (audio, kernel, shift, inverse, y)
 
 
-def backward(saved: tuple, dy: jax.Array) -> tuple:
+def _backward(saved: tuple, dy: jax.Array) -> tuple:
     audio, kernel, shift, inverse, y = saved
     dy = dy.astype(jnp.float32)
     scaled = dy * inverse
@@ -106,4 +106,4 @@ def _sum_to(x: jax.Array, like: jax.Array) -> jax.Array:
     return x.sum(axis=axes, keepdims=True)
 
 
-standardised.defvjp(forward, backward)
+standardised.defvjp(_forward, _backward)

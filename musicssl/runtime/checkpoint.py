@@ -124,7 +124,7 @@ class Checkpoints:
         )
 
         try:
-            reason = self.damage(step) or difference(directory / "state", abstract)
+            reason = self.damage(step) or _difference(directory / "state", abstract)
             if not reason and (reason := self.other_data(step)):
                 remedy = "put that data set back, or use another --workdir"
             if not reason:
@@ -200,7 +200,7 @@ def damage(checkpoint: Path) -> str | None:
     return digests.damage(checkpoint / "about") or digests.damage(checkpoint / "state")
 
 
-def difference(directory: Path, abstract) -> str | None:
+def _difference(directory: Path, abstract) -> str | None:
     """Describe the first array that a saved tree has otherwise than the wanted one, if any."""
     saved = ocp.tree.to_flat_dict(metadata(directory), sep=".")
     wanted = ocp.tree.to_flat_dict(abstract, sep=".")

@@ -70,17 +70,17 @@ def whole(tree: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.shape["fsdp"] == 1:
         return tree
-    return jax.tree.map(lambda x: gathered(x, parameter_spec(x.shape, mesh.shape["fsdp"])), tree)
+    return jax.tree.map(lambda x: _gathered(x, parameter_spec(x.shape, mesh.shape["fsdp"])), tree)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def gathered(x: jax.Array, spec: P) -> jax.Array:
+def _gathered(x: jax.Array, spec: P) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, P())
 
 
-gathered.defvjp(
-    lambda x, spec: (gathered(x, spec), None),
-    lambda spec, _, dy: (jax.lax.with_sharding_constraint(gathered(dy, spec), spec),),
+_gathered.defvjp(
+    lambda x, spec: (_gathered(x, spec), None),
+    lambda spec, _, dy: (jax.lax.with_sharding_constraint(_gathered(dy, spec), spec),),
 )
 
 
