@@ -194,7 +194,7 @@ class _Reader:
 class Batches(Iterator[dict[str, np.ndarray]]):
     """Batches being read ahead by threads, until closed or collected.
 
-    Errors are those of `iterate`; after one it is closed.
+    Its errors are those of `iterate`; after an error it is closed.
     """
 
     def __init__(self, reader: _Reader, steps: range, threads: int | None):

@@ -1,8 +1,8 @@
-"""Audio files of any common kind to int16 mono at one rate, and why a file cannot be used.
+"""Turns audio files of any common kind into int16 mono at one rate, or says why it cannot.
 
-A file is decoded and resampled in blocks, so that the peak is the int16 result itself: 115 MB an
-hour at 16 kHz, whatever the file's own rate, channels and encoding. libsndfile decodes what it
-can; FFmpeg, where it is installed, what libsndfile does not know or gives up.
+A file is decoded and resampled in blocks, so that the most memory is that of the int16 result: 115
+MB an hour at 16 kHz, whatever the file's own rate, channels and encoding. libsndfile decodes what
+it can. FFmpeg, where it is installed, decodes what libsndfile does not know or gives up on.
 """
 
 import contextlib

@@ -22,9 +22,9 @@ WINDOW = 400
 _HOP = 160
 FFT = 512
 PARTIALS = 80  # bands of `partials`
-_AROUND = 9  # of them that each is compared with
-_QUIET = -12.0  # log energy below which a band tells nothing
-_TIMBRE = 0.03  # of MFCC beside them: with it both parts vary alike
+_AROUND = 9  # bands, itself in the middle, that each of them is compared with
+_QUIET = -12.0  # log energy below which a band says nothing
+_TIMBRE = 0.03  # weight of the MFCC beside the bands: with it both parts vary alike
 EXACT = jax.lax.Precision.HIGHEST
 
 

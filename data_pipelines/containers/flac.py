@@ -1,4 +1,4 @@
-"""The length of FLAC files by their last frame, since the header need not state it."""
+"""Finds the length of FLAC files by their last frame, since the header need not state it."""
 
 import itertools
 import mmap

@@ -1,4 +1,4 @@
-"""The audio files of a directory tree, and which of its folders are validation."""
+"""Finds the audio files of a directory tree, and chooses its folders for validation."""
 
 import dataclasses
 import hashlib

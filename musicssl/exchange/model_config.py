@@ -1,8 +1,8 @@
-"""config.json and preprocessor_config.json against the encoder's fields, both ways.
+"""Translates between the encoder's fields and config.json with preprocessor_config.json.
 
 `_FIELDS` and its two companions pair the encoder's fields with the keys of transformers'
 Data2VecAudioConfig, HubertConfig and Wav2Vec2Config. What the encoder has no field for is either
-`_FIXED`, one value required and written, or `_ABSENT`, required to be off.
+`_FIXED`, one value that is required and written, or `_ABSENT`, which is required to be off.
 """
 
 from pathlib import Path

@@ -1,14 +1,15 @@
 """Attention over long clips as two TPU kernels, whose weights never leave the chip's own memory.
 
-A block of rows of the weights, over all frames, is small enough to hold for clips of a minute, so
-the softmax is taken as it is written, and the gradient takes it again from queries and keys in
-place of reading it, as in FlashAttention (arXiv:2205.14135). Dropout's bits are those of
-`dropout.bits`. A kernel sees 128 channels at once, which are two heads of 64: a head's products
-are over all of them, with the other's set to zero, since a TPU takes as long for 64. What a row of
-weights is divided by, and what dropout multiplies it by, goes to the row's 128 channels.
+A block of rows of the weights, over all frames, fits on the chip even for clips of a minute. So the
+softmax is computed as it is written, and the gradient computes it again from queries and keys
+instead of reading it, as in FlashAttention (arXiv:2205.14135). Dropout's bits are those of
+`dropout.bits`. A kernel sees 128 channels at once, which are two heads of 64. The products of one
+head go over all 128, with the channels of the other set to zero, since a TPU takes as long for 64.
+The sum that a row of weights is divided by, and dropout's factor, are applied to the row's 128
+channels afterwards.
 
-Not run on a TPU: tests hold it to `attention.attend` in Pallas's interpreter, and compile it for
-v5e.
+The kernels have not run on a TPU yet: tests compare them with `attention.attend` in Pallas's
+interpreter, and compile them for v5e.
 """
 
 import functools

@@ -6,13 +6,14 @@ ungrouped one on GPU (jax#13800).
 
 A TPU multiplies 128 channels by 128 at a time, and a group of the base model has 48. There two
 groups become one of 96, with zeros where they do not meet, and the gradient for the input reads
-weights that are turned round beforehand: 2.8 for 4.4 million cycles at k=128, 16 clips of 256
-frames and 16 groups, forward and backward, 0.61 for 0.83 at k=19 (libtpu 0.0.42's estimates).
+weights that are turned round beforehand. For 16 clips of 256 frames and 16 groups, forward and
+backward, this takes 2.8 million cycles instead of 4.4 at k=128, and 0.61 instead of 0.83 at k=19
+(libtpu 0.0.42's estimates).
 
 On a GPU each group is one dense convolution over eight frames folded into channels, which keeps
-the matrix units busy: on an H200, 0.56 ms for 0.96 with cuDNN's grouped convolution at k=128, 8
-clips of 1496 frames, forward. Inside a training step XLA chose an algorithm for cuDNN's that takes
-37 ms, which was half of that step.
+the matrix units busy. On an H200, k=128 and 8 clips of 1496 frames take 0.56 ms forward, instead of
+0.96 with cuDNN's grouped convolution. Inside a training step XLA chose an algorithm of cuDNN's that
+takes 37 ms, which was half of that step.
 """
 
 import functools

@@ -1,8 +1,9 @@
 """Dropout, residual sum and layer norm of a post-norm block, as one GPU kernel each way.
 
-XLA takes the sums over all frames that the norm's and the bias's gradients need on as many cores
-as the width has warps: on an H200, 16 clips of 256 frames, 0.12 ms for 30 MB, where the memory
-moves them in 0.007. Here every program sums its own rows, and XLA adds the programs' sums up.
+The gradients of the norm and of the bias need sums over all frames, which XLA computes on only as
+many cores as the width has warps. On an H200 this takes 0.12 ms for 16 clips of 256 frames, 30 MB
+that the memory moves in 0.007 ms. Here every program sums its own rows, and XLA adds up the sums of
+the programs.
 """
 
 import functools

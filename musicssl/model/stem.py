@@ -3,9 +3,9 @@
 On a TPU the stem is bound by how often its large arrays are read and written, and two things save
 much of that, for the same values: the first norm is taken from the audio (`first_norm`), and clips
 are cut into pieces, since nothing else there looks further than a window of 400 samples. The
-compiler lays pieces out beside channels in tiles of 8, and likes _ROWS of them on a device: one
-strided convolution of 8 clips of 30 s takes 38 million cycles forward and backward, 21 as 32 pieces
-(libtpu 0.0.42's estimates, v5e).
+compiler lays pieces out beside channels in tiles of 8, and works best with _ROWS of them on a
+device: one strided convolution of 8 clips of 30 s takes 38 million cycles forward and backward, and
+21 million when they are cut into 32 pieces (libtpu 0.0.42's estimates, v5e).
 """
 
 import functools

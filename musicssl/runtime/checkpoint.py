@@ -2,8 +2,8 @@
 
 Each checkpoint holds the state and a small JSON document: the configuration, the git commit, the
 step, the processes and devices. Saves are asynchronous and become visible by one rename, so a
-process that dies while saving leaves the checkpoints before it untouched. What is read is compared
-with the digests of the save first.
+process that dies while saving leaves the checkpoints before it untouched. Files are compared with
+the digests of their save before they are read.
 """
 
 import contextlib

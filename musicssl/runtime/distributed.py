@@ -1,7 +1,7 @@
 """Several processes that train as one: how they meet, and how they end when one of them is lost.
 
-What one process does, all do: they meet in collectives, so one that dies or hangs would hold the
-others for ever. Here every one of them ends within a bounded time, by one of three ways:
+All processes do the same and meet in collectives, so one that dies or hangs would hold the others
+for ever. Instead, each of them ends within a bounded time, in one of three ways:
 
 - a collective breaks, or JAX's coordination service tells of a death: exit code EXIT_PEER;
 - JAX itself ends a process whose peers' heartbeats stay away for --heartbeat seconds: SIGABRT;
@@ -140,8 +140,8 @@ def as_flags() -> list[str]:
 def meet(what: str) -> None:
     """Wait until all processes are here.
 
-    To be called before a program's exchanges begin, where one process may have had to compile it
-    and another has found it compiled: on CPU devices Gloo gives peers 30 s for the first.
+    Call this before a program's exchanges begin if one process may have had to compile it while
+    another found it compiled: on CPU devices, Gloo waits only 30 s for the first of them.
     """
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)

@@ -64,8 +64,9 @@ def state_shardings(state: jax.typing.ArrayLike, mesh: Mesh):
 def whole(tree: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
     """Gather parameters of `state_shardings` on every device; gradients go back into shards.
 
-    Said once and here, since XLA otherwise takes each matrix product of a shard apart to overlap it
-    with exchanges, and the convolutions with it: ten times the TPU's cycles for the base model.
+    This is said in one place, since XLA otherwise splits each matrix product of a shard, and the
+    convolutions with it, to overlap it with exchanges: the base model then takes ten times as many
+    of a TPU's cycles.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.shape["fsdp"] == 1:
