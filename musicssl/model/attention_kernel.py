@@ -15,6 +15,7 @@ interpreter, and compile them for v5e.
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from musicssl.model import dropout
+
+Ref = Any  # what a kernel is given: a reference to a block of memory, for which Pallas has no type
 
 LANES = 128  # channels that a TPU has side by side
 _LARGEST_ROWS = 256
@@ -117,7 +120,7 @@ def _call(
     return [x.reshape(b, t, h, d) for x in results]
 
 
-def _forward_body(salts, q, k, v, y, *, d: int, rate: float) -> None:
+def _forward_body(salts: Ref, q: Ref, k: Ref, v: Ref, y: Ref, *, d: int, rate: float) -> None:
     """Compute one block of rows of the output."""
     total = jnp.zeros(q.shape[1:], jnp.float32)
     for head in range(LANES // d):
@@ -129,7 +132,20 @@ def _forward_body(salts, q, k, v, y, *, d: int, rate: float) -> None:
 
 
 def _backward_body(
-    salts, q, k, v, y, dy, dq, dk, dv, dk_sum, dv_sum, *, d: int, rate: float
+    salts: Ref,
+    q: Ref,
+    k: Ref,
+    v: Ref,
+    y: Ref,
+    dy: Ref,
+    dq: Ref,
+    dk: Ref,
+    dv: Ref,
+    dk_sum: Ref,
+    dv_sum: Ref,
+    *,
+    d: int,
+    rate: float,
 ) -> None:
     """Compute a block of rows of the queries' gradient, and its part of the keys' and values'."""
 
@@ -189,7 +205,7 @@ def _scaled(x: jax.Array, factor: jax.Array) -> jax.Array:
     return (x.astype(jnp.float32) * factor).astype(x.dtype)
 
 
-def _kept(salts, head: int, d: int, shape: tuple[int, ...], rate: float) -> jax.Array:
+def _kept(salts: Ref, head: int, d: int, shape: tuple[int, ...], rate: float) -> jax.Array:
     """Return `dropout.keep` for these rows; a TPU compares and multiplies signed words."""
     rows, t = shape
     clip, number = pl.program_id(0), pl.program_id(1) * (LANES // d) + head

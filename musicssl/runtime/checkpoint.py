@@ -13,6 +13,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import ml_collections
@@ -111,7 +112,7 @@ class Checkpoints:
         multihost_utils.sync_global_devices("damaged steps set aside")
         self.manager.reload()
 
-    def restore(self, step: int, abstract):
+    def restore(self, step: int, abstract: Any) -> Any:
         """Restore the state of a step, placed as the abstract tree's shardings say.
 
         Raises:
@@ -150,7 +151,7 @@ class Checkpoints:
         """Read what was written beside a step's state: what made it, and on how many devices."""
         return json.loads((self.directory / str(step) / "about" / "metadata").read_text())
 
-    def save(self, step: int, state, force: bool = False) -> bool:
+    def save(self, step: int, state: Any, force: bool = False) -> bool:
         """Save if it is due, or if forced and not there yet; return whether a save began."""
         if not force and not self.manager.should_save(step):
             return False
@@ -178,7 +179,7 @@ class Checkpoints:
                 "before it are whole: see to the disk's space and run the same command again"
             ) from error
 
-    def check_space(self, state) -> None:
+    def check_space(self, state: Any) -> None:
         """Raise OSError before a save that the disk cannot hold."""
         needed = sum(x.nbytes for x in jax.tree.leaves(state))
         free = shutil.disk_usage(self.directory).free
@@ -200,7 +201,7 @@ def damage(checkpoint: Path) -> str | None:
     return digests.damage(checkpoint / "about") or digests.damage(checkpoint / "state")
 
 
-def _difference(directory: Path, abstract) -> str | None:
+def _difference(directory: Path, abstract: Any) -> str | None:
     """Describe the first array that a saved tree has otherwise than the wanted one, if any."""
     saved = ocp.tree.to_flat_dict(metadata(directory), sep=".")
     wanted = ocp.tree.to_flat_dict(abstract, sep=".")

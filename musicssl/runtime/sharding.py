@@ -6,6 +6,7 @@ shapes alone and restores onto any mesh.
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -55,13 +56,13 @@ def parameter_spec(shape: tuple[int, ...], fsdp: int) -> P:
     return P()
 
 
-def state_shardings(state: jax.typing.ArrayLike, mesh: Mesh):
+def state_shardings(state: Any, mesh: Mesh) -> Any:
     """Return a tree of NamedSharding for a tree of arrays or shapes."""
     fsdp = mesh.shape["fsdp"]
     return jax.tree.map(lambda x: NamedSharding(mesh, parameter_spec(x.shape, fsdp)), state)
 
 
-def whole(tree: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
+def whole(tree: Any) -> Any:
     """Gather parameters of `state_shardings` on every device; gradients go back into shards.
 
     This is said in one place, since XLA otherwise splits each matrix product of a shard, and the
