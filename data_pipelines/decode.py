@@ -232,6 +232,7 @@ def _decode(path: Path, sample_rate: int) -> _Sound:
 
     If both fail, the reason is that of the first, unless only the second knows the file.
     """
+    # what libsndfile has no part of
     kind, _ = kinds.kind(path)
     if kinds.needs_ffmpeg(kind):
         if not ffmpeg.is_installed():
@@ -242,6 +243,8 @@ def _decode(path: Path, sample_rate: int) -> _Sound:
             if error.reason == UNKNOWN:
                 raise Unusable(f"corrupt: {kind} that FFmpeg cannot open") from None
             raise
+
+    # libsndfile, and FFmpeg where it gives up
     try:
         return _whole(_by_libsndfile, path, sample_rate)
     except Unusable as first:
@@ -299,6 +302,7 @@ def _convert(decoder: _Decoder, path: Path, sample_rate: int, mix: _Mix) -> _Sou
             expected = int(sound.promised * sample_rate) + _BLOCK
             if not len(sound.audio):
                 sound.audio = np.empty(min(expected, _LARGEST_START), np.int16)
+
             resample = _resampler(stream.sample_rate, sample_rate)
             for block in _then(stream.blocks, last):
                 if not np.isfinite(block).all():

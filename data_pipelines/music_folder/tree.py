@@ -149,7 +149,12 @@ def validation_files(seconds: Mapping[str, float]) -> set[str]:
         groups = {path: [path] for path in seconds}
     if len(groups) < 2:
         return set()
-    lengths = {name: sum(map(seconds.__getitem__, paths)) for name, paths in groups.items()}
+
+    lengths = {}
+    for name, paths in groups.items():
+        lengths[name] = sum(seconds[path] for path in paths)
+
+    # the folders that hash lowest, none of which is large
     limit = _LARGEST * sum(lengths.values())
     small = sorted((name for name in groups if lengths[name] <= limit), key=_fraction)
     chosen = [name for name in small if _fraction(name) < _VALIDATION] or small[:1]
