@@ -67,7 +67,7 @@ def iterate(
     on_damage: str = "stop",
     threads: int | None = None,
 ) -> "Batches":
-    """Yield the global batches' rows from a step on, without end.
+    """Return the global batches' rows from a step on, without end.
 
     Args:
       batch_size: rows of the global batch.
@@ -100,7 +100,7 @@ def sequential(
     on_damage: str = "stop",
     threads: int | None = None,
 ) -> "Batches":
-    """Yield every record once, in order, its first `samples` samples; arguments as in `iterate`.
+    """Return every record once, in order: its first `samples` samples. Arguments as in `iterate`.
 
     The last batch is as large as the others: a row of zeros with record -1 belongs to none. So
     does the row of a record skipped as damaged.
@@ -110,7 +110,7 @@ def sequential(
 
 
 class _Reader:
-    """Reads a step's rows."""
+    """A reader of the rows of a step."""
 
     def __init__(
         self,
@@ -194,7 +194,7 @@ class _Reader:
 class Batches(Iterator[dict[str, np.ndarray]]):
     """Batches being read ahead by threads, until closed or collected.
 
-    Errors are those of `iterate`; after one it is closed.
+    Its errors are those of `iterate`; after an error it is closed.
     """
 
     def __init__(self, reader: _Reader, steps: range, threads: int | None):

@@ -1,8 +1,8 @@
-"""Audio files of any common kind to int16 mono at one rate, and why a file cannot be used.
+"""Turns audio files of any common kind into int16 mono at one rate, or says why it cannot.
 
-A file is decoded and resampled in blocks, so that the peak is the int16 result itself: 115 MB an
-hour at 16 kHz, whatever the file's own rate, channels and encoding. libsndfile decodes what it
-can; FFmpeg, where it is installed, what libsndfile does not know or gives up.
+A file is decoded and resampled in blocks, so that the most memory is that of the int16 result: 115
+MB an hour at 16 kHz, whatever the file's own rate, channels and encoding. libsndfile decodes what
+it can. FFmpeg, where it is installed, decodes what libsndfile does not know or gives up on.
 """
 
 import contextlib
@@ -210,6 +210,7 @@ def _decode(path: Path, sample_rate: int) -> _Sound:
 
     If both fail, the reason is that of the first, unless only the second knows the file.
     """
+    # what libsndfile has no part of
     kind, _ = kinds.kind(path)
     if kinds.needs_ffmpeg(kind):
         if not ffmpeg.is_installed():
@@ -220,6 +221,8 @@ def _decode(path: Path, sample_rate: int) -> _Sound:
             if error.reason == UNKNOWN:
                 raise Unusable(f"corrupt: {kind} that FFmpeg cannot open") from None
             raise
+
+    # libsndfile, and FFmpeg where it gives up
     try:
         return _whole(libsndfile.streams, path, sample_rate)
     except Unusable as first:
@@ -277,6 +280,7 @@ def _convert(decoder: _Decoder, path: Path, sample_rate: int, mix: _Mix) -> _Sou
             expected = int(sound.promised * sample_rate) + _BLOCK
             if not len(sound.audio):
                 sound.audio = np.empty(min(expected, _LARGEST_START), np.int16)
+
             resample = _resampler(stream.sample_rate, sample_rate)
             for block in _then(stream.blocks, last):
                 if not np.isfinite(block).all():

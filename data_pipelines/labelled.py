@@ -1,4 +1,4 @@
-"""The common part of the labelled data sets: whole files with labels to records.
+"""The common part of the labelled data sets, which turn whole files with labels into records.
 
 A builder says which tracks there are and where their audio is (`contents`); here they are
 decoded, and the sizes are compared with the published ones. Shards, workers and skipped.tsv are

@@ -1,4 +1,4 @@
-"""Paths as they are given and found: `~`, names that look like patterns, owners without a name."""
+"""Paths as users give them: with `~`, names that look like patterns, owners without a name."""
 
 import fnmatch
 import os

@@ -63,11 +63,11 @@ class Index(NamedTuple):
 
     def first(self) -> np.ndarray:
         """Return the place in sums of each record's 0, int64 [records]."""
-        counts = blocks(self.samples) + 1
+        counts = _blocks(self.samples) + 1
         return np.cumsum(counts) - counts
 
 
-def blocks(samples: np.ndarray) -> np.ndarray:
+def _blocks(samples: np.ndarray) -> np.ndarray:
     """Return how many blocks, the last perhaps short, hold so many int16 samples."""
     return -(-2 * samples // BLOCK)
 

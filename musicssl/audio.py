@@ -22,9 +22,9 @@ WINDOW = 400
 _HOP = 160
 FFT = 512
 PARTIALS = 80  # bands of `partials`
-AROUND = 9  # of them that each is compared with
-_QUIET = -12.0  # log energy below which a band tells nothing
-_TIMBRE = 0.03  # of MFCC beside them: with it both parts vary alike
+_AROUND = 9  # bands, itself in the middle, that each of them is compared with
+_QUIET = -12.0  # log energy below which a band says nothing
+_TIMBRE = 0.03  # weight of the MFCC beside the bands: with it both parts vary alike
 EXACT = jax.lax.Precision.HIGHEST
 
 
@@ -126,9 +126,9 @@ def partials(audio: jax.Array, ceps: int = 13) -> jax.Array:
       [b, t, 80 + 3 * ceps] float32 at 100 Hz.
     """
     bands = jnp.maximum(log_mel(audio, PARTIALS), _QUIET)
-    beside = AROUND // 2
+    beside = _AROUND // 2
     padded = jnp.pad(bands, ((0, 0), (0, 0), (beside, beside)), mode="edge")  # [b, t, 88]
-    around = sum(padded[..., i : i + PARTIALS] for i in range(AROUND)) / AROUND  # [b, t, 80]
+    around = sum(padded[..., i : i + PARTIALS] for i in range(_AROUND)) / _AROUND  # [b, t, 80]
     return jnp.concatenate([bands - around, _TIMBRE * mfcc(audio, ceps)], -1)
 
 
@@ -227,7 +227,7 @@ def spectral_definition(feature: str, ceps: int) -> dict[str, str | int | float]
     cepstral: dict[str, str | int | float] = {"feature": feature, "ceps": ceps, "differences": 2}
     if feature == "mfcc":
         return cepstral
-    return cepstral | {"bands": PARTIALS, "around": AROUND, "quiet": _QUIET, "timbre": _TIMBRE}
+    return cepstral | {"bands": PARTIALS, "around": _AROUND, "quiet": _QUIET, "timbre": _TIMBRE}
 
 
 def spectral_width(feature: str, ceps: int) -> int:

@@ -1,6 +1,6 @@
 """The one door to the host wing: batches of a training run, labelled records, bare reads of files.
 
-data_pipelines/ loads TensorFlow, so that nothing of it is imported before something is read.
+data_pipelines/ loads TensorFlow, so nothing of it is imported before something is read.
 """
 
 import os
@@ -64,7 +64,7 @@ class Batches:
         )
 
     def counts(self) -> dict[str, int]:
-        """Count what the order of batches depends on; samples of damaged records cannot be told."""
+        """Count what the order of batches depends on; damaged records hide their samples."""
         counts = {"records": len(self.dataset)}
         if self.config.data.on_damage == "stop":
             counts["samples"] = int(self.dataset.samples.sum())

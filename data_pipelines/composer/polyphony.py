@@ -36,7 +36,7 @@ _LOWEST = 48  # C3: of the sets target and voices, three octaves up from here
 PLAYERS = ("guitar", "harpsichord", "piano", "violin", "organ", "electric_piano", "synth", "voice")
 _TARGET = "voice"
 _SPAN = range(12, 24)  # semitones from the lowest to the highest voice
-TIMBRES = ("harpsichord", "piano", "violin", "organ", "electric_piano", "synth")  # from C2 to B5
+_TIMBRES = ("harpsichord", "piano", "violin", "organ", "electric_piano", "synth")  # from C2 to B5
 _OCTAVES = (2, 3, 4)  # of the lowest note of an interval or a chord
 INTERVALS = ("m2", "M2", "m3", "M3", "P4", "TT", "P5", "m6", "M6", "m7", "M7", "P8")
 CHORDS = {  # semitones above the root
@@ -207,7 +207,7 @@ def _pitches(rng: np.random.Generator, row: dict, rank: int) -> np.ndarray:
 
 
 _BAND = {"pitch_class": range(12), "span": _SPAN, "octave": range(3), "detuning": _DETUNING}
-_TIMBRE = {"octave": _OCTAVES, "timbre": TIMBRES, "detuning": _DETUNING}
+_TIMBRE = {"octave": _OCTAVES, "timbre": _TIMBRES, "detuning": _DETUNING}
 SETS = {
     "target": StimulusSet("voices", VOICES, _BAND | {"rank": range(60)}, _target),
     "voices": StimulusSet("voices", VOICES, _BAND | {"player": PLAYERS}, _voices),

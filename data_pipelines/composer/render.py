@@ -173,7 +173,7 @@ class _Player:
         return np.float32(noise.level) * audio * np.exp(t * np.float32(-1 / noise.decay))
 
     def _tables(self, pitch: float) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Return (table, slope) [TABLE_SIZE] of each layer, together of unit RMS."""
+        """Return (table, slope) [_TABLE_SIZE] of each layer, together of unit RMS."""
         if pitch not in self.tables:
             spectra = [self._spectrum(layer, pitch) for layer in self.timbre.layers]
             power = sum(
@@ -199,7 +199,7 @@ class _Player:
 
 
 def _table(spectrum: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return one period of the waveform and its differences, float32 [TABLE_SIZE] each."""
+    """Return one period of the waveform and its differences, float32 [_TABLE_SIZE] each."""
     h = np.arange(len(spectrum))
     # Phases that grow with h squared spread the energy over the period: no clicks, more headroom.
     coefficients = spectrum * np.exp(1j * np.pi * h * h / 7.3) * (_TABLE_SIZE / 2)

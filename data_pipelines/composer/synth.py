@@ -105,16 +105,21 @@ def clip(seed: int, seconds: float = 30.0, sample_rate: int = 16000) -> Clip:
     """
     if seconds < 2.0:
         raise ValueError(f"clip: seconds is {seconds}; a clip needs at least 2 for its first beats")
+
+    # the plan: a key (each of the 24 once in 24 seeds), then meter, tempo and chords
     rng = np.random.default_rng(seed)
     key = int(np.random.default_rng((seed // 24, 24)).permutation(24)[seed % 24])
     grid, skipped = _grid(rng, seconds)
     plan = MusicPlan(key, grid.meter, _harmony(rng, key, len(grid.times) // grid.meter, grid.meter))
+
+    # what is played, without notes that are hardly begun at the end
     heard = slice(skipped, int(np.searchsorted(grid.times, seconds)))
     notes = [
         note._replace(offset=min(note.offset, seconds))
         for note in _perform(rng, plan, grid, skipped)
         if note.onset + 0.02 < min(note.offset, seconds)
     ]
+
     audio = render(notes, seconds, sample_rate, seed)  # [n]
     return Clip(
         audio=loudness(rng, room(rng, audio, sample_rate)),
@@ -236,6 +241,8 @@ def _play(
     velocity *= 10 ** (rng.uniform(-3, 3) / 20)
     jitter = np.clip(rng.normal(0, 0.006, len(events)), -0.015, 0.015).tolist()  # seconds
     touch = rng.uniform(0.85, 1.0, len(events)).tolist()
+
+    # from the last note backwards, so that each ends before its pitch sounds again
     free: dict[int, float] = {}  # when a pitch that sounds again must have ended
     notes = []
     for event, late, strength in sorted(zip(events, jitter, touch, strict=True), reverse=True):

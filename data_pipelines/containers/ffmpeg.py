@@ -1,6 +1,6 @@
 """FFmpeg as a decoder of files: which stream to hear and how long it is, and its samples.
 
-Nothing is read that FFmpeg prints for people: a title may look like it.
+What FFmpeg prints for people is not read, since a title may look like any of it.
 """
 
 import json

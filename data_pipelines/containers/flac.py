@@ -1,4 +1,4 @@
-"""The length of FLAC files by their last frame, since the header need not state it."""
+"""Finds the length of FLAC files by their last frame, since the header need not state it."""
 
 import itertools
 import mmap
@@ -78,18 +78,24 @@ def _frame(head: bytes, block: int) -> _Frame | None:
     """Read a frame's header (RFC 9639, 9.1); `block` is the samples of the frames before it."""
     if len(head) < 16 or head[1] & 0xFE != 0xF8 or head[2] >> 4 == 0 or head[2] & 15 == 15:
         return None
+
+    # the number of the frame, or of its first sample
     ones = 8 - (head[4] ^ 0xFF).bit_length()  # the number is coded as in UTF-8
     if ones in (1, 8):
         return None
     number, at = head[4] & (0x7F >> ones), 5
     for byte in head[5 : 4 + ones]:
         number, at = number << 6 | byte & 0x3F, at + 1
+
+    # how many samples it has
     code, rate = head[2] >> 4, head[2] & 15
     samples = _SIZES.get(code)
     if samples is None:
         width = code - 5  # 6 and 7: the size is written in one byte or in two
         samples = int.from_bytes(head[at : at + width], "big") + 1
         at += width
+
+    # the checksum of the header
     at += {12: 1, 13: 2, 14: 2}.get(rate, 0)
     if at >= len(head) or _crc8(head[:at]) != head[at]:
         return None

@@ -47,6 +47,7 @@ def kind(path: Path) -> tuple[str, int]:
         while (head := file.read(16))[:3] == b"ID3":
             start += tag_size(head)
             file.seek(start)
+
     if name := _OWN.get(head[:4]) or _FFMPEG.get(head[:4]):
         return name, start
     if head[4:8] == b"ftyp":

@@ -117,6 +117,8 @@ class View(io.RawIOBase):
             before -= end - begin
         else:
             return 0
+
+        # the bytes on disk, and those that replace some of them
         begin += before
         content = bytearray(os.pread(self._file.fileno(), min(len(room), end - begin), begin))
         for place, other in self._replaced.items():

@@ -24,7 +24,7 @@ _SCANNERS = 16  # threads that read headers; a disk is what they wait for
 
 @dataclasses.dataclass
 class FolderConfig(tfds.core.BuilderConfig):
-    """A sample rate in Hz."""
+    """A builder config for one sample rate, in Hz."""
 
     sample_rate: int = 16_000
 

@@ -1,4 +1,4 @@
-"""The audio files of a directory tree, and which of its folders are validation."""
+"""Finds the audio files of a directory tree, and chooses its folders for validation."""
 
 import dataclasses
 import hashlib
@@ -93,7 +93,7 @@ def walk(root: str | os.PathLike) -> Tree:
     Links are followed, and a folder or a file that can be reached twice (by links, also hard ones)
     counts once, by a name without a link if it has one: otherwise a file could be in both splits.
     Names with a leading dot are left alone (macOS keeps a "._track.mp3" beside "track.mp3"), and
-    so are folders of the SYSTEM. A folder that cannot be read is told, and the rest is walked.
+    so are folders of _SYSTEM. A folder that cannot be read is named, and the rest is walked.
 
     Raises:
       OSError: `root` itself cannot be read.
@@ -133,10 +133,10 @@ def _relative(path: str, root: str) -> str:
 def validation_files(seconds: Mapping[str, float]) -> set[str]:
     """Choose the files of the validation split: whole folders, by a hash of their paths.
 
-    Files are divided at the highest level of the tree that has MANY folders side by side, so
+    Files are divided at the highest level of the tree that has _MANY folders side by side, so
     that in artist/album/track no artist is on both sides; in a smaller tree, by the folder that
-    they lie in, or the album around it where that is a disc ("CD 2"). VALIDATION of the folders go
-    to validation: those that hash lowest, but none that holds more than LARGEST of the audio. At
+    they lie in, or the album around it where that is a disc ("CD 2"). _VALIDATION of the folders go
+    to validation: those that hash lowest, but none that holds more than _LARGEST of the audio. At
     least one folder does, if there are two: the one that hashes lowest, or, where all are large,
     the smallest. Where all files lie in one folder there is nothing to keep together, and they
     are divided one by one in the same way.
@@ -149,7 +149,12 @@ def validation_files(seconds: Mapping[str, float]) -> set[str]:
         groups = {path: [path] for path in seconds}
     if len(groups) < 2:
         return set()
-    lengths = {name: sum(map(seconds.__getitem__, paths)) for name, paths in groups.items()}
+
+    lengths = {}
+    for name, paths in groups.items():
+        lengths[name] = sum(seconds[path] for path in paths)
+
+    # the folders that hash lowest, none of which is large
     limit = _LARGEST * sum(lengths.values())
     small = sorted((name for name in groups if lengths[name] <= limit), key=_fraction)
     chosen = [name for name in small if _fraction(name) < _VALIDATION] or small[:1]

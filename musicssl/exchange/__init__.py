@@ -1,4 +1,4 @@
 """Pre-trained encoders in and out: workdirs, Hugging Face directories, fairseq files, model cards.
 
-Imports musicssl.model and what lies below it.
+This room imports musicssl.model and what lies below it.
 """

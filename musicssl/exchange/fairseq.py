@@ -1,4 +1,4 @@
-"""fairseq's pre-training checkpoints of data2vec audio, HuBERT and wav2vec 2.0, read in.
+"""Reads fairseq's pre-training checkpoints of data2vec audio, HuBERT and wav2vec 2.0.
 
 A .pt file holds the weights under "model" and the configuration under "cfg" (or, before 2021, as
 a Namespace under "args"). Names come from the table of `state_dict`; the configuration's keys are

@@ -1,4 +1,4 @@
-"""Hugging Face directories of the wav2vec 2.0 family, in and out.
+"""Reads and writes Hugging Face directories of the wav2vec 2.0 family.
 
 A directory holds config.json, preprocessor_config.json and the weights. `model_config` maps the
 first two onto the encoder's fields, `state_dict` the tensors onto its parameters, each by one table

@@ -1,8 +1,8 @@
-"""config.json and preprocessor_config.json against the encoder's fields, both ways.
+"""Translates between the encoder's fields and config.json with preprocessor_config.json.
 
-`FIELDS` and its two companions pair the encoder's fields with the keys of transformers'
+`_FIELDS` and its two companions pair the encoder's fields with the keys of transformers'
 Data2VecAudioConfig, HubertConfig and Wav2Vec2Config. What the encoder has no field for is either
-`FIXED`, one value required and written, or `_ABSENT`, required to be off.
+`_FIXED`, one value that is required and written, or `_ABSENT`, which is required to be off.
 """
 
 from pathlib import Path
@@ -16,9 +16,9 @@ MODELS = {
     "hubert": "HubertModel",
     "wav2vec2": "Wav2Vec2Model",
 }
-_HUBERT_LIKE = ("mert_model",)  # MERT's own code is HubertModel where ABSENT holds
+_HUBERT_LIKE = ("mert_model",)  # MERT's own code is HubertModel where _ABSENT holds
 # Encoder field, key of config.json, and the value that transformers takes where the key is absent.
-FIELDS = (
+_FIELDS = (
     ("layers", "num_hidden_layers", 12),
     ("width", "hidden_size", 768),
     ("heads", "num_attention_heads", 12),
@@ -41,7 +41,7 @@ _OTHER_FIELDS = (
     ("pos_conv_kernel", "num_conv_pos_embeddings", 128),
 )
 # What the encoder has no field for: required of a config.json, and written to it.
-FIXED = {
+_FIXED = {
     "conv_kernel": list(KERNELS),
     "conv_stride": list(STRIDES),
     "feat_extract_activation": "gelu",
@@ -78,7 +78,7 @@ def read_encoder(config: dict[str, Any], path: Path) -> Encoder:
         known = ", ".join((*MODELS, *_HUBERT_LIKE))
         raise ValueError(f"{path}: model_type is {model!r}: one of {known} can be read")
     data2vec = model == "data2vec-audio"
-    required = FIXED | _ABSENT | ({} if data2vec else _OTHER_FIXED)
+    required = _FIXED | _ABSENT | ({} if data2vec else _OTHER_FIXED)
     for key, value in required.items():
         if config.get(key, value) != value:
             raise ValueError(
@@ -87,7 +87,7 @@ def read_encoder(config: dict[str, Any], path: Path) -> Encoder:
 
     # the fields, by the table of this kind of model
     fields: dict[str, Any] = {"pos_conv_depth": 0, "stem_norm": "layer", "pre_norm": False}
-    for field, key, default in FIELDS + (_DATA2VEC_FIELDS if data2vec else _OTHER_FIELDS):
+    for field, key, default in _FIELDS + (_DATA2VEC_FIELDS if data2vec else _OTHER_FIELDS):
         fields[field] = read_value(config, key, default, path)
 
     # what the tables cannot check
@@ -148,14 +148,14 @@ def config_json(encoder: Encoder, model: str, masking: Masking) -> dict[str, Any
             "Data2VecAudioModel knows nothing else"
         )
 
-    fields = FIELDS + (_DATA2VEC_FIELDS if data2vec else _OTHER_FIELDS)
+    fields = _FIELDS + (_DATA2VEC_FIELDS if data2vec else _OTHER_FIELDS)
     return {
         "architectures": [MODELS[model]],
         "model_type": model,
         "dtype": "float32",
         **{key: getattr(encoder, field) for field, key, _ in fields},
         "conv_dim": [encoder.stem_width] * len(KERNELS),
-        **FIXED,
+        **_FIXED,
         **({} if data2vec else _OTHER_FIXED),
         "apply_spec_augment": False,
         "mask_time_prob": masking.probability,

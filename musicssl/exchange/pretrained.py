@@ -1,4 +1,4 @@
-"""Wherever an encoder is asked for: a run's workdir, a Hugging Face directory or a fairseq file."""
+"""Loads an encoder from a run's workdir, a Hugging Face directory or a fairseq file."""
 
 import os
 from pathlib import Path

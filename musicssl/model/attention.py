@@ -2,10 +2,10 @@
 
 Left to itself a gradient keeps the softmax in float32 and sums over it again. Here it keeps the
 weights in the compute type, draws dropout's bits a second time, and takes the softmax's row sums
-from the output, as in FlashAttention (arXiv:2205.14135, appendix B.2): for clips of 1496 frames
-two thirds of the memory less, and 6.6 for 9.6 million cycles (libtpu 0.0.42's estimate, v5e, 4
-clips, one layer). Clips of a few seconds have nothing to win by it: 0.55 for 0.45 million cycles
-at 16 of 256 frames.
+from the output, as in FlashAttention (arXiv:2205.14135, appendix B.2). One layer of 4 clips of 1496
+frames then needs a third of the memory, and 6.6 million cycles instead of 9.6 (libtpu 0.0.42's
+estimate, v5e). Clips of a few seconds gain nothing by it: 16 clips of 256 frames take 0.55 million
+cycles instead of 0.45.
 """
 
 import functools
@@ -60,11 +60,11 @@ def _on_gpu(
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, key: jax.Array, dropout: float) -> jax.Array:
     """Attend as it is written, with a softmax in float32."""
-    dropped = drop(softmax(q, k), key, dropout)
+    dropped = drop(_softmax(q, k), key, dropout)
     return jnp.einsum("bhqk,bkhd->bqhd", dropped, v)
 
 
-def softmax(q: jax.Array, k: jax.Array) -> jax.Array:
+def _softmax(q: jax.Array, k: jax.Array) -> jax.Array:
     """Return the weights [b, h, q, k] in the compute type."""
     scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
     return jax.nn.softmax(scores / math.sqrt(q.shape[-1])).astype(q.dtype)
@@ -85,7 +85,7 @@ def attend_long(
 def forward(
     q: jax.Array, k: jax.Array, v: jax.Array, key: jax.Array, dropout: float
 ) -> tuple[jax.Array, tuple]:
-    weights = softmax(q, k)
+    weights = _softmax(q, k)
     y = jnp.einsum("bhqk,bkhd->bqhd", drop(weights, key, dropout), v)
     return y, (q, k, v, key, weights, y)
 

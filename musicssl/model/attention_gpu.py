@@ -14,7 +14,7 @@ two products more than one kernel with atomic sums would need, and every sum has
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from musicssl.model import dropout
+
+Ref = Any  # what a kernel is given: a reference to a block of memory, for which Pallas has no type
 
 _LOG2_E = math.log2(math.e)
 _WIDTHS = (32, 64, 128)  # channels of a head that a kernel is made for
@@ -168,7 +170,18 @@ def _call(
     )(*arrays)
 
 
-def _forward_body(q, k, v, salts, y, sums, *, frames: int, rate: float, blocks: Blocks) -> None:
+def _forward_body(
+    q: Ref,
+    k: Ref,
+    v: Ref,
+    salts: Ref,
+    y: Ref,
+    sums: Ref,
+    *,
+    frames: int,
+    rate: float,
+    blocks: Blocks,
+) -> None:
     """Compute a block of rows of the output, and the base-2 logarithms of their softmax's sums."""
     first = pl.program_id(2) * blocks.queries
     queries = _load(q, frames - first)  # [r, d]
@@ -203,7 +216,19 @@ def _forward_body(q, k, v, salts, y, sums, *, frames: int, rate: float, blocks: 
 
 
 def _query_body(
-    q, k, v, salts, y, dy, sums, dq, means, *, frames: int, rate: float, blocks: Blocks
+    q: Ref,
+    k: Ref,
+    v: Ref,
+    salts: Ref,
+    y: Ref,
+    dy: Ref,
+    sums: Ref,
+    dq: Ref,
+    means: Ref,
+    *,
+    frames: int,
+    rate: float,
+    blocks: Blocks,
 ) -> None:
     """Compute one block of rows of the gradient of queries.
 
@@ -238,7 +263,19 @@ def _query_body(
 
 
 def _key_body(
-    q, k, v, salts, dy, sums, means, dk, dv, *, frames: int, rate: float, blocks: Blocks
+    q: Ref,
+    k: Ref,
+    v: Ref,
+    salts: Ref,
+    dy: Ref,
+    sums: Ref,
+    means: Ref,
+    dk: Ref,
+    dv: Ref,
+    *,
+    frames: int,
+    rate: float,
+    blocks: Blocks,
 ) -> None:
     """Compute one block of rows of the gradients of keys and values."""
     first = pl.program_id(2) * blocks.keys
@@ -274,12 +311,12 @@ def _inside(start: jax.Array, rows: int, frames: int) -> jax.Array:
     return start + jnp.arange(rows) < frames
 
 
-def _load(ref, left: jax.Array) -> jax.Array:
+def _load(ref: Ref, left: jax.Array) -> jax.Array:
     """Load a block [r, d] of which `left` rows there are; the others are zero."""
     return plgpu.load(ref, mask=(jnp.arange(ref.shape[0]) < left)[:, None], other=0.0)
 
 
-def _load_block(ref, start: jax.Array, rows: int, frames: int) -> jax.Array:
+def _load_block(ref: Ref, start: jax.Array, rows: int, frames: int) -> jax.Array:
     """Load rows from `start` on of a whole head [t, d]; those beyond the end are zero."""
     mask = _inside(start, rows, frames)[:, None]
     return plgpu.load(ref.at[pl.dslice(start, rows), :], mask=mask, other=0.0)
@@ -291,7 +328,7 @@ def _product(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def _kept(
-    salts,
+    salts: Ref,
     query: jax.Array,
     key: jax.Array,
     shape: tuple[int, ...],

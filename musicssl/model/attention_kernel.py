@@ -1,19 +1,21 @@
 """Attention over long clips as two TPU kernels, whose weights never leave the chip's own memory.
 
-A block of rows of the weights, over all frames, is small enough to hold for clips of a minute, so
-the softmax is taken as it is written, and the gradient takes it again from queries and keys in
-place of reading it, as in FlashAttention (arXiv:2205.14135). Dropout's bits are those of
-`dropout.bits`. A kernel sees 128 channels at once, which are two heads of 64: a head's products
-are over all of them, with the other's set to zero, since a TPU takes as long for 64. What a row of
-weights is divided by, and what dropout multiplies it by, goes to the row's 128 channels.
+A block of rows of the weights, over all frames, fits on the chip even for clips of a minute. So the
+softmax is computed as it is written, and the gradient computes it again from queries and keys
+instead of reading it, as in FlashAttention (arXiv:2205.14135). Dropout's bits are those of
+`dropout.bits`. A kernel sees 128 channels at once, which are two heads of 64. The products of one
+head go over all 128, with the channels of the other set to zero, since a TPU takes as long for 64.
+The sum that a row of weights is divided by, and dropout's factor, are applied to the row's 128
+channels afterwards.
 
-Not run on a TPU: tests hold it to `attention.attend` in Pallas's interpreter, and compile it for
-v5e.
+The kernels have not run on a TPU yet: tests compare them with `attention.attend` in Pallas's
+interpreter, and compile them for v5e.
 """
 
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +23,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from musicssl.model import dropout
+
+Ref = Any  # what a kernel is given: a reference to a block of memory, for which Pallas has no type
 
 LANES = 128  # channels that a TPU has side by side
 _LARGEST_ROWS = 256
@@ -49,10 +53,10 @@ def attend(
       salts: uint32 [b, h, 2], `dropout.salts` of each clip and head.
       interpret: run by Pallas's interpreter, where there is no TPU.
     """
-    return forward(q, k, v, salts, rate, interpret)[0]
+    return _forward(q, k, v, salts, rate, interpret)[0]
 
 
-def forward(
+def _forward(
     q: jax.Array, k: jax.Array, v: jax.Array, salts: jax.Array, rate: float, interpret: bool
 ) -> tuple[jax.Array, tuple]:
     body = functools.partial(_forward_body, d=q.shape[3], rate=rate)
@@ -60,13 +64,13 @@ def forward(
     return y, (q, k, v, salts, y)
 
 
-def backward(rate: float, interpret: bool, saved: tuple, dy: jax.Array) -> tuple:
+def _backward(rate: float, interpret: bool, saved: tuple, dy: jax.Array) -> tuple:
     q, k, v, salts, y = saved
     body = functools.partial(_backward_body, d=q.shape[3], rate=rate)
     return *_call("backward", body, (q, k, v, y, dy), salts, q.shape[2:], interpret), None
 
 
-attend.defvjp(forward, backward)
+attend.defvjp(_forward, _backward)
 
 
 def _call(
@@ -116,19 +120,32 @@ def _call(
     return [x.reshape(b, t, h, d) for x in results]
 
 
-def _forward_body(salts, q, k, v, y, *, d: int, rate: float) -> None:
+def _forward_body(salts: Ref, q: Ref, k: Ref, v: Ref, y: Ref, *, d: int, rate: float) -> None:
     """Compute one block of rows of the output."""
     total = jnp.zeros(q.shape[1:], jnp.float32)
     for head in range(LANES // d):
         powers, sums = _exponentials(_of_head(q[0], head, d), k[0], d)  # [r, t], [r, 1]
-        dropped = jnp.where(kept(salts, head, d, powers.shape, rate), powers, 0)
-        part = product(dropped.astype(v.dtype), v[0])
+        dropped = jnp.where(_kept(salts, head, d, powers.shape, rate), powers, 0)
+        part = _product(dropped.astype(v.dtype), v[0])
         total += _of_head(part, head, d) / (sums * (1 - rate))
     y[0] = total.astype(y.dtype)
 
 
 def _backward_body(
-    salts, q, k, v, y, dy, dq, dk, dv, dk_sum, dv_sum, *, d: int, rate: float
+    salts: Ref,
+    q: Ref,
+    k: Ref,
+    v: Ref,
+    y: Ref,
+    dy: Ref,
+    dq: Ref,
+    dk: Ref,
+    dv: Ref,
+    dk_sum: Ref,
+    dv_sum: Ref,
+    *,
+    d: int,
+    rate: float,
 ) -> None:
     """Compute a block of rows of the queries' gradient, and its part of the keys' and values'."""
 
@@ -142,20 +159,20 @@ def _backward_body(
         queries, dys = _of_head(q[0], head, d), _of_head(dy[0], head, d)
         powers, sums = _exponentials(queries, k[0], d)  # [r, t], [r, 1]
         factor = 1 / (sums * (1 - rate))
-        keep = kept(salts, head, d, powers.shape, rate)
+        keep = _kept(salts, head, d, powers.shape, rate)
         dropped = jnp.where(keep, powers, 0).astype(q.dtype)
-        dw = jnp.where(keep, product(dys, v[0], (1, 1)), 0)  # [r, t]
+        dw = jnp.where(keep, _product(dys, v[0], (1, 1)), 0)  # [r, t]
         # sum over t of weights * dw, which is the output's product with its gradient
         mean = (dys.astype(jnp.float32) * y[0].astype(jnp.float32)).sum(axis=1, keepdims=True)
         ds = (powers * (dw - mean * (1 - rate))).astype(q.dtype)
         by_root = factor / math.sqrt(d)
-        total += _of_head(product(ds, k[0]), head, d) * by_root
+        total += _of_head(_product(ds, k[0]), head, d) * by_root
         rows.append((dropped, _scaled(dys, factor), ds, _scaled(queries, by_root)))
     dq[0] = total.astype(dq.dtype)
     # the rows of all heads at once, which fill the 128 that a TPU sums over better
     dropped, dys, ds, queries = (jnp.concatenate(x) for x in zip(*rows, strict=True))
-    dv_sum[...] += product(dropped, dys, (0, 0))
-    dk_sum[...] += product(ds, queries, (0, 0))
+    dv_sum[...] += _product(dropped, dys, (0, 0))
+    dk_sum[...] += _product(ds, queries, (0, 0))
 
     @pl.when(pl.program_id(2) == pl.num_programs(2) - 1)
     def _() -> None:
@@ -169,7 +186,7 @@ def _of_head(x: jax.Array, head: int, d: int) -> jax.Array:
     return jnp.where(place == head, x, jnp.zeros_like(x))
 
 
-def product(x: jax.Array, y: jax.Array, over: tuple[int, int] = (1, 0)) -> jax.Array:
+def _product(x: jax.Array, y: jax.Array, over: tuple[int, int] = (1, 0)) -> jax.Array:
     """Multiply two matrices, with sums in float32 over the given axis of each."""
     dimensions = (((over[0],), (over[1],)), ((), ()))
     return jax.lax.dot_general(x, y, dimensions, preferred_element_type=jnp.float32)
@@ -177,7 +194,7 @@ def product(x: jax.Array, y: jax.Array, over: tuple[int, int] = (1, 0)) -> jax.A
 
 def _exponentials(q: jax.Array, k: jax.Array, d: int) -> tuple[jax.Array, jax.Array]:
     """Return the undivided softmax [r, t] of rows and the sums [r, 1] to divide by, in float32."""
-    scores = product(q, k, (1, 1))
+    scores = _product(q, k, (1, 1))
     unit = math.log2(math.e) / math.sqrt(d)
     powers = jnp.exp2(scores * unit - scores.max(axis=1, keepdims=True) * unit)
     return powers, powers.sum(axis=1, keepdims=True)
@@ -188,7 +205,7 @@ def _scaled(x: jax.Array, factor: jax.Array) -> jax.Array:
     return (x.astype(jnp.float32) * factor).astype(x.dtype)
 
 
-def kept(salts, head: int, d: int, shape: tuple[int, ...], rate: float) -> jax.Array:
+def _kept(salts: Ref, head: int, d: int, shape: tuple[int, ...], rate: float) -> jax.Array:
     """Return `dropout.keep` for these rows; a TPU compares and multiplies signed words."""
     rows, t = shape
     clip, number = pl.program_id(0), pl.program_id(1) * (LANES // d) + head

@@ -1,10 +1,11 @@
 """A matrix and a bias, whose gradient a TPU takes from its matrix units.
 
-A sum over all frames goes down the rows of a TPU's registers: 0.243 million cycles for one bias of
-768 and 8 clips of 1496 frames, 0.082 for 16 of 256. As a product with a row of ones it takes 0.007
-and 0.004 (libtpu 0.0.42's estimates, v5e). Where XLA can fuse the sum with what makes its array it
-costs less than another look at that array, for long clips: 39.1 million cycles for the feed-forward
-layers of 8 clips of 1496 frames, 46.7 with the product.
+A sum over all frames goes down the rows of a TPU's registers. For one bias of 768 it takes 0.243
+million cycles with 8 clips of 1496 frames, and 0.082 with 16 of 256; a product with a row of ones
+takes 0.007 and 0.004 (libtpu 0.0.42's estimates, v5e). With long clips, a sum that XLA can fuse
+with what makes its array is cheaper all the same, because the product reads that array once more:
+the feed-forward layers of 8 clips of 1496 frames take 39.1 million cycles, and 46.7 with the
+product.
 """
 
 from collections.abc import Callable
@@ -56,7 +57,7 @@ def _total(dy: jax.Array) -> jax.Array:
         ((tuple(i + 1 for i in axes), axes), ((), ())),
         precision=jax.lax.Precision.HIGHEST,
         preferred_element_type=jnp.float32,
-    )  # [ROWS, d]
+    )  # [_ROWS, d]
     return rows[0].astype(dy.dtype)
 
 

@@ -1,9 +1,9 @@
 """Dropout whose random bits cost next to nothing on any backend.
 
-One 32-bit hash of an element's place in the global array and of the step's key, in place of a
-block cipher: by the TPU compiler's estimate threefry takes a third of a whole feed-forward layer's
-cycles for one dropout, and this none. A place's bits depend neither on the devices that the array
-is sharded over nor on the rest of its shape.
+The bits are one 32-bit hash of an element's place in the global array and of the step's key, where
+jax.random uses a block cipher. By the TPU compiler's estimate, threefry takes a third of a whole
+feed-forward layer's cycles for one dropout, and this hash takes none. The bits of a place depend
+neither on the devices that the array is sharded over nor on the rest of its shape.
 """
 
 import math
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 GOLDEN = 0x9E3779B9  # 2**32 over the golden ratio: neighbouring places differ in many bits
-_FIRST, SECOND = 0x7FEB352D, 0x846CA68B  # lowbias32, github.com/skeeto/hash-prospector
+_FIRST, _SECOND = 0x7FEB352D, 0x846CA68B  # lowbias32, github.com/skeeto/hash-prospector
 
 
 class Dropout(nn.Module):
@@ -48,17 +48,17 @@ def bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Draw 32 random bits for each element: uint32 of `shape`, whose last two axes hold < 2**32."""
     outer, inner = shape[:-2], shape[-2:]
     salt, second = (x.reshape(*outer, *[1] * len(inner)) for x in salts(key, outer))
-    return mixed(places(inner) * jnp.uint32(GOLDEN) ^ salt, second)
+    return mixed(_places(inner) * jnp.uint32(GOLDEN) ^ salt, second)
 
 
 def salts(key: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
     """Draw two words for each pair of last axes, from their number among an array's other axes."""
     seeds = jax.random.bits(key, (2,))
-    number = places(shape)
+    number = _places(shape)
     return mixed(number * jnp.uint32(GOLDEN) ^ seeds[0], seeds[1]), seeds[0] ^ number
 
 
-def places(shape: tuple[int, ...]) -> jax.Array:
+def _places(shape: tuple[int, ...]) -> jax.Array:
     """Return each element's number in row-major order."""
     return jax.lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
 
@@ -68,14 +68,14 @@ def mixed(x: jax.Array, salt: jax.Array) -> jax.Array:
 
     Signed words give the same bits.
     """
-    first, second = (np.uint32(n).view(x.dtype) for n in (_FIRST, SECOND))
-    x ^= shifted(x, 16)
+    first, second = (np.uint32(n).view(x.dtype) for n in (_FIRST, _SECOND))
+    x ^= _shifted(x, 16)
     x *= first
     x ^= salt
-    x ^= shifted(x, 15)
+    x ^= _shifted(x, 15)
     x *= second
-    return x ^ shifted(x, 16)
+    return x ^ _shifted(x, 16)
 
 
-def shifted(x: jax.Array, places: int) -> jax.Array:
+def _shifted(x: jax.Array, places: int) -> jax.Array:
     return jax.lax.shift_right_logical(x, jnp.full_like(x, places))

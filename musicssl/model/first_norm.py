@@ -5,9 +5,9 @@ convolution of one channel is a product with windows w of ten samples, y = w K, 
 channel k has the mean E[w] k and the variance k' Cov[w] k, and over channels a frame of a centred
 kernel has the variance w K K' w' / c. What is kept for the gradient is the standardised output.
 
-Beside the output's statistics, which differ by its rounding alone, for 16 clips of 256 frames, with
-the second convolution, forward and backward: 14.1 for 20.4 million cycles with a norm over channels
-(libtpu 0.0.42's estimates, v5e).
+The statistics of the output itself would differ by its rounding alone, and cost more: with a norm
+over channels, the first two convolutions of 16 clips of 256 frames would take 20.4 million cycles
+forward and backward instead of 14.1 (libtpu 0.0.42's estimates, v5e).
 """
 
 import jax
@@ -84,14 +84,14 @@ def _convolve(audio: jax.Array, kernel: jax.Array) -> jax.Array:
     )
 
 
-def forward(
+def _forward(
     audio: jax.Array, kernel: jax.Array, shift: jax.Array, inverse: jax.Array
 ) -> tuple[jax.Array, tuple]:
     y = standardised(audio, kernel, shift, inverse)
     return y, (audio, kernel, shift, inverse, y)
 
 
-def backward(saved: tuple, dy: jax.Array) -> tuple:
+def _backward(saved: tuple, dy: jax.Array) -> tuple:
     audio, kernel, shift, inverse, y = saved
     dy = dy.astype(jnp.float32)
     scaled = dy * inverse
@@ -106,4 +106,4 @@ def _sum_to(x: jax.Array, like: jax.Array) -> jax.Array:
     return x.sum(axis=axes, keepdims=True)
 
 
-standardised.defvjp(forward, backward)
+standardised.defvjp(_forward, _backward)

@@ -6,13 +6,14 @@ ungrouped one on GPU (jax#13800).
 
 A TPU multiplies 128 channels by 128 at a time, and a group of the base model has 48. There two
 groups become one of 96, with zeros where they do not meet, and the gradient for the input reads
-weights that are turned round beforehand: 2.8 for 4.4 million cycles at k=128, 16 clips of 256
-frames and 16 groups, forward and backward, 0.61 for 0.83 at k=19 (libtpu 0.0.42's estimates).
+weights that are turned round beforehand. For 16 clips of 256 frames and 16 groups, forward and
+backward, this takes 2.8 million cycles instead of 4.4 at k=128, and 0.61 instead of 0.83 at k=19
+(libtpu 0.0.42's estimates).
 
 On a GPU each group is one dense convolution over eight frames folded into channels, which keeps
-the matrix units busy: on an H200, 0.56 ms for 0.96 with cuDNN's grouped convolution at k=128, 8
-clips of 1496 frames, forward. Inside a training step XLA chose an algorithm for cuDNN's that takes
-37 ms, which was half of that step.
+the matrix units busy. On an H200, k=128 and 8 clips of 1496 frames take 0.56 ms forward, instead of
+0.96 with cuDNN's grouped convolution. Inside a training step XLA chose an algorithm of cuDNN's that
+takes 37 ms, which was half of that step.
 """
 
 import functools
@@ -36,7 +37,7 @@ def grouped_conv(x: jax.Array, weight: jax.Array, groups: int) -> jax.Array:
 
 
 def convolve(x: jax.Array, weight: jax.Array, groups: int) -> jax.Array:
-    return _padded(x, weight, groups, padding(weight.shape[0]))
+    return _padded(x, weight, groups, _padding(weight.shape[0]))
 
 
 def _padded(x: jax.Array, weight: jax.Array, groups: int, pad: tuple[int, int]) -> jax.Array:
@@ -50,11 +51,11 @@ def _padded(x: jax.Array, weight: jax.Array, groups: int, pad: tuple[int, int]) 
     )
 
 
-def padding(kernel: int) -> tuple[int, int]:
+def _padding(kernel: int) -> tuple[int, int]:
     return kernel // 2, kernel // 2 - 1 + kernel % 2
 
 
-def forward(x: jax.Array, weight: jax.Array, groups: int) -> tuple[jax.Array, tuple]:
+def _forward(x: jax.Array, weight: jax.Array, groups: int) -> tuple[jax.Array, tuple]:
     return grouped_conv(x, weight, groups), (x, weight)
 
 
@@ -65,7 +66,7 @@ def backward(groups: int, saved: tuple, dy: jax.Array) -> tuple[jax.Array, jax.A
     return jax.lax.platform_dependent(*saved, dy, tpu=dense, cuda=apart, default=plain)
 
 
-grouped_conv.defvjp(forward, backward)
+grouped_conv.defvjp(_forward, backward)
 
 
 def gradients(
@@ -83,7 +84,7 @@ def _weight_gradient(x: jax.Array, weight: jax.Array, dy: jax.Array, groups: int
             xg,
             dg,
             window_strides=(1,),
-            padding=[padding(weight.shape[0])],
+            padding=[_padding(weight.shape[0])],
             dimension_numbers=("CWN", "IWO", "NWC"),
         ).swapaxes(0, 1)  # [d / groups, k, d / groups] -> [k, d / groups, d / groups]
         for xg, dg in zip(jnp.split(x, groups, -1), jnp.split(dy, groups, -1), strict=True)
@@ -96,20 +97,20 @@ _FOLD = 8  # frames that a GPU has side by side
 
 def convolve_apart(x: jax.Array, weight: jax.Array, groups: int) -> jax.Array:
     """Compute `convolve` as one dense convolution a group, over frames folded into channels."""
-    return apart(x, weight, groups, padding(weight.shape[0]))
+    return apart(x, weight, groups, _padding(weight.shape[0]))
 
 
 def gradients_apart(
     x: jax.Array, weight: jax.Array, dy: jax.Array, groups: int
 ) -> tuple[jax.Array, jax.Array]:
     """Compute `gradients` with a dense convolution for each group."""
-    before, after = (weight.shape[0] - 1 - n for n in padding(weight.shape[0]))
+    before, after = (weight.shape[0] - 1 - n for n in _padding(weight.shape[0]))
     dx = apart(dy, _turned(weight, groups), groups, (before, after))
     return dx, _weight_gradient(x, weight, dy, groups)
 
 
 def apart(x: jax.Array, weight: jax.Array, groups: int, pad: tuple[int, int]) -> jax.Array:
-    """Convolve [b, t, d] -> [b, t, d]; FOLD frames of a group are the channels of one."""
+    """Convolve [b, t, d] -> [b, t, d]; _FOLD frames of a group are the channels of one."""
     b, t, _ = x.shape
     k, c, _ = weight.shape
     steps = -(-t // _FOLD)
@@ -127,7 +128,7 @@ def apart(x: jax.Array, weight: jax.Array, groups: int, pad: tuple[int, int]) ->
             window_strides=(1,),
             padding="VALID",
             dimension_numbers=("NWC", "WIO", "NWC"),
-        )  # [b, steps, FOLD * c]
+        )  # [b, steps, _FOLD * c]
         results.append(y.reshape(b, steps * _FOLD, c)[:, :t])
     return jnp.concatenate(results, axis=-1)
 
@@ -144,7 +145,7 @@ def gradients_packed(
     """Compute `gradients` with neighbouring groups as one."""
     together = groups_together(weight, groups)
     wide, fewer = _pack(weight, together), groups // together
-    before, after = (weight.shape[0] - 1 - n for n in padding(weight.shape[0]))
+    before, after = (weight.shape[0] - 1 - n for n in _padding(weight.shape[0]))
     dx = _padded(dy, _turned(wide, fewer), fewer, (before, after))
     dw = jax.vjp(lambda w: convolve(x, w, fewer), wide)[1](dy)[0]
     return dx, _unpack(dw, together)

@@ -3,9 +3,9 @@
 On a TPU the stem is bound by how often its large arrays are read and written, and two things save
 much of that, for the same values: the first norm is taken from the audio (`first_norm`), and clips
 are cut into pieces, since nothing else there looks further than a window of 400 samples. The
-compiler lays pieces out beside channels in tiles of 8, and likes ROWS of them on a device: one
-strided convolution of 8 clips of 30 s takes 38 million cycles forward and backward, 21 as 32 pieces
-(libtpu 0.0.42's estimates, v5e).
+compiler lays pieces out beside channels in tiles of 8, and works best with _ROWS of them on a
+device: one strided convolution of 8 clips of 30 s takes 38 million cycles forward and backward, and
+21 million when they are cut into 32 pieces (libtpu 0.0.42's estimates, v5e).
 """
 
 import functools
@@ -66,11 +66,11 @@ def onward(x: jax.Array, layers: list[StemLayer], axis: int, start: int) -> jax.
                 dimension_numbers=("NWC", "WIO", "NWC"),
             )  # [b, (n - k) // stride + 1, c]
             x = x if layer.bias is None else x + layer.bias.astype(x.dtype)
-            x = gelu(x if layer.norm is None else normed(x, layer.norm, axis))
+            x = gelu(x if layer.norm is None else _normed(x, layer.norm, axis))
     return x
 
 
-def normed(x: jax.Array, norm: Norm, axis: int) -> jax.Array:
+def _normed(x: jax.Array, norm: Norm, axis: int) -> jax.Array:
     """Standardise over one axis in one pass, in float32, then scale and shift."""
     y = x.astype(jnp.float32)
     mean = y.mean(axis=axis, keepdims=True)
@@ -137,7 +137,7 @@ def first_on_gpu(audio: jax.Array, layer: StemLayer, axis: int) -> jax.Array:
 
 
 def pieces_of(frames: int, clips: int) -> int:
-    """Return how many pieces to cut a clip into: the fewest that make ROWS, or else the most."""
+    """Return how many pieces to cut a clip into: the fewest that make _ROWS, or else the most."""
     possible = [n for n in range(1, frames + 1) if frames % n == 0 and frames // n >= _SHORTEST]
     return min((n for n in possible if n * clips >= _ROWS), default=max(possible, default=1))
 

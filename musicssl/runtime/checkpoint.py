@@ -2,8 +2,8 @@
 
 Each checkpoint holds the state and a small JSON document: the configuration, the git commit, the
 step, the processes and devices. Saves are asynchronous and become visible by one rename, so a
-process that dies while saving leaves the checkpoints before it untouched. What is read is compared
-with the digests of the save first.
+process that dies while saving leaves the checkpoints before it untouched. Files are compared with
+the digests of their save before they are read.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import ml_collections
@@ -111,7 +112,7 @@ class Checkpoints:
         multihost_utils.sync_global_devices("damaged steps set aside")
         self.manager.reload()
 
-    def restore(self, step: int, abstract):
+    def restore(self, step: int, abstract: Any) -> Any:
         """Restore the state of a step, placed as the abstract tree's shardings say.
 
         Raises:
@@ -124,7 +125,7 @@ class Checkpoints:
         )
 
         try:
-            reason = self.damage(step) or difference(directory / "state", abstract)
+            reason = self.damage(step) or _difference(directory / "state", abstract)
             if not reason and (reason := self.other_data(step)):
                 remedy = "put that data set back, or use another --workdir"
             if not reason:
@@ -150,7 +151,7 @@ class Checkpoints:
         """Read what was written beside a step's state: what made it, and on how many devices."""
         return json.loads((self.directory / str(step) / "about" / "metadata").read_text())
 
-    def save(self, step: int, state, force: bool = False) -> bool:
+    def save(self, step: int, state: Any, force: bool = False) -> bool:
         """Save if it is due, or if forced and not there yet; return whether a save began."""
         if not force and not self.manager.should_save(step):
             return False
@@ -178,7 +179,7 @@ class Checkpoints:
                 "before it are whole: see to the disk's space and run the same command again"
             ) from error
 
-    def check_space(self, state) -> None:
+    def check_space(self, state: Any) -> None:
         """Raise OSError before a save that the disk cannot hold."""
         needed = sum(x.nbytes for x in jax.tree.leaves(state))
         free = shutil.disk_usage(self.directory).free
@@ -200,7 +201,7 @@ def damage(checkpoint: Path) -> str | None:
     return digests.damage(checkpoint / "about") or digests.damage(checkpoint / "state")
 
 
-def difference(directory: Path, abstract) -> str | None:
+def _difference(directory: Path, abstract: Any) -> str | None:
     """Describe the first array that a saved tree has otherwise than the wanted one, if any."""
     saved = ocp.tree.to_flat_dict(metadata(directory), sep=".")
     wanted = ocp.tree.to_flat_dict(abstract, sep=".")

@@ -1,6 +1,6 @@
 """Compiled programs, kept on disk between runs: a restart does not wait for minutes of compiling.
 
-JAX_COMPILATION_CACHE_DIR names another place, JAX_ENABLE_COMPILATION_CACHE=false does without.
+JAX_COMPILATION_CACHE_DIR names another place; JAX_ENABLE_COMPILATION_CACHE=false turns it off.
 Processes may share it: an entry is written once and found by a hash of the program, the devices
 and the versions of all that compiles.
 """

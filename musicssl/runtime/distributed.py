@@ -1,7 +1,7 @@
 """Several processes that train as one: how they meet, and how they end when one of them is lost.
 
-What one process does, all do: they meet in collectives, so one that dies or hangs would hold the
-others for ever. Here every one of them ends within a bounded time, by one of three ways:
+All processes do the same and meet in collectives, so one that dies or hangs would hold the others
+for ever. Instead, each of them ends within a bounded time, in one of three ways:
 
 - a collective breaks, or JAX's coordination service tells of a death: exit code EXIT_PEER;
 - JAX itself ends a process whose peers' heartbeats stay away for --heartbeat seconds: SIGABRT;
@@ -103,11 +103,11 @@ def described() -> dict | None:
     if _PROCESSES.value is not None or _PROCESS.value is not None:
         raise ValueError("--processes and --process need --coordinator=HOST:PORT beside them")
     if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
-        return slurm()
+        return _slurm()
     return {} if _on_a_pod() else None
 
 
-def slurm() -> dict:
+def _slurm() -> dict:
     """Return the GPUs of this process where Slurm runs a task a node: JAX expects a task a GPU."""
     environment = os.environ
     if environment["SLURM_STEP_NUM_TASKS"] != environment.get("SLURM_STEP_NUM_NODES"):
@@ -140,8 +140,8 @@ def as_flags() -> list[str]:
 def meet(what: str) -> None:
     """Wait until all processes are here.
 
-    To be called before a program's exchanges begin, where one process may have had to compile it
-    and another has found it compiled: on CPU devices Gloo gives peers 30 s for the first.
+    Call this before a program's exchanges begin if one process may have had to compile it while
+    another found it compiled: on CPU devices, Gloo waits only 30 s for the first of them.
     """
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
@@ -166,7 +166,7 @@ def together() -> Iterator[Callable[[], None]]:
       a function to be called at every step; from its first call on, --stall seconds without
       another one end the process.
     """
-    watch = Watch()
+    watch = _Watch()
     try:
         yield watch.alive
     except SystemExit as leaving:
@@ -177,7 +177,7 @@ def together() -> Iterator[Callable[[], None]]:
         if jax.process_count() == 1:
             raise
         if any(word in str(error) for word in _LOST):
-            leave(EXIT_PEER, f"{here()} lost another one ({first_line(error)})")
+            leave(EXIT_PEER, f"{_here()} lost another one ({first_line(error)})")
         if isinstance(error, (ValueError, OSError)):  # one line tells those, further up
             raise
         traceback.print_exc()
@@ -194,7 +194,7 @@ def _exit_code(leaving: SystemExit) -> int:
     return leaving.code or 0
 
 
-class Watch:
+class _Watch:
     """A thread that ends the process when it is not told for --stall seconds that it is alive."""
 
     def __init__(self) -> None:
@@ -213,7 +213,7 @@ class Watch:
         while not self.stopped.wait(TICK):
             self.seconds += TICK
             if self.seconds > self.limit:
-                leave(EXIT_PEER, f"{here()} took no step for {self.limit} s: it or another hangs")
+                leave(EXIT_PEER, f"{_here()} took no step for {self.limit} s: it or another hangs")
 
     def stop(self) -> None:
         self.stopped.set()
@@ -229,5 +229,5 @@ def leave(code: int, reason: str = "") -> NoReturn:
     os._exit(code)
 
 
-def here() -> str:
+def _here() -> str:
     return f"process {jax.process_index()} of {jax.process_count()}"

@@ -1,7 +1,7 @@
 """Where a run's time goes: into steps, or into what a step has to wait for.
 
-Measured where the host waits. It is up to two steps ahead of the devices, so that a short wait for
-input or a save may cost them nothing: the shares are upper bounds of what is lost.
+Time is measured where the host waits. The host is up to two steps ahead of the devices, so a short
+wait for input or for a save may cost them nothing: the shares are upper bounds of what is lost.
 """
 
 import contextlib

@@ -65,23 +65,24 @@ def state_shardings(state: Any, mesh: Mesh) -> Any:
 def whole(tree: Any) -> Any:
     """Gather parameters of `state_shardings` on every device; gradients go back into shards.
 
-    Said once and here, since XLA otherwise takes each matrix product of a shard apart to overlap it
-    with exchanges, and the convolutions with it: ten times the TPU's cycles for the base model.
+    This is said in one place, since XLA otherwise splits each matrix product of a shard, and the
+    convolutions with it, to overlap it with exchanges: the base model then takes ten times as many
+    of a TPU's cycles.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.shape["fsdp"] == 1:
         return tree
-    return jax.tree.map(lambda x: gathered(x, parameter_spec(x.shape, mesh.shape["fsdp"])), tree)
+    return jax.tree.map(lambda x: _gathered(x, parameter_spec(x.shape, mesh.shape["fsdp"])), tree)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def gathered(x: jax.Array, spec: P) -> jax.Array:
+def _gathered(x: jax.Array, spec: P) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, P())
 
 
-gathered.defvjp(
-    lambda x, spec: (gathered(x, spec), None),
-    lambda spec, _, dy: (jax.lax.with_sharding_constraint(gathered(dy, spec), spec),),
+_gathered.defvjp(
+    lambda x, spec: (_gathered(x, spec), None),
+    lambda spec, _, dy: (jax.lax.with_sharding_constraint(_gathered(dy, spec), spec),),
 )
 
 

@@ -54,7 +54,7 @@ def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
             ) from error
         ours = flat(mine)
         changed = [
-            f"{name} ({spelt(theirs, name)} there, {spelt(ours, name)} here)"
+            f"{name} ({_spelt(theirs, name)} there, {_spelt(ours, name)} here)"
             for name in sorted(theirs.keys() | ours.keys())
             if theirs.get(name) != ours.get(name) and not name.startswith(MAY_CHANGE)
         ]
@@ -63,7 +63,7 @@ def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
                 f"{workdir} holds a run of another configuration: {', '.join(changed)}. Use "
                 "another --workdir, or the same values to go on with that run"
             )
-    elif path.exists() and not wrote(path):
+    elif path.exists() and not _wrote(path):
         raise ValueError(f"{path} is not of a run: it would be lost, use another --workdir")
 
     # written by one process, and only where it changes something
@@ -81,11 +81,11 @@ def read_leaves(path: Path) -> dict:
     return {RENAMED.get(name, name): value for name, value in leaves.items()}
 
 
-def spelt(leaves: dict, name: str) -> str:
+def _spelt(leaves: dict, name: str) -> str:
     return repr(leaves[name]) if name in leaves else "not known"
 
 
-def wrote(path: Path) -> bool:
+def _wrote(path: Path) -> bool:
     """Return whether `claim` wrote this file: a Hugging Face directory has a config.json too."""
     try:
         return {"name", "variant", "method"} <= json.loads(path.read_text()).keys()
