@@ -1,4 +1,7 @@
-"""What the training step, its parts and what surrounds it take on this machine, beside limits."""
+"""The time that a training step, its parts and the work around it take here, beside its limits.
+
+The work around it is reading the input, extracting features, probing and fitting a codebook.
+"""
 
 import json
 import os
