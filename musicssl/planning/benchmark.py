@@ -33,7 +33,7 @@ from musicssl.training import flops, optim, step
 STEP = ("step", "stem", "positional", "transformer", "teacher", "labels", "head", "optimizer")
 AROUND = ("input", "extraction", "probes", "kmeans")
 TASK = (443, 197, 10)  # windows of train and validation, classes: GTZAN's genres
-FRAMES = 100_000  # that k-means assigns
+FRAMES = 100_000  # how many k-means assigns to codes
 
 
 class TimedRow(NamedTuple):
@@ -53,8 +53,8 @@ class Machine(NamedTuple):
     mesh: Mesh
     operations: float
     bytes: float
-    rate: str  # what `operations` is
-    budget: float  # seconds for a row
+    rate: str  # where `operations` is from
+    budget: float  # seconds that a row may take
 
 
 def _median_seconds(call: Callable[[], object], budget: float) -> float:
