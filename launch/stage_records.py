@@ -28,7 +28,7 @@ def read_all(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in (folder / "stages").glob("*.json")]
 
 
-class Attempt:
+class StageAttempt:
     """A command that is being run, and its record."""
 
     def __init__(self, folder: Path, name: str, command: tuple[str, ...], commit: str):

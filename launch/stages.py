@@ -121,7 +121,7 @@ class _Work:
         self.jobs = jobs
         self.left = list(left)
         self.failed: dict[str, int] = {}
-        self.running: dict[str, tuple[stage_records.Attempt, subprocess.Popen]] = {}
+        self.running: dict[str, tuple[stage_records.StageAttempt, subprocess.Popen]] = {}
         self.asked = False
         self.slots: queue.SimpleQueue[list[int]] = queue.SimpleQueue()
         cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
@@ -187,7 +187,7 @@ class _Work:
 
         # The command, on cores of its own.
         cores = self.slots.get()
-        attempt = stage_records.Attempt(self.folder, stage.name, stage.command, self.commit())
+        attempt = stage_records.StageAttempt(self.folder, stage.name, stage.command, self.commit())
         with log.open("a") as output:
             output.write(f"$ {' '.join(stage.command)}\n")
             output.flush()

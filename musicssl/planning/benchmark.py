@@ -1,4 +1,7 @@
-"""What the training step, its parts and what surrounds it take on this machine, beside limits."""
+"""The time that a training step, its parts and the work around it take here, beside its limits.
+
+The work around it is reading the input, extracting features, probing and fitting a codebook.
+"""
 
 import json
 import os
@@ -30,10 +33,10 @@ from musicssl.training import flops, optim, step
 STEP = ("step", "stem", "positional", "transformer", "teacher", "labels", "head", "optimizer")
 AROUND = ("input", "extraction", "probes", "kmeans")
 TASK = (443, 197, 10)  # windows of train and validation, classes: GTZAN's genres
-FRAMES = 100_000  # that k-means assigns
+FRAMES = 100_000  # how many k-means assigns to codes
 
 
-class Row(NamedTuple):
+class TimedRow(NamedTuple):
     """A figure and its limit, both in `unit`; seconds are those of one call."""
 
     name: str
@@ -50,8 +53,8 @@ class Machine(NamedTuple):
     mesh: Mesh
     operations: float
     bytes: float
-    rate: str  # what `operations` is
-    budget: float  # seconds for a row
+    rate: str  # where `operations` is from
+    budget: float  # seconds that a row may take
 
 
 def _median_seconds(call: Callable[[], object], budget: float) -> float:
@@ -93,7 +96,9 @@ def machine(mesh: Mesh, precision: str, budget: float) -> Machine:
     return Machine(mesh, operations * mesh.size, moved * mesh.size, rate, budget)
 
 
-def _step_rows(config: ml_collections.ConfigDict, here: Machine, only: list[str]) -> Iterator[Row]:
+def _step_rows(
+    config: ml_collections.ConfigDict, here: Machine, only: list[str]
+) -> Iterator[TimedRow]:
     """Measure the training step, then its parts, those of them that are asked for."""
     with jax.set_mesh(here.mesh):
         programs = _programs(config, here.mesh)
@@ -106,10 +111,10 @@ def _step_rows(config: ml_collections.ConfigDict, here: Machine, only: list[str]
             seconds = _median_seconds(program, here.budget)
             if name == "optimizer":
                 figure = _optimizer_bytes(config) / seconds / 1e9
-                yield Row(name, seconds, figure, here.bytes / 1e9, "GB/s", "a copy")
+                yield TimedRow(name, seconds, figure, here.bytes / 1e9, "GB/s", "a copy")
                 continue
             figure = counts[name] / seconds / 1e9
-            yield Row(name, seconds, figure, here.operations / 1e9, "GFLOP/s", here.rate)
+            yield TimedRow(name, seconds, figure, here.operations / 1e9, "GFLOP/s", here.rate)
 
 
 def _programs(config: ml_collections.ConfigDict, mesh: Mesh) -> dict[str, Callable[[], object]]:
@@ -216,7 +221,7 @@ def _optimizer_bytes(config: ml_collections.ConfigDict) -> int:
     return 7 * report.stored(state.params) + 2 * report.stored(state.teacher)
 
 
-def _input_row(config: ml_collections.ConfigDict, here: Machine) -> Row | None:
+def _input_row(config: ml_collections.ConfigDict, here: Machine) -> TimedRow | None:
     """Measure crops of the data set beside a bare read of its files; None where it is not built."""
     if not host.is_built(config.data.name, config.data.data_dir):
         return None
@@ -225,10 +230,10 @@ def _input_row(config: ml_collections.ConfigDict, here: Machine) -> Row | None:
     seconds, b = _median_seconds(lambda: next(crops)["audio"], here.budget), config.batch_size
     limit = b / _median_seconds(lambda: [next(records) for _ in range(b)], here.budget)
     crops.close()
-    return Row("input", seconds, b / seconds, limit, "records/s", "a bare read")
+    return TimedRow("input", seconds, b / seconds, limit, "records/s", "a bare read")
 
 
-def _extraction_row(config: ml_collections.ConfigDict, here: Machine) -> Row:
+def _extraction_row(config: ml_collections.ConfigDict, here: Machine) -> TimedRow:
     """Measure pooled features of every layer, through the cache on disk, beside a forward pass."""
     from musicssl.features import extract, windows  # needs packages that the step does not
 
@@ -261,10 +266,12 @@ def _extraction_row(config: ml_collections.ConfigDict, here: Machine) -> Row:
             pools = [windows.WHOLE]
             extract.extract(source, few, lambda _: sound, pools, Path(folder), part, here.mesh, b)
             times.append(time.perf_counter() - begin)
-    return Row("extraction", times[-1], count / times[-1], limit, "clips/s", "the forward pass")
+    return TimedRow(
+        "extraction", times[-1], count / times[-1], limit, "clips/s", "the forward pass"
+    )
 
 
-def _probes_row(config: ml_collections.ConfigDict, here: Machine) -> Row:
+def _probes_row(config: ml_collections.ConfigDict, here: Machine) -> TimedRow:
     """Measure a layer's probes at six learning rates and three seeds, for two epochs of a task."""
     from musicssl.probing import grid, metrics
 
@@ -287,10 +294,10 @@ def _probes_row(config: ml_collections.ConfigDict, here: Machine) -> Row:
     h, rows = protocol.hidden, -(-train // protocol.batch) * protocol.batch
     work = rows * 2 * (2 * d * h + 3 * h * classes) + validation * 2 * h * (d + classes)
     figure = protocol.epochs * len(rates) * len(seeds) * work / seconds / 1e9
-    return Row("probes", seconds, figure, here.operations / 1e9, "GFLOP/s", here.rate)
+    return TimedRow("probes", seconds, figure, here.operations / 1e9, "GFLOP/s", here.rate)
 
 
-def _kmeans_row(config: ml_collections.ConfigDict, here: Machine) -> Row:
+def _kmeans_row(config: ml_collections.ConfigDict, here: Machine) -> TimedRow:
     """Measure the search for the code nearest to each frame, which every pass of a fit makes."""
     width = 39 if config.method == "data2vec" else compilation.frozen(config)["codebook"].shape[1]
     clusters = 500 if config.method == "data2vec" else config.teacher.clusters
@@ -299,10 +306,10 @@ def _kmeans_row(config: ml_collections.ConfigDict, here: Machine) -> Row:
     nearest = jax.jit(kmeans.assign)
     seconds = _median_seconds(lambda: nearest(codes, frames), here.budget)
     figure = 2 * frames.shape[0] * width * clusters / seconds / 1e9
-    return Row("kmeans", seconds, figure, here.operations / 1e9, "GFLOP/s", here.rate)
+    return TimedRow("kmeans", seconds, figure, here.operations / 1e9, "GFLOP/s", here.rate)
 
 
-def _table(rows: list[Row]) -> str:
+def _table(rows: list[TimedRow]) -> str:
     """Return the rows as a table in Markdown."""
     lines = ["| what | ms | figure | limit | ratio | limited by |", "|---|---|---|---|---|---|"]
     for row in rows:
@@ -331,7 +338,7 @@ def _describe(config: ml_collections.ConfigDict, here: Machine) -> dict[str, obj
 
 
 def write_report(
-    config: ml_collections.ConfigDict, here: Machine, rows: list[Row], output: Path
+    config: ml_collections.ConfigDict, here: Machine, rows: list[TimedRow], output: Path
 ) -> None:
     """Print the table and what it was measured on; write both to <output>.json."""
     about = _describe(config, here)
@@ -347,7 +354,9 @@ def write_report(
     print(", ".join(f"{name} {value}" for name, value in about.items()))
 
 
-def measured(config: ml_collections.ConfigDict, here: Machine, only: list[str]) -> Iterator[Row]:
+def measured(
+    config: ml_collections.ConfigDict, here: Machine, only: list[str]
+) -> Iterator[TimedRow]:
     """Yield the rows that are asked for, as they are measured."""
     if set(only) & set(STEP):
         yield from _step_rows(config, here, only)

@@ -26,7 +26,7 @@ _FIRST = 8  # clips that --batch=auto begins with
 _FULL = "RESOURCE_EXHAUSTED"  # how every compiler begins its refusal for want of memory
 
 
-class Attempt(NamedTuple):
+class BatchAttempt(NamedTuple):
     """A batch that was put to the compiler.
 
     clips: on each device. wanted: bytes on one device, None where a refusal does not say.
@@ -77,7 +77,7 @@ def plan(config: ml_collections.ConfigDict, place: Topology, batch: str) -> repo
             f"{config.accumulate} do not divide: give --batch=N, clips on each device"
         )
 
-    def attempt(clips: int) -> Attempt:
+    def attempt(clips: int) -> BatchAttempt:
         tqdm.write(f"{place.spec}: compiling {clips} clips a device", file=sys.stderr)
         result = _compile_step(with_batch(config, clips * mesh.size), mesh)
         verdict = "accepted" if result.compiled else "refused"
@@ -113,7 +113,7 @@ def with_batch(config: ml_collections.ConfigDict, clips: int) -> ml_collections.
     return config.lock()
 
 
-def _compile_step(config: ml_collections.ConfigDict, mesh: Mesh) -> Attempt:
+def _compile_step(config: ml_collections.ConfigDict, mesh: Mesh) -> BatchAttempt:
     """Compile the real step for that mesh; the compiler may refuse it for want of memory."""
     clips = config.batch_size // mesh.size
     try:
@@ -121,8 +121,8 @@ def _compile_step(config: ml_collections.ConfigDict, mesh: Mesh) -> Attempt:
     except jax.errors.JaxRuntimeError as error:
         if _FULL not in str(error):
             raise
-        return Attempt(clips, topology.refused_bytes(str(error))[0], None)
-    return Attempt(clips, report.wanted_bytes(compiled.memory_analysis()), compiled)
+        return BatchAttempt(clips, topology.refused_bytes(str(error))[0], None)
+    return BatchAttempt(clips, report.wanted_bytes(compiled.memory_analysis()), compiled)
 
 
 def lower(config: ml_collections.ConfigDict, mesh: Mesh) -> jax.stages.Lowered:
@@ -158,8 +158,8 @@ def _fixed_bytes(config: ml_collections.ConfigDict, mesh: Mesh) -> int:
 
 
 def largest_batch(
-    attempt: Callable[[int], Attempt], unit: int, limit: int, fixed: int, first: int = _FIRST
-) -> list[Attempt]:
+    attempt: Callable[[int], BatchAttempt], unit: int, limit: int, fixed: int, first: int = _FIRST
+) -> list[BatchAttempt]:
     """Search for the largest batch that the compiler accepts.
 
     Bytes grow with the clips nearly in proportion, starting from `fixed` of them. So the next guess
@@ -179,7 +179,7 @@ def largest_batch(
       Every attempt. The largest accepted and the smallest refused are `unit` clips apart; where
       nothing fits, the smallest refused is `unit`.
     """
-    tried: list[Attempt] = []
+    tried: list[BatchAttempt] = []
     accepted, guess, surpassed = 0, first, 0
     refused: int | None = None
     while refused is None or refused - accepted > 1:
@@ -205,7 +205,7 @@ def largest_batch(
     return tried
 
 
-def _predict(tried: list[Attempt], unit: int, limit: int, fixed: int) -> int | None:
+def _predict(tried: list[BatchAttempt], unit: int, limit: int, fixed: int) -> int | None:
     """Return the units at which the limit is reached, on a line through two attempts.
 
     One is the attempt that came nearest to the limit, the other the next nearest that is at least

@@ -35,7 +35,7 @@ _DROPOUTS = (
     *("encoder.dropout", "encoder.attention_dropout", "encoder.activation_dropout"),
     *("encoder.input_dropout", "encoder.layerdrop"),
 )
-AHEAD = 2  # steps dispatched before the host waits; it never reads a value of theirs
+AHEAD = 2  # steps that are dispatched before the host waits, without reading any of their values
 
 
 class TrainingStopped(Exception):
@@ -54,7 +54,8 @@ class Preemption:
         if jax.process_count() == 1:  # otherwise jax.distributed listens for SIGTERM
             signal.signal(signal.SIGTERM, self.ask)
 
-    def ask(self, *_) -> None:
+    def ask(self, *_signal: object) -> None:
+        """Note the request; also the handler of SIGTERM."""
         self.asked = True
 
     def poll(self) -> None:

@@ -76,8 +76,8 @@ def test_the_exit_code_is_that_of_the_first_to_fail_and_none_outlives_it_for_lon
 )
 def test_restarts(tmp_path, code, options, lives):
     seen = f"open({str(tmp_path)!r} + f'/{{me}}', 'a').write('x')"
-    found, _, errors = job([options], f"{seen}; sys.exit({code})")
-    assert found == code
+    exit_code, _, errors = job([options], f"{seen}; sys.exit({code})")
+    assert exit_code == code
     assert [len((tmp_path / name).read_text()) for name in "01"] == [lives, lives]
     assert errors.count("starting again") == lives - 1
 

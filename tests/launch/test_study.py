@@ -86,7 +86,7 @@ def test_a_thirteenth_configuration_is_a_variant_and_a_line(tmp_path, capsys, mo
     assert sum("music2vec.py:span40_demo" in command for _, command in printed) == 1
     assert sum("probes/music2vec-span40/" in command for _, command in printed) == 2
     fabricated_study.fabricate(tmp_path)
-    found = results.collect(tmp_path)
-    spans = next(x for x in figures.ablations(found) if x["leaf"] == "mask.span")
+    collected = results.collect(tmp_path)
+    spans = next(x for x in figures.ablations(collected) if x["leaf"] == "mask.span")
     values = [value for _, value in spans["models"]]
     assert {5, 10, 15, 40} <= set(values) and values == sorted(values)

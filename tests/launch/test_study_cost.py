@@ -7,24 +7,24 @@ from launch import study
 from tests.support.studies import PAPER
 
 
-def plan_told(seconds: dict[str, float], fits: bool = True) -> list[dict]:
-    """The part of a planner's answer that costs are taken from."""
-    told = {"topology": "v5e:4x4", "devices": 16, "clips": 4, "seconds": seconds}
-    return [told | {"memory": {"fits": fits}}]
+def plan_of(seconds: dict[str, float], fits: bool = True) -> list[dict]:
+    """The part of a plan that costs are taken from."""
+    plan = {"topology": "v5e:4x4", "devices": 16, "clips": 4, "seconds": seconds}
+    return [plan | {"memory": {"fits": fits}}]
 
 
 def test_costs_are_the_planners(tmp_path, capsys):
     arguments = ["--scale=base", "--cost", f"--models={','.join(PAPER[:8])}"]
     arguments.append(f"--workdir={tmp_path}")
     assert study.main([*arguments, "--dry-run"]) == 0
-    told = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert [x[3] for x in told] == [
+    commands = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [x[3] for x in commands] == [
         f"--config=configs/music2vec.py:{name}" for name in ("vanilla", "crop5s")
     ]
     (tmp_path / "cost").mkdir()
-    outputs = [Path(x[-1].partition("=")[2] + ".json") for x in told]
+    outputs = [Path(x[-1].partition("=")[2] + ".json") for x in commands]
     for path in outputs:
-        path.write_text(json.dumps(plan_told({"roofline": 0.5, "compiler": 2.0})))
+        path.write_text(json.dumps(plan_of({"roofline": 0.5, "compiler": 2.0})))
         path.with_suffix(".commit").write_text("c0ffee")
     assert study.main(arguments) == 0
     printed = capsys.readouterr().out.splitlines()
@@ -38,9 +38,9 @@ def test_costs_are_the_planners(tmp_path, capsys):
     assert rows["music2vec-span5"][-1] == "music2vec-vanilla"
     times = 1 + 2 + 5 + 752 / 112  # vanilla, twice the updates, five like it, crop5s
     assert rows["all 8"][5] == f"{low * times:,.0f} to {high * times:,.0f}"
-    outputs[0].write_text(json.dumps(plan_told({"roofline": 0.5}, fits=False)))
+    outputs[0].write_text(json.dumps(plan_of({"roofline": 0.5}, fits=False)))
     assert study.main(arguments) == 2
     assert "4 clips a chip do not fit v5e:4x4" in capsys.readouterr().err
-    outputs[0].write_text(json.dumps(plan_told({"roofline": None})))
+    outputs[0].write_text(json.dumps(plan_of({"roofline": None})))
     assert study.main(arguments) == 2
     assert "has no estimate of time: name a TPU" in capsys.readouterr().err

@@ -169,10 +169,10 @@ def test_targets_are_means_of_standardised_sequences(case):
 def changed(params: dict, prefix: str) -> dict:
     """The same tree, with other values under encoder/<prefix>."""
     flat = traverse_util.flatten_dict(params, sep="/")
-    found = [path for path in flat if path.startswith(f"encoder/{prefix}")]
-    assert found
+    below = [path for path in flat if path.startswith(f"encoder/{prefix}")]
+    assert below
     rng = np.random.default_rng(0)
-    other = {path: flat[path] + 0.1 * rng.standard_normal(flat[path].shape) for path in found}
+    other = {path: flat[path] + 0.1 * rng.standard_normal(flat[path].shape) for path in below}
     return traverse_util.unflatten_dict(
         flat | {path: x.astype(np.float32) for path, x in other.items()}, sep="/"
     )

@@ -25,14 +25,17 @@ def reference_masks(
         spans = max(least, int(probability * frames / span + rng.random()))
         starts = frames - span if frames - span > spans else spans + 1
         begun = rng.choice(starts, spans, replace=False)
-        masked.append({t for s in begun for t in range(s, s + span) if t < frames})
+        covered = set()
+        for start in begun:
+            covered.update(range(start, min(frames, start + span)))
+        masked.append(covered)
     for first in range(0, clips, group or clips):
         if not group:
             break
         smallest = min(len(clip) for clip in masked[first : first + group])
         for i in range(first, first + group):
             masked[i] = set(rng.choice(sorted(masked[i]), smallest, replace=False))
-    return np.array([[t in clip for t in range(frames)] for clip in masked])
+    return np.array([np.isin(np.arange(frames), sorted(clip)) for clip in masked])
 
 
 def draw(clips: int, frames: int, seed: int = 0, **rule) -> masking.SpanMask:

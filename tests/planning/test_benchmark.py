@@ -15,7 +15,7 @@ from tests.support import tiny
 PARTS = ["step", "stem", "positional", "transformer", "head", "optimizer"]
 
 
-def rows(config, only: list[str]) -> dict[str, benchmark.Row]:
+def rows(config, only: list[str]) -> dict[str, benchmark.TimedRow]:
     mesh = sharding.make_mesh(1, jax.devices()[:1])
     here = benchmark.Machine(mesh, 1e12, 1e9, "a stated rate", 0.0)
     return {row.name: row for row in benchmark.measured(config, here, only)}
@@ -32,38 +32,38 @@ def test_each_part_of_a_step_has_its_operations(method):
         }
         shared |= {"encoder.pos_conv_depth": 0, "batch_size": 4, "mask.equal_counts": 4}
         config.update_from_flattened_dict(shared)
-    found = rows(config, only)
-    assert set(found) == set(only)
+    by_name = rows(config, only)
+    assert set(by_name) == set(only)
     counts = flops.train_parts(config)
-    for name, row in found.items():
+    for name, row in by_name.items():
         assert row.seconds > 0
         if name in counts:
             assert row.figure * row.seconds * 1e9 == pytest.approx(counts[name])
             assert (row.unit, row.limit) == ("GFLOP/s", 1e3)
-    whole = found["step"].figure * found["step"].seconds * 1e9
+    whole = by_name["step"].figure * by_name["step"].seconds * 1e9
     assert whole == pytest.approx(flops.train_step(config)) == pytest.approx(sum(counts.values()))
     state = step.state_shapes(config)
     moved = 7 * 4 * sum(x.size for x in jax.tree.leaves(state.params))
     moved += 2 * 4 * sum(x.size for x in jax.tree.leaves(state.teacher))
-    assert found["optimizer"].figure * found["optimizer"].seconds * 1e9 == pytest.approx(moved)
-    assert found["optimizer"].unit == "GB/s"
+    assert by_name["optimizer"].figure * by_name["optimizer"].seconds * 1e9 == pytest.approx(moved)
+    assert by_name["optimizer"].unit == "GB/s"
 
 
 def test_what_surrounds_the_step(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(benchmark, "TASK", (43, 17, 10))
     monkeypatch.setattr(benchmark, "FRAMES", 1000)
     config = tiny.config({"data.data_dir": str(tmp_path), "batch_size": 4})
-    found = rows(config, ["input", "extraction", "probes", "kmeans"])
-    assert list(found) == ["extraction", "probes", "kmeans"]
+    by_name = rows(config, ["input", "extraction", "probes", "kmeans"])
+    assert list(by_name) == ["extraction", "probes", "kmeans"]
     assert "input: not run, " in capsys.readouterr().err
-    assert all(row.seconds > 0 and row.figure > 0 and row.limit > 0 for row in found.values())
+    assert all(row.seconds > 0 and row.figure > 0 and row.limit > 0 for row in by_name.values())
 
 
 def test_the_table_and_its_document(tmp_path, capsys):
     here = benchmark.Machine(sharding.make_mesh(1, jax.devices()[:1]), 1e12, 1e9, "a rate", 0.0)
     made = [
-        benchmark.Row("step", 0.5, 250.0, 1000.0, "GFLOP/s", "a rate"),
-        benchmark.Row("optimizer", 0.25, 3.0, 1.0, "GB/s", "a copy"),
+        benchmark.TimedRow("step", 0.5, 250.0, 1000.0, "GFLOP/s", "a rate"),
+        benchmark.TimedRow("optimizer", 0.25, 3.0, 1.0, "GB/s", "a copy"),
     ]
     config = tiny.config()
     benchmark.write_report(config, here, made, tmp_path / "runs" / "v1.5")

@@ -8,7 +8,7 @@ import pytest
 
 from configs import music2vec, musichubert
 from musicssl.planning import compilation
-from musicssl.planning.compilation import Attempt
+from musicssl.planning.compilation import BatchAttempt
 
 GIB = 2**30
 
@@ -17,11 +17,11 @@ def compiler(limit: int, bytes_of, tells: bool = True):
     """A stand-in that accepts what fits, and the batches that it was asked for."""
     asked = []
 
-    def attempt(clips: int) -> Attempt:
+    def attempt(clips: int) -> BatchAttempt:
         asked.append(clips)
         wanted = bytes_of(clips)
         fits = wanted <= limit
-        return Attempt(clips, wanted if fits or tells else None, object() if fits else None)
+        return BatchAttempt(clips, wanted if fits or tells else None, object() if fits else None)
 
     return attempt, asked
 

@@ -6,7 +6,7 @@ import pytest
 from jax.sharding import SingleDeviceSharding
 
 from musicssl.planning import compilation, report, topology
-from musicssl.planning.compilation import Attempt
+from musicssl.planning.compilation import BatchAttempt
 from musicssl.runtime import sharding
 from tests.support import tiny
 
@@ -53,14 +53,14 @@ def test_the_verdict_is_right_on_both_sides_of_the_boundary():
     device = topology.topology("v5e:4x4").devices[0]
     here = SingleDeviceSharding(device)
 
-    def attempt(clips: int) -> Attempt:
+    def attempt(clips: int) -> BatchAttempt:
         x = jax.ShapeDtypeStruct((clips, 2**12, 2**12), jnp.float32, sharding=here)
         lowered = jax.jit(lambda x: (x, x + 1, x * 2), out_shardings=here).lower(x)
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
-            return Attempt(clips, topology.refused_bytes(str(error))[0], None)
-        return Attempt(clips, report.wanted_bytes(compiled.memory_analysis()), compiled)
+            return BatchAttempt(clips, topology.refused_bytes(str(error))[0], None)
+        return BatchAttempt(clips, report.wanted_bytes(compiled.memory_analysis()), compiled)
 
     limit = topology.memory_limit(device)
     tried = compilation.largest_batch(attempt, 1, limit, 0)
@@ -75,11 +75,11 @@ def test_a_step_on_sixteen_chips():
     """Cycles for every part that computes, nothing but parameters and gradients on the links."""
     leaves = {"encoder.width": 128, "encoder.heads": 2, "encoder.ffn_width": 512}
     config = tiny.config(leaves | {"mesh.fsdp": 2, "encoder.pos_conv_depth": 1})
-    told = compilation.plan(config, topology.topology("v5e:4x4"), "1")
+    plan = compilation.plan(config, topology.topology("v5e:4x4"), "1")
     parts = {"optimizer", "EMA", "teacher", "attention", "ffn", "positional", "head", "stem 0"}
-    assert parts <= told["cycles"].keys()
-    assert sum(told["cycles"].values()) > 1e5
-    assert told["memory"]["fits"] and told["memory"]["limit"] == int(15.75 * GIB)
-    assert {x["kind"] for x in told["collectives"]} >= {"all-gather", "all-reduce"}
-    assert not any(x["activations"] for x in told["collectives"])
-    assert told["seconds"]["compiler"] > told["seconds"]["roofline"] > 0
+    assert parts <= plan["cycles"].keys()
+    assert sum(plan["cycles"].values()) > 1e5
+    assert plan["memory"]["fits"] and plan["memory"]["limit"] == int(15.75 * GIB)
+    assert {x["kind"] for x in plan["collectives"]} >= {"all-gather", "all-reduce"}
+    assert not any(x["activations"] for x in plan["collectives"])
+    assert plan["seconds"]["compiler"] > plan["seconds"]["roofline"] > 0

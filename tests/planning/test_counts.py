@@ -42,13 +42,13 @@ def config(method: str, devices: int) -> ml_collections.ConfigDict:
 def counts(method: str) -> dict[str, dict[str, object]]:
     """What one device's program holds, by the number of devices that share the batch."""
     sharding.SMALLEST_SHARDED = 512
-    found = {}
+    counts_by_devices = {}
     for devices in DEVICES[method]:
         mesh = sharding.make_mesh(1, jax.devices()[:devices])
         program = compilation.lower(config(method, devices), mesh).compile()
         cost, memory = program.cost_analysis(), program.memory_analysis()
         moved = hlo.collectives(program.as_text())
-        found[devices] = {
+        counts_by_devices[devices] = {
             "flops": cost["flops"],
             "bytes": cost["bytes accessed"],
             "temporaries": memory.temp_size_in_bytes,
@@ -56,7 +56,7 @@ def counts(method: str) -> dict[str, dict[str, object]]:
             "kinds": sorted({x.kind for x in moved}),
             "shapes": sorted({shape for x in moved for shape in x.shapes}),
         }
-    return found
+    return counts_by_devices
 
 
 @pytest.fixture(scope="module", params=["data2vec", "hubert"])
@@ -65,28 +65,28 @@ def counted(request) -> tuple[str, dict[str, dict[str, object]]]:
 
 
 def test_a_step_costs_no_more_than_it_did(counted):
-    method, found = counted
-    now = recorded(found)
+    method, counts_by_devices = counted
+    now = recorded(counts_by_devices)
     for name, bound in RECORDED[method].items():
         assert now[name] <= bound * SLACK[name], f"{name} of {method} is {now[name]:.4g}"
 
 
 def test_work_of_a_device_does_not_grow_with_their_number(counted):
-    method, found = counted
-    operations = [found[str(n)]["flops"] for n in DEVICES[method]]
+    method, counts_by_devices = counted
+    operations = [counts_by_devices[str(n)]["flops"] for n in DEVICES[method]]
     assert operations == [pytest.approx(operations[0], rel=0.02)] * len(operations)
 
 
 def test_devices_exchange_gradients_and_metrics_alone(counted):
-    method, found = counted
-    assert found["1"]["kinds"] == []
+    method, counts_by_devices = counted
+    assert counts_by_devices["1"]["kinds"] == []
     shapes = step.state_shapes(config(method, 8))
     known = {longer(x.shape) for x in jax.tree.leaves(shapes.params)} | {()}
     if method == "hubert":
         known.add((config(method, 8).teacher.clusters,))  # how often each label was seen
     for devices in DEVICES[method][1:]:
-        assert found[str(devices)]["kinds"] == ["all-reduce"]
-        assert {longer(x) for x in found[str(devices)]["shapes"]} <= known
+        assert counts_by_devices[str(devices)]["kinds"] == ["all-reduce"]
+        assert {longer(x) for x in counts_by_devices[str(devices)]["shapes"]} <= known
 
 
 def longer(shape: Sequence[int]) -> tuple[int, ...]:
@@ -94,9 +94,9 @@ def longer(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(sorted(n for n in shape if n > 1))
 
 
-def recorded(found: dict[str, dict[str, object]]) -> dict[str, object]:
-    one = {name: found["1"][name] for name in ("flops", "bytes", "temporaries")}
-    return one | {"exchanges": found["8"]["exchanges"]}
+def recorded(counts_by_devices: dict[str, dict[str, object]]) -> dict[str, object]:
+    one = {name: counts_by_devices["1"][name] for name in ("flops", "bytes", "temporaries")}
+    return one | {"exchanges": counts_by_devices["8"]["exchanges"]}
 
 
 if __name__ == "__main__":

@@ -39,27 +39,27 @@ def planned(method: str) -> dict:
     return compilation.plan(config(method), topology.topology("v5e:4x4"), "16")
 
 
-def figures(told: dict) -> dict[str, float]:
-    cycles = told["cycles"]
+def figures(plan: dict) -> dict[str, float]:
+    cycles = plan["cycles"]
     stem = sum(n for name, n in cycles.items() if name.startswith("stem"))
     return {
         "cycles": round(sum(cycles.values()) / 1e6, 2),
         "stem": round(stem / 1e6, 2),
-        "temporaries": round(told["memory"]["temp"] / 2**20),
-        "exchanged": round(sum(x["bytes"] for x in told["collectives"]) / 1e6),
+        "temporaries": round(plan["memory"]["temp"] / 2**20),
+        "exchanged": round(sum(x["bytes"] for x in plan["collectives"]) / 1e6),
     }
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_base_step_costs_no_more_than_it_did(method):
-    told = planned(method)
-    now = figures(told)
+    plan = planned(method)
+    now = figures(plan)
     for name, bound in RECORDED[method].items():
         assert now[name] <= bound * SLACK, f"{name} of {method} is {now[name]}"
     # products that XLA takes apart to overlap them with exchanges would be passed on in pieces
-    assert {x["kind"] for x in told["collectives"]} == {"all-gather", "all-reduce"}
-    assert not any(x["activations"] for x in told["collectives"])
-    assert told["memory"]["fits"] and told["uncounted_kernels"] == 0
+    assert {x["kind"] for x in plan["collectives"]} == {"all-gather", "all-reduce"}
+    assert not any(x["activations"] for x in plan["collectives"])
+    assert plan["memory"]["fits"] and plan["uncounted_kernels"] == 0
 
 
 if __name__ == "__main__":

@@ -57,8 +57,8 @@ channel_id=9, metadata={op_name="jit(step)/grads"}
 
 
 def test_cycles_by_part_with_loops_as_often_as_they_run():
-    found = hlo.cycles(TPU, lambda scope: "ffn" if "feed_forward" in scope else "rest")
-    assert found == {"rest": 430, "ffn": 50}
+    by_part = hlo.cycles(TPU, lambda scope: "ffn" if "feed_forward" in scope else "rest")
+    assert by_part == {"rest": 430, "ffn": 50}
 
 
 def test_kernels_and_the_operations_that_they_name():

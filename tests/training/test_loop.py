@@ -120,19 +120,19 @@ def test_each_checkpoint_holds_config_and_commit(unbroken):
     git = ["git", "-C", str(runs.ROOT), "rev-parse", "--verify", "-q", "HEAD"]
     head = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     for step in steps_on_disk(unbroken.workdir):
-        about = unbroken.workdir / f"checkpoints/{step}/about/metadata"
-        found = json.loads(about.read_text())
-        assert found["config"] == json.loads(unbroken.config.to_json())
-        assert found["step"] == step
-        commit = found["commit"].removesuffix("-dirty")
+        path = unbroken.workdir / f"checkpoints/{step}/about/metadata"
+        about = json.loads(path.read_text())
+        assert about["config"] == json.loads(unbroken.config.to_json())
+        assert about["step"] == step
+        commit = about["commit"].removesuffix("-dirty")
         assert len(commit) in (0, 40) and (commit or not head)
-    assert json.loads((unbroken.workdir / "config.json").read_text()) == found["config"]
+    assert json.loads((unbroken.workdir / "config.json").read_text()) == about["config"]
 
 
 def test_parameters_load_as_the_state_holds_them(unbroken):
     state = runs.state(unbroken.workdir)
-    params, teacher, found, step = checkpoint.load_params(unbroken.workdir)
-    assert step == STEPS and found.to_json() == unbroken.config.to_json()
+    params, teacher, saved_config, step = checkpoint.load_params(unbroken.workdir)
+    assert step == STEPS and saved_config.to_json() == unbroken.config.to_json()
     expected = {k: v for k, v in state.items() if k.startswith(("params/", "teacher/"))}
     assert runs.differences(runs.named({"params": params, "teacher": teacher}), expected) == []
     earlier = checkpoint.load_params(unbroken.workdir, 6)

@@ -97,10 +97,11 @@ def test_adam_takes_the_steps_of_torch_adamw():
     start = {"matrix": rng.normal(size=(5, 3)), "vector": rng.normal(size=4)}
     start = {name: x.astype(np.float32) for name, x in start.items()}
     # Gradients of many sizes: the smallest are of the order of epsilon, so its place shows.
-    gradients = [
-        {name: (x * 10.0 ** rng.uniform(-7, 1, x.shape)).astype(np.float32) for name, x in g}
-        for g in ([(n, rng.normal(size=x.shape)) for n, x in start.items()] for _ in range(6))
-    ]
+    gradients = []
+    for _ in range(6):
+        normal = {name: rng.normal(size=x.shape) for name, x in start.items()}
+        scaled = {name: x * 10.0 ** rng.uniform(-7, 1, x.shape) for name, x in normal.items()}
+        gradients.append({name: x.astype(np.float32) for name, x in scaled.items()})
 
     theirs = {name: torch.nn.Parameter(torch.tensor(x)) for name, x in start.items()}
     torch_adam = torch.optim.AdamW(
