@@ -91,6 +91,7 @@ def _item_kind(
     """
     main = next(iter(scores))
 
+    # Everything that is scored goes through this function, what probes say and what chance does.
     def score_outputs(truth: np.ndarray, outputs: np.ndarray) -> dict[str, float]:
         return {name: score(truth, outputs) for name, score in scores.items()}
 
