@@ -42,7 +42,7 @@ class Labels(NamedTuple):
 
     @property
     def scored(self) -> int:
-        """How many things are scored: records of a beat task, else items."""
+        """Count what is scored: records of a beat task, else items."""
         return len(self.references) or len(self.labels)
 
 

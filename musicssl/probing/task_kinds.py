@@ -59,7 +59,7 @@ class Kind:
 
     @property
     def main_score(self) -> str:
-        """The name of the score that is reported first."""
+        """Return the name of the score that is reported first."""
         return self.score_names[0]
 
 
