@@ -359,8 +359,8 @@ def training(study: Study, family: str) -> list[str]:
 
         # The axes reach as far as the longest run.
         updates: list[float] = []
-        for line in series:
-            updates += [point.x for point in line.points]
+        for drawn in series:
+            updates += [point.x for point in drawn.points]
         last = max(updates, default=1)
         ticks = [(x, f"{x:g}") for x in svg.nice_steps(0, last)]
         low, high = svg.bounds(_heights(series))
