@@ -79,6 +79,7 @@ def open_source(spec: str, precision: str = "float32") -> FeatureSource:
     encoder = loaded.encoder.clone(dtype=jnp.dtype(precision))
     params, digest, name = loaded.params, loaded.digest, loaded.source
 
+    # New initial values have a digest of their own, by the architecture that they fill.
     if spec.startswith("random:"):
         start = jax.jit(lambda key: encoder.init(key, jnp.zeros((1, 400)))["params"])
         params = jax.tree.map(np.asarray, start(jax.random.key(0)))
@@ -182,11 +183,14 @@ def _fill(
     batch: int,
 ) -> None:
     """Write each pool's file, from where an interrupted pass stopped."""
+    # Process 0 has the files, and tells the others how much of them is written.
     batch = -(-batch // mesh.size) * mesh.size
     writer = None
     if jax.process_index() == 0:
         writer = FeatureFiles(source.layers, source.width, cut, paths)
     done = int(_from_first_process(np.array(writer.done if writer else 0)))
+
+    # Compute the rest, batch by batch.
     step = _step(source, tuple(paths), mesh)
     batches = _pipelined(step, _batches(source, cut, read, done, batch), mesh)
     progress = tqdm(
@@ -241,6 +245,7 @@ def _batches(
         return sound, mean, scale
 
     def load(begin: int) -> _WindowBatch:
+        """Fill a batch with the windows from `begin` on."""
         end = min(begin + batch, len(cut.record))
         sound = np.zeros((batch, cut.size), np.int16)
         mean, scale = np.zeros(batch, np.float32), np.ones(batch, np.float32)
@@ -251,6 +256,7 @@ def _batches(
             sound[i, : samples[i]] = whole[start : start + samples[i]]
         return _WindowBatch(begin, end, (sound, mean, scale, samples, windows.frames(samples)))
 
+    # Keep AHEAD batches in work; windows are given out in their order.
     waiting: collections.deque[Future[_WindowBatch]] = collections.deque()
     with ThreadPoolExecutor(1) as pool:  # one thread: the records of a batch stay in its cache
         for begin in range(done, len(cut.record), batch):
@@ -270,6 +276,7 @@ def _pipelined(step: Callable, batches: Iterator[_WindowBatch], mesh: Mesh) -> I
         begin, end, outputs = running.popleft()
         return begin, end, {pool: np.asarray(values) for pool, values in outputs.items()}
 
+    # Start a batch, then fetch the one before it.
     for batch in batches:
         arrays = (
             jax.make_array_from_callback(array.shape, clips, array.__getitem__)

@@ -32,7 +32,7 @@ def state_count(fps: float) -> int:
     return int(intervals(fps).sum())
 
 
-def tempo_transitions(lengths: np.ndarray) -> np.ndarray:
+def _tempo_transitions(lengths: np.ndarray) -> np.ndarray:
     """Return log probabilities of going from a beat of one length (row) to another (column).
 
     p is proportional to exp(-lambda |to / from - 1|), 0 where that is below float epsilon.
@@ -72,7 +72,7 @@ def _forward(activations: jax.Array, fps: float) -> tuple[jax.Array, jax.Array]:
     positions = np.arange(longest)
     exists = positions[None] < lengths[:, None]  # [tempi, longest]
     beat = positions[None] / lengths[:, None] < 1 / _OBSERVATION_LAMBDA
-    transitions = jnp.asarray(tempo_transitions(lengths), jnp.float32)
+    transitions = jnp.asarray(_tempo_transitions(lengths), jnp.float32)
     uniform = jnp.where(exists, -np.log(float(lengths.sum())), -jnp.inf)
 
     # In a frame every path moves a position on, or from the end of a beat to the start of the next.

@@ -20,7 +20,7 @@ from musicssl.probing.search import Outcome
 from musicssl.probing.task_kinds import Answers, kind_of
 from musicssl.probing.tasks import SPLITS, Task
 
-SETTINGS = (  # without which results do not compare
+_SETTINGS = (  # without which results do not compare
     "kind", "standardise", "layers", "learning_rates", "seeds", "epochs", "batch_size", "limit",
 )  # fmt: skip
 
@@ -91,7 +91,7 @@ def evaluate(
         "chance": kind.chance(task, train, test),
         "items": {name: splits[name].labels.scored for name in SPLITS},
         "published_items": task.sizes,
-        "settings": {name: _json_value(config[name]) for name in SETTINGS},
+        "settings": {name: _json_value(config[name]) for name in _SETTINGS},
         "classes": list(classes),
         "confusion": _confusion(task, best.outputs[best_seed], test, outputs),
         "unscored_classes": _unscored(task, test, classes),

@@ -28,9 +28,9 @@ from musicssl.features.rows import Stored, take
 Monitor = Callable[[jax.Array, jax.Array], jax.Array]
 
 BLOCK = 4096  # windows evaluated together
-KEEP = round(0.8 * 2**16)  # dropout 0.2, compared with 16 random bits
+_KEEP = round(0.8 * 2**16)  # dropout 0.2, compared with 16 random bits
 # torch.optim.lr_scheduler.ReduceLROnPlateau: better means better by this share
-THRESHOLD = 1e-4
+_THRESHOLD = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +146,7 @@ def apply(params: dict, x: jax.Array, keep: jax.Array | None = None) -> jax.Arra
     return z @ params["w2"] + params["b2"]  # [b, c]
 
 
-def losses(kind: str, outputs: jax.Array, y: jax.Array) -> jax.Array:
+def _losses(kind: str, outputs: jax.Array, y: jax.Array) -> jax.Array:
     """Return the loss of each row [b], the mean over its outputs where there are several."""
     if kind == "ce":
         return -jnp.take_along_axis(jax.nn.log_softmax(outputs), y[:, None], 1)[:, 0]
@@ -242,7 +242,7 @@ def _epoch(
 
     # The update of one model, and then of all: those of a seed see the same windows and dropout.
     def objective(params, x, y, weight, keep):
-        row_losses = losses(protocol.loss, apply(params, x, keep), y)
+        row_losses = _losses(protocol.loss, apply(params, x, keep), y)
         return (weight * row_losses).sum() / weight.sum()
 
     def update(params, moments, x, y, weight, keep, rate, count):
@@ -267,7 +267,7 @@ def _epoch(
         keep = None
         if hidden:
             bits = jax.vmap(dropout_bits, (0, None))(epoch_keys, index)  # [s, b, h]
-            keep = jnp.where(bits < KEEP, 2**16 / KEEP, 0.0)
+            keep = jnp.where(bits < _KEEP, 2**16 / _KEEP, 0.0)
         count = (epoch * steps + index + 1).astype(jnp.float32)
         return update_all(*carry, x, train.y[chosen], weight, keep, rates, count), None
 
@@ -372,7 +372,7 @@ def _halve(protocol: Protocol, rates: jax.Array, plateau: tuple, score: jax.Arra
       plateau: the best score of every model, and the epochs since it.
     """
     best, waited = plateau
-    better = score > best * (1 + THRESHOLD)
+    better = score > best * (1 + _THRESHOLD)
     waited = jnp.where(better, 0, waited + 1)
     halve = waited > protocol.plateau
     rates = jnp.where(halve, rates * 0.5, rates)

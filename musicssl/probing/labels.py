@@ -42,7 +42,7 @@ class Labels(NamedTuple):
 
     @property
     def scored(self) -> int:
-        """How many things are scored: records of a beat task, else items."""
+        """Count what is scored: records of a beat task, else items."""
         return len(self.references) or len(self.labels)
 
 
@@ -161,10 +161,13 @@ def beat_labels(task: Task, records: Sequence[Record], rows: windows.Rows, fps: 
     and not in scoring (labels). Arguments and errors are those of `item_labels`.
     """
     times = [_beat_times(task, record) for record in records]
+
+    # Only records with beats take part.
     has_beats = np.array([len(t) > 0 for t in times])
     used = np.flatnonzero(has_beats[rows.record])
     record = rows.record[used]
 
+    # Mark the frames of beats, record by record.
     y = np.zeros((len(used), 1), np.float32)
     exact = y.copy()
     starts = []

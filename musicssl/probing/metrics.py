@@ -87,7 +87,7 @@ def _key_score(labels: np.ndarray, outputs: np.ndarray, descending: bool) -> flo
 
 
 TONICS = ("C", "Db", "D", "Eb", "E", "F", "Gb", "G", "Ab", "A", "Bb", "B")
-KEYS = tuple(f"{tonic} {mode}" for mode in ("major", "minor") for tonic in TONICS)
+KEYS = (*(f"{tonic} major" for tonic in TONICS), *(f"{tonic} minor" for tonic in TONICS))
 
 
 @functools.cache

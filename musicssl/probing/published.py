@@ -34,7 +34,7 @@ COLUMNS = (  # (task, score) of the values of a row
 )
 
 
-class PublishedRow(NamedTuple):
+class _PublishedRow(NamedTuple):
     """A published model: values in the order of COLUMNS, None where nothing is reported."""
 
     model: str
@@ -42,18 +42,18 @@ class PublishedRow(NamedTuple):
     source: str = MARBLE
 
 
-ROWS = (
-    PublishedRow(
+_ROWS = (
+    _PublishedRow(
         "MusiCNN",
         (90.3, 37.8, 14.4, 73.5, None, 44.4, 68.8, 72.6, 64.1, 70.3, 57.0, 74.0, 17.2, 74.0, 12.6,
          86.0, 17.5, 82.0, 27.5),
     ),
-    PublishedRow(
+    _PublishedRow(
         "Music2Vec 95M",
         (90.0, 36.2, 50.6, 74.1, 68.2, 52.1, 71.0, 69.3, 93.1, 71.1, 81.4, 76.1, 19.2, 76.7, 14.3,
          87.1, 18.8, 83.0, 29.2),
     ),
-    PublishedRow(
+    _PublishedRow(
         "MERT-v1-95M",
         (91.0, 39.3, 63.5, 74.8, 88.3, 55.5, 76.3, 70.7, 92.6, 74.2, 83.7, 77.5, 19.4, 76.4, 13.4,
          87.1, 18.8, 83.0, 29.0),
@@ -61,7 +61,7 @@ ROWS = (
 )  # fmt: skip
 
 
-class ClassCounts(NamedTuple):
+class _ClassCounts(NamedTuple):
     """The classes of a data set.
 
     items: of each class in the test split, in the task's order.
@@ -74,17 +74,17 @@ class ClassCounts(NamedTuple):
 
 
 TEST_COUNTS = {
-    "gtzan_genre": ClassCounts(
+    "gtzan_genre": _ClassCounts(
         (31, 31, 30, 29, 27, 27, 30, 27, 26, 32), 1,
         "coreyker/dnn-mgr, gtzan/test_filtered.txt and train_filtered.txt (48 classical of 443)",
     ),
-    "giantsteps_key": ClassCounts(
+    "giantsteps_key": _ClassCounts(
         (15, 1, 10, 9, 10, 9, 5, 8, 5, 11, 5, 5,
          53, 25, 40, 36, 48, 73, 31, 62, 29, 54, 28, 32), 12,
         "hendriks73/directional_cnns, annotations/giantsteps-key.tsv: the 604 annotations of "
         "GiantSteps/giantsteps-key-dataset",
     ),
-    "nsynth_instrument": ClassCounts(
+    "nsynth_instrument": _ClassCounts(
         (843, 269, 180, 652, 766, 202, 502, 235, 306, 0, 141), 0,
         "NSynth (arXiv:1704.01279), as quoted: not read in its examples.json",
     ),
@@ -105,7 +105,7 @@ TAG_SHARES = {
 def scores(task: str) -> list[tuple[str, str, dict[str, float]]]:
     """Return (model, source, {score: value}) of models with scores of the task, as fractions."""
     models = []
-    for row in ROWS:
+    for row in _ROWS:
         values = {}
         for (name, score), value in zip(COLUMNS, row.values, strict=True):
             if name == task and value is not None:

@@ -23,6 +23,7 @@ def save(out: Path, result: TaskResult, about: About) -> None:
     Raises:
       ValueError: the directory holds results of another encoder.
     """
+    # Take what is there, if it is of the same encoder.
     out.mkdir(parents=True, exist_ok=True)
     path = out / RESULTS
     tasks: dict[str, TaskResult] = {}
@@ -35,6 +36,7 @@ def save(out: Path, result: TaskResult, about: About) -> None:
                 "another directory, or move that one away"
             )
 
+    # Write under another name first, so that results.json is never half a file.
     tasks = tasks | {result["task"]: result}
     results: Results = {**about, "tasks": tasks}
     temporary = path.with_suffix(".tmp")
@@ -91,6 +93,8 @@ def _markdown(results: Results) -> str:
         "| task | score | test | interval | layer | chance | published |",
         "|---|---|---|---|---|---|---|",
     ]
+
+    # A row a score, and what is to be known of them.
     for name, task in tasks.items():
         lines += [f"| {' | '.join(cells)} |" for cells in _score_rows(name, task)]
 
@@ -102,14 +106,16 @@ def _markdown(results: Results) -> str:
 
 def _score_rows(name: str, task: TaskResult) -> list[list[str]]:
     """Return the cells of a task's rows, one row a score; the main score's row says most."""
-    rows = []
     low, high = task["chosen"]["interval"]
     models = published.scores(name)
+    rows = []
     for score, value in task["chosen"]["test"].items():
+        # The title, the interval and the layer stand in the main score's row alone.
         title, interval, layer = "", "", ""
         if score == task["score"]:
             title, layer = task["title"], task["chosen"]["source"]
             interval = f"{100 * low:.1f} to {100 * high:.1f}"
+
         others = [f"{model} {100 * v[score]:.1f}" for model, _, v in models if score in v]
         rows.append([
             title,
@@ -177,7 +183,7 @@ def compare(folders: Sequence[Path], out: Path) -> str:
     encoders = [load(folder) for folder in folders]
     names = [_short_name(encoder) for encoder in encoders]
     tasks = [encoder["tasks"] for encoder in encoders]
-    shared = [name for name in tasks[0] if all(name in others for others in tasks)]
+    shared = [name for name in tasks[0] if _all_have(tasks, name)]
     if not shared:
         raise ValueError("the results to compare have no task in common")
 
@@ -204,10 +210,16 @@ def compare(folders: Sequence[Path], out: Path) -> str:
     # Write it, and draw the same.
     out.mkdir(parents=True, exist_ok=True)
     (out / "compare.md").write_text(table)
-    common = [{name: of_encoder[name] for name in shared} for of_encoder in tasks]
+    common = []
+    for of_encoder in tasks:
+        common.append({name: of_encoder[name] for name in shared})
     _draw_bars(common, names, out / "compare.png")
     curves.draw(curves.of_encoders(names, common), out / "compare-factors.png")
     return table
+
+
+def _all_have(encoders: Sequence[Mapping[str, TaskResult]], task: str) -> bool:
+    return all(task in tasks for tasks in encoders)
 
 
 def _short_name(results: Results) -> str:
@@ -284,6 +296,7 @@ def _draw_layers(task: TaskResult, path: Path) -> None:
 
 def _draw_heat_map(tasks: Mapping[str, TaskResult], path: Path) -> None:
     """Draw layers x tasks: each task's test scores from its worst layer (0) to its best (1)."""
+    # Scale each task's scores between its worst and its best layer.
     sources = curves.sources_of(tasks)
     grid = np.full((len(tasks), len(sources)), np.nan)
     for row, task in enumerate(tasks.values()):
@@ -292,6 +305,7 @@ def _draw_heat_map(tasks: Mapping[str, TaskResult], path: Path) -> None:
         for source, value in values.items():
             grid[row, sources.index(source)] = (value - low) / max(high - low, 1e-9)
 
+    # Draw them.
     size = (2.5 + 0.4 * len(sources), 1.2 + 0.35 * len(tasks))
     figure, axes = pyplot.subplots(figsize=size, layout="constrained")
     image = axes.imshow(grid, aspect="auto", cmap="viridis")

@@ -76,6 +76,7 @@ def search(
         for source in sources:
             train, validation, test = load(source)
 
+            # Every group of models is trained, and what they come to is put together.
             def fit(group: Group, train=train, validation=validation) -> Fitted:
                 group_rates, group_seeds = group
                 fitted = grid.fit(protocol, monitor, train, validation, group_rates, group_seeds)

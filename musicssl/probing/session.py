@@ -307,6 +307,7 @@ def quick(
       params: of the encoder, on the mesh.
       poll: called between pieces of work; what it raises ends the probe.
     """
+    # The encoder in training is a source of features like any other.
     encoder = make_encoder(config)
 
     def apply(params: dict, x: jax.Array) -> Sequence[jax.Array]:
@@ -316,6 +317,8 @@ def quick(
         f"step {step}", f"step-{step}", encoder.layers + 1, encoder.width,
         config.data.sample_rate, config.data.normalize, params, apply,
     )  # fmt: skip
+
+    # Evaluate the tasks with a cache that goes away.
     settings = of_training(config)
     chosen = tasks.choose(settings.tasks)
     scores = {}

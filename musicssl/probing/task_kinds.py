@@ -59,7 +59,7 @@ class Kind:
 
     @property
     def main_score(self) -> str:
-        """The name of the score that is reported first."""
+        """Return the name of the score that is reported first."""
         return self.score_names[0]
 
 
@@ -91,6 +91,7 @@ def _item_kind(
     """
     main = next(iter(scores))
 
+    # Everything that is scored goes through this function, what probes say and what chance does.
     def score_outputs(truth: np.ndarray, outputs: np.ndarray) -> dict[str, float]:
         return {name: score(truth, outputs) for name, score in scores.items()}
 

@@ -14,8 +14,8 @@ from musicssl.features import windows
 from musicssl.probing import metrics, published
 
 SPLITS = ("train", "validation", "test")
-WHOLE, FRAMES, HALF_SECOND = windows.WHOLE, 1, 25
-MTG_SIZES = {
+WHOLE, FRAMES, _HALF_SECOND = windows.WHOLE, 1, 25
+_MTG_SIZES = {
     "instrument": (14395, 5466, 5115),
     "moodtheme": (9949, 3802, 4231),
     "genre": (32572, 11043, 11479),
@@ -33,7 +33,7 @@ class Task:
     window: seconds of the windows that clips are cut into.
     plateau, patience: epochs without a gain before the learning rate is halved, and before training
       stops.
-    pool: 20 ms frames averaged to a row: WHOLE for the whole window, HALF_SECOND, FRAMES for none.
+    pool: 20 ms frames averaged to a row: WHOLE for the whole window, _HALF_SECOND, FRAMES for none.
     by_item: whether outputs are averaged over the rows of a record before they are scored.
     prefix: of the data set's split names.
     sizes: usable records published for train, validation and test; None where none are published.
@@ -68,7 +68,7 @@ class Task:
 def _mtg(subset: str, title: str) -> Task:
     name = f"mtg_{subset}"
     return Task(
-        name, title, "mtg_jamendo", subset, "tags", 30, 3, 10, sizes=MTG_SIZES[subset],
+        name, title, "mtg_jamendo", subset, "tags", 30, 3, 10, sizes=_MTG_SIZES[subset],
         chance=("ap", published.TAG_SHARES[name]),
     )  # fmt: skip
 
@@ -140,15 +140,15 @@ _SYNTH = (
     ),
     Task(
         "synth_pitch", "synth_music, pitch classes in 0.5 s", "synth_music", "pitch_classes",
-        "tags", 5, 3, 10, pool=HALF_SECOND, by_item=False, outputs=12,
+        "tags", 5, 3, 10, pool=_HALF_SECOND, by_item=False, outputs=12,
     ),
     Task(
         "synth_chord", "synth_music, chord root and third in 0.5 s", "synth_music", "chord",
-        "class", 5, 3, 10, pool=HALF_SECOND, by_item=False, outputs=24,
+        "class", 5, 3, 10, pool=_HALF_SECOND, by_item=False, outputs=24,
     ),
     Task(
         "synth_polyphony", "synth_music, pitches at once in 0.5 s", "synth_music", "polyphony",
-        "class", 5, 3, 10, pool=HALF_SECOND, by_item=False, outputs=8,
+        "class", 5, 3, 10, pool=_HALF_SECOND, by_item=False, outputs=8,
     ),
     Task(
         "synth_beat", "synth_music, beats", "synth_music", "beats", "beat", 5, 3, 10, pool=FRAMES,

@@ -110,6 +110,8 @@ def ablation(study: Study, group: Ablation) -> list[str]:
         points = _ablation_points(study, group, task["name"])
         if len(points) < 2:
             continue
+
+        # The range of y holds chance, all points and their intervals.
         values = [task["chance"]]
         for point in points:
             values += [point.y, *_interval_of(point)]
@@ -188,6 +190,7 @@ def _titles(study: Study) -> dict[str, str]:
 
 def layers(study: Study, task: StudyTask) -> str:
     """Return a table of encoders and layers, shaded from chance to the best of any layer."""
+    # The columns, and the score that is shaded darkest.
     titles, scores = _titles(study), _scores_of(study, task)
     sources: dict[str, None] = {}
     best = float("-inf")
@@ -195,6 +198,7 @@ def layers(study: Study, task: StudyTask) -> str:
         sources |= dict.fromkeys(score["layers"])
         best = max(best, *score["layers"].values())
 
+    # A row an encoder.
     head = "".join(f"<th>{escape(source)}</th>" for source in sources)
     lines = [f"<table class='heat'><thead><tr><th></th>{head}</tr></thead><tbody>"]
     for name, score in scores.items():
@@ -308,6 +312,8 @@ def by_layer(study: Study, task: StudyTask, factor: str) -> list[str]:
     """Draw a chart an encoder: a line for each of its layers, dark to light, beside baselines."""
     titles, all_scores = _titles(study), _scores_of(study, task)
     scores = {name: score for name, score in all_scores.items() if factor in score["factors"]}
+
+    # All charts have the same range of y.
     heights = []
     for score in scores.values():
         for level in _levels_of(score, factor):
@@ -317,6 +323,8 @@ def by_layer(study: Study, task: StudyTask, factor: str) -> list[str]:
     for encoder, score in scores.items():
         if len(score["layers"]) == 1:
             continue
+
+        # Chance, baselines, and then the layers.
         series = [_chance_series(score, factor)]
         for name, dash in COMPARED.items():
             if name in scores:
@@ -335,6 +343,7 @@ def by_layer(study: Study, task: StudyTask, factor: str) -> list[str]:
 
 def training(study: Study, family: str) -> list[str]:
     """Draw the curves of all runs of a family, one chart a scalar."""
+    # A chart a scalar, with a line or two of each run.
     styles, charts = style(study), []
     for name, title, second in _TRAINING.get(family, (("loss", "loss", ""),)):
         series = []
@@ -348,7 +357,10 @@ def training(study: Study, family: str) -> list[str]:
                 line = f"{encoder['title']}, {second}"
                 series.append(_curve(line, run["curves"].get(second, ()), colour, "1 3"))
 
-        updates = [point.x for line in series for point in line.points]
+        # The axes reach as far as the longest run.
+        updates: list[float] = []
+        for drawn in series:
+            updates += [point.x for point in drawn.points]
         last = max(updates, default=1)
         ticks = [(x, f"{x:g}") for x in svg.nice_steps(0, last)]
         low, high = svg.bounds(_heights(series))

@@ -159,11 +159,13 @@ def _datasets(tasks: Iterable[StudyTask]) -> set[str]:
 
 def _scores(study: Study) -> str:
     """Return a table a data set: encoders, tasks, intervals and tests, published figures below."""
+    # Tasks by data set; those of real music share a table.
     groups: dict[str, list[StudyTask]] = {}
     for task in study["tasks"]:
         suite = task["dataset"] if task["dataset"] in _SUITES else "mir"
         groups.setdefault(suite, []).append(task)
 
+    # What the numbers mean, and then the tables.
     base = escape(reference(study))
     parts = [
         "<p>Scores times 100, the mean of several seeds of the classifier; below, the 95 % "
@@ -194,11 +196,15 @@ def _ablations(study: Study) -> str:
         charts = figures.ablation(study, group)
         if not charts:
             continue
+
+        # The stages of all encoders of the group.
         names = [name for name, _ in group["models"]]
         stages = []
         for encoder in study["encoders"]:
             if encoder["name"] in names:
                 stages += encoder["stages"]
+
+        # The charts, and what else the configurations change.
         details = f"beside {title_of(study, group['base'])}"
         if also := figures.also_changed(study, group):
             details += f"; {also}"
@@ -237,11 +243,13 @@ def _layers(study: Study) -> str:
 
 def _voices(study: Study) -> str:
     """Return the charts of scores by factor, of the tasks that have factors."""
+    # The factors of each task, and all of them.
     factors_of = {task["name"]: figures.factors(study, task) for task in study["tasks"]}
     factors: dict[str, None] = {}
     for names in factors_of.values():
         factors |= dict.fromkeys(names)
 
+    # A part a factor.
     parts = []
     for factor in factors:
         tasks = [task for task in study["tasks"] if factor in factors_of[task["name"]]]
@@ -258,6 +266,7 @@ def _voices(study: Study) -> str:
     if not parts:
         return ""
 
+    # One legend for all charts, of the encoders that are in any.
     styles, lines = figures.style(study), []
     for encoder in study["encoders"]:
         scores = study["scores"][encoder["name"]].values()
@@ -296,6 +305,8 @@ def _training(study: Study) -> str:
     trained = [encoder for encoder in study["encoders"] if encoder["run"]]
     if not trained:
         return ""
+
+    # A part a family.
     styles = figures.style(study)
     for family in dict.fromkeys(encoder["family"] for encoder in trained):
         encoders = [encoder for encoder in trained if encoder["family"] == family]

@@ -60,7 +60,9 @@ def collect(folder: Path) -> Study:
     variations = {name: _variation(name, runs) for name in runs}
 
     # The tasks that any encoder has a result of, and how encoders differ in them.
-    with_results = {task for tasks in results.values() for task in tasks}
+    with_results: set[str] = set()
+    for own in results.values():
+        with_results |= set(own)
     tasks = [name for name in plan["tasks"] if name in with_results]
     reference = encoders[0]["name"]
     scores: dict[str, dict[str, EncoderScore]] = {}
@@ -141,6 +143,8 @@ def _training_run(encoder: PlannedEncoder) -> TrainingRun:
         "step": max(steps_on_disk(workdir), default=0),
         "complete": False,
     }
+
+    # Fill in what is there.
     if (workdir / "config.json").exists():
         run["leaves"] = dict(read_leaves(workdir / "config.json"))
     saved = workdir / "checkpoints" / str(run["step"]) / "about/metadata"

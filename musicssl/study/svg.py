@@ -4,10 +4,10 @@ Each chart scales with its column, names its points when a pointer rests on them
 script, font or file.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from html import escape
-from itertools import pairwise
 from typing import NamedTuple
 
 NARROW = 0.1  # the least range of scores that shades or heights are spread over
@@ -73,7 +73,7 @@ class Axes(NamedTuple):
 
 def colours(count: int) -> list[tuple[str, str]]:
     """Return a colour and a dash for each of so many lines."""
-    pairs = [(colour, dash) for dash in DASHES for colour in PALETTE]
+    pairs = [(colour, dash) for dash, colour in itertools.product(DASHES, PALETTE)]
     return [pairs[i % len(pairs)] for i in range(count)]
 
 
@@ -130,7 +130,9 @@ def chart(axes: Axes, series: Sequence[Series]) -> str:
         bottom += 10
 
     # The scales.
-    xs = [x for x, _ in axes.ticks] + [p.x for s in series for p in s.points]
+    xs = [x for x, _ in axes.ticks]
+    for line in series:
+        xs += [point.x for point in line.points]
     first, last = min(xs, default=0), max(xs, default=1)
     margin = 0.04 * (last - first) or 1
 
@@ -191,7 +193,7 @@ def _apart(heights: Sequence[float], least: float, lowest: float) -> list[float]
     """Move heights so that neighbours are `least` apart and none is below `lowest`."""
     order = sorted(range(len(heights)), key=lambda i: heights[i])
     moved = list(heights)
-    for above, below in pairwise(order):
+    for above, below in itertools.pairwise(order):
         moved[below] = max(moved[below], moved[above] + least)
     for number, i in enumerate(reversed(order)):
         moved[i] = min(moved[i], lowest - number * least)
@@ -203,11 +205,15 @@ def _drawn(series: Series, place: Place, scale: float) -> list[str]:
     points = [p for p in series.points if math.isfinite(p.y)]
     at = [place(p.x, p.y) for p in points]
     parts = [f'<g stroke="{series.colour}" fill="{series.colour}">']
+
+    # The line.
     if len(at) > 1 and series.width:
         line = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in at)
         dash = f' stroke-dasharray="{series.dash}"' if series.dash else ""
         parts.append(f'<path d="{line}" fill="none" stroke-width="{series.width}"{dash}>')
         parts.append(f"<title>{escape(series.name)}</title></path>")
+
+    # Each point and its interval.
     for point, (x, y) in zip(points, at, strict=True):
         if point.low is not None and point.high is not None and math.isfinite(point.low):
             (_, low), (_, high) = place(point.x, point.low), place(point.x, point.high)

@@ -33,6 +33,7 @@ def reference(study: Study) -> str:
 
 def encoder_table(study: Study) -> str:
     """Return a table of what was compared and what became of it."""
+    # A row an encoder; runs have more to tell than baselines.
     wanted = len(study["tasks"]) + len(study["missing_tasks"])
     rows = []
     for encoder in study["encoders"]:
@@ -51,6 +52,7 @@ def encoder_table(study: Study) -> str:
         row = "".join(f"<td>{cell}</td>" for cell in cells)
         rows.append(f"<tr><th>{escape(encoder['title'])}</th>{row}</tr>")
 
+    # The table, and what is missing from it.
     head = "".join(
         f"<th>{x}</th>"
         for x in ("", "what it is", "updates", "audio hours", "training", "tasks", "CPU minutes")
@@ -96,11 +98,13 @@ def score_table(study: Study, tasks: Sequence[StudyTask]) -> str:
 
     Below them stand chance, the number of items, and published figures.
     """
+    # The best score of each task, which is shaded darkest.
     best = {}
     for task in tasks:
         all_scores = [scores.get(task["name"]) for scores in study["scores"].values()]
         best[task["name"]] = max(score["mean"] for score in all_scores if score)
 
+    # A row an encoder, and what the scores are to be compared with.
     rows = []
     for encoder in study["encoders"]:
         own = study["scores"][encoder["name"]]

@@ -23,9 +23,9 @@ def separable(seed: int, items: int) -> evaluate.Prepared:
     noise = random.standard_normal((3, items, 10))
     features = np.stack([noise[0], place * 4 + noise[1], place + noise[2]]).astype(np.float16)
     number = np.arange(items)
-    found = labels.Labels(number, y, number, y, number[:0], ())
+    split_labels = labels.Labels(number, y, number, y, number[:0], ())
     zeros = np.zeros(items)
-    return evaluate.Prepared(features, windows.Rows(number, zeros, zeros), found)
+    return evaluate.Prepared(features, windows.Rows(number, zeros, zeros), split_labels)
 
 
 def test_the_layer_with_the_answer_is_chosen_on_validation(tmp_path: Path) -> None:
@@ -88,6 +88,6 @@ def test_classes_without_training_items_are_named(tmp_path: Path) -> None:
     assert result["untrained_classes"] == ["e"]
     assert "- gtzan_genre: no training item of e" in report.notes({"gtzan_genre": result})
     other = result | {"settings": result["settings"] | {"kind": "linear", "seeds": [1, 2]}}
-    told = "- b: probed with kind linear instead of mlp, seeds [1, 2] instead of [1]"
-    assert told in report.notes({"a": result, "b": other})
+    note = "- b: probed with kind linear instead of mlp, seeds [1, 2] instead of [1]"
+    assert note in report.notes({"a": result, "b": other})
     assert report.unlike(result, json.loads(json.dumps(result))) == ""

@@ -17,14 +17,14 @@ def test_levels_have_their_own_scores_and_chance() -> None:
     train = labelled(np.array([0, 0, 1, 2]), voices=np.array([1, 1, 2, 2]))
     test = labelled(np.array([0, 1, 2, 0]), voices=np.array([2, 10, 10, 2]))
     answers = np.array([[0, 1, 2, 2], [0, 0, 2, 0]])  # of two seeds
-    found = factors.by_level({"0": np.eye(3)[answers]}, train, test)
-    assert list(found) == ["all", "voices"]
-    two, ten = found["voices"]  # by number, not by text
+    by_factor = factors.by_level({"0": np.eye(3)[answers]}, train, test)
+    assert list(by_factor) == ["all", "voices"]
+    two, ten = by_factor["voices"]  # by number, not by text
     assert (two["level"], two["items"], two["sources"]["0"]["mean"]) == ("2", 2, 0.75)
     assert (ten["level"], ten["items"], ten["sources"]["0"]["mean"]) == ("10", 2, 0.75)
     assert two["chance"] == 0.5  # both have the label of half of the training items
     assert ten["chance"] == 0.25
-    (whole,) = found["all"]
+    (whole,) = by_factor["all"]
     assert whole["sources"]["0"]["mean"] == 0.75
     assert whole["chance"] == pytest.approx(3 / 8)
 
@@ -34,11 +34,12 @@ def test_intervals_are_scipys_percentile_bootstrap() -> None:
     y = random.integers(0, 4, 200)
     answers = np.where(random.random((3, 200)) < 0.6, y, (y + 1) % 4)
     of = labelled(y, octave=np.full(200, 4))
-    found = factors.by_level({"sum": np.eye(4)[answers]}, of, of)["octave"][0]["sources"]["sum"]
+    (level,) = factors.by_level({"sum": np.eye(4)[answers]}, of, of)["octave"]
+    score = level["sources"]["sum"]
     each = (answers == y).mean(0)
     wanted = scipy.stats.bootstrap((each,), np.mean, n_resamples=4000, method="percentile")
-    np.testing.assert_allclose(found["interval"], wanted.confidence_interval, atol=0.012)
-    assert found["mean"] == pytest.approx(each.mean())
+    np.testing.assert_allclose(score["interval"], wanted.confidence_interval, atol=0.012)
+    assert score["mean"] == pytest.approx(each.mean())
 
 
 def test_a_task_without_factors_has_none() -> None:

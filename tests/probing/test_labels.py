@@ -18,18 +18,18 @@ def rows_of(lengths: list[float], window: float, pool: int = 0) -> windows.Rows:
 
 def test_a_clips_windows_share_its_label() -> None:
     records = [{"genre": 3}, {"genre": 1}]
-    found = labels.item_labels(TASKS["gtzan_genre"], records, rows_of([60, 30], 30), FPS)
-    assert found.y.tolist() == [3, 3, 1]
-    assert found.item.tolist() == [0, 0, 1]
-    assert found.labels.tolist() == [3, 1]
+    labelled = labels.item_labels(TASKS["gtzan_genre"], records, rows_of([60, 30], 30), FPS)
+    assert labelled.y.tolist() == [3, 3, 1]
+    assert labelled.item.tolist() == [0, 0, 1]
+    assert labelled.labels.tolist() == [3, 1]
 
 
 def test_tracks_outside_a_subset_take_no_part() -> None:
     records = [{"genre": np.array(x, np.uint8)} for x in ([0, 1], [0, 0], [1, 1])]
-    found = labels.item_labels(TASKS["mtg_genre"], records, rows_of([60, 60, 30], 30), FPS)
-    assert found.rows.tolist() == [0, 1, 4]
-    assert found.item.tolist() == [0, 0, 1]
-    assert found.labels.tolist() == [[0, 1], [1, 1]]
+    labelled = labels.item_labels(TASKS["mtg_genre"], records, rows_of([60, 60, 30], 30), FPS)
+    assert labelled.rows.tolist() == [0, 1, 4]
+    assert labelled.item.tolist() == [0, 0, 1]
+    assert labelled.labels.tolist() == [[0, 1], [1, 1]]
     # but a MagnaTagATune clip without a tag counts
     records = [{"tags": r["genre"]} for r in records]
     kept = labels.item_labels(TASKS["magnatagatune"], records, rows_of([29.1] * 3, 29.1), FPS)
@@ -41,9 +41,9 @@ def test_tracks_outside_a_subset_take_no_part() -> None:
 
 def test_every_vocalset_chunk_is_an_item() -> None:
     records = [{"technique": 2}, {"technique": 0}]
-    found = labels.item_labels(TASKS["vocalset_technique"], records, rows_of([7, 3], 3), FPS)
-    assert found.labels.tolist() == [2, 2, 2, 0]
-    assert found.item.tolist() == [0, 1, 2, 3]
+    labelled = labels.item_labels(TASKS["vocalset_technique"], records, rows_of([7, 3], 3), FPS)
+    assert labelled.labels.tolist() == [2, 2, 2, 0]
+    assert labelled.item.tolist() == [0, 1, 2, 3]
 
 
 def song() -> dict:
@@ -90,20 +90,20 @@ def test_beat_labels_and_estimates_across_windows() -> None:
     # two windows of a second: each lacks its last frame, at 0.98 s and 1.98 s
     records = [{"beats": {"time": np.zeros(0)}}, {"beats": {"time": np.array([0.98, 1.5, 9.0])}}]
     rows = rows_of([1, 2], 1, 1)
-    found = labels.beat_labels(TASKS["synth_beat"], records, rows, FPS)
-    assert found.start.tolist() == [0]
-    assert found.rows[0] == 49  # the record without beats takes no part
-    at = rows.begin[found.rows][found.labels[:, 0] == 1]
+    labelled = labels.beat_labels(TASKS["synth_beat"], records, rows, FPS)
+    assert labelled.start.tolist() == [0]
+    assert labelled.rows[0] == 49  # the record without beats takes no part
+    at = rows.begin[labelled.rows][labelled.labels[:, 0] == 1]
     np.testing.assert_allclose(at, [1.5])
-    near = rows.begin[found.rows][found.y[:, 0] == 1]
+    near = rows.begin[labelled.rows][labelled.y[:, 0] == 1]
     np.testing.assert_allclose(near, [0.96, 1.0, 1.48, 1.5, 1.52])
-    assert found.references[0].tolist() == [0.98, 1.5, 9.0]
+    assert labelled.references[0].tolist() == [0.98, 1.5, 9.0]
 
 
 def test_perfect_frames_give_the_reference_beats() -> None:
     times = np.arange(0.3, 30, 0.5)  # the model goes on in silence
     rows = rows_of([30], 5, 1)
-    found = labels.beat_labels(TASKS["gtzan_beat"], [{"beat_times": times}], rows, FPS)
-    outputs = np.where(found.labels > 0, 6.0, -6.0)
-    (estimate,) = labels.beat_estimates(outputs, found, rows, FPS)
+    labelled = labels.beat_labels(TASKS["gtzan_beat"], [{"beat_times": times}], rows, FPS)
+    outputs = np.where(labelled.labels > 0, 6.0, -6.0)
+    (estimate,) = labels.beat_estimates(outputs, labelled, rows, FPS)
     assert np.abs(estimate[:, None] - times).min(1).max() < 0.03

@@ -28,9 +28,9 @@ def test_chance_of_published_class_counts() -> None:
     for name, counts in published.TEST_COUNTS.items():
         assert sum(counts.items) == TASKS[name].sizes[2]
         train = genres if name == "gtzan_genre" else np.eye(24, dtype=int)[counts.answer]
-        found = kind_of(TASKS[name]).chance(TASKS[name], of_counts(train), of_counts(counts.items))
+        scores = kind_of(TASKS[name]).chance(TASKS[name], of_counts(train), of_counts(counts.items))
         score, chance = TASKS[name].chance
-        assert found[score] == pytest.approx(chance)
+        assert scores[score] == pytest.approx(chance)
     assert TASKS["gtzan_genre"].chance[1] == pytest.approx(31 / 290)
     assert TASKS["nsynth_instrument"].chance[1] == pytest.approx(843 / 4096)
     # C minor to itself, to F minor a fifth below, to E flat major and to C major

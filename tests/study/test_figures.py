@@ -4,8 +4,8 @@ from musicssl.study import figures, results
 
 
 def test_what_a_configuration_varies_is_found_from_the_runs(demo):
-    found = results.collect(demo)
-    groups = {(x["base"], x["leaf"]): dict(x["models"]) for x in figures.ablations(found)}
+    study = results.collect(demo)
+    groups = {(x["base"], x["leaf"]): dict(x["models"]) for x in figures.ablations(study)}
     vanilla, first = "music2vec-vanilla", "musichubert-k500"
     assert set(groups) == {
         *((vanilla, x) for x in ("steps", "data.crop_frames", "mask.probability", "mask.span")),
