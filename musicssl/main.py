@@ -52,7 +52,7 @@ def main(argv: list[str]) -> None:
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> NoReturn:
     """Train, or go on, and exit."""
-    # Past these lines only a bug raises ValueError.
+    # Inside this block a ValueError is a request that cannot be met; after it, it is a bug.
     with command.refusing(), distributed.together(), goodput.lost("start"):
         preemption = loop.Preemption()
         mesh = sharding.make_mesh(config.mesh.fsdp)
@@ -69,7 +69,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> NoReturn:
         frozen = {}
         if config.method == "hubert":
             with goodput.lost("codebook"):
-                frozen = label_source(config, workdir, mesh, batches, preemption, first)
+                frozen = load_or_fit_codebook(config, workdir, mesh, batches, preemption, first)
         writer = Writer(workdir, first)
 
     def on_scalars(step: int, scalars: dict[str, float]) -> None:
@@ -95,9 +95,9 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> NoReturn:
     except OSError as error:
         command.refuse(error)
     if complete and config.then:
-        go_on(config, workdir)
+        exec_next_run(config, workdir)
     if complete and config.probe.at_end and jax.process_index() == 0:
-        compare(config, workdir)
+        exec_final_probe(config, workdir)
     sys.exit(0 if complete else command.EXIT_PREEMPTED)
 
 
@@ -113,7 +113,7 @@ def check_probes(config: ml_collections.ConfigDict) -> None:
         ) from error
 
 
-def label_source(
+def load_or_fit_codebook(
     config: ml_collections.ConfigDict,
     workdir: Path,
     mesh: Mesh,
@@ -121,7 +121,9 @@ def label_source(
     preemption: loop.Preemption,
     first: int,
 ) -> dict:
-    """The codebook, fitted if the workdir has none, and the encoder that it quantises.
+    """Return the frozen parts of the teacher: the codebook, and for iteration 2 its encoder.
+
+    The codebook is fitted if the workdir has none. Exits with 75 if the job is preempted.
 
     Args:
       first: the step that training begins at.
@@ -131,7 +133,7 @@ def label_source(
 
     def open_batches() -> Iterator[jax.Array]:
         for batch in batches.open(0):
-            if preemption.reached(next(numbers)):  # each pass is on disk already
+            if preemption.reached(next(numbers)):  # k-means saves after every pass
                 sys.exit(command.EXIT_PREEMPTED)
             yield batch
 
@@ -139,20 +141,20 @@ def label_source(
     return frozen | {"codebook": codes}
 
 
-def go_on(config: ml_collections.ConfigDict, workdir: Path) -> NoReturn:
-    """Become the run that takes this one as its teacher, beside this workdir."""
-    run = f"{config.name}.py:{config.then}"
-    say(f"going on with {run}")
-    argv = [sys.executable, "-m", "musicssl.main", f"--config=configs/{run}"]
+def exec_next_run(config: ml_collections.ConfigDict, workdir: Path) -> NoReturn:
+    """Replace this process by the run that takes this one as its teacher, beside this workdir."""
+    next_config = f"{config.name}.py:{config.then}"
+    say(f"going on with {next_config}")
+    argv = [sys.executable, "-m", "musicssl.main", f"--config=configs/{next_config}"]
     argv += [f"--config.teacher.encoder={workdir}", f"--workdir={workdir}-{config.then}"]
     same = {"data": config.data.to_dict(), "mesh": config.mesh.to_dict()}
     argv += [f"--config.{name}={value}" for name, value in flat(same).items()]
     argv += distributed.as_flags()
-    become(argv)
+    exec_command(argv)
 
 
-def compare(config: ml_collections.ConfigDict, workdir: Path) -> None:
-    """Become the probe of this run beside random initial values and log-mel, if it is not done."""
+def exec_final_probe(config: ml_collections.ConfigDict, workdir: Path) -> None:
+    """Replace this process by the probe of this run and its baselines, if it is not done."""
     table = workdir / "probe/compare.md"
     if table.exists():
         say(f"its probes are in {table.parent}")
@@ -164,10 +166,10 @@ def compare(config: ml_collections.ConfigDict, workdir: Path) -> None:
     argv = [sys.executable, "-m", "musicssl.probe", "--config=configs/probe.py"]
     argv += [f"--config.{name}={value}" for name, value in settings.items()]
     say(f"probing it beside random initial values and log-mel: {table.parent}")
-    become(argv)
+    exec_command(argv)
 
 
-def become(argv: list[str]) -> NoReturn:
+def exec_command(argv: list[str]) -> NoReturn:
     """Replace this process by another command."""
     if jax.process_count() > 1:
         jax.distributed.shutdown()

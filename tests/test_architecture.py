@@ -1,4 +1,8 @@
-"""The two wings and the rooms of the device wing: who may import whom, and what that loads."""
+"""Which package, room and command may import which, and what importing them loads.
+
+data_pipelines/ (the host wing) never imports JAX, and musicssl/ (the device wing) meets it in
+host.py alone. A folder of musicssl/ is a room; a module that is a command is a door.
+"""
 
 import ast
 import functools

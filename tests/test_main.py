@@ -325,7 +325,7 @@ def measured(line: dict[str, float]) -> dict[str, float]:
 
 
 def test_the_second_iteration_is_told_what_the_first_was(root, tmp_path, monkeypatch):
-    """`go_on`, with what it would become written down instead."""
+    """`exec_next_run`, with what it would become written down instead."""
     from configs import musichubert
     from musicssl import main
     from musicssl.runtime import distributed
@@ -336,7 +336,7 @@ def test_the_second_iteration_is_told_what_the_first_was(root, tmp_path, monkeyp
     called = []
     monkeypatch.setattr(os, "execv", lambda path, arguments: called.append(arguments))
     monkeypatch.setattr(distributed, "as_flags", lambda: ["--coordinator=a:1"])
-    main.go_on(config, tmp_path)
+    main.exec_next_run(config, tmp_path)
     assert {
         "--config=configs/musichubert.py:demo_iter2",
         f"--config.teacher.encoder={tmp_path}",

@@ -27,7 +27,7 @@ from musicssl.objectives.objective import Tree
 
 @flax.struct.dataclass
 class FrozenEncoder:
-    """The encoder that iteration 2 takes its features from, and the hidden state that they are."""
+    """The encoder that iteration 2 takes its features from, and which hidden state they are."""
 
     params: Tree
     encoder: Encoder = flax.struct.field(pytree_node=False)
@@ -36,7 +36,7 @@ class FrozenEncoder:
 
 
 class _Head(nn.Module):
-    """Cosine similarity to an embedding a class, over a temperature: [..., d] -> [..., k]."""
+    """Cosine similarity to one embedding per class, divided by a temperature: [..., d] -> [..., k]."""
 
     classes: int
     final_dim: int
@@ -139,13 +139,13 @@ def loss(
         with jax.named_scope("head"):
             return head(encoder, config).apply({"params": params["head"]}, y)
 
-    # Its surprise at the labels of masked frames.
+    # The negative log-likelihood of the labels of masked frames.
     at = batch.mask.frames  # [b, m]
     logits = classify(jnp.take_along_axis(output, at[..., None], axis=1))  # [b, m, k]
     wanted = jnp.take_along_axis(labels, at, axis=1)  # [b, m]
-    right = jnp.take_along_axis(logits, wanted[..., None], axis=2)[..., 0]  # [b, m]
-    surprise = jax.nn.logsumexp(logits, axis=-1) - right
-    cross_entropy = jnp.sum(jnp.where(batch.mask.valid, surprise, 0)) / batch.masked
+    label_logit = jnp.take_along_axis(logits, wanted[..., None], axis=2)[..., 0]  # [b, m]
+    loss_by_frame = jax.nn.logsumexp(logits, axis=-1) - label_logit
+    cross_entropy = jnp.sum(jnp.where(batch.mask.valid, loss_by_frame, 0)) / batch.masked
 
     # What `health` makes its scalars of.
     hit = (logits.argmax(-1) == wanted) & batch.mask.valid

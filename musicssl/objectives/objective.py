@@ -1,8 +1,10 @@
 """The contract of an objective: what the training step asks of a module such as data2vec or hubert.
 
 An objective is a plain module with the functions of `Objective`; there is no class to inherit from.
-A further one is a file beside this one, a line in `musicssl.training.step.OBJECTIVES`, a
-configuration and a test.
+To add one, write a file beside this one, a line in `musicssl.training.step.OBJECTIVES`, a
+configuration and a test. These places ask for a method by its name, and need a case for a new one:
+`training.flops.train_parts`, `planning.compilation.frozen`, `planning.benchmark` (labels and head),
+`exchange.model_card`, `exchange.pretrained` (`--ema`), and `main.run` for a frozen teacher.
 """
 
 from typing import Protocol

@@ -78,11 +78,13 @@ def train_parts(config: ml_collections.ConfigDict) -> dict[str, float]:
     if config.method == "data2vec":
         clip["head"] = 3 * 2 * config.encoder.width**2 * frames
         clip["teacher"] = passes["positional"] + passes["attention"] + passes["ffn"]
-    else:
+    elif config.method == "hubert":
         c, masked = config.hubert, masking.mask_capacity(frames, **config.mask)
         row = config.encoder.width * c.final_dim + c.final_dim * config.teacher.clusters
         clip["head"] = 3 * 2 * row * masked
         clip["labels"] = _labels(config, passes)
+    else:
+        raise ValueError(f"no operations are counted for method {config.method!r}: add a case here")
     return {name: config.batch_size * n for name, n in clip.items()}
 
 

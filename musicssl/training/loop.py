@@ -23,7 +23,7 @@ from musicssl.runtime import distributed, goodput, sharding
 from musicssl.runtime.checkpoint import Checkpoints
 from musicssl.runtime.workdir import flat
 from musicssl.training import flops
-from musicssl.training import step as training
+from musicssl.training import step as step_lib
 
 _CHOICES = {
     "nonfinite": ("stop", "skip"),
@@ -35,15 +35,15 @@ _DROPOUTS = (
     *("encoder.dropout", "encoder.attention_dropout", "encoder.activation_dropout"),
     *("encoder.input_dropout", "encoder.layerdrop"),
 )
-AHEAD = 2  # steps that are dispatched before the host waits, without reading any of their values
+AHEAD = 2  # steps the host may run ahead of the devices; between logs it copies nothing back
 
 
 class TrainingStopped(Exception):
     """A run that cannot go on; the message says what was measured and what usually helps."""
 
 
-class Asked(Exception):
-    """A request of the machine to end the job, amid work that need not be finished."""
+class Preempted(Exception):
+    """The machine asked the job to end during optional work, such as a probe: abandon it."""
 
 
 class Preemption:
@@ -51,7 +51,7 @@ class Preemption:
 
     def __init__(self) -> None:
         self.asked = False
-        if jax.process_count() == 1:  # otherwise jax.distributed listens for SIGTERM
+        if jax.process_count() == 1:  # with several, jax.distributed handles SIGTERM
             signal.signal(signal.SIGTERM, self.ask)
 
     def ask(self, *_signal: object) -> None:
@@ -59,9 +59,9 @@ class Preemption:
         self.asked = True
 
     def poll(self) -> None:
-        """Raise Asked if this process is alone and was asked; several agree between steps."""
+        """Raise Preempted if this process is alone and was asked; several agree between steps."""
         if self.asked:
-            raise Asked
+            raise Preempted
 
     def reached(self, number: int) -> bool:
         """Return whether all processes are to end here, between two steps or batches.
@@ -71,10 +71,11 @@ class Preemption:
         that any has called with so far.
 
         Args:
-          number: the step, since Orbax asks in the same way with the step at every save: with
-            other numbers, some processes would end and the others would wait for them. Work before
-            the first step counts up from that step, and the steps then count from it again.
-            Never negative, for JAX would drop the request.
+          number: the step. Orbax calls the same meeting point with the step at every save, and a
+            number of another kind would make some processes end while others wait for them. Work
+            before training, such as fitting a codebook, passes first, first + 1, and so on, where
+            first is the step that training then begins at. A negative number is never passed,
+            since JAX would drop the request.
         """
         if jax.process_count() > 1:
             self.asked = multihost_utils.reached_preemption_sync_point(number) or self.asked
@@ -96,7 +97,7 @@ class Run:
       on_scalars: called on every process with a step and what is to be logged of it.
       take_probe: called every config.probe.every steps on every process; returns scalars to log.
         Its arguments are the step, the parameters, and a function to call between pieces of work,
-        which raises `Asked` where the probe is to be left unfinished.
+        which raises `Preempted` where the probe is to be left unfinished.
     """
 
     config: ml_collections.ConfigDict
@@ -116,11 +117,13 @@ def check(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
       ValueError: naming the field and the remedy.
     """
     _check_values(flat(config.to_dict()))
-    parts = config.accumulate
-    if parts < 1 or config.batch_size % (parts * mesh.size):
+    if config.accumulate < 1:
+        raise ValueError(f"accumulate is {config.accumulate}: use 1 or more")
+    unit = config.accumulate * mesh.size
+    if config.batch_size % unit:
         raise ValueError(
-            f"batch_size is {config.batch_size}, which {mesh.size} devices times accumulate="
-            f"{parts} do not divide: choose a multiple of {max(parts, 1) * mesh.size}"
+            f"batch_size is {config.batch_size}, which is not a multiple of {unit}: {mesh.size} "
+            f"devices times accumulate={config.accumulate}. Choose a multiple of {unit}"
         )
 
     width = config.encoder.width
@@ -132,9 +135,9 @@ def check(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
     # Tracing the masks and the state raises ValueError where they do not fit.
     samples = audio.crop_samples(config.data.crop_frames)
     clips = jax.ShapeDtypeStruct((config.batch_size, samples), np.int16)
-    key = training.streams(config.seed, 0)["mask"]
-    jax.eval_shape(lambda x: training.prepare(config, key, x), clips)
-    training.state_shapes(config)
+    key = step_lib.streams(config.seed, 0)["mask"]
+    jax.eval_shape(lambda x: step_lib.prepare(config, key, x), clips)
+    step_lib.state_shapes(config)
 
 
 def _check_values(leaves: dict[str, Any]) -> None:
@@ -167,7 +170,7 @@ def _check_values(leaves: dict[str, Any]) -> None:
         raise ValueError(f"optim.learning_rate is {rate}: use a number above 0")
 
 
-def train(run: Run, state: training.TrainState) -> bool:
+def train(run: Run, state: step_lib.TrainState) -> bool:
     """Train from a state to config.steps.
 
     Args:
@@ -188,7 +191,7 @@ def train(run: Run, state: training.TrainState) -> bool:
 
     checkpoints.check_space(state)
     batches = run.open_batches(first)
-    advance: Any = training.make_step(config, mesh)
+    advance: Any = step_lib.make_step(config, mesh)
     clock = _Clock(config, mesh, first)
     metrics: list[dict[str, jax.Array]] = []
     running: deque = deque()
@@ -252,7 +255,7 @@ def _log_probe(run: Run, step: int, params: dict, alive: Callable[[], None]) -> 
 
     try:
         scalars = run.take_probe(step, params, poll)
-    except Asked:
+    except Preempted:
         say(f"asked to end in the probe of step {step}, which is left out")
         return
     run.on_scalars(step, scalars)
@@ -261,7 +264,7 @@ def _log_probe(run: Run, step: int, params: dict, alive: Callable[[], None]) -> 
 
 def initial_state(
     config: ml_collections.ConfigDict, mesh: Mesh, checkpoints: Checkpoints
-) -> training.TrainState:
+) -> step_lib.TrainState:
     """Return the newest checkpoint's state, on this mesh whatever mesh wrote it, or a new one.
 
     Raises:
@@ -270,10 +273,14 @@ def initial_state(
     step = checkpoints.latest()
     if step is None:
         weights = _starting_weights(config) if config.start_from else None
-        state = training.sharded_init(config, mesh)
-        return state if weights is None else training.with_encoder(config, mesh, state, weights)
+        state = step_lib.sharded_init(config, mesh)
+        return (
+            state
+            if weights is None
+            else step_lib.with_encoder_weights(config, mesh, state, weights)
+        )
 
-    shapes = training.state_shapes(config)
+    shapes = step_lib.state_shapes(config)
     shardings = sharding.state_shardings(shapes, mesh)
     abstract = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
@@ -314,15 +321,15 @@ def _moved(saved: dict) -> str:
     """
     here = {"processes": jax.process_count(), "devices": jax.device_count()}
     changed = [
-        f"{saved[name]} {name} then, {count} now"
+        f"{saved[name]} {name} when saved, {count} now"
         for name, count in here.items()
         if saved[name] != count
     ]
-    return f" ({'; '.join(changed)}: the same batches and masks)" if changed else ""
+    return f" ({'; '.join(changed)}: batches and masks are unchanged)" if changed else ""
 
 
 def _summarise(metrics: list[dict[str, np.ndarray]]) -> dict[str, float]:
-    """Return means over the steps since the last log, and the count of those not finite."""
+    """Average the finite steps since the last log, all if none is finite; count the others."""
     finite = [m for m in metrics if not m["nonfinite"]] or metrics
     scalars = {}
     for name in metrics[0]:
@@ -346,7 +353,7 @@ def _guard(config: ml_collections.ConfigDict, scalars: dict[str, float], step: i
             "those updates was applied. A lower optim.learning_rate or optim.clip_norm=1 usually "
             "helps; --config.nonfinite=skip goes on without such batches and counts them"
         )
-    reason = training.objective(config).collapse(config, scalars, step)
+    reason = step_lib.objective(config).collapse(config, scalars, step)
     if reason:
         raise TrainingStopped(f"at step {step} {reason}")
 

@@ -58,7 +58,7 @@ def streams(seed: int, step: jax.Array | int) -> dict[str, jax.Array]:
 
 
 def init_state(config: ml_collections.ConfigDict) -> TrainState:
-    """Return the state before the first step (trace it: nothing here is sharded by itself)."""
+    """Return the state before the first step ; call it under jit or eval_shape, for it shards nothing."""
     samples = audio.crop_samples(1)
     keys = streams(config.seed, 0)
     params, teacher = objective(config).init(keys["init"], make_encoder(config), config, samples)
@@ -84,10 +84,10 @@ def sharded_init(config: ml_collections.ConfigDict, mesh: Mesh) -> TrainState:
         return jax.jit(lambda: init_state(config), out_shardings=shardings)()
 
 
-def with_encoder(
+def with_encoder_weights(
     config: ml_collections.ConfigDict, mesh: Mesh, state: TrainState, weights: dict
 ) -> TrainState:
-    """Return an initial state with other values for the encoder, and the teacher that they give.
+    """Replace the encoder's weights in a new state, and build its teacher from them.
 
     Args:
       weights: NumPy arrays in the tree of state.params["encoder"].
@@ -150,7 +150,7 @@ def update(
     def where_finite(new: Any, old: Any) -> Any:
         return jax.tree.map(lambda yes, no: jnp.where(finite, yes, no), new, old)
 
-    # The student's update, then the teacher that follows it.
+    # Update the student, then the teacher from the student.
     with jax.named_scope("optimizer"):
         gradients = optim.clip(gradients, norm, config.optim.clip_norm)
         changes, optimizer = optim.adam(config).update(gradients, state.optimizer, state.params)
@@ -158,12 +158,12 @@ def update(
         updated = state.updates + 1, params, optimizer
         kept = where_finite(updated, (state.updates, state.params, state.optimizer))
     with jax.named_scope("ema"):
-        followed = method.after_update(config, params, state.teacher, state.updates + 1)
-        followed = where_finite(followed, state.teacher)
+        new_teacher = method.after_update(config, params, state.teacher, state.updates + 1)
+        new_teacher = where_finite(new_teacher, state.teacher)
 
     # The new state and what is logged of this step.
     updates, params, optimizer = kept
-    new = TrainState(state.step + 1, updates, params, followed, optimizer)
+    new = TrainState(state.step + 1, updates, params, new_teacher, optimizer)
     metrics = {
         "loss": loss,
         "grad_norm": norm,

@@ -174,9 +174,9 @@ def test_an_encoder_in_training_is_scored(synth_dir: str) -> None:
     assert len(polls) == 3 * 3 + 2 * (encoder.layers + 1)
 
     def asked() -> None:
-        raise loop.Asked
+        raise loop.Preempted
 
-    with pytest.raises(loop.Asked):
+    with pytest.raises(loop.Preempted):
         session.quick(run, params, mesh, 100, asked)
 
 

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from musicssl.runtime import sharding
 from musicssl.runtime.workdir import steps_on_disk
-from musicssl.training import step as training
+from musicssl.training import step as step_lib
 from tests.support import commands, runs
 
 STEPS = 12
@@ -116,12 +116,12 @@ def digests(config, fsdp: int, devices: int) -> list[str]:
 
     mesh = sharding.make_mesh(fsdp, jax.devices()[:devices])
     audio = host.Batches(config, mesh).open(3)
-    prepare = jax.jit(lambda key, x: training.prepare(config, key, x))
+    prepare = jax.jit(lambda key, x: step_lib.prepare(config, key, x))
     found = []
     with jax.set_mesh(mesh):
         for step in (4, 5):
             x = next(audio)
-            batch = prepare(training.streams(config.seed, step)["mask"], x)
+            batch = prepare(step_lib.streams(config.seed, step)["mask"], x)
             whole = multihost_utils.process_allgather((x, batch.mask), tiled=True)
             digest = hashlib.sha256()
             for array in jax.tree.leaves(whole):

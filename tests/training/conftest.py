@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from musicssl.objectives import data2vec
 from musicssl.runtime.workdir import MAY_CHANGE, flat
-from musicssl.training import step as training
+from musicssl.training import step as step_lib
 from tests.support.sessions import Session, config
 
 
@@ -32,9 +32,9 @@ def silence_is_nan() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def traced_once() -> Iterator[None]:
     """Let sessions that compute the same share it: to trace it takes longer than to run it."""
-    make_step, sharded_init = training.make_step, training.sharded_init
+    make_step, sharded_init = step_lib.make_step, step_lib.sharded_init
     steps: dict[str, Callable] = {}
-    states: dict[str, training.TrainState] = {}
+    states: dict[str, step_lib.TrainState] = {}
 
     def same(tiny_config: ml_collections.ConfigDict, mesh: Mesh) -> str:
         leaves = flat(tiny_config.to_dict()).items()
@@ -46,7 +46,7 @@ def traced_once() -> Iterator[None]:
             steps[key] = make_step(tiny_config, mesh)
         return steps[key]
 
-    def init(tiny_config: ml_collections.ConfigDict, mesh: Mesh) -> training.TrainState:
+    def init(tiny_config: ml_collections.ConfigDict, mesh: Mesh) -> step_lib.TrainState:
         if (key := same(tiny_config, mesh)) not in states:
             states[key] = sharded_init(tiny_config, mesh)
         return jax.tree.map(jnp.copy, states[key])  # a run consumes it

@@ -15,7 +15,7 @@ from musicssl.objectives import data2vec
 from musicssl.runtime import checkpoint, sharding
 from musicssl.runtime.workdir import steps_on_disk
 from musicssl.training import loop
-from musicssl.training import step as training
+from musicssl.training import step as step_lib
 from tests.support import runs
 from tests.support.sessions import STEPS, Session, clips, config, with_codebook
 
@@ -39,8 +39,8 @@ def test_a_run_logs_and_saves_when_due_and_at_the_end(unbroken, capsys):
 def test_logged_scalars_are_means_of_the_steps_since_the_last_log(unbroken):
     """Against the step itself, called by hand."""
     tiny_config, mesh = unbroken.config, unbroken.mesh
-    state = training.sharded_init(tiny_config, mesh)
-    step = training.make_step(tiny_config, mesh)
+    state = step_lib.sharded_init(tiny_config, mesh)
+    step = step_lib.make_step(tiny_config, mesh)
     losses, norms = [], []
     for number in range(8):
         with jax.set_mesh(mesh):
@@ -75,9 +75,9 @@ def test_a_run_starts_from_the_weights_that_it_is_given(unbroken, tmp_path, caps
     assert runs.differences(runs.named(state.params["encoder"]), student) == []
     assert all((first[name] == student[name]).all() for name in first)
     assert first.keys() == runs.named(teacher["encoder"]).keys()
-    fresh = runs.named(training.sharded_init(session.config, session.mesh).params["head"])
+    fresh = runs.named(step_lib.sharded_init(session.config, session.mesh).params["head"])
     assert all((x == fresh[name]).all() for name, x in runs.named(state.params["head"]).items())
-    step = training.make_step(session.config, session.mesh)
+    step = step_lib.make_step(session.config, session.mesh)
     with jax.set_mesh(session.mesh):  # which donates the state
         state = step(state, {}, clips(session.config, 0))[0]
     after, mixed = runs.named(state.params["encoder"]), runs.named(state.teacher["encoder"])
@@ -181,7 +181,7 @@ class Spy:
 
 def test_the_host_reads_at_logs_and_otherwise_waits_for_old_steps_alone(tmp_path, monkeypatch):
     session, steps, seen = Session(config(), tmp_path), [0], []
-    make_step = training.make_step
+    make_step = step_lib.make_step
 
     def spied(*arguments):
         step = make_step(*arguments)
