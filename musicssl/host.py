@@ -1,4 +1,4 @@
-"""The only module that imports data_pipelines: batches of a training run, labelled records, bare reads of files.
+"""The only module that imports data_pipelines: batches, labelled records, bare reads of files.
 
 data_pipelines/ loads TensorFlow, so nothing of it is imported before something is read.
 """

@@ -36,7 +36,7 @@ class FrozenEncoder:
 
 
 class _Head(nn.Module):
-    """Cosine similarity to one embedding per class, divided by a temperature: [..., d] -> [..., k]."""
+    """Cosine similarity to one embedding per class, over a temperature: [..., d] -> [..., k]."""
 
     classes: int
     final_dim: int

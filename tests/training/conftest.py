@@ -52,8 +52,8 @@ def traced_once() -> Iterator[None]:
         return jax.tree.map(jnp.copy, states[key])  # a run consumes it
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "make_step", step)
-        patch.setattr(training, "sharded_init", init)
+        patch.setattr(step_lib, "make_step", step)
+        patch.setattr(step_lib, "sharded_init", init)
         yield
 
 

@@ -195,7 +195,7 @@ def test_the_host_reads_at_logs_and_otherwise_waits_for_old_steps_alone(tmp_path
         run.lower = lambda *_: SimpleNamespace(compile=lambda: run)
         return run
 
-    monkeypatch.setattr(training, "make_step", spied)
+    monkeypatch.setattr(step_lib, "make_step", spied)
     assert session.run()
     reads = {now for what, _, now in seen if what == "read"}
     assert reads == {4, 8, 12, 14}
