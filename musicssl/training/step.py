@@ -58,7 +58,7 @@ def streams(seed: int, step: jax.Array | int) -> dict[str, jax.Array]:
 
 
 def init_state(config: ml_collections.ConfigDict) -> TrainState:
-    """Return the state before the first step. Call it under jit or eval_shape: it shards nothing."""
+    """Return the state before the first step; call it under jit, for it shards nothing."""
     samples = audio.crop_samples(1)
     keys = streams(config.seed, 0)
     params, teacher = objective(config).init(keys["init"], make_encoder(config), config, samples)
