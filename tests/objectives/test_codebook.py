@@ -25,7 +25,7 @@ LEAVES = {
     "teacher.restarts": 2,
     "teacher.polish": 2,
     "teacher.passes": 4,
-    "teacher.tolerance": 0.0,
+    "teacher.tolerance": -1.0,  # all passes, also where k-means has settled before
 }
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
