@@ -21,7 +21,7 @@ _GITHUB = "https://github.com/GiantSteps"
 _AUDIO_HOST = "http://www.cp.jku.at/datasets/giantsteps"
 # GitHub does not promise that an archive's bytes stay the same, so there is no digest: the commit
 # in the URL names the content, and the archives carry the MD5 of every audio file.
-_REPOSITORIES = {
+REPOSITORIES = {
     "test": sources.DownloadSource(
         "giantsteps-key-dataset.zip",
         f"{_GITHUB}/giantsteps-key-dataset/archive/c8cb8aad2cb53f165be51ea099d0dc75c64a844f.zip",
@@ -148,7 +148,7 @@ def _numbered(folder: epath.Path, track: int, kind: str) -> epath.Path | None:
 
 
 def _name(origin: str) -> str:
-    return _REPOSITORIES[origin].filename.removesuffix(".zip")
+    return REPOSITORIES[origin].filename.removesuffix(".zip")
 
 
 def _repository(dl_manager: tfds.download.DownloadManager, origin: str) -> epath.Path:
@@ -157,7 +157,7 @@ def _repository(dl_manager: tfds.download.DownloadManager, origin: str) -> epath
     manual = sources.manual_dir(dl_manager)
     table = sources.placed(manual, f"{name}/annotations", f"{name}-*/annotations")
     if table is None:
-        archive = sources.fetch(dl_manager, {origin: _REPOSITORIES[origin]})[origin]
+        archive = sources.fetch(dl_manager, {origin: REPOSITORIES[origin]})[origin]
         root = sources.unpack(dl_manager, archive, tfds.download.ExtractMethod.ZIP)
         table = sources.placed(root, "*/annotations") or root / "annotations"
     return table.parent
