@@ -21,8 +21,9 @@ def text(values: flags.FlagValues) -> str:
     parts = [inspect.cleandoc(sys.modules["__main__"].__doc__ or ""), _flags(values)]
     if "config" in values:
         flag = values["config"]
-        named = getattr(flag, "config_filename", "")  # of ml_collections, which absl does not know
-        stems = [Path(named).stem] if flag.default else list(families())
+        stems = list(families())
+        if flag.default:  # of ml_collections' kind of flag, which absl does not know
+            stems = [Path(getattr(flag, "config_filename")).stem]  # noqa: B009
         parts += [_variants(stems), *(_leaves(stem) for stem in stems)]
     return "\n\n".join(parts)
 

@@ -135,7 +135,10 @@ def test_wrong_flags(refused, arguments, message):
     ("leaves", "message"),
     [
         ({"data.name": "songs"}, "run python -m data_pipelines.build songs --data_dir="),
-        ({"batch_size": 6, "accumulate": 4}, "choose a multiple of 4"),
+        (
+            {"batch_size": 6, "accumulate": 4},
+            "is not a multiple of 4: 1 devices times accumulate=4",
+        ),
         ({"mesh.fsdp": 3}, "mesh.fsdp is 3, but there are 1 devices"),
         ({"data.crop_frames": 400}, "lower data.crop_frames to "),
         ({"data.sample_rate": 24_000}, "data.sample_rate is 24000 Hz and"),

@@ -123,7 +123,7 @@ def check(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
     if config.batch_size % unit:
         raise ValueError(
             f"batch_size is {config.batch_size}, which is not a multiple of {unit}: {mesh.size} "
-            f"devices times accumulate={config.accumulate}. Choose a multiple of {unit}"
+            f"devices times accumulate={config.accumulate}; choose a multiple of that"
         )
 
     width = config.encoder.width

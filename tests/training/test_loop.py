@@ -207,7 +207,7 @@ def test_the_host_reads_at_logs_and_otherwise_waits_for_old_steps_alone(tmp_path
     ("leaves", "message"),
     [
         ({"batch_size": 6, "mask.equal_counts": 2, "accumulate": 4}, "multiple of 4"),
-        ({"accumulate": 0}, "accumulate=0"),
+        ({"accumulate": 0}, "accumulate is 0: use 1 or more"),
         ({"nonfinite": "hope"}, "nonfinite is 'hope': use 'stop' or 'skip'"),
         ({"data.on_damage": "hope"}, "data.on_damage is 'hope': use 'stop' or 'skip'"),
         ({"steps": 0}, "steps is 0"),
