@@ -1,4 +1,7 @@
 """What a run will take: its step compiled for machines that need not be there, and timed here.
 
 Imports musicssl.training, musicssl.probing and what lies below them.
+
+A further TPU is a line in `topology.CHIPS`, with its peak rate in `musicssl.training.flops.PEAKS`;
+a machine of another kind is a case in `topology.topology`.
 """
