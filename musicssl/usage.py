@@ -8,6 +8,7 @@ import sys
 import tokenize
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import ml_collections
 from absl import flags
@@ -20,10 +21,10 @@ def text(values: flags.FlagValues) -> str:
     """Return the help of the command that runs in this process."""
     parts = [inspect.cleandoc(sys.modules["__main__"].__doc__ or ""), _flags(values)]
     if "config" in values:
-        flag = values["config"]
+        flag: Any = values["config"]  # of ml_collections' kind, which absl does not know
         stems = list(families())
-        if flag.default:  # of ml_collections' kind of flag, which absl does not know
-            stems = [Path(getattr(flag, "config_filename")).stem]  # noqa: B009
+        if flag.default:
+            stems = [Path(flag.config_filename).stem]
         parts += [_variants(stems), *(_leaves(stem) for stem in stems)]
     return "\n\n".join(parts)
 

@@ -274,11 +274,9 @@ def initial_state(
     if step is None:
         weights = _starting_weights(config) if config.start_from else None
         state = step_lib.sharded_init(config, mesh)
-        return (
-            state
-            if weights is None
-            else step_lib.with_encoder_weights(config, mesh, state, weights)
-        )
+        if weights is None:
+            return state
+        return step_lib.with_encoder_weights(config, mesh, state, weights)
 
     shapes = step_lib.state_shapes(config)
     shardings = sharding.state_shardings(shapes, mesh)
