@@ -7,6 +7,7 @@ openxla/xla#48845).
 """
 
 import functools
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,7 @@ _AROUND = 9  # bands, itself in the middle, that each of them is compared with
 _QUIET = -12.0  # log energy below which a band says nothing
 _TIMBRE = 0.03  # weight of the MFCC beside the bands: with it both parts vary alike
 EXACT = jax.lax.Precision.HIGHEST
+Samples = TypeVar("Samples", jax.Array, np.ndarray)
 
 
 def frame_count(samples: int) -> int:
@@ -40,6 +42,11 @@ def frame_count(samples: int) -> int:
             f"give {STEM_WINDOW} samples or more (25 ms at 16 kHz)"
         )
     return (samples - STEM_WINDOW) // STEM_HOP + 1
+
+
+def frame_counts(samples: Samples) -> Samples:
+    """Return `frame_count` of each clip's samples [b], but one frame where there is none."""
+    return ((samples - STEM_WINDOW) // STEM_HOP + 1).clip(1)
 
 
 def crop_samples(frames: int) -> int:
@@ -72,7 +79,7 @@ def normalize(audio: jax.Array) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnames="ceps")
-def mfcc(audio: jax.Array, ceps: int = 13) -> jax.Array:
+def mfcc(audio: jax.Array, ceps: int = 13, samples: jax.Array | None = None) -> jax.Array:
     """Compute Kaldi's MFCC with first and second differences at 100 Hz.
 
     Equal to torchaudio.compliance.kaldi.mfcc(use_energy=False) followed by two
@@ -81,6 +88,7 @@ def mfcc(audio: jax.Array, ceps: int = 13) -> jax.Array:
     Args:
       audio: [b, n] float samples in [-1, 1), not normalised, at 16 kHz.
       ceps: cepstral coefficients: 13 for 39 features, 20 for 60; at most the 23 mel bins.
+      samples: as of `log_mel`.
 
     Returns:
       [b, t, 3 * ceps] float32: coefficients, differences, differences of differences, where
@@ -88,17 +96,23 @@ def mfcc(audio: jax.Array, ceps: int = 13) -> jax.Array:
       edge frame, as they would at the edges of a file.
     """
     matrix = _cepstral_transform(ceps)
-    static = jnp.matmul(log_mel(audio), matrix, precision=EXACT)  # [b, t, 23] -> [b, t, ceps]
-    first = _differences(static)
-    return jnp.concatenate([static, first, _differences(first)], -1)  # [b, t, 3 * ceps]
+    mel = log_mel(audio, samples=samples)  # [b, t, 23]
+    static = jnp.matmul(mel, matrix, precision=EXACT)  # [b, t, ceps]
+    first = _last_repeated(_differences(static), samples)
+    second = _last_repeated(_differences(first), samples)
+    return jnp.concatenate([static, first, second], -1)  # [b, t, 3 * ceps]
 
 
 @functools.partial(jax.jit, static_argnames="bins")
-def log_mel(audio: jax.Array, bins: int = 23) -> jax.Array:
+def log_mel(audio: jax.Array, bins: int = 23, samples: jax.Array | None = None) -> jax.Array:
     """Compute Kaldi's log mel filter bank of `audio` [b, n] at 100 Hz: [b, t, bins] float32.
 
     Kaldi's defaults without dither: mean removed from each 25 ms window, pre-emphasis 0.97, Povey
     window, power spectrum of 512 points, triangles from 20 Hz to 8 kHz, floor at float32 epsilon.
+
+    Args:
+      samples: of each clip, [b], where clips of several lengths are padded to one: a clip has the
+        frames that it has alone, and then its last one again and again.
 
     Raises:
       ValueError: the audio is shorter than one window.
@@ -109,7 +123,7 @@ def log_mel(audio: jax.Array, bins: int = 23) -> jax.Array:
     real, imaginary = jnp.split(spectrum, 2, axis=-1)  # [b, t, 255] each
     power = jnp.square(real) + jnp.square(imaginary)
     mel = jnp.matmul(power, _mel_triangles(bins), precision=EXACT)  # [b, t, bins]
-    return jnp.log(jnp.maximum(mel, jnp.finfo(jnp.float32).eps))
+    return _last_repeated(jnp.log(jnp.maximum(mel, jnp.finfo(jnp.float32).eps)), samples)
 
 
 @functools.partial(jax.jit, static_argnames="ceps")
@@ -164,6 +178,15 @@ def _windows(audio: jax.Array) -> jax.Array:
     hops = audio.reshape(batch, count + 2, _HOP)  # [b, n] -> [b, t + 2, 160]
     parts = [hops[:, :-2], hops[:, 1:-1], hops[:, 2:, : WINDOW - 2 * _HOP]]
     return jnp.concatenate(parts, -1)  # [b, t, 400]
+
+
+def _last_repeated(features: jax.Array, samples: jax.Array | None) -> jax.Array:
+    """Repeat the last 100 Hz frame that each clip's `samples` [b] give to the end of [b, t, f]."""
+    if samples is None:
+        return features
+    last = jnp.maximum(samples - WINDOW, 0) // _HOP  # [b]
+    taken = jnp.minimum(jnp.arange(features.shape[1]), last[:, None])  # [b, t]
+    return jnp.take_along_axis(features, taken[..., None], axis=1)
 
 
 def _differences(features: jax.Array) -> jax.Array:

@@ -2,6 +2,8 @@
 
 They are a log-mel spectrogram, MFCC, a constant-Q spectrogram and its chroma. Each is a function of
 float audio [b, n] at 16 kHz to [b, t, d] of about unit scale, where t = audio.frame_count(n).
+Where clips of several lengths are padded to one with zeros, `samples` [b] tells the lengths, and
+the frames of each clip are those of the clip alone.
 """
 
 import functools
@@ -24,25 +26,25 @@ class Baseline(NamedTuple):
 
     title: str
     width: int
-    apply: Callable[[jax.Array], jax.Array]
+    apply: Callable[[jax.Array, jax.Array | None], jax.Array]
 
 
-def log_mel(x: jax.Array) -> jax.Array:
+def log_mel(x: jax.Array, samples: jax.Array | None = None) -> jax.Array:
     """Return 80 log-mel bands, two frames of 10 ms side by side."""
-    return (_pairs(audio.log_mel(x, 80), x) + 8) / 5
+    return (_pairs(audio.log_mel(x, 80, samples), x) + 8) / 5
 
 
-def mfcc(x: jax.Array) -> jax.Array:
+def mfcc(x: jax.Array, samples: jax.Array | None = None) -> jax.Array:
     """Return 13 MFCC with first and second differences, two frames of 10 ms side by side."""
-    return _pairs(audio.mfcc(x), x) / 10
+    return _pairs(audio.mfcc(x, samples=samples), x) / 10
 
 
-def cqt(x: jax.Array) -> jax.Array:
+def cqt(x: jax.Array, samples: jax.Array | None = None) -> jax.Array:
     """Return log amplitudes of 84 semitones, C1 to B7."""
     return jnp.log10(amplitudes(x) + _FLOOR) + 3
 
 
-def chroma(x: jax.Array) -> jax.Array:
+def chroma(x: jax.Array, samples: jax.Array | None = None) -> jax.Array:
     """Return amplitudes of 12 pitch classes over all octaves, 1 for the greatest of a frame."""
     folded = amplitudes(x).reshape(*x.shape[:1], -1, _OCTAVES, _BINS).sum(2)  # [b, t, 84] to 12
     return folded / jnp.maximum(folded.max(-1, keepdims=True), _FLOOR)
@@ -61,7 +63,7 @@ def amplitudes(x: jax.Array) -> jax.Array:
     They are those of librosa.cqt with its defaults, but for the root of the filter's length by
     which that scales each bin: here a sine of amplitude a at a bin's frequency gives a / 2. Each
     octave is one product of the audio's hops with Hann-windowed complex exponentials, centred on
-    the encoder's frames.
+    the encoder's frames, with zeros before the audio and after it.
     """
     frames = audio.frame_count(x.shape[1])
     octaves = []

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ SAVE_EVERY = 32  # batches between notes of progress
 class FeatureFiles:
     """The files of a pass over the audio, one for each pool.
 
-    A file has another name until it is complete. `done` is how many windows are written already.
+    A file has another name until it is complete. `written` tells of each window whether it is there
+    already, [w].
     """
 
     def __init__(self, layers: int, width: int, cut: windows.Windows, paths: dict[int, Path]):
@@ -34,7 +36,7 @@ class FeatureFiles:
         folder = min(paths.values())
         folder.parent.mkdir(parents=True, exist_ok=True)
         self.progress = folder.with_suffix(".progress.json")
-        self.done = _resume_point(self.progress, self.parts)
+        self.written = _written(self.progress, self.parts, len(cut.record))
         self.batches = 0
 
         # Which rows each window has, by pool.
@@ -48,21 +50,44 @@ class FeatureFiles:
 
         # Open the files, if the disk can hold what is still to be written.
         size = sum(2 * math.prod(shape) for shape in shapes.values())
-        share_left = 1 - self.done / len(cut.record)
-        _check_space(folder.parent, int(share_left * size))
-        again = self.done > 0
+        _check_space(folder.parent, int((~self.written).mean() * size))
+        again = bool(self.written.any())
         self.files = {pool: _open(self.parts[pool], shapes[pool], again) for pool in paths}
 
-    def write(self, begin: int, end: int, outputs: dict[int, np.ndarray]) -> None:
-        """Write the rows of windows begin to end; note the progress at every SAVE_EVERY-th call."""
-        for pool, values in outputs.items():
-            _write(self.files[pool], values, self.first[pool], self.counts[pool], begin, end)
+    def write(self, numbers: Sequence[int], outputs: dict[int, np.ndarray]) -> None:
+        """Write the rows of some windows; note the progress at every SAVE_EVERY-th call.
 
+        Args:
+          outputs: by pool, [layers, b, r, d]: of each window in its place the rows that it has, and
+            what fills rows and batch up.
+
+        Raises:
+          ValueError: a feature is not finite in float16.
+        """
+        for pool, values in outputs.items():
+            for i, window in enumerate(numbers):
+                first, count = self.first[pool][window], self.counts[pool][window]
+                rows = values[:, i, :count]
+                if not np.isfinite(rows).all():
+                    raise ValueError(
+                        f"features of window {window} are not finite in float16: the encoder is "
+                        "damaged, or its activations are beyond 65504"
+                    )
+                self.files[pool][:, first : first + count] = rows
+
+        self.written[list(numbers)] = True
         self.batches += 1
         if self.batches % SAVE_EVERY == 0:
             for file in self.files.values():
                 file.flush()
-            self.progress.write_text(json.dumps({"windows": end, "pools": sorted(self.paths)}))
+            self._note()
+
+    def _note(self) -> None:
+        """Note which windows are written: all up to one of them, but for a few that wait."""
+        end = int(np.flatnonzero(self.written)[-1]) + 1
+        waiting = np.flatnonzero(~self.written[:end]).tolist()
+        noted = {"windows": end, "waiting": waiting, "pools": sorted(self.paths)}
+        self.progress.write_text(json.dumps(noted))
 
     def finish(self) -> None:
         """Give the files their names."""
@@ -93,41 +118,16 @@ def _open(path: Path, shape: tuple[int, ...], again: bool) -> np.memmap:
     return np.lib.format.open_memmap(path, "w+", np.float16, shape)
 
 
-def _resume_point(progress: Path, parts: dict[int, Path]) -> int:
-    """Return how many windows an interrupted pass has written of these very files."""
+def _written(progress: Path, parts: dict[int, Path], count: int) -> np.ndarray:
+    """Return which of `count` windows an interrupted pass has written of these very files."""
+    written = np.zeros(count, bool)
     if not progress.exists() or not all(part.exists() for part in parts.values()):
-        return 0
+        return written
     try:
         noted = json.loads(progress.read_text())
     except json.JSONDecodeError:
-        return 0
-    return noted["windows"] if noted["pools"] == sorted(parts) else 0
-
-
-def _write(
-    file: np.ndarray,
-    values: np.ndarray,
-    first: np.ndarray,
-    counts: np.ndarray,
-    begin: int,
-    end: int,
-) -> None:
-    """Put a batch into its rows of a file.
-
-    Args:
-      values: [layers, b, r, d], of windows begin to end; what is beyond `end` fills the batch up.
-      first: the first row of each window.
-      counts: how many of the r rows each window has.
-
-    Raises:
-      ValueError: a feature is not finite in float16.
-    """
-    values = values[:, : end - begin]
-    real = np.arange(values.shape[2]) < counts[begin:end, None]  # [b, r]
-    values = values[:, real]  # [layers, rows, d]
-    if not np.isfinite(values).all():
-        raise ValueError(
-            f"features of windows {begin} to {end} are not finite in float16: the encoder is "
-            "damaged, or its activations are beyond 65504"
-        )
-    file[:, first[begin] : first[begin] + values.shape[1]] = values
+        return written
+    if noted["pools"] == sorted(parts):
+        written[: noted["windows"]] = True
+        written[noted["waiting"]] = False
+    return written

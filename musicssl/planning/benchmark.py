@@ -3,6 +3,7 @@
 The work around it is reading the input, extracting features, probing and fitting a codebook.
 """
 
+import functools
 import json
 import os
 import platform
@@ -240,10 +241,7 @@ def _extraction_row(config: ml_collections.ConfigDict, here: Machine) -> TimedRo
     encoder, b = make_encoder(config), config.batch_size
     n = audio.crop_samples(config.data.crop_frames)
     params = step.sharded_init(config, here.mesh).params["encoder"]
-
-    def apply(params: dict, x: jax.Array) -> Any:
-        outputs: Any = encoder.apply({"params": params}, x)
-        return outputs.hidden
+    apply = functools.partial(extract.hidden_states, encoder)
 
     # The forward pass alone.
     run = jax.jit(lambda p, x: jnp.stack([hidden.mean() for hidden in apply(p, x)]))

@@ -1,6 +1,7 @@
 """One evaluation from an encoder's name to its tables: features, probes, results, comparisons."""
 
 import contextlib
+import functools
 import json
 import platform
 import shlex
@@ -203,7 +204,7 @@ def _pool_frames(task: tasks.Task, source: FeatureSource) -> int:
 
 def _audio_of(task: tasks.Task) -> tuple:
     """Return what two tasks must share to have their features from one pass over the audio."""
-    return task.dataset, task.prefix, task.window
+    return task.dataset, task.prefix, task.window, task.standardised_alone
 
 
 def prepare(
@@ -224,7 +225,7 @@ def prepare(
     _warn_of_sizes(task, split, data.sizes, config.limit)
 
     # Extract this task's rows and the others', or read them from the cache.
-    cut = windows.cut(data.lengths, task.window, rate)
+    cut = windows.cut(data.lengths, task.window, rate, task.standardised_alone)
 
     def read(record: int) -> np.ndarray:
         session.poll()
@@ -309,13 +310,9 @@ def quick(
     """
     # The encoder in training is a source of features like any other.
     encoder = make_encoder(config)
-
-    def apply(params: dict, x: jax.Array) -> Sequence[jax.Array]:
-        return hidden_states(encoder, params, x)
-
     source = FeatureSource(
-        f"step {step}", f"step-{step}", encoder.layers + 1, encoder.width,
-        config.data.sample_rate, config.data.normalize, params, apply,
+        f"step {step}", f"step-{step}", encoder.layers + 1, encoder.width, config.data.sample_rate,
+        config.data.normalize, params, functools.partial(hidden_states, encoder),
     )  # fmt: skip
 
     # Evaluate the tasks with a cache that goes away.

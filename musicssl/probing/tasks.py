@@ -39,6 +39,8 @@ class Task:
     sizes: usable records published for train, validation and test; None where none are published.
     chance: (score, value) of the best answer without audio, on the published test labels.
     outputs: of the probe; 0 for as many as there are classes in the data.
+    standardised_alone: whether encoders that take audio of mean 0 and variance 1 have each window
+      standardised by itself, not its record.
     factors: of the records. A task of kind "class" that is scored by item is also scored at each of
       their levels.
     """
@@ -58,6 +60,7 @@ class Task:
     sizes: tuple[int, int, int] | None = None
     chance: tuple[str, float] | None = None
     outputs: int = 0
+    standardised_alone: bool = False
     factors: tuple[str, ...] = ()
 
     def split(self, name: str) -> str:
@@ -90,7 +93,7 @@ _MIR = (
     ),
     Task(
         "giantsteps_key", "GiantSteps, key", "giantsteps_key", "key", "key", 30, 5, 20,
-        sizes=(923, 236, 604), outputs=24,
+        sizes=(923, 236, 604), outputs=24, standardised_alone=True,
         chance=("weighted", _constant("giantsteps_key", metrics.key_weights())),
     ),
     Task(
@@ -121,11 +124,11 @@ _MIR = (
     # for singers).
     Task(
         "vocalset_technique", "VocalSet, technique", "vocalset", "technique", "class", 3, 5, 10,
-        by_item=False, prefix="technique_", outputs=10,
+        by_item=False, prefix="technique_", outputs=10, standardised_alone=True,
     ),
     Task(
         "vocalset_singer", "VocalSet, singer", "vocalset", "singer", "class", 3, 5, 20,
-        by_item=False, prefix="singer_", outputs=20,
+        by_item=False, prefix="singer_", outputs=20, standardised_alone=True,
     ),
     _mtg("instrument", "MTG-Jamendo, instrument"),
     _mtg("moodtheme", "MTG-Jamendo, mood and theme"),

@@ -7,6 +7,7 @@ and masks them, pools every layer over time and writes the rows. The two take tu
 """
 
 import argparse
+import functools
 import os
 import platform
 import tempfile
@@ -42,9 +43,7 @@ def main() -> None:
     encoder = make_encoder(config).clone(dtype=jnp.float32)
     params = jax.jit(encoder.init)(jax.random.key(0), jnp.zeros((1, 400)))["params"]
 
-    def apply(params: dict, x: jax.Array) -> list[jax.Array]:
-        return encoder.apply({"params": params}, x).hidden
-
+    apply = functools.partial(extract.hidden_states, encoder)
     rate, layers = config.data.sample_rate, encoder.layers + 1
     source = extract.FeatureSource("base", "base", layers, encoder.width, rate, True, params, apply)
     samples = SECONDS * rate

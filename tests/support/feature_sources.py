@@ -23,9 +23,7 @@ def source(normalize: bool = True, digest: str = "tiny") -> extract.FeatureSourc
     params = jax.jit(lambda key: encoder.init(key, jnp.zeros((1, 400)))["params"])
     params = jax.tree.map(np.asarray, params(jax.random.key(0)))
 
-    def apply(params: dict, x: jax.Array):
-        return encoder.apply({"params": params}, x).hidden
-
+    apply = functools.partial(extract.hidden_states, encoder)
     layers, width = encoder.layers + 1, encoder.width
     return extract.FeatureSource("tiny", digest, layers, width, RATE, normalize, params, apply)
 
