@@ -231,6 +231,7 @@ def test_the_card(run, tmp_path):
         "| loss | 14.286 |",
         "`hidden` holds 3 arrays [clips, frames, 48]",
         "50 frames a second",
+        "Give clips of different lengths one at a time.",
         "The run has not been probed.",
     ):
         assert said in card, said

@@ -10,6 +10,7 @@ from musicssl import audio
 from musicssl.exchange import model_config, state_dict
 from musicssl.exchange.huggingface import read_json
 from musicssl.exchange.loaded import LoadedEncoder
+from musicssl.model.encoder import Encoder
 
 _PAPER = (
     '"On the Effectiveness of Speech Self-supervised Learning for Music" '
@@ -54,6 +55,8 @@ with torch.no_grad():
 `hidden` holds {states} arrays [clips, frames, {width}]: the transformer's input and the output of
 each layer, {rate:g} frames a second.
 
+{padding}
+
 ## Training
 
 {training}
@@ -96,9 +99,31 @@ def model_card(
         states=encoder.layers + 1,
         width=encoder.width,
         rate=pretrained.sample_rate / audio.STEM_HOP,
+        padding=padding(encoder),
         training=rows(_training_figures(pretrained, config, step, ema)),
         health=rows(_final_metrics(workdir, step)) or "The run has no metrics.jsonl.",
         probes=_probe_scores(workdir, pretrained.digest),
+    )
+
+
+def padding(encoder: Encoder) -> str:
+    """Say what happens to clips of several lengths that transformers takes in one padded batch."""
+    if encoder.stem_norm == "group":
+        return (
+            "Give clips of different lengths one at a time. In a padded batch the group norm of "
+            "the first convolution takes the padding in, whatever `attention_mask` says, and every "
+            "frame of a shorter clip changes."
+        )
+    if encoder.pos_conv_depth > 1:
+        return (
+            "Give clips of different lengths one at a time. In a padded batch `attention_mask` "
+            "hides the padding from attention, but not from all of the positional convolutions, "
+            "and every frame of a shorter clip changes."
+        )
+    return (
+        "Clips of different lengths can share a batch: call the extractor with `padding=True` and "
+        "give the model its `attention_mask`. Each clip's own frames then are those of the clip "
+        "alone; without the mask they are not."
     )
 
 

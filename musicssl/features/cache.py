@@ -55,7 +55,7 @@ class FeatureFiles:
         self.files = {pool: _open(self.parts[pool], shapes[pool], again) for pool in paths}
 
     def write(self, numbers: Sequence[int], outputs: dict[int, np.ndarray]) -> None:
-        """Write the rows of some windows; note the progress at every SAVE_EVERY-th call.
+        """Write the rows of some windows; save at every SAVE_EVERY-th call.
 
         Args:
           outputs: by pool, [layers, b, r, d]: of each window in its place the rows that it has, and
@@ -78,13 +78,13 @@ class FeatureFiles:
         self.written[list(numbers)] = True
         self.batches += 1
         if self.batches % SAVE_EVERY == 0:
-            for file in self.files.values():
-                file.flush()
-            self._note()
+            self.save()
 
-    def _note(self) -> None:
-        """Note which windows are written: all up to one of them, but for a few that wait."""
-        end = int(np.flatnonzero(self.written)[-1]) + 1
+    def save(self) -> None:
+        """Note which windows are on the disk: all up to one of them, but for a few that wait."""
+        for file in self.files.values():
+            file.flush()
+        end = int(np.flatnonzero(self.written)[-1]) + 1 if self.written.any() else 0
         waiting = np.flatnonzero(~self.written[:end]).tolist()
         noted = {"windows": end, "waiting": waiting, "pools": sorted(self.paths)}
         self.progress.write_text(json.dumps(noted))

@@ -206,10 +206,14 @@ def _fill(
         disable=writer is None,
     )
     with progress as bar:
-        for numbers, outputs in outputs_of_batches:
+        try:
+            for numbers, outputs in outputs_of_batches:
+                if writer:
+                    writer.write(numbers, outputs)
+                bar.update(len(numbers))
+        finally:  # also of a pass that is preempted
             if writer:
-                writer.write(numbers, outputs)
-            bar.update(len(numbers))
+                writer.save()
     if writer:
         writer.finish()
 

@@ -36,7 +36,7 @@ def cut(
     The last window of a record is kept if it has a second or more, at its own length; a record
     shorter than that is one window. None is longer than the longest record.
     """
-    size = max(min(round(seconds * sample_rate), int(lengths.max())), audio.STEM_WINDOW)
+    size = min(round(seconds * sample_rate), int(lengths.max()))
     whole, rest = np.divmod(lengths, size)
     count = np.maximum(whole + (rest >= sample_rate), 1)
     record = np.repeat(np.arange(len(lengths)), count)
@@ -47,8 +47,9 @@ def cut(
 
 def padded(windows: Windows) -> np.ndarray:
     """Return how many samples each window is padded to [w], so that few programs hear them all."""
-    part = max(-(-windows.size // _PARTS), audio.STEM_WINDOW)
-    return np.minimum(np.maximum(-(-windows.samples // part), 1) * part, windows.size)
+    part = -(-windows.size // _PARTS)
+    parts = np.minimum(-(-windows.samples // part) * part, windows.size)
+    return np.maximum(parts, audio.STEM_WINDOW)
 
 
 class Rows(NamedTuple):

@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from musicssl import audio
-from musicssl.exchange import huggingface, state_dict
+from musicssl.exchange import huggingface, model_card, state_dict
 from musicssl.exchange.loaded import with_digest
 from tests.support import torch_models
 from tests.support.saved_models import MASKING, model_type, same_tree
@@ -72,6 +72,38 @@ def test_our_features_in_transformers(kind, normalize, tmp_path):
         for a, b in zip(ours, theirs, strict=True):
             assert b.std() > 0.1
             np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["data2vec", "hubert", "hubert-large"])
+def test_padding_in_transformers_does_what_the_model_card_says(kind, tmp_path):
+    model = torch_models.small(kind)
+    encoder, params = torch_models.ours(model)
+    loaded = with_digest(encoder, params, True, 16_000, "test")
+    huggingface.write(tmp_path / "out", loaded, model_type(kind), MASKING, "card")
+    extractor = AutoFeatureExtractor.from_pretrained(tmp_path / "out")
+    long, short = (torch_models.noise(n, clips=1)[0] for n in (12_000, 8_001))
+
+    def states(clips: list[np.ndarray], **options) -> tuple[torch.Tensor, ...]:
+        inputs = extractor(clips, sampling_rate=16_000, return_tensors="pt", **options)
+        with torch.no_grad():
+            output = model(**inputs, output_hidden_states=True)
+        return (*output.hidden_states[:-1], output.last_hidden_state)
+
+    def moved(**options) -> list[float]:
+        """How far the nearest frame of each layer is from where it is when the clip is alone."""
+        both = states([long, short], padding=True, **options)
+        pairs = zip(both, states([short]), strict=True)
+        return [float((x[1, : y.shape[1]] - y[0]).norm(dim=1).min()) for x, y in pairs]
+
+    masked, unmasked = (moved(return_attention_mask=mask) for mask in (True, False))
+    said = model_card.padding(encoder)
+    assert min(unmasked) > 1e-3
+    if kind == "hubert-large":
+        assert max(masked) < 1e-5
+        assert said.startswith("Clips of different lengths can share a batch")
+    else:  # layer 0 is before attention: there a convolution reaches only the last frames
+        assert min(masked[kind == "data2vec" :]) > 1e-3
+        assert said.startswith("Give clips of different lengths one at a time")
 
 
 def test_bfloat16_safetensors(saved, weights):

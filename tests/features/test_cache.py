@@ -7,15 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from musicssl.features import cache, extract
-from tests.support.feature_sources import get, read, source
+from musicssl.features import cache, extract, windows
+from tests.support.feature_sources import LENGTHS, RATE, SECONDS, get, read, source
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
 def test_an_interrupted_pass_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = get(tmp_path / "whole")
-    monkeypatch.setattr(cache, "SAVE_EVERY", 1)
     monkeypatch.setattr(extract, "AHEAD", 0)
     asked = []
 
@@ -28,7 +27,9 @@ def test_an_interrupted_pass_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(OSError, match="went away"):
         get(tmp_path / "cut", read=failing)
     progress = next((tmp_path / "cut").rglob("*.progress.json"))
-    assert 0 < json.loads(progress.read_text())["windows"] < 7
+    # the first batch is written, of records 0 and 1, and the remainder of record 0 waits for others
+    noted = json.loads(progress.read_text())
+    assert (noted["windows"], noted["waiting"]) == (4, [2])
     asked.clear()
 
     def counting(record: int) -> np.ndarray:
@@ -36,11 +37,31 @@ def test_an_interrupted_pass_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
         return read(record)
 
     again = get(tmp_path / "cut", read=counting)
-    assert 0 not in asked  # what was written is not read again
-    assert 3 in asked
+    assert asked == [0, 2, 3]  # what was written is not read again
     for pool, values in whole.items():
         np.testing.assert_array_equal(values, again[pool])
     assert not list((tmp_path / "cut").rglob("*.part"))
+
+
+def test_a_killed_pass_knows_which_windows_are_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "SAVE_EVERY", 2)
+    cut, path = windows.cut(LENGTHS, SECONDS, RATE), tmp_path / "features.npy"
+    rows = [cut.record, cut.samples]  # layers 1, width 2
+
+    def written(numbers: list[int]) -> dict[int, np.ndarray]:
+        return {windows.WHOLE: np.stack([x[numbers] % 2048 for x in rows], -1)[None, :, None]}
+
+    files = cache.FeatureFiles(1, 2, cut, {windows.WHOLE: path})
+    for numbers in ([0, 1, 3], [2, 6], [4, 5]):  # the last is written, but not yet saved
+        files.write(numbers, written(numbers))
+    again = cache.FeatureFiles(1, 2, cut, {windows.WHOLE: path})
+    assert np.flatnonzero(~again.written).tolist() == [4, 5, 7]
+    again.write([7, 4, 5], written([7, 4, 5]))
+    again.finish()
+    np.testing.assert_array_equal(np.load(path), written(list(range(8)))[windows.WHOLE][:, :, 0])
+    assert [x.name for x in tmp_path.iterdir()] == ["features.npy"]
 
 
 def test_the_cache_is_by_encoder_and_read_only_once(tmp_path: Path) -> None:

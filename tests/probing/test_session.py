@@ -1,5 +1,6 @@
 """The evaluator end to end: every task on a fabricated miniature, the command, its reports."""
 
+import dataclasses
 import functools
 import json
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import tensorflow_datasets as tfds
 from data_pipelines import labelled_records
 from data_pipelines.build import load_builder
 from data_pipelines.synth_music.synth_music_dataset_builder import SynthMusicConfig
+from musicssl import host
 from musicssl.features import extract
 from musicssl.model.encoder import Encoder
 from musicssl.probing import evaluate, session, tasks
@@ -77,6 +79,26 @@ def test_each_of_the_13_tasks_runs_to_a_score(
         assert np.sum(result["confusion"]) == result["items"]["test"]
     if name == "mtg_moodtheme":  # one track of each split has no mood, one is damaged
         assert result["items"] == {"train": 4, "validation": 4, "test": 5}
+
+
+def test_windows_are_standardised_by_themselves_where_the_task_says_so(
+    synth_dir: str, logmel: extract.FeatureSource, tmp_path: Path
+) -> None:
+    source = logmel._replace(normalize=True)
+    settings = config(tmp_path, data_dir=synth_dir)
+    given = session.Session(source, settings, sharding.make_mesh(), nothing)
+    data = host.open_labelled("synth_music", synth_dir, "test", 16_000, 0)
+    sound = data.read(1).astype(np.float32) / 32768
+    window = sound[80_000:]  # the remainder of 6 s
+    found = []
+    for alone, over in ((False, sound), (True, window)):
+        task = dataclasses.replace(tasks.TASKS["synth_key"], standardised_alone=alone)
+        prepared, _ = session.prepare(task, "test", set(), given)
+        found.append(prepared.features[0, 3])  # the second window of record 1
+        x = (window - over.mean()) / np.sqrt(over.var() + 1e-7)
+        wanted = np.asarray(source.apply({}, x[None])[0][0].mean(0))
+        np.testing.assert_allclose(found[-1], wanted, rtol=2e-3, atol=2e-3)
+    assert np.abs(found[0].astype("f4") - found[1]).max() > 0.02
 
 
 def test_the_command_writes_results_table_and_pictures(synth_dir: str, tmp_path: Path) -> None:

@@ -22,6 +22,12 @@ def test_unknown_tasks_are_refused(names: str, message: str) -> None:
         tasks.choose(names)
 
 
+def test_windows_are_standardised_alone_where_marbles_code_does_so() -> None:
+    """It cuts GiantSteps and VocalSet into files of 30 s and 3 s, and standardises each file."""
+    alone = {name for name, task in TASKS.items() if task.standardised_alone}
+    assert alone == {"giantsteps_key", "vocalset_technique", "vocalset_singer"}
+
+
 @pytest.mark.parametrize("name", tasks.SUITES["mir"])
 def test_sizes_are_those_the_builder_expects(name: str, tmp_path) -> None:
     task = TASKS[name]
