@@ -112,13 +112,13 @@ def padding(encoder: Encoder) -> str:
         return (
             "Give clips of different lengths one at a time. In a padded batch the group norm of "
             "the first convolution takes the padding in, whatever `attention_mask` says, and every "
-            "frame of a shorter clip changes."
+            "frame of a shorter clip changes in every layer."
         )
     if encoder.pos_conv_depth > 1:
         return (
             "Give clips of different lengths one at a time. In a padded batch `attention_mask` "
             "hides the padding from attention, but not from all of the positional convolutions, "
-            "and every frame of a shorter clip changes."
+            "and every frame of a shorter clip changes in every layer."
         )
     return (
         "Clips of different lengths can share a batch: call the extractor with `padding=True` and "
