@@ -27,7 +27,8 @@ class Labels(NamedTuple):
     y: labels of these rows, [n] or [n, c].
     item: the item that each row belongs to, [n].
     labels: of the items, [i] or [i, c].
-    start: of beat tasks, the first of `rows` of each record, where crops are drawn.
+    start: the first of `rows` of each record, of beat tasks and of tasks that are trained on whole
+      records of several rows; else empty.
     references: of beat tasks, the beat times of each record in seconds.
     levels: of each factor of the task, its level in each item.
     """
@@ -79,7 +80,9 @@ def item_labels(task: Task, records: Sequence[Record], rows: windows.Rows, fps: 
     item = number[rows.record[used]]
     members = [record for record, belongs in zip(records, member, strict=True) if belongs]
     levels = _factor_levels(task, members)
-    return _checked(task, Labels(used, y, item, whole[member], used[:0], (), levels))
+    several = task.trained_whole and len(item) > len(members)
+    start = np.flatnonzero(np.diff(item, prepend=-1)) if several else used[:0]
+    return _checked(task, Labels(used, y, item, whole[member], start, (), levels))
 
 
 def _row_labels(task: Task, used: np.ndarray, y: np.ndarray) -> Labels:

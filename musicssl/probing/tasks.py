@@ -35,6 +35,8 @@ class Task:
       stops.
     pool: 20 ms frames averaged to a row: WHOLE for the whole window, _HALF_SECOND, FRAMES for none.
     by_item: whether outputs are averaged over the rows of a record before they are scored.
+    trained_whole: whether a training sample is a record with all of its windows, so that a batch
+      has as many records as its size says; else a sample is a window.
     prefix: of the data set's split names.
     sizes: usable records published for train, validation and test; None where none are published.
     chance: (score, value) of the best answer without audio, on the published test labels.
@@ -56,6 +58,7 @@ class Task:
     epochs: int = 100
     pool: int = WHOLE
     by_item: bool = True
+    trained_whole: bool = False
     prefix: str = ""
     sizes: tuple[int, int, int] | None = None
     chance: tuple[str, float] | None = None
@@ -71,8 +74,8 @@ class Task:
 def _mtg(subset: str, title: str) -> Task:
     name = f"mtg_{subset}"
     return Task(
-        name, title, "mtg_jamendo", subset, "tags", 30, 3, 10, sizes=_MTG_SIZES[subset],
-        chance=("ap", published.TAG_SHARES[name]),
+        name, title, "mtg_jamendo", subset, "tags", 30, 3, 10, trained_whole=True,
+        sizes=_MTG_SIZES[subset], chance=("ap", published.TAG_SHARES[name]),
     )  # fmt: skip
 
 
@@ -106,10 +109,10 @@ _MIR = (
         "gtzan_beat", "GTZAN-Rhythm, beats", "gtzan", "beat_times", "beat", 30, 6, 20, pool=FRAMES,
         sizes=(443, 197, 290), outputs=1,
     ),
-    # 5 s windows over all 45 s, as MARBLE's paper has it (its configurations differ).
+    # Windows of 30 and 15 s, as in MARBLE's configurations of HuBERT and music2vec.
     Task(
-        "emomusic", "EmoMusic, arousal and valence", "emomusic", "emotion", "emotion", 5, 5, 20,
-        sizes=(504, 115, 125), chance=("r2", 0.0), outputs=2,
+        "emomusic", "EmoMusic, arousal and valence", "emomusic", "emotion", "emotion", 30, 5, 20,
+        trained_whole=True, sizes=(504, 115, 125), chance=("r2", 0.0), outputs=2,
     ),
     Task(
         "nsynth_instrument", "NSynth, instrument family", "nsynth", "family", "class", 4, 3, 10, 50,

@@ -46,6 +46,16 @@ def test_every_vocalset_chunk_is_an_item() -> None:
     assert labelled.item.tolist() == [0, 1, 2, 3]
 
 
+def test_records_that_are_trained_on_whole_say_where_they_begin() -> None:
+    records = [{"emotion": np.array([0.5, i], np.float32)} for i in range(3)]
+    rows = rows_of([45, 20, 45], 30, windows.WHOLE)
+    labelled = labels.item_labels(TASKS["emomusic"], records, rows, FPS)
+    assert labelled.item.tolist() == [0, 0, 1, 2, 2]
+    assert labelled.start.tolist() == [0, 2, 3]
+    once = labels.item_labels(TASKS["emomusic"], records, rows_of([30] * 3, 30, 0), FPS)
+    assert len(once.start) == 0  # records of one window are single rows
+
+
 def song() -> dict:
     drum = timbres.INSTRUMENTS.index("drums")
     quality = list(harmony.QUALITIES).index
