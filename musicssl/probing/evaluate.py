@@ -59,7 +59,9 @@ def evaluate(
     sources = chosen_sources(len(splits["train"].features), config.layers)
     rates, seeds = config.learning_rates, config.seeds
     load = _loader(splits, config, poll)
-    outcomes = search.search(protocol, kind.monitor, load, sources, rates, seeds, task.name)
+    validation = splits["validation"]
+    monitor = kind.monitor(validation.labels, validation.rows, fps)
+    outcomes = search.search(protocol, monitor, load, sources, rates, seeds, task.name)
     best = search.best(outcomes)
 
     # Score what all of them say of the test.

@@ -146,23 +146,6 @@ def _mid_rank(ordered: jax.Array, values: jax.Array) -> jax.Array:
     return (below + through + 1) / 2
 
 
-def monitor_average_precision(labels: jax.Array, outputs: jax.Array) -> jax.Array:
-    """Return `average_precision`, in JAX: precision at each positive, ties counted together."""
-    return _over_scorable(
-        jax.vmap(_precision_of_class, (1, 1))(labels, outputs),
-        labels.sum(0),
-        len(labels) - labels.sum(0),
-    )
-
-
-def _precision_of_class(labels: jax.Array, outputs: jax.Array) -> jax.Array:
-    order = jnp.argsort(-outputs)
-    ordered, hits = -outputs[order], labels[order].astype(jnp.float32)
-    last = jnp.searchsorted(ordered, ordered, side="right") - 1  # of each run of equal outputs
-    precision = jnp.cumsum(hits)[last] / (last + 1)
-    return (hits * precision).sum() / hits.sum()
-
-
 def _over_scorable(scores: jax.Array, positives: jax.Array, negatives: jax.Array) -> jax.Array:
     """Average over the classes that have positives and negatives."""
     known = (positives > 0) & (negatives > 0)

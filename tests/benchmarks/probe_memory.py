@@ -14,8 +14,9 @@ import jax
 import numpy as np
 
 from configs import probe as probe_config
+from musicssl.features import windows
 from musicssl.features.rows import SUM, Stored
-from musicssl.probing import grid, search, tasks
+from musicssl.probing import grid, labels, search, tasks
 from musicssl.probing.grid import Protocol, Split
 from musicssl.probing.task_kinds import kind_of
 
@@ -56,6 +57,18 @@ def shaped(task: tasks.Task, number: int, mixed: int, held: bool) -> Split:
     )
 
 
+def monitor_of(task: tasks.Task) -> grid.Monitor:
+    """What scores a validation split, which for beats depends on its clips and references."""
+    clips = task.sizes[1] if kind_of(task).crop_seconds else 0
+    number = np.arange(WINDOWS[task.name][1] if clips else 0)
+    record, frame = np.divmod(number, 1499)
+    y = np.zeros((len(number), 1), np.float32)
+    references = [np.arange(0.3, 30, 0.4)] * clips
+    of_split = labels.Labels(number, y, number, y, np.arange(clips) * 1499, references)
+    rows = windows.Rows(record, frame / FPS, (frame + 1) / FPS)
+    return kind_of(task).monitor(of_split, rows, FPS)
+
+
 def needed(name: str, source: str, cores: int) -> tuple[float, float]:
     """(GiB of features at most, GiB that the programs need beside them) to probe a source."""
     task, config = tasks.TASKS[name], probe_config.get_config()
@@ -73,7 +86,7 @@ def needed(name: str, source: str, cores: int) -> tuple[float, float]:
     )
     rates = np.array(config.learning_rates, np.float32)
     groups = search.groups(train, rates, np.array(config.seeds))
-    program = grid.fit.lower(protocol, kind.monitor, train, validation, *groups[0]).compile()
+    program = grid.fit.lower(protocol, monitor_of(task), train, validation, *groups[0]).compile()
     memory = program.memory_analysis()
     at_once = search.at_once(groups, cores)
     each = memory.temp_size_in_bytes + memory.output_size_in_bytes

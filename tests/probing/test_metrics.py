@@ -19,14 +19,15 @@ def multi_label(seed: int, items: int = 200, classes: int = 7) -> tuple[np.ndarr
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", ["roc_auc", "average_precision"])
-def test_multi_label_monitors_are_scikit_learns(name: str, seed: int) -> None:
+def test_multi_label_scores_are_scikit_learns(name: str, seed: int) -> None:
     labels, outputs = multi_label(seed)
     known = [0, 1, 2, 4, 6]
     function = getattr(sklearn.metrics, f"{name}_score")
     wanted = np.mean([function(labels[:, c], outputs[:, c]) for c in known])
     assert getattr(metrics, name)(labels, outputs) == pytest.approx(wanted, abs=1e-12)
-    monitor = jax.jit(getattr(metrics, f"monitor_{name}"))
-    assert float(monitor(labels, outputs)) == pytest.approx(wanted, abs=1e-5)
+    if name == "roc_auc":
+        monitor = jax.jit(metrics.monitor_roc_auc)
+        assert float(monitor(labels, outputs)) == pytest.approx(wanted, abs=1e-5)
 
 
 @pytest.mark.parametrize("name", ["roc_auc", "average_precision"])
