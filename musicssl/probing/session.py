@@ -22,7 +22,7 @@ from musicssl.features import extract, windows
 from musicssl.features.baselines import BASELINES
 from musicssl.features.extract import FeatureSource, hidden_states
 from musicssl.model.encoder import make_encoder
-from musicssl.probing import evaluate, labels, report, tasks
+from musicssl.probing import evaluate, labels, published, report, tasks
 from musicssl.probing.schema import About, TaskResult
 from musicssl.probing.task_kinds import kind_of
 from musicssl.runtime import sharding
@@ -261,11 +261,10 @@ def _warn_of_sizes(
     """Warn where a split has not the published number of records, unless a limit was asked for."""
     if limit:
         return
-    wanted = {split, task.split(split), f"{task.label}/{split}"}
-    for name in wanted & set(sizes):
-        built, published = sizes[name]["built"], sizes[name]["published"]
-        if published not in (None, built):
-            note(f"{task.dataset} {name} has {built} items, published are {published}")
+    for name in {split, task.split(split), f"{task.label}/{split}"} & set(sizes):
+        built, wanted = sizes[name]["built"], sizes[name]["published"]
+        if wanted not in (None, built):
+            note(f"{task.dataset} {name} has {built} items, published are {wanted}")
 
 
 def warn_of_chance(task: tasks.Task, chance: Mapping[str, float], limit: int) -> None:
@@ -274,14 +273,15 @@ def warn_of_chance(task: tasks.Task, chance: Mapping[str, float], limit: int) ->
     Args:
       chance: every score of the best answer that ignores the audio, on the labels built.
     """
-    if limit or task.chance is None:
+    known = published.chance(task.name)
+    if limit or known is None:
         return
-    score, published = task.chance
+    score, level = known
     tolerance = _R2_TOLERANCE if score == "r2" else _CHANCE_TOLERANCE
-    if abs(chance[score] - published) > tolerance:
+    if abs(chance[score] - level) > tolerance:
         note(
             f"{task.name}: without the audio {score} is {chance[score]:.4f}, from the published "
-            f"labels {published:.4f}: scores cannot be compared with published ones"
+            f"labels {level:.4f}: scores cannot be compared with published ones"
         )
 
 

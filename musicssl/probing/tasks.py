@@ -8,10 +8,7 @@ which of them is followed.
 
 import dataclasses
 
-import numpy as np
-
 from musicssl.features import windows
-from musicssl.probing import metrics, published
 
 SPLITS = ("train", "validation", "test")
 WHOLE, FRAMES, _HALF_SECOND = windows.WHOLE, 1, 25
@@ -39,7 +36,6 @@ class Task:
       has as many records as its size says; else a sample is a window.
     prefix: of the data set's split names.
     sizes: usable records published for train, validation and test; None where none are published.
-    chance: (score, value) of the best answer without audio, on the published test labels.
     outputs: of the probe; 0 for as many as there are classes in the data.
     standardised_alone: whether encoders that take audio of mean 0 and variance 1 have each window
       standardised by itself, not its record.
@@ -61,7 +57,6 @@ class Task:
     trained_whole: bool = False
     prefix: str = ""
     sizes: tuple[int, int, int] | None = None
-    chance: tuple[str, float] | None = None
     outputs: int = 0
     standardised_alone: bool = False
     factors: tuple[str, ...] = ()
@@ -72,39 +67,26 @@ class Task:
 
 
 def _mtg(subset: str, title: str) -> Task:
-    name = f"mtg_{subset}"
     return Task(
-        name, title, "mtg_jamendo", subset, "tags", 30, 3, 10, trained_whole=True,
-        sizes=_MTG_SIZES[subset], chance=("ap", published.TAG_SHARES[name]),
+        f"mtg_{subset}", title, "mtg_jamendo", subset, "tags", 30, 3, 10, trained_whole=True,
+        sizes=_MTG_SIZES[subset],
     )  # fmt: skip
-
-
-def _constant(name: str, worth: np.ndarray) -> float:
-    """Return what training's most frequent class scores on the published test labels.
-
-    Args:
-      worth: of each answer (column) to each label (row).
-    """
-    counts = published.TEST_COUNTS[name]
-    return float(np.average(worth[:, counts.answer], weights=counts.items))
 
 
 _MIR = (
     Task(
         "magnatagatune", "MagnaTagATune, 50 tags", "magnatagatune", "tags", "tags", 29.1, 3, 10,
-        sizes=(18706, 1825, 5329), chance=("ap", published.TAG_SHARES["magnatagatune"]),
+        sizes=(18706, 1825, 5329),
     ),
     Task(
         "giantsteps_key", "GiantSteps, key", "giantsteps_key", "key", "key", 30, 5, 20,
         sizes=(923, 236, 604), outputs=24, standardised_alone=True,
-        chance=("weighted", _constant("giantsteps_key", metrics.key_weights())),
     ),
     Task(
         "gtzan_genre", "GTZAN, genre", "gtzan", "genre", "class", 30, 6, 20, sizes=(443, 197, 290),
-        chance=("accuracy", _constant("gtzan_genre", np.eye(10))),
     ),
-    # A row is a frame; training takes a 10 s crop of each clip, neighbours of a beat count as
-    # beats, and the F-measure is at 70 ms as in MARBLE's code (its paper says 20 ms).
+    # A row is a frame; training takes a 10 s crop of each clip's frames, neighbours of a beat count
+    # as beats, and the F-measure is at 70 ms as in MARBLE's code (its paper says 20 ms).
     Task(
         "gtzan_beat", "GTZAN-Rhythm, beats", "gtzan", "beat_times", "beat", 30, 6, 20, pool=FRAMES,
         sizes=(443, 197, 290), outputs=1,
@@ -112,12 +94,11 @@ _MIR = (
     # Windows of 30 and 15 s, as in MARBLE's configurations of HuBERT and music2vec.
     Task(
         "emomusic", "EmoMusic, arousal and valence", "emomusic", "emotion", "emotion", 30, 5, 20,
-        trained_whole=True, sizes=(504, 115, 125), chance=("r2", 0.0), outputs=2,
+        trained_whole=True, sizes=(504, 115, 125), outputs=2,
     ),
     Task(
         "nsynth_instrument", "NSynth, instrument family", "nsynth", "family", "class", 4, 3, 10, 50,
         sizes=(289205, 12678, 4096),
-        chance=("accuracy", _constant("nsynth_instrument", np.eye(11))),
     ),
     Task(
         "nsynth_pitch", "NSynth, pitch", "nsynth", "pitch", "class", 4, 3, 10, 50,
