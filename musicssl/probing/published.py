@@ -6,11 +6,24 @@ constrained track (arXiv:2306.10548v1, tables 3 and 4). Its protocol is followed
 deviations that README.md beside this file names.
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from musicssl import host
 
 MARBLE = "MARBLE, arXiv:2306.10548v1, tables 3 and 4"
+DEVIATIONS = "musicssl/probing/README.md names where the tasks differ from its code"
+# What MARBLE's constrained track trains, by leaves of configs/probe.py; 0 is told in words.
+_GRID: dict[str, Any] = {
+    "kind": "mlp",
+    "standardise": False,
+    "layers": "all",
+    "learning_rates": [5e-5, 1e-4, 5e-4, 1e-3, 5e-3, 1e-2],
+    "epochs": 0,
+    "batch_size": 64,
+    "limit": 0,
+}
+_WORDS = {"epochs": "the task's", "limit": "all"}
 COLUMNS = (  # (task, score) of the values of a row
     ("magnatagatune", "roc_auc"),
     ("magnatagatune", "ap"),
@@ -78,6 +91,21 @@ def chance(task: str) -> tuple[str, float] | None:
     if counted is None:
         return _STATED.get(task)
     return _COUNTED.get(task, "ap"), counted
+
+
+def apart(settings: Mapping[str, Any] | None) -> str:
+    """Return in words how the settings of a result differ from MARBLE's grid; "" if they do not.
+
+    Args:
+      settings: of a TaskResult; None where an earlier version wrote none.
+    """
+    if settings is None:
+        return "its settings are not known"
+    changed = []
+    for name, value in _GRID.items():
+        if settings.get(name, value) != value:
+            changed.append(f"{name} {settings[name]} instead of {_WORDS.get(name, value)}")
+    return ", ".join(changed)
 
 
 def scores(task: str) -> list[tuple[str, str, dict[str, float]]]:

@@ -1,10 +1,13 @@
 """Published figures: of tasks and scores that exist, and with the chance that they imply."""
 
+import json
+
 import numpy as np
 import pytest
 
+from configs import probe as probe_config
 from data_pipelines import counts
-from musicssl.probing import labels, metrics, published
+from musicssl.probing import evaluate, labels, metrics, published
 from musicssl.probing.task_kinds import kind_of
 from musicssl.probing.tasks import TASKS
 
@@ -16,6 +19,21 @@ def test_published_rows_are_of_tasks_and_scores_that_exist() -> None:
     assert mert["MERT-v1-95M"] == {"weighted": pytest.approx(0.635)}
     assert "MusiCNN" not in [model for model, _, _ in published.scores("gtzan_beat")]
     assert published.scores("synth_key") == []
+
+
+def test_the_settings_of_the_protocol_are_the_defaults() -> None:
+    def leaves(variant: str, **changed) -> dict:
+        given = json.loads(probe_config.get_config(variant).to_json()) | changed
+        return {name: given[name] for name in evaluate.SETTINGS}
+
+    assert published.apart(leaves("full")) == ""
+    assert published.apart(leaves("full", seeds=[1])) == ""
+    assert published.apart(leaves("quick", epochs=2, limit=30)) == (
+        "kind linear instead of mlp, standardise True instead of False, learning_rates [0.005] "
+        "instead of [5e-05, 0.0001, 0.0005, 0.001, 0.005, 0.01], epochs 2 instead of the task's, "
+        "limit 30 instead of all"
+    )
+    assert published.apart(None) == "its settings are not known"
 
 
 def labelled(y: np.ndarray) -> labels.Labels:
