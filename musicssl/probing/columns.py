@@ -74,9 +74,9 @@ def _alike(one: Results, other: Results) -> bool:
 
 
 def _seedless(run: TrainedBy) -> dict[str, Any]:
-    """Return the leaves of a run's configuration without its seed and what changes no result."""
-    aside = ("seed", *MAY_CHANGE)
-    return {name: value for name, value in run["config"].items() if not name.startswith(aside)}
+    """Return the leaves of a run's configuration, without its seed and what changes no result."""
+    leaves = run["config"].items()
+    return {name: x for name, x in leaves if name != "seed" and not name.startswith(MAY_CHANGE)}
 
 
 def _seed(results: Results) -> int | None:
@@ -141,7 +141,7 @@ def notes(columns: Sequence[Column], tasks: Sequence[str]) -> list[str]:
             if any(map(of_one_seed, results)):
                 lines.append(f"- {name}: {column.name}: {ONE_SEED}")
             if column is not columns[0] and against(results, columns[0].results(name)) is None:
-                lines.append(f"- {name}: {column.name} has other test items: no test")
+                lines.append(f"- {name}: {column.name}: test items are not the same: no test")
     return lines
 
 

@@ -69,7 +69,7 @@ def item_labels(task: Task, records: Sequence[Record], rows: windows.Rows, fps: 
     member = np.ones(len(whole), bool)
     if task.dataset == "mtg_jamendo":
         member = np.asarray(whole.any(1))
-    used = np.flatnonzero(member[rows.record])
+    used = np.flatnonzero(member[rows.record] & _taken(task, rows))
     whole = whole.astype(np.float32 if whole.ndim == 2 else np.int32)
     y = whole[rows.record[used]]
     if not task.by_item:
@@ -83,6 +83,15 @@ def item_labels(task: Task, records: Sequence[Record], rows: windows.Rows, fps: 
     several = task.trained_whole and len(item) > len(members)
     start = np.flatnonzero(np.diff(item, prepend=-1)) if several else used[:0]
     return _checked(task, Labels(used, y, item, whole[member], start, (), levels))
+
+
+def _taken(task: Task, rows: windows.Rows) -> np.ndarray:
+    """Return which rows a task takes, bool [n]: without rests those of whole windows.
+
+    A record that is shorter than a window keeps the one that it has.
+    """
+    length = rows.end - rows.begin
+    return task.rests | (length > length.max() - 1e-6) | (rows.begin == 0)
 
 
 def _row_labels(task: Task, used: np.ndarray, y: np.ndarray) -> Labels:

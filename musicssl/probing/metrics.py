@@ -174,9 +174,8 @@ def bootstrap(
     return values
 
 
-Draws = Sequence[
-    npt.ArrayLike
-]  # of each training run [s, draws]: `bootstrap`'s, of each probe seed
+# Of each training run: `bootstrap`'s values of each of its probe seeds, [s, draws].
+Draws = Sequence[npt.ArrayLike]
 
 
 def over_seeds(runs: Draws, stream: int = 0) -> np.ndarray:
@@ -191,9 +190,8 @@ def over_seeds(runs: Draws, stream: int = 0) -> np.ndarray:
     Args:
       stream: which of several independent sequences of seeds is drawn.
     """
-    values = np.stack([np.asarray(run, float).mean(0) for run in runs])
-    if len(runs) == 1:
-        values = np.asarray(runs[0], float)
+    seeds = [np.asarray(run, float) for run in runs]  # [s, draws] each
+    values = seeds[0] if len(runs) == 1 else np.stack([run.mean(0) for run in seeds])
     return mean_of_drawn(values, stream)
 
 

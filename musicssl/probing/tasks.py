@@ -1,9 +1,9 @@
 """The tasks of the evaluator in one table: the paper's 13, 6 on embedded music, 7 on polyphony.
 
 The 13 are those of arXiv:2307.05161 as far as they are known: MARBLE's 14 (arXiv:2306.10548)
-without source separation, emotion counted once. Windows, patiences and metrics are MARBLE's
-(benchmark/tasks/*/*_base_config.yaml); where its paper and its code disagree, a comment says
-which of them is followed.
+without source separation, emotion counted once. Patiences and metrics are those of MARBLE's code
+(benchmark/tasks/*/*_base_config.yaml), windows those of its configurations of HuBERT and music2vec
+(configs/{hubert,music2vec}/*.yaml). README.md beside this file says where a task differs from it.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ from musicssl.features import windows
 
 SPLITS = ("train", "validation", "test")
 WHOLE, FRAMES, _HALF_SECOND = windows.WHOLE, 1, 25
+_CHUNK = 132_000 / 44_100  # seconds: MARBLE counts 44 samples in a millisecond
 _MTG_SIZES = {
     "instrument": (14395, 5466, 5115),
     "moodtheme": (9949, 3802, 4231),
@@ -34,6 +35,7 @@ class Task:
     by_item: whether outputs are averaged over the rows of a record before they are scored.
     trained_whole: whether a training sample is a record with all of its windows, so that a batch
       has as many records as its size says; else a sample is a window.
+    rests: whether the end of a record, if it is shorter than a window, is a window too.
     prefix: of the data set's split names.
     sizes: usable records published for train, validation and test; None where none are published.
     outputs: of the probe; 0 for as many as there are classes in the data.
@@ -55,6 +57,7 @@ class Task:
     pool: int = WHOLE
     by_item: bool = True
     trained_whole: bool = False
+    rests: bool = True
     prefix: str = ""
     sizes: tuple[int, int, int] | None = None
     outputs: int = 0
@@ -75,23 +78,23 @@ def _mtg(subset: str, title: str) -> Task:
 
 _MIR = (
     Task(
-        "magnatagatune", "MagnaTagATune, 50 tags", "magnatagatune", "tags", "tags", 29.1, 3, 10,
+        "magnatagatune", "MagnaTagATune, 50 tags", "magnatagatune", "tags", "tags", 30, 3, 10,
         sizes=(18706, 1825, 5329),
     ),
     Task(
         "giantsteps_key", "GiantSteps, key", "giantsteps_key", "key", "key", 30, 5, 20,
-        sizes=(923, 236, 604), outputs=24, standardised_alone=True,
+        rests=False, sizes=(923, 236, 604), outputs=24, standardised_alone=True,
     ),
     Task(
         "gtzan_genre", "GTZAN, genre", "gtzan", "genre", "class", 30, 6, 20, sizes=(443, 197, 290),
     ),
     # A row is a frame; training takes a 10 s crop of each clip's frames, neighbours of a beat count
-    # as beats, and the F-measure is at 70 ms as in MARBLE's code (its paper says 20 ms).
+    # as beats.
     Task(
         "gtzan_beat", "GTZAN-Rhythm, beats", "gtzan", "beat_times", "beat", 30, 6, 20, pool=FRAMES,
         sizes=(443, 197, 290), outputs=1,
     ),
-    # Windows of 30 and 15 s, as in MARBLE's configurations of HuBERT and music2vec.
+    # A window of 30 and one of 15 s.
     Task(
         "emomusic", "EmoMusic, arousal and valence", "emomusic", "emotion", "emotion", 30, 5, 20,
         trained_whole=True, sizes=(504, 115, 125), outputs=2,
@@ -104,14 +107,14 @@ _MIR = (
         "nsynth_pitch", "NSynth, pitch", "nsynth", "pitch", "class", 4, 3, 10, 50,
         sizes=(289205, 12678, 4096), outputs=128,
     ),
-    # Each 3 s chunk is an item; remainders of a second or more are kept for both (MARBLE: only
-    # for singers).
+    # Each chunk is an item.
     Task(
-        "vocalset_technique", "VocalSet, technique", "vocalset", "technique", "class", 3, 5, 10,
-        by_item=False, prefix="technique_", outputs=10, standardised_alone=True,
+        "vocalset_technique", "VocalSet, technique", "vocalset", "technique", "class", _CHUNK, 5,
+        10, by_item=False, rests=False, prefix="technique_", outputs=10,
+        standardised_alone=True,
     ),
     Task(
-        "vocalset_singer", "VocalSet, singer", "vocalset", "singer", "class", 3, 5, 20,
+        "vocalset_singer", "VocalSet, singer", "vocalset", "singer", "class", _CHUNK, 5, 20,
         by_item=False, prefix="singer_", outputs=20, standardised_alone=True,
     ),
     _mtg("instrument", "MTG-Jamendo, instrument"),

@@ -91,7 +91,7 @@ def test_what_does_not_compare_is_said() -> None:
     shown = columns.of_results([first, older, other, linear])
     assert columns.notes(shown, ["a"]) == [
         f"- a: old: {columns.ONE_SEED}",
-        "- a: other has other test items: no test",
+        "- a: other: test items are not the same: no test",
         "- a: linear was probed with kind linear instead of mlp",
     ]
     tested = columns.against(shown[1].results("a"), shown[0].results("a"))

@@ -40,10 +40,23 @@ def test_tracks_outside_a_subset_take_no_part() -> None:
 
 
 def test_every_vocalset_chunk_is_an_item() -> None:
-    records = [{"technique": 2}, {"technique": 0}]
-    labelled = labels.item_labels(TASKS["vocalset_technique"], records, rows_of([7, 3], 3), FPS)
-    assert labelled.labels.tolist() == [2, 2, 2, 0]
+    """Those of a singer with what is left of a recording, those of a technique without."""
+    records = [{"technique": 2, "singer": 7}, {"technique": 0, "singer": 8}]
+    rows = rows_of([7, 2], TASKS["vocalset_singer"].window)
+    labelled = labels.item_labels(TASKS["vocalset_singer"], records, rows, FPS)
+    assert labelled.labels.tolist() == [7, 7, 7, 8]
     assert labelled.item.tolist() == [0, 1, 2, 3]
+    labelled = labels.item_labels(TASKS["vocalset_technique"], records, rows, FPS)
+    assert labelled.labels.tolist() == [2, 2, 0]
+    assert labelled.rows.tolist() == [0, 1, 3]
+
+
+def test_clips_of_giantsteps_are_whole() -> None:
+    records = [{"key": 5}, {"key": 3}]
+    rows = rows_of([119.9, 45], 30)
+    labelled = labels.item_labels(TASKS["giantsteps_key"], records, rows, FPS)
+    assert labelled.rows.tolist() == [0, 1, 2, 4]
+    assert labelled.item.tolist() == [0, 0, 0, 1]
 
 
 def test_records_that_are_trained_on_whole_say_where_they_begin() -> None:

@@ -155,7 +155,7 @@ def mean_output(truth: np.ndarray, outputs: np.ndarray) -> float:
     return float(outputs.mean())
 
 
-@pytest.mark.parametrize("of_seeds", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("of_seeds", [0.0, 1.0])
 def test_intervals_cover_the_truth_where_seeds_differ(of_seeds: float) -> None:
     """The mean of three seeds, whose own variance is up to that which the items make.
 

@@ -1,5 +1,7 @@
 """The table of tasks, and what it says of the data sets' sizes and labels."""
 
+from pathlib import Path
+
 import pytest
 
 from data_pipelines.build import load_builder
@@ -52,3 +54,11 @@ def test_labels_that_are_not_the_published_ones_are_told(
     assert not capsys.readouterr().err
     session.warn_of_chance(TASKS[name], {score: published_chance + far}, limit=0)
     assert f"{name}: without the audio {score} is" in capsys.readouterr().err
+
+
+def test_the_table_of_deviations_names_tasks_that_exist() -> None:
+    text = (Path(tasks.__file__).parent / "README.md").read_text()
+    rows = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("| ")][1:]
+    named = [name.strip(" `") for row in rows for name in row[0].split(",")]
+    assert len(rows) > 12 and all(len(row) == 4 and all(x.strip() for x in row) for row in rows)
+    assert set(named) - {"all"} <= set(tasks.SUITES["mir"])
