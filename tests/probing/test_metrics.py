@@ -157,9 +157,10 @@ def mean_output(truth: np.ndarray, outputs: np.ndarray) -> float:
 
 @pytest.mark.parametrize("of_seeds", [0.0, 1.0])
 def test_intervals_cover_the_truth_where_seeds_differ(of_seeds: float) -> None:
-    """The mean of three seeds, whose own variance is up to that which the items make.
+    """The truth is the mean of all items and all seeds; three seeds and 100 items are seen.
 
-    Half the distance between the two would be missed by an interval over items alone.
+    Seeds make as much of the variance of the mean as items do, or none of it. The interval of a
+    single seed, over items alone, misses the truth far more often where seeds differ.
     """
     random, items, trials = np.random.default_rng(int(10 * of_seeds)), 100, 150
     covered, alone = 0, 0
