@@ -1,4 +1,4 @@
-"""The only module that imports data_pipelines: batches, labelled records, bare reads of files.
+"""The only module that imports data_pipelines: batches, labelled records, label counts, bare reads.
 
 data_pipelines/ loads TensorFlow, so nothing of it is imported before something is read.
 """
@@ -132,3 +132,13 @@ def open_labelled(
     from data_pipelines import labelled_records
 
     return labelled_records.open_labelled(name, data_dir or "data", split, sample_rate, limit)
+
+
+def published_chance(task: str) -> float | None:
+    """Return what an answer that does not hear scores on a task's published test labels.
+
+    It is None for a task whose labels were not counted. TensorFlow is not loaded.
+    """
+    from data_pipelines import counts
+
+    return counts.chance(task) if task in counts.TABLES else None

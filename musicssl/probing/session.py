@@ -22,11 +22,11 @@ from musicssl.features import extract, windows
 from musicssl.features.baselines import BASELINES
 from musicssl.features.extract import FeatureSource, hidden_states
 from musicssl.model.encoder import make_encoder
-from musicssl.probing import evaluate, labels, report, tasks
-from musicssl.probing.schema import About, TaskResult
+from musicssl.probing import evaluate, labels, published, report, tasks
+from musicssl.probing.schema import About, TaskResult, TrainedBy
 from musicssl.probing.task_kinds import kind_of
 from musicssl.runtime import sharding
-from musicssl.runtime.workdir import git_commit
+from musicssl.runtime.workdir import flat, git_commit, steps_on_disk
 
 # How far the chance level of the labels built may be from that of the published ones. R2 may differ
 # more: since a test set of 125 has a mean of its own, that alone makes about .01.
@@ -74,7 +74,7 @@ def _run_encoder(
 ) -> str:
     """Evaluate an encoder that `extract.open_source` takes; write to `out`, return a table."""
     mesh = sharding.make_mesh(config.mesh.fsdp)
-    source = extract.open_source(spec, config.precision)
+    source, run = extract.open_source(spec, config.precision), _trained_by(spec)
     check_settings(config, source.layers, source.sample_rate)
     session = Session(source, config, mesh, lambda: None)
     for number, task in enumerate(chosen, 1):
@@ -82,7 +82,7 @@ def _run_encoder(
         result = run_task(task, chosen, session)
         if result is not None:
             warn_of_chance(task, result["chance"], config.limit)
-            report.save(out, result, _about(spec, config, source))
+            report.save(out, result, _about(spec, config, source, run))
     return "" if jax.process_index() else report.write(out)
 
 
@@ -154,19 +154,31 @@ def _results_dir(config: ml_collections.ConfigDict) -> Path:
     return Path("results") / f"{kind}{'-' * len(colon)}{Path(path).name}"
 
 
-def _about(spec: str, config: ml_collections.ConfigDict, source: FeatureSource) -> About:
+def _about(
+    spec: str, config: ml_collections.ConfigDict, source: FeatureSource, run: TrainedBy | None
+) -> About:
     """Return what a results.json says of its run."""
     return {
         "encoder": spec,
         "features": source.name,
         "digest": source.digest,
         "config": json.loads(config.to_json()),
+        "run": run,
         "command": shlex.join(["python", "-m", "musicssl.probe", *sys.argv[1:]]),
         "commit": git_commit(),
         "jax": jax.__version__,
         "device": jax.devices()[0].device_kind,
         "machine": platform.processor() or platform.machine(),
     }
+
+
+def _trained_by(spec: str) -> TrainedBy | None:
+    """Return the run whose workdir an encoder is read from, None for any other encoder."""
+    steps = steps_on_disk(Path(spec))
+    if not steps:
+        return None
+    saved = Path(spec) / "checkpoints" / str(steps[-1]) / "about" / "metadata"
+    return {"config": flat(json.loads(saved.read_text())["config"]), "step": steps[-1]}
 
 
 def run_task(
@@ -261,11 +273,10 @@ def _warn_of_sizes(
     """Warn where a split has not the published number of records, unless a limit was asked for."""
     if limit:
         return
-    wanted = {split, task.split(split), f"{task.label}/{split}"}
-    for name in wanted & set(sizes):
-        built, published = sizes[name]["built"], sizes[name]["published"]
-        if published not in (None, built):
-            note(f"{task.dataset} {name} has {built} items, published are {published}")
+    for name in {split, task.split(split), f"{task.label}/{split}"} & set(sizes):
+        built, wanted = sizes[name]["built"], sizes[name]["published"]
+        if wanted not in (None, built):
+            note(f"{task.dataset} {name} has {built} items, published are {wanted}")
 
 
 def warn_of_chance(task: tasks.Task, chance: Mapping[str, float], limit: int) -> None:
@@ -274,14 +285,15 @@ def warn_of_chance(task: tasks.Task, chance: Mapping[str, float], limit: int) ->
     Args:
       chance: every score of the best answer that ignores the audio, on the labels built.
     """
-    if limit or task.chance is None:
+    known = published.chance(task.name)
+    if limit or known is None:
         return
-    score, published = task.chance
+    score, level = known
     tolerance = _R2_TOLERANCE if score == "r2" else _CHANCE_TOLERANCE
-    if abs(chance[score] - published) > tolerance:
+    if abs(chance[score] - level) > tolerance:
         note(
             f"{task.name}: without the audio {score} is {chance[score]:.4f}, from the published "
-            f"labels {published:.4f}: scores cannot be compared with published ones"
+            f"labels {level:.4f}: scores cannot be compared with published ones"
         )
 
 

@@ -119,6 +119,7 @@ def test_the_command_writes_results_table_and_pictures(synth_dir: str, tmp_path:
     assert output.strip() == (out / "results.md").read_text().strip()
     held = json.loads((out / "results.json").read_text())
     assert list(held["tasks"]) == ["synth_key", "synth_polyphony"]
+    assert held["run"] is None  # nobody has trained a log-mel spectrogram
     for name in ("layers", "synth_key-layers", "synth_key-confusion", "synth_polyphony-confusion"):
         assert (out / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
     code, output, errors = command(
@@ -126,8 +127,22 @@ def test_the_command_writes_results_table_and_pictures(synth_dir: str, tmp_path:
     )
     assert code == 0, errors[-3000:]
     assert "| logmel | logmel | chance |" in output
-    assert "), p 1.000 |" in output and "paired bootstrap test against logmel" in output
+    assert "), p 1.000 |" in output and "bootstrap test of that mean against logmel" in output
     assert (tmp_path / "both" / "compare.png").exists()
+
+
+def test_a_workdir_says_which_run_was_evaluated(tmp_path: Path) -> None:
+    saved = tmp_path / "checkpoints"
+    for step, seed in ((20, 3), (40, 4)):
+        about = saved / str(step) / "about"
+        about.mkdir(parents=True)
+        (about / "metadata").write_text(json.dumps({"config": {"seed": seed, "mask": {"span": 5}}}))
+    assert session._trained_by(str(tmp_path)) == {
+        "config": {"seed": 4, "mask.span": 5},
+        "step": 40,
+    }
+    for other in ("logmel", f"random:{tmp_path}", str(saved)):
+        assert session._trained_by(other) is None
 
 
 def command(arguments: list[str]) -> tuple[int, str, str]:
