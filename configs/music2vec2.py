@@ -23,7 +23,7 @@ Leaves = dict[str, Any]  # values by the dotted names of a configuration's leave
 
 DEMO: Leaves = {
     "steps": 300,
-    "batch_size": 16,
+    "batch_size": 8,
     "precision": "float32",
     "log_every": 10,
     "checkpoint.every": 50,

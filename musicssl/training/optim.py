@@ -40,9 +40,9 @@ def cosine(peak: float, steps: int, warmup: int) -> Schedule:
     """Rise linearly from 0, then fall to 0 along half a cosine (fairseq cosine)."""
 
     def rate(step: jax.Array) -> jax.Array:
-        progress = jnp.clip((step - warmup) / max(1, steps - warmup), 0, 1)
-        falling = 0.5 * (1 + jnp.cos(math.pi * progress))
-        return peak * jnp.minimum(jnp.clip(step / max(1, warmup), 0, 1), falling)
+        remaining = jnp.clip((steps - step) / max(1, steps - warmup), 0, 1)
+        falling = jnp.square(jnp.sin(0.5 * math.pi * remaining))  # (1 + cos) / 2, also near 0
+        return peak * jnp.where(step < warmup, step / max(1, warmup), falling)
 
     return rate
 
