@@ -82,7 +82,7 @@ class Decoder(nn.Module):
         """
         count = mask.shape[1] - x.shape[1]
         masked, visible = order[:, :count], order[:, count:]
-        x = dropout.Dropout(self.dropout)(x, deterministic=False)
+        x = dropout.Dropout(self.dropout)(x.astype(self.dtype), deterministic=False)
         noise = self.noise * normal(self.make_rng("dropout"), (*mask.shape, x.shape[-1]))
         x = jnp.where(mask[..., None], noise.astype(x.dtype), spread(x, ~mask, visible))
         for i in range(self.layers):

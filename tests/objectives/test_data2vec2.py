@@ -1,6 +1,7 @@
 """data2vec 2.0's loss, gradients and teacher against PyTorch, and what its masks hide."""
 
 import copy
+import functools
 import itertools
 import math
 
@@ -12,10 +13,12 @@ import torch
 from flax import traverse_util
 
 from configs import music2vec2
+from musicssl import audio
 from musicssl.exchange import state_dict
 from musicssl.model.encoder import Encoder
 from musicssl.objectives import data2vec, data2vec2, masking
 from musicssl.objectives.masking import Batch
+from musicssl.training import step
 from tests.objectives.test_data2vec import RATES, changed, rngs
 from tests.support import tiny, torch_models
 
@@ -263,6 +266,30 @@ def test_dropout_and_noise_follow_their_keys(case):
     given = case.params, case.teacher, case.audio, case.mask
     losses = [float(case.once(*given, seed)[0]) for seed in (0, 0, 1)]
     assert losses[0] == losses[1] != losses[2]  # by the noise alone: no dropout here
+
+
+def test_bfloat16_gives_nearly_the_same_loss_in_float32(case):
+    given = case.params, case.teacher, case.audio, case.mask
+    loss = case.once(*given, 0)[0]
+    rounded = copy.copy(case)
+    rounded.encoder = case.encoder.clone(dtype=jnp.bfloat16)
+    rough, sums = jax.jit(rounded.loss)(*given, 0)
+    assert {x.dtype for x in (rough, *sums.values())} == {jnp.dtype("float32")}
+    assert float(rough) != float(loss)
+    assert float(rough) == pytest.approx(float(loss), rel=0.02)
+
+
+def test_a_step_of_the_base_configuration_keeps_the_shapes_of_its_state():
+    """8 copies of 16 clips in bfloat16, traced, with fewer blocks."""
+    config = music2vec2.get_config()
+    config.encoder.layers = config.data2vec.top_layers = 1
+    state = step.state_shapes(config)
+    clips = jax.ShapeDtypeStruct((16, audio.crop_samples(1488)), jnp.int16)
+    after, metrics = jax.eval_shape(functools.partial(step.update, config), state, {}, clips)
+    kinds = [[(x.shape, x.dtype) for x in jax.tree.leaves(tree)] for tree in (state, after)]
+    assert kinds[0] == kinds[1]
+    assert {"loss", "target_std", "prediction_std", "ema_decay"} <= metrics.keys()
+    assert sum(x.size for x in jax.tree.leaves(state.params["head"])) == 619_776
 
 
 def test_noise_is_standard_normal():
