@@ -18,9 +18,11 @@ _PAPER = (
 )
 _METHODS = {
     "data2vec": "music2vec, that is data2vec 1.0 "
-    "([arXiv:2202.03555](https://arxiv.org/abs/2202.03555)) on music",
+    f"([arXiv:2202.03555](https://arxiv.org/abs/2202.03555)) on music,\nafter {_PAPER}",
+    "data2vec2": "data2vec 2.0 ([arXiv:2212.07525](https://arxiv.org/abs/2212.07525))\n"
+    "on music, with the encoder of data2vec 1.0",
     "hubert": "musicHuBERT, that is HuBERT "
-    "([arXiv:2106.07447](https://arxiv.org/abs/2106.07447)) on music",
+    f"([arXiv:2106.07447](https://arxiv.org/abs/2106.07447)) on music,\nafter {_PAPER}",
 }
 
 _CARD = """\
@@ -35,8 +37,7 @@ tags:
 
 # {title}
 
-An encoder of music audio with {parameters:,} parameters, pre-trained with musicssl: {method},
-after {paper}.
+An encoder of music audio with {parameters:,} parameters, pre-trained with musicssl: {method}.
 
 ## Use
 
@@ -93,7 +94,6 @@ def model_card(
         title=f"{config.name} {config.variant}".strip() or workdir.name,
         parameters=state_dict.parameter_count(encoder),
         method=_METHODS[config.method],
-        paper=_PAPER,
         directory=directory,
         sample_rate=pretrained.sample_rate,
         states=encoder.layers + 1,
@@ -132,6 +132,7 @@ def _training_figures(
 ) -> dict[str, Any]:
     """Describe the run in the terms of its configuration."""
     data, mask = config.data, config.mask
+    masks = f"probability {mask.probability}, span {mask.span} frames"
     seconds = audio.crop_samples(data.crop_frames) / data.sample_rate
     return {
         "transformer's weights": "EMA teacher" if ema else "trained encoder",
@@ -142,7 +143,7 @@ def _training_figures(
         "steps": f"{step:,} of {config.steps:,}",
         "batch": f"{config.batch_size} clips of {seconds:.2f} s",
         "audio-hours seen": f"{step * config.batch_size * seconds / 3600:,.1f}",
-        "masks": f"probability {mask.probability}, span {mask.span} frames",
+        "masks": masks + (f", {mask.copies} copies of each clip" if "copies" in mask else ""),
         "peak learning rate": config.optim.learning_rate,
         "precision": config.precision,
         "seed": config.seed,
