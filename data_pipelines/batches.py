@@ -8,6 +8,7 @@ the rows of a batch are read by threads into its place in memory, which is never
 
 import logging
 import os
+import threading
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from data_pipelines.order import InOrder, Shuffled, StreamPlan
-from data_pipelines.record_index import Damaged, write_index
+from data_pipelines.record_index import Damaged, complete_index, write_index
 from data_pipelines.records import Dataset, is_built, open_dataset
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "Damaged",
     "Dataset",
     "check_crop",
+    "complete_index",
     "is_built",
     "iterate",
     "open_dataset",
@@ -75,7 +77,8 @@ def iterate(
       rows: of the global batch, those wanted; all if None.
       on_damage: "stop" raises Damaged at the first record that cannot be read. "skip" takes
         another record, drawn by a hash, and counts (`Batches.damaged`) until more than 1 % of the
-        records, and more than ten, are lost.
+        records, and more than ten, are lost. Only a record that is cut short or not what was
+        indexed is damaged: one that cannot be read now is read again.
       threads: that read; as many as there are cores, up to eight, if None.
 
     Returns:
@@ -84,6 +87,7 @@ def iterate(
     Raises:
       ValueError: the crop is too long, or another argument is out of range.
       Damaged: a record is known to be unreadable and on_damage is "stop".
+      OSError: of storage that cannot be read, as `retries.patiently` has it.
     """
     check_crop(dataset, samples)
     plan = Shuffled(dataset.samples, seed, samples)
@@ -135,7 +139,7 @@ class _Reader:
         self.samples, self.skips = samples, on_damage == "skip"
         self.damaged: dict[int, str] = {}
         self.errors: dict[int, Exception] = {}
-        self.closed = False
+        self.closed = threading.Event()
 
     def __call__(self, step: int, pool: ThreadPoolExecutor) -> tuple[np.ndarray, np.ndarray]:
         """Read a step's audio [rows, samples] and records [rows] in the threads of `pool`."""
@@ -158,7 +162,7 @@ class _Reader:
         self, places: np.ndarray, records: np.ndarray, starts: np.ndarray, audio: np.ndarray
     ) -> None:
         for row, place in enumerate(places.tolist()):
-            if self.closed:
+            if self.closed.is_set():
                 return  # nobody wants the rest
             records[row] = self._row(place, int(records[row]), int(starts[row]), audio[row])
 
@@ -169,7 +173,7 @@ class _Reader:
                 out[:] = 0
                 return record
             try:
-                self.dataset.read(record, start, out)
+                self.dataset.read(record, start, out, self.closed)
                 return record
             except Damaged as error:
                 self._count(record, error)
@@ -211,7 +215,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         if batch["record"][0] == _FAILED:
             self.close()
             raise self._reader.errors[min(self._reader.errors)]
-        if self._reader.closed:  # by another thread meanwhile: the batch may be cut off
+        if self._reader.closed.is_set():  # by another thread meanwhile: the batch may be cut off
             raise StopIteration
         return batch
 
@@ -222,7 +226,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
 
 
 def _close(reader: _Reader, pool: ThreadPoolExecutor, running: list) -> None:
-    reader.closed = True
+    reader.closed.set()
     pool.shutdown(wait=False, cancel_futures=True)
     running.clear()  # the last reference: TensorFlow waits for its threads and frees the batches
 

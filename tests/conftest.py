@@ -88,7 +88,7 @@ def bucket(bucket_server: buckets.Bucket) -> Iterator[buckets.Bucket]:
     TensorFlow remembers for some seconds what it has seen there: use a name for one thing only.
     """
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in bucket_server.environment().items():
+        for name, value in bucket_server.environment.items():
             patch.setenv(name, value)
         yield bucket_server
 
