@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import tensorstore
 
+_ANSWER = 60.0  # seconds in which a bucket has to have answered
 OPEN_FILES = 128  # local files that are kept open
 _LOCAL_READERS = 4  # threads that read what was begun on a local disk
 _LASTING = ("PERMISSION_DENIED", "UNAUTHENTICATED", "INVALID_ARGUMENT", "NOT_FOUND")
@@ -77,7 +78,7 @@ def _bucket(path: str, begin: int, size: int) -> Callable[[], bytes]:
 
     def result() -> bytes:
         try:
-            found = future.result()
+            found = future.result(timeout=_ANSWER)
         except ValueError as error:
             code, _, reason = str(error).partition(": ")
             if code == "OUT_OF_RANGE":  # the file ends before

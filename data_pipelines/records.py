@@ -41,6 +41,11 @@ class Dataset:
         """The samples in each record, int64 [records]."""
         return self.index.samples
 
+    @property
+    def is_far(self) -> bool:
+        """Whether every read is a request to a server."""
+        return "://" in self.directory
+
     @functools.cached_property
     def _shard(self) -> np.ndarray:
         """The shard that holds each record, int32 [records]."""
@@ -50,6 +55,10 @@ class Dataset:
     def _first(self) -> np.ndarray:
         """The place of each record's first checksum, int64 [records]."""
         return self.index.first()
+
+    def shard(self, record: int) -> str:
+        """Return the path of the shard that holds a record."""
+        return self.layout.shards[self._shard[record]]
 
     def damage(self, record: int, what: str) -> Damaged:
         """Return the error that says what is wrong with a record."""
@@ -96,7 +105,7 @@ class Dataset:
 
     def _bytes(self, record: int, begin: int, size: int, closed: threading.Event | None) -> bytes:
         """Read bytes of the record's audio, in a file system that may be away for a while."""
-        shard = self.layout.shards[self._shard[record]]
+        shard = self.shard(record)
         offset = int(self.index.offset[record])
 
         def read() -> bytes:

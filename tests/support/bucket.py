@@ -66,6 +66,10 @@ class Bucket:
     def delete(self, name: str) -> None:
         self._ask("DELETE", "files", name)
 
+    def alias(self, name: str, other: str) -> None:
+        """Give an object another name, under which its content is not kept again."""
+        self._ask("POST", f"alias/{other}", name)
+
     def copy(self, folder: Path, prefix: str) -> None:
         """Put all files below a folder there."""
         for path in folder.rglob("*"):

@@ -272,6 +272,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             answer = dict(self.server.counts)
         elif path == "/-/settings":
             self.server.settle(**json.loads(body))
+        elif path.startswith("/-/alias/"):
+            objects.write(path.removeprefix("/-/alias/"), objects[name].content, {})
         elif self.command == "PUT":
             objects.write(name, body, {})
         elif self.command == "DELETE":
