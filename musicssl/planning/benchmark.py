@@ -25,7 +25,7 @@ from jax.sharding import Mesh
 
 from musicssl import audio, host
 from musicssl.model.encoder import make_encoder
-from musicssl.objectives import data2vec, hubert, kmeans
+from musicssl.objectives import data2vec, hubert, kmeans, targets
 from musicssl.planning import compilation, report
 from musicssl.runtime import sharding
 from musicssl.training import flops, optim, step
@@ -137,7 +137,10 @@ def _programs(config: ml_collections.ConfigDict, mesh: Mesh) -> dict[str, Callab
         return apply(params, x, "transform", train=True, rngs=rngs).hidden[-1]
 
     def both_ways(function: Callable, *arguments: object) -> Callable[[], object]:
-        program = jax.jit(jax.grad(lambda *x: jnp.square(function(*x)).mean(), argnums=(0, 1)))
+        def squares(*x: object) -> Any:
+            return sum(jnp.square(y).mean() for y in jax.tree.leaves(function(*x)))
+
+        program = jax.jit(jax.grad(squares, argnums=(0, 1)))
         return lambda: program(*arguments)
 
     # The parts of the encoder.
@@ -156,7 +159,7 @@ def _programs(config: ml_collections.ConfigDict, mesh: Mesh) -> dict[str, Callab
         head: nn.Module = data2vec.head(encoder)
         seen = z
     else:
-        label = jax.jit(lambda t, x: kmeans.assign(t["codebook"], hubert.features(config, t, x)))
+        label = jax.jit(lambda t, x: hubert.labels(config, t, x))
         programs["labels"] = lambda: label(teacher, batch.waveform)
         head = hubert.head(encoder, config)
         seen = jnp.take_along_axis(z, batch.mask.frames[..., None], axis=1)  # [b, m, d]
@@ -299,8 +302,10 @@ def _probes_row(config: ml_collections.ConfigDict, here: Machine) -> TimedRow:
 
 def _kmeans_row(config: ml_collections.ConfigDict, here: Machine) -> TimedRow:
     """Measure the search for the code nearest to each frame, which every pass of a fit makes."""
-    width = 39 if config.method == "data2vec" else compilation.frozen(config)["codebook"].shape[1]
-    clusters = 500 if config.method == "data2vec" else config.teacher.clusters
+    clusters, width = 500, 39
+    if config.method == "hubert":
+        first = targets.of(config)[0]
+        clusters, width = first.clusters, targets.width(config, first)
     frames = jax.random.normal(jax.random.key(0), (FRAMES, width))
     codes = jax.random.normal(jax.random.key(1), (clusters, width))
     nearest = jax.jit(kmeans.assign)
