@@ -18,6 +18,7 @@ from tests.support import record_files
 
 ROOT = Path(__file__).parents[2]
 MUSIC2VEC, MUSICHUBERT = "configs/music2vec.py:demo", "configs/musichubert.py:demo"
+MULTI = "configs/musichubert.py:demo_multi"
 LEAVES = {
     "steps": 40,
     "batch_size": 8,
@@ -49,6 +50,9 @@ OF_CONFIG = {
         "teacher.passes": 6,
         "teacher.tolerance": 0.0,
     },
+}
+OF_CONFIG[MULTI] = OF_CONFIG[MUSICHUBERT] | {
+    "teacher.targets": "mel:random:2x8,chroma:kmeans:8,onset:kmeans:6"
 }
 
 
