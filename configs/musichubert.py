@@ -5,6 +5,7 @@
         --config.teacher.encoder=runs/musichubert-k2000_iter1
     python -m musicssl.main --config=configs/musichubert.py:demo      # both iterations, on a CPU
     python -m musicssl.main --config=configs/musichubert.py:demo_pitch
+    python -m musicssl.main --config=configs/musichubert.py:demo_multi
     python -m musicssl.main --config=configs/musichubert.py:k500_mfcc60_demo
 
 Hyper-parameters: fairseq examples/hubert/config/pretrain/hubert_base_librispeech.yaml; the four
@@ -25,9 +26,16 @@ Besides size and schedule two values are not the recipe's: mask.probability 0.65
 hubert.feature_penalty 0.1 for 10, which would hold the stem near zero for most of so short a run.
 
 `demo_pitch` is none of the paper's: one iteration of 800 steps whose labels tell pitch, which MFCC
-do not (`audio.partials`; the teacher of MERT, arXiv:2306.00107, has such a part too). What so small
-an encoder needs to learn from them in so few steps was found on validation scores: its stem stays
-at its random values, which halves the cost of a step, short spans are masked, nothing is dropped.
+do not (`spectra.partials`; the teacher of MERT, arXiv:2306.00107, has such a part too). What so
+small an encoder needs to learn from them in so few steps was found on validation scores: its stem
+stays at its random values, which halves the cost of a step, short spans are masked, nothing is
+dropped.
+
+`demo_multi` and `demo_random` are the demo's first iteration with several targets at once, a head
+for each, and show what can be written in `teacher.targets` (musicssl/objectives/targets.py). The
+first mixes a random projection of the mel spectrum (BEST-RQ, arXiv:2202.01855) with k-means of
+chroma and of onsets; the second has two random codebooks on each of two views, as OMAR-RQ has on
+several (arXiv:2507.03482), and fits nothing. Neither was tuned.
 
 Each of the paper's variants has one for launch/study.py, NAME_demo: the demo's first iteration at
 half its steps, with what the variant changes. Where the paper's value has no place there, SCALED
@@ -98,6 +106,17 @@ PITCH: Leaves = {
     "teacher.feature": "partials",
     "teacher.clusters": 128,
 }
+MULTI: Leaves = {
+    "steps": 400,
+    "teacher.feature": "",
+    "teacher.targets": "mel:random:64,chroma:kmeans:32,onset:kmeans:16",
+    "teacher.weights": (1.0, 1.0, 0.5),
+}
+RANDOM: Leaves = {
+    "steps": 400,
+    "teacher.feature": "",
+    "teacher.targets": "mel:random:2x64,cqt:random:2x64",
+}
 STUDY: Leaves = SMALL | {"steps": 200}
 SCALED: dict[str, Leaves] = {
     "k2000_iter1": {"teacher.clusters": 128},
@@ -107,6 +126,8 @@ VARIANTS: dict[str, Leaves] = STUDIED | {
     "large": LARGE,
     "demo": SMALL | {"steps": 400, "then": "demo_iter2"},
     "demo_pitch": SMALL | PITCH | PROBES,
+    "demo_multi": SMALL | MULTI | PROBES,
+    "demo_random": SMALL | RANDOM | PROBES,
     "demo_iter2": SMALL | SECOND | PROBES | {"steps": 300, "teacher.layer": 2},
 }
 VARIANTS |= {f"{name}_demo": STUDY | SCALED.get(name, STUDIED[name]) for name in STUDIED}
@@ -148,10 +169,15 @@ def get_config(variant: str = "k500") -> ml_collections.ConfigDict:
 
     config.teacher = teacher = ml_collections.ConfigDict()  # where labels come from
     teacher.feature = "mfcc"  # or "partials", which tell pitch; or "layer", of teacher.encoder
+    teacher.targets = (
+        ""  # in its place: several, such as "mel:random:2x512,chroma:kmeans:200,onset"
+    )
+    teacher.weights = ()  # of the targets' losses, in their order; 1 each where there are none
+    teacher.projection = 16  # dimensions that a random projection has
     teacher.ceps = 13  # coefficients; with both differences 39 features, 20 make 60
     teacher.encoder = ""  # a workdir, a Hugging Face directory or a fairseq file
     teacher.layer = 6  # counted from 1; 0 is the transformer's input
-    teacher.clusters = 500
+    teacher.clusters = 500  # codes, where teacher.targets does not say how many
     teacher.batches = 375  # global batches in a pass of k-means: 100 h of audio, a tenth of 1000 h
     teacher.sample = 200_000  # frames that the codebook is seeded from
     teacher.restarts = 20

@@ -1,8 +1,8 @@
-"""Frame counts, waveform scaling and the spectral features that serve as training targets.
+"""Frame counts, waveform scaling, and Kaldi's log mel filter bank and MFCC.
 
-The one owner of the rule that ties samples to encoder frames, and a Kaldi-compatible MFCC written
-as matrix products, so that it runs inside the jitted training step on any device and partitions
-over a batch-sharded mesh without communication (XLA gathers a sharded batch before `rfft` on CPU,
+The one owner of the rule that ties samples to encoder frames. The filter bank is written as matrix
+products, so that it runs inside the jitted training step on any device and partitions over a
+batch-sharded mesh without communication (XLA gathers a sharded batch before `rfft` on CPU,
 openxla/xla#48845).
 """
 
@@ -22,10 +22,6 @@ SAMPLE_RATE = 16_000
 WINDOW = 400
 _HOP = 160
 FFT = 512
-PARTIALS = 80  # bands of `partials`
-_AROUND = 9  # bands, itself in the middle, that each of them is compared with
-_QUIET = -12.0  # log energy below which a band says nothing
-_TIMBRE = 0.03  # weight of the MFCC beside the bands: with it both parts vary alike
 EXACT = jax.lax.Precision.HIGHEST
 Samples = TypeVar("Samples", jax.Array, np.ndarray)
 
@@ -103,9 +99,11 @@ def mfcc(audio: jax.Array, ceps: int = 13, samples: jax.Array | None = None) -> 
     return jnp.concatenate([static, first, second], -1)  # [b, t, 3 * ceps]
 
 
-@functools.partial(jax.jit, static_argnames="bins")
-def log_mel(audio: jax.Array, bins: int = 23, samples: jax.Array | None = None) -> jax.Array:
-    """Compute Kaldi's log mel filter bank of `audio` [b, n] at 100 Hz: [b, t, bins] float32.
+@functools.partial(jax.jit, static_argnames=("bins", "hop"))
+def log_mel(
+    audio: jax.Array, bins: int = 23, samples: jax.Array | None = None, hop: int = _HOP
+) -> jax.Array:
+    """Compute Kaldi's log mel filter bank of `audio` [b, n]: [b, t, bins] float32.
 
     Kaldi's defaults without dither: mean removed from each 25 ms window, pre-emphasis 0.97, Povey
     window, power spectrum of 512 points, triangles from 20 Hz to 8 kHz, floor at float32 epsilon.
@@ -113,37 +111,19 @@ def log_mel(audio: jax.Array, bins: int = 23, samples: jax.Array | None = None) 
     Args:
       samples: of each clip, [b], where clips of several lengths are padded to one: a clip has the
         frames that it has alone, and then its last one again and again.
+      hop: samples from a window to the next: 160, which is Kaldi's, gives 100 Hz, and STEM_HOP the
+        windows of the encoder's frames.
 
     Raises:
       ValueError: the audio is shorter than one window.
     """
-    frames = _windows(audio.astype(jnp.float32))  # [b, n] -> [b, t, 400]
+    frames = _windows(audio.astype(jnp.float32), hop)  # [b, n] -> [b, t, 400]
     frames = frames - frames.mean(-1, keepdims=True)
     spectrum = jnp.matmul(frames, _fourier_basis(), precision=EXACT)  # [b, t, 2 * 255]
     real, imaginary = jnp.split(spectrum, 2, axis=-1)  # [b, t, 255] each
     power = jnp.square(real) + jnp.square(imaginary)
     mel = jnp.matmul(power, _mel_triangles(bins), precision=EXACT)  # [b, t, bins]
-    return _last_repeated(jnp.log(jnp.maximum(mel, jnp.finfo(jnp.float32).eps)), samples)
-
-
-@functools.partial(jax.jit, static_argnames="ceps")
-def partials(audio: jax.Array, ceps: int = 13) -> jax.Array:
-    """Compute what MFCC smooth away, the partials of pitches, with a little of MFCC beside it.
-
-    MFCC tell timbres and hardly any pitch, which MERT's teacher therefore adds (arXiv:2306.00107,
-    section 3.2). Here it is 80 log mel bands, each less the mean of the nine around it.
-
-    Args:
-      audio, ceps: as of `mfcc`.
-
-    Returns:
-      [b, t, 80 + 3 * ceps] float32 at 100 Hz.
-    """
-    bands = jnp.maximum(log_mel(audio, PARTIALS), _QUIET)
-    beside = _AROUND // 2
-    padded = jnp.pad(bands, ((0, 0), (0, 0), (beside, beside)), mode="edge")  # [b, t, 88]
-    around = sum(padded[..., i : i + PARTIALS] for i in range(_AROUND)) / _AROUND  # [b, t, 80]
-    return jnp.concatenate([bands - around, _TIMBRE * mfcc(audio, ceps)], -1)
+    return _last_repeated(jnp.log(jnp.maximum(mel, jnp.finfo(jnp.float32).eps)), samples, hop)
 
 
 def targets_at_50hz(features: jax.Array, frames: int) -> jax.Array:
@@ -166,25 +146,26 @@ def targets_at_50hz(features: jax.Array, frames: int) -> jax.Array:
     return features[..., : 2 * frames - 1 : 2, :]  # [b, t, f] -> [b, frames, f]
 
 
-def _windows(audio: jax.Array) -> jax.Array:
-    """Cut [b, n] into overlapping windows [b, t, 400] by slices alone, which need no gather."""
+def _windows(audio: jax.Array, hop: int) -> jax.Array:
+    """Cut [b, n] into windows [b, t, 400] by slices alone, which need no gather."""
     batch, samples = audio.shape
     if samples < WINDOW:
         raise ValueError(f"audio of {samples} samples is shorter than one window of {WINDOW}")
-    count = (samples - WINDOW) // _HOP + 1
-    # Window i is hops i and i + 1 and the first half of hop i + 2.
-    used = (count + 2) * _HOP
+    count = (samples - WINDOW) // hop + 1
+    # Window i is whole hops from i on, and the beginning of one more.
+    spanned = -(-WINDOW // hop)
+    used = (count + spanned - 1) * hop
     audio = jnp.pad(audio, ((0, 0), (0, max(used - samples, 0))))[:, :used]
-    hops = audio.reshape(batch, count + 2, _HOP)  # [b, n] -> [b, t + 2, 160]
-    parts = [hops[:, :-2], hops[:, 1:-1], hops[:, 2:, : WINDOW - 2 * _HOP]]
+    hops = audio.reshape(batch, -1, hop)  # [b, n] -> [b, t + spanned - 1, hop]
+    parts = [hops[:, i : i + count, : WINDOW - i * hop] for i in range(spanned)]
     return jnp.concatenate(parts, -1)  # [b, t, 400]
 
 
-def _last_repeated(features: jax.Array, samples: jax.Array | None) -> jax.Array:
-    """Repeat the last 100 Hz frame that each clip's `samples` [b] give to the end of [b, t, f]."""
+def _last_repeated(features: jax.Array, samples: jax.Array | None, hop: int = _HOP) -> jax.Array:
+    """Repeat the last frame that each clip's `samples` [b] give to the end of [b, t, f]."""
     if samples is None:
         return features
-    last = jnp.maximum(samples - WINDOW, 0) // _HOP  # [b]
+    last = jnp.maximum(samples - WINDOW, 0) // hop  # [b]
     taken = jnp.minimum(jnp.arange(features.shape[1]), last[:, None])  # [b, t]
     return jnp.take_along_axis(features, taken[..., None], axis=1)
 
@@ -240,19 +221,3 @@ def _cepstral_transform(ceps: int) -> np.ndarray:
     scale = np.where(order == 0, np.sqrt(1 / bins), np.sqrt(2 / bins))
     lifter = 1 + 11 * np.sin(np.pi * order / 22)
     return (cosines * scale * lifter).astype(np.float32)
-
-
-SPECTRAL = {"mfcc": mfcc, "partials": partials}  # by a teacher's feature
-
-
-def spectral_definition(feature: str, ceps: int) -> dict[str, str | int | float]:
-    """Return what the columns of a feature of SPECTRAL are, in plain values."""
-    cepstral: dict[str, str | int | float] = {"feature": feature, "ceps": ceps, "differences": 2}
-    if feature == "mfcc":
-        return cepstral
-    return cepstral | {"bands": PARTIALS, "around": _AROUND, "quiet": _QUIET, "timbre": _TIMBRE}
-
-
-def spectral_width(feature: str, ceps: int) -> int:
-    """Return the columns of a feature of SPECTRAL."""
-    return 3 * ceps + (PARTIALS if feature == "partials" else 0)

@@ -121,9 +121,9 @@ def load_or_fit_codebook(
     preemption: loop.Preemption,
     first: int,
 ) -> dict:
-    """Return the frozen parts of the teacher: the codebook, and for iteration 2 its encoder.
+    """Return the frozen parts of the teacher: the codebooks, and the encoder of a layer.
 
-    The codebook is fitted if the workdir has none. Exits with 75 if the job is preempted.
+    The codebooks are fitted if the workdir has none. Exits with 75 if the job is preempted.
 
     Args:
       first: the step that training begins at.
@@ -137,8 +137,8 @@ def load_or_fit_codebook(
                 sys.exit(command.EXIT_PREEMPTED)
             yield batch
 
-    codes = codebook.get(config, workdir, mesh, frozen, digest, open_batches, say)
-    return frozen | {"codebook": codes}
+    quantizers = codebook.get(config, workdir, mesh, frozen, digest, open_batches, say)
+    return frozen | {"quantizers": quantizers}
 
 
 def exec_next_run(config: ml_collections.ConfigDict, workdir: Path) -> NoReturn:

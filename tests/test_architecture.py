@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 # of its own. A room imports only from floors below it. Other modules are doors, above all floors.
 FLOORS = (
     "audio usage",
-    "command",
+    "spectra command",
     "runtime",
     "model host",
     "exchange",

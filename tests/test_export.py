@@ -12,9 +12,9 @@ import pytest
 import torch
 import transformers
 
-from configs import music2vec, music2vec2
+from configs import music2vec, music2vec2, musichubert
 from musicssl import audio, export
-from musicssl.exchange import huggingface, pretrained
+from musicssl.exchange import huggingface, model_card, pretrained
 from musicssl.objectives import data2vec, data2vec2
 from musicssl.probing import report
 from musicssl.runtime import checkpoint
@@ -246,6 +246,20 @@ def test_a_damaged_checkpoint(run, tmp_path):
     export.export(damaged, tmp_path / "out", step=100)
 
 
+def test_the_card_names_the_targets_of_masked_prediction():
+    config = musichubert.get_config("demo_multi")
+    assert model_card._targets(config) == {
+        "targets": "mel:random:64, chroma:kmeans:32, onset:kmeans:16",
+        "weights of their losses": "1.0, 1.0, 0.5",
+    }
+    config.teacher.weights = ()
+    assert model_card._targets(config)["weights of their losses"] == "1 each"
+    old = musichubert.get_config("k500_mfcc60").unlock()
+    del old.teacher.targets
+    assert model_card._targets(old) == {"targets": "mfcc:kmeans:500"}
+    assert model_card._targets(music2vec.get_config()) == {}
+
+
 def test_the_card(run, tmp_path):
     export.export(run, tmp_path / "bare", step=100, ema=True)
     card = (tmp_path / "bare" / "README.md").read_text()
@@ -264,6 +278,7 @@ def test_the_card(run, tmp_path):
         "50 frames a second",
         "Give clips of different lengths one at a time.",
         "The run has not been probed.",
+        "| heads that predict targets | left out; the run's checkpoints have them |",
     ):
         assert said in card, said
     assert str(run.parent) not in card

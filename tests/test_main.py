@@ -204,8 +204,8 @@ def test_collapse_and_losses_that_are_not_finite_stop_with_a_code_of_their_own(
 
 @pytest.fixture(scope="module")
 def study(root) -> kill.Study:
-    """musicHuBERT's run that was never stopped, to compare others with."""
-    return kill.Study(runs.MUSICHUBERT, root, AT_WORK, SHORT)
+    """musicHuBERT's run that was never stopped, with several targets, to compare others with."""
+    return kill.Study(runs.MULTI, root, AT_WORK, SHORT)
 
 
 @pytest.fixture(scope="module")
@@ -227,6 +227,14 @@ def test_a_teacher_that_does_not_fit(root, refused, hubert, tmp_path):
         assert not steps_on_disk(workdir)
 
 
+def test_what_is_logged_of_several_targets(hubert):
+    logged = runs.scalars(hubert)[-1]
+    for name in ("mel_1", "mel_2", "chroma", "onset"):
+        assert 0 < logged[f"code_usage/{name}"] <= 1
+        assert {f"masked_accuracy/{name}", f"majority/{name}"} <= logged.keys()
+    assert logged["label_perplexity/chroma"] > 2
+
+
 def test_iteration_2_trains_on_a_layer_of_iteration_1(root, command, hubert, tmp_path):
     leaves = ITERATION_2 | {"teacher.encoder": hubert}
     code, output, errors = command(flags(root, tmp_path / "run", leaves, runs.MUSICHUBERT))
@@ -238,7 +246,7 @@ def test_a_damaged_codebook_is_told_and_left(root, refused, hubert, tmp_path):
     book = Path(shutil.copy(hubert / "codebook.npz", tmp_path))
     truncate(book)
     before = book.read_bytes()
-    message = refused(flags(root, tmp_path, config=runs.MUSICHUBERT))
+    message = refused(flags(root, tmp_path, config=runs.MULTI))
     assert "codebook.npz is damaged" in message
     assert book.read_bytes() == before
 

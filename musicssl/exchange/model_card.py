@@ -144,10 +144,24 @@ def _training_figures(
         "batch": f"{config.batch_size} clips of {seconds:.2f} s",
         "audio-hours seen": f"{step * config.batch_size * seconds / 3600:,.1f}",
         "masks": masks + (f", {mask.copies} copies of each clip" if "copies" in mask else ""),
+        **_targets(config),
+        "heads that predict targets": "left out; the run's checkpoints have them",
         "peak learning rate": config.optim.learning_rate,
         "precision": config.precision,
         "seed": config.seed,
     }
+
+
+def _targets(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Name what masked prediction predicts; data2vec has nothing of that kind."""
+    teacher = config.get("teacher", {})
+    named = teacher.get("targets", "")  # runs of older versions have one target and no such leaf
+    if named:
+        weights = ", ".join(map(str, teacher.weights)) or "1 each"
+        return {"targets": named.replace(",", ", "), "weights of their losses": weights}
+    if "feature" in teacher:
+        return {"targets": f"{teacher.feature}:kmeans:{teacher.clusters}"}
+    return {}
 
 
 def _final_metrics(workdir: Path, step: int) -> dict[str, Any]:

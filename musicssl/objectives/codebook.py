@@ -1,14 +1,17 @@
-"""Where a HuBERT run's labels come from: a codebook, and in iteration 2 a frozen encoder.
+"""Where a HuBERT run's labels come from: a quantiser for each target, and for a layer its encoder.
 
-The codebook is fitted to the run's own input on first use and kept in its workdir. codebook.npz
-holds it with its feature's definition and a hash, and codebook.png shows how often each code
-occurs. Until these are written, codebook.<key>.state.npz holds the fit after each pass, so that a
-run that was interrupted goes on from there.
+The codebooks are fitted to the run's own input on first use, those of all targets in the same
+passes over it, and kept in its workdir. codebook.npz holds them with their features' definitions
+and a hash, and codebook.png shows how often each code occurs. Until these are written,
+codebook.<key>.state.npz holds the fits after each pass, so that a run that was interrupted goes on
+from there.
 """
 
+import functools
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +19,28 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from musicssl import audio
+from musicssl import audio, spectra
 from musicssl.exchange import pretrained
-from musicssl.objectives import hubert, kmeans
+from musicssl.objectives import codebook_file, hubert, kmeans, random_projection, targets
+from musicssl.objectives.targets import Target
 
 _FILE, _PICTURE = "codebook.npz", "codebook.png"
+_KINDS: dict[str, Any] = {"kmeans": kmeans, "random": random_projection}  # by quantizer
+_State = kmeans.State | random_projection.State
+
+
+class _Fit(Protocol):
+    """What makes a target's quantiser in passes over its feature: `kmeans.Fit`, for instance."""
+
+    settings: Any
+    state: Any  # None before the first pass has ended
+
+    @property
+    def finished(self) -> bool: ...
+
+    def add(self, features: jax.Array) -> None: ...
+
+    def end_pass(self) -> None: ...
 
 
 def frozen_encoder(
@@ -29,23 +49,23 @@ def frozen_encoder(
     """Load the encoder that labels come from.
 
     Returns:
-      {"encoder": it, on every device} and its digest; ({}, "") where the features are spectral.
+      {"encoder": it, on every device} and its digest; ({}, "") where all features are spectral.
 
     Raises:
       ValueError: no encoder is named, or it does not fit.
     """
     t = config.teacher
-    if t.feature in audio.SPECTRAL:
-        if config.data.sample_rate != audio.SAMPLE_RATE:
-            raise ValueError(
-                f"data.sample_rate is {config.data.sample_rate} and teacher.feature {t.feature!r} "
-                f"is for {audio.SAMPLE_RATE} Hz: use audio of that rate, or the layer of an encoder"
-            )
+    features = [target.feature for target in targets.of(config)]
+    spectral = [name for name in features if name in spectra.NAMES]
+    if spectral and config.data.sample_rate != audio.SAMPLE_RATE:
+        raise ValueError(
+            f"data.sample_rate is {config.data.sample_rate} and teacher.feature {spectral[0]!r} "
+            f"is for {audio.SAMPLE_RATE} Hz: use audio of that rate, or the layer of an encoder"
+        )
+    if "layer" not in features:
         return {}, ""
 
-    # The settings of a feature that is a layer, then the encoder that they name.
-    if t.feature != "layer":
-        raise ValueError(f"teacher.feature is {t.feature!r}: use 'mfcc', 'partials' or 'layer'")
+    # The encoder that the settings of a layer name.
     if not t.encoder:
         raise ValueError(
             "teacher.encoder is empty: give --config.teacher.encoder=DIR, the workdir of iteration "
@@ -69,13 +89,20 @@ def frozen_encoder(
     return {"encoder": frozen}, loaded.digest
 
 
-def definition(config: ml_collections.ConfigDict, digest: str) -> dict:
-    """Return what the codebook's columns are, in plain values."""
+def definition(config: ml_collections.ConfigDict, target: Target, digest: str) -> dict:
+    """Return what the columns of a target's feature are, in plain values, and who quantises them.
+
+    Args:
+      digest: of the encoder whose layer the feature may be.
+    """
     t, hertz = config.teacher, config.data.sample_rate
     rates = {"sample_rate": hertz, "frames_per_second": hertz // audio.STEM_HOP}
-    if t.feature in audio.SPECTRAL:
-        return audio.spectral_definition(t.feature, t.ceps) | rates
-    return {"feature": "layer", "layer": t.layer, "encoder": digest, **rates}
+    made: dict[str, Any] = {"feature": "layer", "layer": t.layer, "encoder": digest}
+    if target.feature != "layer":
+        made = spectra.feature(target.feature, t.ceps).definition
+    if target.quantizer == "random":
+        made = made | {"quantizer": "random", "dimensions": t.projection}
+    return made | rates
 
 
 def get(
@@ -86,8 +113,8 @@ def get(
     digest: str,
     open_batches: Callable[[], Iterator[jax.Array]],
     say: Callable[[str], None],
-) -> jax.Array:
-    """Return the workdir's codebook [k, f] on every device, fitted if it is not there.
+) -> dict[str, dict[str, jax.Array]]:
+    """Return the workdir's quantisers on every device, made if they are not there.
 
     Args:
       frozen, digest: what `frozen_encoder` returned.
@@ -95,56 +122,133 @@ def get(
         each pass takes config.teacher.batches of them.
       say: prints a line of progress.
 
+    Returns:
+      The arrays of each target's quantiser, by its name and theirs: {"mel": {"codebook": [k, f]}}.
+
     Raises:
-      ValueError: the codebook is of another feature or size, there are fewer frames than clusters,
-        or the fitted codebook is degenerate.
+      ValueError: the workdir's are of other features or sizes, there are fewer frames than
+        clusters, or a codebook is degenerate.
     """
-    feature = definition(config, digest)
+    wanted = targets.of(config)
+    definitions = {target.name: definition(config, target, digest) for target in wanted}
     path = workdir / _FILE
-    everywhere = NamedSharding(mesh, PartitionSpec())
     if path.exists():
-        codebook = kmeans.load_codebook(path, feature, config.teacher.clusters)
-        return jax.device_put(codebook, everywhere)
-
-    # The stream of features that is to be quantised.
-    t = config.teacher
-    _check_frames(config)
-    settings = kmeans.Settings(
-        t.clusters, config.seed, t.sample, t.restarts, t.polish, t.passes, t.tolerance
-    )
-    compute = jax.jit(lambda x, frozen: hubert.features(config, frozen, audio.to_float(x)))
-
-    def one_pass(_: int) -> Iterator[jax.Array]:
-        batches = open_batches()
-        for _ in range(t.batches):
-            yield compute(next(batches), frozen)
-
-    # The fit, which goes on from the last pass that is on disk.
-    stream = t.batches, config.batch_size, config.precision, config.data.to_dict()
-    key = hashlib.sha256(repr((feature, settings, stream)).encode())
-    state_path = workdir / f"codebook.{key.hexdigest()[:12]}.state.npz"
-
-    def on_pass(state: kmeans.State) -> None:
+        clusters = {target.name: target.clusters for target in wanted}
+        quantizers: Any = codebook_file.load(path, definitions, clusters)
+    else:
+        _check_frames(config)
+        state_path = _state_path(config, workdir, definitions)
+        states = _fit(config, state_path, mesh, frozen, open_batches, say)
+        quantizers = {name: state.quantizer for name, state in states.items()}
+        check(states, config)
         if jax.process_index() == 0:
-            kmeans.save_state(state_path, state)
-        inertia = f"inertia {state.inertia[-1]:.4f}  " if state.passes else "seeded  "
-        say(
-            f"codebook pass {state.passes}/{t.passes}  {inertia}"
-            f"{state.usage:.0%} of the codes used, perplexity {state.perplexity:.1f}"
-        )
+            draw(states, workdir / _PICTURE)
+            codebook_file.save(path, quantizers, definitions)
+            state_path.unlink(missing_ok=True)  # a codebook that is deleted is to be fitted anew
+    return jax.device_put(quantizers, NamedSharding(mesh, PartitionSpec()))
 
-    begun = kmeans.load_state(state_path) if state_path.exists() else None
-    say(f"fitting {t.clusters} codes to {t.batches} batches" + (", going on" if begun else ""))
+
+def _state_path(
+    config: ml_collections.ConfigDict, workdir: Path, definitions: dict[str, dict]
+) -> Path:
+    """Return where the states of a fit lie: of the same codebooks on the same stream alone."""
+    t, settings = config.teacher, _settings(config)
+    stream = t.batches, config.batch_size, config.precision, config.data.to_dict()
+    what: tuple = definitions, settings, stream
+    if len(settings) == 1:
+        what = (*definitions.values(), *settings.values(), stream)
+    key = hashlib.sha256(repr(what).encode()).hexdigest()
+    return workdir / f"codebook.{key[:12]}.state.npz"
+
+
+def _fit(
+    config: ml_collections.ConfigDict,
+    state_path: Path,
+    mesh: Mesh,
+    frozen: dict,
+    open_batches: Callable[[], Iterator[jax.Array]],
+    say: Callable[[str], None],
+) -> dict[str, _State]:
+    """Fit all targets' quantisers, from the last pass whose states are there."""
+    t, wanted, settings = config.teacher, targets.of(config), _settings(config)
+    begun = _load_states(state_path, wanted) if state_path.exists() else {}
+    fits: dict[str, _Fit] = {
+        x.name: _KINDS[x.quantizer].Fit(settings[x.name], begun.get(x.name)) for x in wanted
+    }
+
+    @functools.partial(jax.jit, static_argnames="names")
+    def compute(clips: jax.Array, frozen: dict, names: tuple[str, ...]) -> dict[str, jax.Array]:
+        waveform = audio.to_float(clips)
+        return {name: hubert.features(config, name, frozen, waveform) for name in names}
+
+    # Passes over the stream, each for all targets that are not finished.
+    what = ", ".join(f"{x.clusters} codes{_whose(x.name, wanted)}" for x in wanted)
+    say(f"fitting {what} to {t.batches} batches" + (", going on" if begun else ""))
     with jax.set_mesh(mesh):
-        state = kmeans.fit(one_pass, settings, begun, on_pass)
+        while unfinished := [x for x in wanted if not fits[x.name].finished]:
+            names = tuple(dict.fromkeys(x.feature for x in unfinished))
+            batches = open_batches()
+            for _ in range(t.batches):
+                features = compute(next(batches), frozen, names)
+                for target in unfinished:
+                    fits[target.name].add(features[target.feature])
+            for target in unfinished:
+                fits[target.name].end_pass()
+            states = {name: fit.state for name, fit in fits.items()}
+            if jax.process_index() == 0:
+                codebook_file.save_states(state_path, {x: y._asdict() for x, y in states.items()})
+            say(_progress(config, wanted, states))
+    return {name: fit.state for name, fit in fits.items()}
 
-    # The codebook takes the place of the state.
-    check(state, config)
-    if jax.process_index() == 0:
-        draw(state, workdir / _PICTURE)
-        kmeans.save_codebook(path, state.codebook, feature)
-        state_path.unlink(missing_ok=True)  # a codebook that is deleted is to be fitted anew
-    return jax.device_put(state.codebook, everywhere)
+
+def _settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Return how each target's quantiser is made, by the target's name."""
+    t = config.teacher
+    of_kmeans = config.seed, t.sample, t.restarts, t.polish, t.passes, t.tolerance
+    return {
+        target.name: random_projection.Settings(
+            target.name, target.clusters, config.seed, t.projection
+        )
+        if target.quantizer == "random"
+        else kmeans.Settings(target.clusters, *of_kmeans)
+        for target in targets.of(config)
+    }
+
+
+def _load_states(path: Path, wanted: Sequence[Target]) -> dict[str, _State]:
+    kinds = {target.name: _KINDS[target.quantizer].State for target in wanted}
+    saved = codebook_file.load_states(path, {name: kind._fields for name, kind in kinds.items()})
+    return {
+        name: kinds[name](**arrays | {"finished": bool(arrays["finished"])})
+        for name, arrays in saved.items()
+    }
+
+
+def _whose(name: str, wanted: Sized) -> str:
+    """Say which of several targets something is of; "" where there is one."""
+    return f" of {name}" if len(wanted) > 1 else ""
+
+
+def _progress(
+    config: ml_collections.ConfigDict, wanted: Sequence[Target], states: Mapping[str, _State]
+) -> str:
+    """Return the line that tells how the codes are used after a pass."""
+    fitted = any(target.quantizer == "kmeans" for target in wanted)
+    done = max(state.passes for state in states.values())
+    line = f"codebook pass {done}/{config.teacher.passes if fitted else 1}"
+    for target in wanted:
+        state = states[target.name]
+        line += f"  {target.name}:" if len(wanted) > 1 else ""
+        if isinstance(state, kmeans.State):
+            line += f"  inertia {state.inertia[-1]:.4f}" if state.passes else "  seeded"
+        elif not state.finished:
+            line += "  measured"
+            continue
+        line += (
+            f"  {kmeans.usage(state.counts):.0%} of the codes used, "
+            f"perplexity {kmeans.perplexity(state.counts):.1f}"
+        )
+    return line
 
 
 def _check_frames(config: ml_collections.ConfigDict) -> None:
@@ -153,46 +257,66 @@ def _check_frames(config: ml_collections.ConfigDict) -> None:
     Raises:
       ValueError: naming the setting and the remedy.
     """
-    t = config.teacher
+    t, wanted = config.teacher, targets.of(config)
     frames = t.batches * config.batch_size * config.data.crop_frames
-    for name, count in (("batches", frames), ("sample", t.sample)):
-        if count < t.clusters:
-            raise ValueError(
-                f"teacher.{name} = {t[name]} gives k-means {count} frames, fewer than "
-                f"teacher.clusters = {t.clusters}: raise it, or ask for fewer clusters"
-            )
+    for target in wanted:
+        if target.quantizer != "kmeans":
+            continue
+        asked = f"teacher.clusters = {target.clusters}"
+        if t.targets:
+            asked = f"the {target.clusters} codes of {target.name} in teacher.targets"
+        for name, count in (("batches", frames), ("sample", t.sample)):
+            if count < target.clusters:
+                raise ValueError(
+                    f"teacher.{name} = {t[name]} gives k-means {count} frames, fewer than "
+                    f"{asked}: raise it, or ask for fewer clusters"
+                )
 
 
-def check(state: kmeans.State, config: ml_collections.ConfigDict) -> None:
+def check(states: Mapping[str, _State], config: ml_collections.ConfigDict) -> None:
     """Refuse a codebook whose labels would be degenerate.
+
+    Args:
+      states: of the targets' fits, by name.
 
     Raises:
       ValueError: with the labels' perplexity and what to look at.
     """
-    if state.counts.sum() == 0 or state.perplexity < config.hubert.min_label_perplexity:
-        raise ValueError(
-            f"the fitted codebook is degenerate: perplexity {state.perplexity:.2f} over "
-            f"{state.counts.sum()} frames. The features hardly vary: check that the audio is "
-            "music and not silence"
-        )
+    for target in targets.of(config):
+        counts = states[target.name].counts
+        perplexity = kmeans.perplexity(counts)
+        if counts.sum() == 0 or perplexity < config.hubert.min_label_perplexity:
+            raise ValueError(
+                f"the fitted codebook{_whose(target.name, states)} is degenerate: perplexity "
+                f"{perplexity:.2f} over {counts.sum()} frames. The features hardly vary: check "
+                "that the audio is music and not silence"
+            )
 
 
-def draw(state: kmeans.State, path: Path) -> None:
-    """Draw a histogram of the codes, the most frequent first."""
+def draw(states: Mapping[str, _State], path: Path) -> None:
+    """Draw a histogram of each target's codes, the most frequent first."""
     from matplotlib.figure import Figure
 
-    share = np.sort(state.counts / state.counts.sum())[::-1]
-    figure = Figure(figsize=(7, 3.5), layout="constrained")
-
-    axes = figure.subplots()
-    axes.bar(np.arange(len(share)), 100 * share, width=1.0, color="#33658a")
-    axes.axhline(100 / len(share), color="#d1495b", linewidth=1, label="if all were used equally")
-    axes.set(
-        xlabel="code, most frequent first", ylabel="share of frames (%)", xlim=(-1, len(share))
-    )
-    axes.set_title(
-        f"{len(share)} codes, {state.usage:.0%} used, perplexity {state.perplexity:.0f}", loc="left"
-    )
-    axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
+    columns = min(len(states), 2)
+    rows = -(-len(states) // columns)
+    figure = Figure(figsize=(7 * columns, 3.5 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).flat
+    for (name, state), axes in zip(states.items(), grid, strict=False):
+        share = np.sort(state.counts / state.counts.sum())[::-1]
+        axes.bar(np.arange(len(share)), 100 * share, width=1.0, color="#33658a")
+        axes.axhline(
+            100 / len(share), color="#d1495b", linewidth=1, label="if all were used equally"
+        )
+        axes.set(
+            xlabel="code, most frequent first", ylabel="share of frames (%)", xlim=(-1, len(share))
+        )
+        whose = f"{name}: " if len(states) > 1 else ""
+        used, perplexity = kmeans.usage(state.counts), kmeans.perplexity(state.counts)
+        axes.set_title(
+            f"{whose}{len(share)} codes, {used:.0%} used, perplexity {perplexity:.0f}", loc="left"
+        )
+        axes.legend(frameon=False)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in grid:  # a place that no target takes
+        axes.remove()
     figure.savefig(path, dpi=110)

@@ -5,10 +5,15 @@ musicHuBERT takes over (arXiv:2307.05161). The labels are a function of the batc
 in the step: the nearest row of a codebook to each frame's features. Features are MFCC with
 differences (iteration 1), or a layer of a frozen encoder (iteration 2). There are no label files.
 
+Several targets at once (see targets.py) have a codebook and a head each, and the loss is the
+weighted sum of their cross entropies, as fairseq sums those of several label files. The names of
+parameters and metrics then have the target's in them; with one target they do without.
+
 Named deviation from fairseq: K classes, where its dictionary adds four special symbols that take
 part in the softmax and are never right. Penalty and counts are of the global batch.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,9 +23,9 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from musicssl import audio
+from musicssl import audio, spectra
 from musicssl.model.encoder import Encoder, torch_init
-from musicssl.objectives import kmeans
+from musicssl.objectives import kmeans, random_projection, targets
 from musicssl.objectives.masking import Batch
 from musicssl.objectives.objective import Tree
 
@@ -59,6 +64,20 @@ class _Head(nn.Module):
         return y @ _unit(embeddings).T / self.temperature
 
 
+class _Heads(nn.Module):
+    """A head for each of several targets: [..., d] -> {name: [..., k]}."""
+
+    targets: tuple[targets.Target, ...]
+    final_dim: int
+    temperature: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> dict[str, jax.Array]:
+        settings = self.final_dim, self.temperature, self.dtype
+        return {t.name: _Head(t.clusters, *settings, name=t.name)(x) for t in self.targets}
+
+
 def _unit(x: jax.Array) -> jax.Array:
     """Scale vectors to length one; torch's cosine_similarity has the same floor."""
     return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-8)
@@ -81,26 +100,55 @@ def first_teacher(params: Tree) -> Tree:
     return {}
 
 
-def head(encoder: Encoder, config: ml_collections.ConfigDict) -> _Head:
-    """Return the head that predicts the labels."""
-    c = config.hubert
-    return _Head(config.teacher.clusters, c.final_dim, c.temperature, encoder.dtype)
+def head(encoder: Encoder, config: ml_collections.ConfigDict) -> nn.Module:
+    """Return the head that predicts the labels: one target's logits, or {name: logits} of several.
+
+    Raises:
+      ValueError: the targets that the configuration names cannot be made.
+    """
+    c, predicted = config.hubert, targets.of(config)
+    if len(predicted) == 1:
+        return _Head(predicted[0].clusters, c.final_dim, c.temperature, encoder.dtype)
+    return _Heads(predicted, c.final_dim, c.temperature, encoder.dtype)
 
 
-def features(config: ml_collections.ConfigDict, frozen: Tree, waveform: jax.Array) -> jax.Array:
-    """Return what the codebook quantises, a row for each encoder frame: [b, n] -> [b, t, f].
+def features(
+    config: ml_collections.ConfigDict, name: str, frozen: Tree, waveform: jax.Array
+) -> jax.Array:
+    """Return what a codebook quantises, a row for each encoder frame: [b, n] -> [b, t, f].
 
     Args:
-      frozen: has the "encoder" where config.teacher takes its features from one.
+      name: one of targets.FEATURES.
+      frozen: has the "encoder" where the feature is a layer of it.
     """
-    frames = audio.frame_count(waveform.shape[1])
-    if config.teacher.feature in audio.SPECTRAL:
-        compute = audio.SPECTRAL[config.teacher.feature]
-        return audio.targets_at_50hz(compute(waveform, config.teacher.ceps), frames)
+    if name != "layer":
+        return spectra.feature(name, config.teacher.ceps).apply(waveform)
     teacher: FrozenEncoder = frozen["encoder"]
     encoder_input = audio.normalize(waveform) if teacher.normalize else waveform
     states: Any = teacher.encoder.apply({"params": teacher.params}, encoder_input)
     return states.hidden[teacher.layer]
+
+
+def labels(
+    config: ml_collections.ConfigDict, teacher: Tree, waveform: jax.Array
+) -> dict[str, jax.Array]:
+    """Return the code of each encoder frame, by the targets' names: [b, n] -> {name: [b, t]}.
+
+    Args:
+      teacher: has the arrays of each target's quantiser under "quantizers" and its name, and the
+        "encoder" where a feature is a layer of it.
+    """
+    predicted = targets.of(config)
+    names = dict.fromkeys(target.feature for target in predicted)
+    quantised = {name: features(config, name, teacher, waveform) for name in names}
+    codes = {}
+    for target in predicted:
+        quantizer, rows = teacher["quantizers"][target.name], quantised[target.feature]
+        if target.quantizer == "random":
+            codes[target.name] = random_projection.assign(quantizer, rows)
+        else:
+            codes[target.name] = kmeans.assign(quantizer["codebook"], rows)
+    return codes
 
 
 def loss(
@@ -111,21 +159,21 @@ def loss(
     batch: Batch,
     rngs: dict[str, jax.Array],
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Return the cross entropy in nats averaged over masked frames, plus the feature penalty.
+    """Return the targets' weighted cross entropies, in nats, plus the feature penalty.
 
-    Only masked frames' logits are computed. The penalty is the mean square of the stem's output,
-    before the layer norm.
+    A cross entropy is the average over masked frames, and only these frames' logits are computed.
+    The penalty is the mean square of the stem's output, before the layer norm.
 
     Returns:
       This part's share of the global batch's loss, and sums for `health`.
     """
     apply: Callable[..., Any] = encoder.apply
     student = {"params": params["encoder"]}
+    predicted = targets.of(config)
 
     # The labels, which depend on no parameter of the student.
     with jax.named_scope("labels"):
-        to_quantise = features(config, teacher, batch.waveform)
-        labels = jax.lax.stop_gradient(kmeans.assign(teacher["codebook"], to_quantise))  # [b, t]
+        codes = jax.lax.stop_gradient(labels(config, teacher, batch.waveform))  # {name: [b, t]}
 
     # The student reads the masked clips.
     u = apply(student, batch.encoder_input, method="stem")
@@ -135,33 +183,40 @@ def loss(
     z = apply(student, z, batch.mask.mask, rngs=rngs, method="mask")
     output = apply(student, z, train=True, rngs=rngs, method="contextualize").hidden[-1]
 
-    def classify(y: jax.Array) -> Any:
+    def classify(y: jax.Array) -> dict[str, jax.Array]:
         with jax.named_scope("head"):
-            return head(encoder, config).apply({"params": params["head"]}, y)
+            logits: Any = head(encoder, config).apply({"params": params["head"]}, y)
+        return logits if len(predicted) > 1 else {predicted[0].name: logits}
 
-    # The negative log-likelihood of the labels of masked frames.
+    # The negative log-likelihood of the labels of masked frames, and what `health` is made of.
     at = batch.mask.frames  # [b, m]
-    logits = classify(jnp.take_along_axis(output, at[..., None], axis=1))  # [b, m, k]
-    wanted = jnp.take_along_axis(labels, at, axis=1)  # [b, m]
-    label_logit = jnp.take_along_axis(logits, wanted[..., None], axis=2)[..., 0]  # [b, m]
-    loss_by_frame = jax.nn.logsumexp(logits, axis=-1) - label_logit
-    cross_entropy = jnp.sum(jnp.where(batch.mask.valid, loss_by_frame, 0)) / batch.masked
-
-    # What `health` makes its scalars of.
-    hit = (logits.argmax(-1) == wanted) & batch.mask.valid
-    sums = {
-        "right": hit.sum().astype(jnp.float32),
-        "labels": jnp.zeros(config.teacher.clusters).at[labels].add(1.0),  # [k]
-        "cross_entropy": cross_entropy,
-        "penalty": penalty,
-    }
+    logits = classify(jnp.take_along_axis(output, at[..., None], axis=1))  # {name: [b, m, k]}
+    sums: dict[str, Any] = {"penalty": penalty}
+    for target in predicted:
+        wanted = jnp.take_along_axis(codes[target.name], at, axis=1)  # [b, m]
+        own = logits[target.name]
+        label_logit = jnp.take_along_axis(own, wanted[..., None], axis=2)[..., 0]  # [b, m]
+        loss_by_frame = jax.nn.logsumexp(own, axis=-1) - label_logit
+        hit = (own.argmax(-1) == wanted) & batch.mask.valid
+        sums[target.name] = {
+            "cross_entropy": jnp.sum(jnp.where(batch.mask.valid, loss_by_frame, 0)) / batch.masked,
+            "right": hit.sum().astype(jnp.float32),
+            "labels": jnp.zeros(target.clusters).at[codes[target.name]].add(1.0),  # [k]
+        }
     if config.hubert.unmasked_accuracy:
         unmasked = ~batch.mask.mask
-        hit = (classify(output).argmax(-1) == labels) & unmasked
-        sums["unmasked_right"] = hit.sum().astype(jnp.float32)
         sums["unmasked"] = unmasked.sum().astype(jnp.float32)
-    total = cross_entropy + config.hubert.feature_penalty * penalty
+        for name, own in classify(output).items():
+            hit = (own.argmax(-1) == codes[name]) & unmasked
+            sums[name]["unmasked_right"] = hit.sum().astype(jnp.float32)
+    total = _cross_entropy(predicted, sums) + config.hubert.feature_penalty * penalty
     return total, jax.lax.stop_gradient(sums)
+
+
+def _cross_entropy(predicted: tuple[targets.Target, ...], sums: dict[str, Any]) -> jax.Array:
+    """Return the weighted sum of the targets' cross entropies."""
+    weighted = [target.weight * sums[target.name]["cross_entropy"] for target in predicted]
+    return functools.reduce(jnp.add, weighted)
 
 
 def after_update(
@@ -173,7 +228,7 @@ def after_update(
 
 def health(
     config: ml_collections.ConfigDict,
-    sums: dict[str, jax.Array],
+    sums: dict[str, Any],
     masked: jax.Array,
     updates: jax.Array,
 ) -> dict[str, jax.Array]:
@@ -181,29 +236,47 @@ def health(
 
     code_usage is the share of the codes that are among this batch's labels, label_perplexity the
     exponential of the labels' entropy, and majority the most frequent label's share, which is the
-    accuracy of a constant answer.
+    accuracy of a constant answer. Of several targets each has its own, under NAME/TARGET, and
+    cross_entropy is their weighted sum.
     """
-    share = sums["labels"] / sums["labels"].sum()
+    predicted = targets.of(config)
     scalars = {
-        "cross_entropy": sums["cross_entropy"],
-        "masked_accuracy": sums["right"] / masked,
         "feature_penalty": sums["penalty"],
-        "code_usage": (share > 0).mean(),
-        "label_perplexity": jnp.exp(-jnp.sum(jax.scipy.special.xlogy(share, share))),
-        "majority": share.max(),
+        "cross_entropy": _cross_entropy(predicted, sums),
     }
-    if "unmasked" in sums:
-        scalars["unmasked_accuracy"] = sums["unmasked_right"] / sums["unmasked"]
+    for target in predicted:
+        own, name = sums[target.name], _logged_as(predicted, target)
+        share = own["labels"] / own["labels"].sum()
+        scalars |= {
+            name("cross_entropy"): own["cross_entropy"],
+            name("masked_accuracy"): own["right"] / masked,
+            name("code_usage"): (share > 0).mean(),
+            name("label_perplexity"): jnp.exp(-jnp.sum(jax.scipy.special.xlogy(share, share))),
+            name("majority"): share.max(),
+        }
+        if "unmasked" in sums:
+            scalars[name("unmasked_accuracy")] = own["unmasked_right"] / sums["unmasked"]
     return scalars
 
 
+def _logged_as(
+    predicted: tuple[targets.Target, ...], target: targets.Target
+) -> Callable[[str], str]:
+    """Return what makes a scalar's name of a target's: the scalar's own where there is one."""
+    return str if len(predicted) == 1 else lambda name: f"{name}/{target.name}"
+
+
 def collapse(config: ml_collections.ConfigDict, metrics: dict[str, float], step: int) -> str | None:
-    """Return what is wrong with the labels since the last log, or None."""
-    if metrics["label_perplexity"] < config.hubert.min_label_perplexity:
-        return (
-            f"the labels' perplexity is {metrics['label_perplexity']:.2f}, below "
-            f"hubert.min_label_perplexity = {config.hubert.min_label_perplexity}: nearly every "
-            "frame has the same label, which teaches nothing. Look at codebook.png in the workdir "
-            "and at the audio; fit the codebook again on more, or more varied, audio"
-        )
+    """Return what is wrong with the labels of a target since the last log, or None."""
+    least, predicted = config.hubert.min_label_perplexity, targets.of(config)
+    for target in predicted:
+        found = metrics[_logged_as(predicted, target)("label_perplexity")]
+        if found < least:
+            whose = "the labels'" if len(predicted) == 1 else f"the {target.name} labels'"
+            return (
+                f"{whose} perplexity is {found:.2f}, below hubert.min_label_perplexity = {least}: "
+                "nearly every frame has the same label, which teaches nothing. Look at "
+                "codebook.png in the workdir and at the audio; fit the codebook again on more, or "
+                "more varied, audio"
+            )
     return None

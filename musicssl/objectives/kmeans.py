@@ -8,18 +8,13 @@ that a fit stopped between two passes goes on as if it had not been.
 
 import dataclasses
 import functools
-import hashlib
-import io
-import json
 import math
-import zipfile
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 from tqdm import tqdm
 
 from musicssl.objectives import seeding
@@ -84,13 +79,28 @@ class State(NamedTuple):
     @property
     def usage(self) -> float:
         """The share of the codebook's rows that are nearest to any frame."""
-        return float(np.mean(self.counts > 0))
+        return usage(self.counts)
 
     @property
     def perplexity(self) -> float:
         """The exponential of the labels' entropy: k where all rows are used equally."""
-        share = self.counts[self.counts > 0] / max(self.counts.sum(), 1)
-        return float(np.exp(-np.sum(share * np.log(share))))
+        return perplexity(self.counts)
+
+    @property
+    def quantizer(self) -> dict[str, np.ndarray]:
+        """What makes labels of features, by name."""
+        return {"codebook": self.codebook}
+
+
+def usage(counts: np.ndarray) -> float:
+    """Return the share of codes that occur, by how often each does [k]."""
+    return float(np.mean(counts > 0))
+
+
+def perplexity(counts: np.ndarray) -> float:
+    """Return the exponential of the entropy of codes that occur so often [k]."""
+    share = counts[counts > 0] / max(counts.sum(), 1)
+    return float(np.exp(-np.sum(share * np.log(share))))
 
 
 def assign(codebook: Features, features: Features) -> jax.Array:
@@ -118,6 +128,60 @@ def _argmin_on_cpu(values: jax.Array) -> jax.Array:
     return row * grid.shape[-1] + column
 
 
+class Fit:
+    """A codebook's fit, which is given the features of a stream batch by batch, pass by pass.
+
+    Attributes:
+      state: None before the first pass, which draws the sample to seed from, has ended.
+    """
+
+    def __init__(self, settings: Settings, state: State | None = None) -> None:
+        """Begin a fit, or go on from a state.
+
+        Raises:
+          ValueError: the state is of another codebook size.
+        """
+        if state is not None and len(state.codebook) != settings.clusters:
+            raise ValueError(
+                f"the state to go on from has {len(state.codebook)} clusters and the settings ask "
+                f"for {settings.clusters}: restore the setting, or delete the state to begin again"
+            )
+        self.settings, self.state = settings, state
+        self._begin()
+
+    def _begin(self) -> None:
+        self._sample = seeding.Sample(self.settings.seed, self.settings.sample)
+        self._totals = None if self.state is None else _nothing(self.state)
+
+    @property
+    def finished(self) -> bool:
+        """Return whether another pass has nothing to add."""
+        return self.state is not None and self.state.finished
+
+    def add(self, features: Features) -> None:
+        """Take a batch of the pass: [..., f].
+
+        Raises:
+          ValueError: the batch's width is not the codebook's.
+        """
+        if self.state is None:
+            self._sample.add(features)
+        else:
+            self._totals = _add(self._totals, self.state, features)
+
+    def end_pass(self) -> None:
+        """Make the next state of the pass.
+
+        Raises:
+          ValueError: there are fewer frames than clusters, or features that are not finite.
+        """
+        if self.state is None:
+            self.state = _seed_codebook(self._sample.frames(), self.settings)
+        else:
+            self.state = _moved(self.state, self._totals, self.settings)
+        self._begin()
+
+
 def fit(
     next_pass: Callable[[int], Iterable[Features]],
     settings: Settings,
@@ -141,27 +205,24 @@ def fit(
       ValueError: there are fewer frames than clusters, features are not finite or change their
         width, or the state is of another codebook size.
     """
-    on_pass = on_pass or (lambda state: None)
-    if state is None:
-        state = _seed_codebook(next_pass(0), settings)
-        on_pass(state)
-    if len(state.codebook) != settings.clusters:
-        raise ValueError(
-            f"the state to go on from has {len(state.codebook)} clusters and the settings ask for "
-            f"{settings.clusters}: restore the setting, or delete the state to begin again"
-        )
-    while not state.finished:
-        state = _advance(state, next_pass(state.passes + 1), settings)
-        on_pass(state)
-    return state
+    begun = Fit(settings, state)
+    while not begun.finished:
+        number = 0 if begun.state is None else begun.state.passes + 1
+        for features in next_pass(number):
+            begun.add(features)
+        begun.end_pass()
+        assert begun.state is not None
+        if on_pass:
+            on_pass(begun.state)
+    assert begun.state is not None
+    return begun.state
 
 
-def _seed_codebook(batches: Iterable[Features], settings: Settings) -> State:
+def _seed_codebook(sample: np.ndarray, settings: Settings) -> State:
     """Seed a codebook on a random sample of the stream and polish the best of several there.
 
     The `counts` of the returned state are the sample's.
     """
-    sample = seeding.draw_sample(settings.seed, batches, settings.sample)
     if len(sample) < settings.clusters:
         raise ValueError(
             f"the data set has {len(sample)} frames, fewer than the {settings.clusters} clusters "
@@ -180,25 +241,32 @@ def _seed_codebook(batches: Iterable[Features], settings: Settings) -> State:
 
     state = State(codebook, np.zeros(len(codebook), np.int64), np.zeros(0), finished=False)
     for _ in tqdm(range(settings.polish), "polishing the seeds", unit=" passes", delay=5):
-        starts = range(0, len(sample), _SAMPLE_BATCH)
-        parts = (sample[i : i + _SAMPLE_BATCH] for i in starts)
-        state = _advance(state, parts, settings)
+        totals = _nothing(state)
+        for i in range(0, len(sample), _SAMPLE_BATCH):
+            totals = _add(totals, state, sample[i : i + _SAMPLE_BATCH])
+        state = _moved(state, totals, settings)
     return state._replace(inertia=np.zeros(0), finished=settings.passes < 1)
 
 
-def _advance(state: State, batches: Iterable[Features], settings: Settings) -> State:
-    """Make one Lloyd pass: every frame to its nearest row, every row to its frames' mean."""
+def _nothing(state: State) -> tuple[Any, Any]:
+    """Return a Lloyd pass's sums [k, f + 1] and counts [k] before its first batch."""
     clusters, width = state.codebook.shape
-    sums, counts = np.zeros((clusters, width + 1), np.float32), np.zeros(clusters, np.int32)
-    totals: tuple[Any, Any] = (sums, counts)  # jax's from the first batch on
-    for features in batches:
-        if features.shape[-1] != width:
-            raise ValueError(
-                f"features of {features.shape[-1]} values do not fit a codebook of {width}: "
-                "go on with the features the fit began with, or delete its state"
-            )
-        totals = _accumulate(totals, state.codebook, features)
+    return np.zeros((clusters, width + 1), np.float32), np.zeros(clusters, np.int32)
 
+
+def _add(totals: Any, state: State, features: Features) -> tuple[Any, Any]:
+    """Add a batch to a Lloyd pass's sums and counts, which are jax's from the first batch on."""
+    width = state.codebook.shape[1]
+    if features.shape[-1] != width:
+        raise ValueError(
+            f"features of {features.shape[-1]} values do not fit a codebook of {width}: "
+            "go on with the features the fit began with, or delete its state"
+        )
+    return _accumulate(totals, state.codebook, features)
+
+
+def _moved(state: State, totals: Any, settings: Settings) -> State:
+    """End a Lloyd pass: every row moves to the mean of the frames that it was nearest to."""
     sums, counts = np.asarray(totals[0]), np.asarray(totals[1])
     frames = counts.sum(dtype=np.int64)
     inertia = sums[:, -1].sum(dtype=np.float64) / max(frames, 1)
@@ -260,85 +328,3 @@ def _split_for_empty(
     split[empty] = codebook[donors] + offset
     split[donors] -= offset
     return split
-
-
-def codebook_hash(codebook: np.ndarray, feature: dict) -> str:
-    """Return the SHA-256 of a codebook and of the feature that it quantises, in hexadecimal."""
-    codebook = np.ascontiguousarray(codebook, np.dtype("<f4"))
-    definition = json.dumps([feature, codebook.shape], sort_keys=True)
-    return hashlib.sha256(definition.encode() + codebook.tobytes()).hexdigest()
-
-
-def save_codebook(path: epath.PathLike, codebook: np.ndarray, feature: dict) -> None:
-    """Write a codebook [k, f] with a hash and `feature`, what its columns are in plain values."""
-    _write(
-        path,
-        codebook=np.asarray(codebook, np.float32),
-        feature=np.array(json.dumps(feature, sort_keys=True)),
-        hash=np.array(codebook_hash(codebook, feature)),
-    )
-
-
-def load_codebook(path: epath.PathLike, feature: dict, clusters: int) -> np.ndarray:
-    """Read a codebook [clusters, f] of `feature` as `save_codebook` wrote it.
-
-    Raises:
-      ValueError: the file is damaged, or its feature or number of clusters is another.
-    """
-    saved = _read(path, ("codebook", "feature", "hash"))
-
-    codebook, made_of = saved["codebook"], json.loads(str(saved["feature"]))
-    if codebook_hash(codebook, made_of) != str(saved["hash"]):
-        raise ValueError(f"{path} does not match its own hash: delete it and fit it again")
-    wanted = json.loads(json.dumps(feature))  # tuples become lists, as they did in the file
-    if made_of != wanted:
-        raise ValueError(
-            f"{path} is a codebook of {made_of} and the config asks for {wanted}: "
-            "restore the config, or delete the file to fit it again"
-        )
-    if len(codebook) != clusters:
-        raise ValueError(
-            f"{path} has {len(codebook)} clusters and the config asks for {clusters}: "
-            "restore the config, or delete the file to fit it again"
-        )
-    return codebook
-
-
-def save_state(path: epath.PathLike, state: State) -> None:
-    """Write what `fit` needs to go on."""
-    _write(path, **state._asdict())
-
-
-def load_state(path: epath.PathLike) -> State:
-    """Read a state as `save_state` wrote it.
-
-    Raises:
-      ValueError: the file is damaged.
-    """
-    saved = _read(path, State._fields)
-    return State(
-        saved["codebook"], saved["counts"], saved["inertia"], finished=bool(saved["finished"])
-    )
-
-
-def _write(path: epath.PathLike, **arrays: Any) -> None:
-    """Write arrays under their names, all or nothing."""
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    path = epath.Path(path)
-    unfinished = path.parent / f"{path.name}.unfinished"
-    unfinished.write_bytes(buffer.getvalue())
-    unfinished.replace(path)  # a reader never sees half a file
-
-
-def _read(path: epath.PathLike, names: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Read the arrays of these names.
-
-    Raises:
-      ValueError: the file is damaged.
-    """
-    try:
-        with np.load(io.BytesIO(epath.Path(path).read_bytes()), allow_pickle=False) as file:
-            return {name: file[name] for name in names}
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is damaged ({error}): delete it and fit it again") from error

@@ -5,7 +5,7 @@ that they seed, beyond rounding.
 """
 
 import functools
-from collections.abc import Iterable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,24 +15,38 @@ from jax.sharding import PartitionSpec
 EXACT = jax.lax.Precision.HIGHEST
 
 Features = jax.Array | np.ndarray
+_Arrays = TypeVar("_Arrays")  # an array, or a tree of them
 
 
-def draw_sample(seed: int, batches: Iterable[Features], size: int) -> np.ndarray:
-    """Draw up to `size` frames of the stream, all equally likely: [size or fewer, f].
+class Sample:
+    """A sample of a stream's frames, all equally likely.
 
     Every frame gets a random priority; the highest are kept.
     """
-    kept: tuple[Features, Features] | None = None
-    frames = 0
-    for index, features in enumerate(batches):
-        frames += int(np.prod(features.shape[:-1]))
-        if kept is None:
-            width = features.shape[-1]
-            kept = (np.full(size, -1, np.float32), np.zeros((size, width), np.float32))
-        kept = _keep_highest(kept, seed, index, features)
-    if kept is None:
-        raise ValueError("the first pass of k-means gave no features: check the data set")
-    return np.asarray(kept[1])[:frames]
+
+    def __init__(self, seed: int, size: int) -> None:
+        self._seed, self._size = seed, size
+        self._batches, self._seen = 0, 0
+        self._kept: tuple[Features, Features] | None = None
+
+    def add(self, features: Features) -> None:
+        """Take the stream's next batch: [..., f]."""
+        self._seen += int(np.prod(features.shape[:-1]))
+        if self._kept is None:
+            rows = np.zeros((self._size, features.shape[-1]), np.float32)
+            self._kept = np.full(self._size, -1, np.float32), rows
+        self._kept = _keep_highest(self._kept, self._seed, self._batches, features)
+        self._batches += 1
+
+    def frames(self) -> np.ndarray:
+        """Return the frames that were drawn: [size, or all if they are fewer, f].
+
+        Raises:
+          ValueError: the stream had none.
+        """
+        if self._kept is None:
+            raise ValueError("the first pass of k-means gave no features: check the data set")
+        return np.asarray(self._kept[1])[: self._seen]
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -84,8 +98,8 @@ def plus_plus(
     return replicated((codebook, nearest.sum()))
 
 
-def replicated(pair: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """Ask for a full copy on every device where a mesh is set, so that every host can read it."""
+def replicated(arrays: _Arrays) -> _Arrays:
+    """Ask for full copies on every device where a mesh is set, so that every host can read them."""
     if jax.sharding.get_abstract_mesh().empty:
-        return pair
-    return jax.lax.with_sharding_constraint(pair, PartitionSpec())
+        return arrays
+    return jax.lax.with_sharding_constraint(arrays, PartitionSpec())

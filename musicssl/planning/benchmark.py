@@ -26,7 +26,7 @@ from jax.sharding import Mesh
 
 from musicssl import audio, host
 from musicssl.model.encoder import make_encoder
-from musicssl.objectives import data2vec, data2vec2, hubert, kmeans
+from musicssl.objectives import data2vec, data2vec2, hubert, kmeans, targets
 from musicssl.planning import compilation, report
 from musicssl.runtime import sharding
 from musicssl.training import flops, optim, step
@@ -138,7 +138,10 @@ def _programs(config: ml_collections.ConfigDict, mesh: Mesh) -> dict[str, Callab
         return apply(params, x, "transform", train=True, rngs=rngs).hidden[-1]
 
     def both_ways(function: Callable, *arguments: object) -> Callable[[], object]:
-        program = jax.jit(jax.grad(lambda *x: jnp.square(function(*x)).mean(), argnums=(0, 1)))
+        def squares(*x: object) -> Any:
+            return sum(jnp.square(y).mean() for y in jax.tree.leaves(function(*x)))
+
+        program = jax.jit(jax.grad(squares, argnums=(0, 1)))
         return lambda: program(*arguments)
 
     # The parts of the encoder, of which data2vec 2.0 gives each to other frames.
@@ -167,7 +170,7 @@ def _programs(config: ml_collections.ConfigDict, mesh: Mesh) -> dict[str, Callab
             head, seen = data2vec2.head(encoder, config), encoded
             options = {"mask": rows[0], "order": rows[1], "rngs": {"dropout": keys["dropout"]}}
     else:
-        label = jax.jit(lambda t, x: kmeans.assign(t["codebook"], hubert.features(config, t, x)))
+        label = jax.jit(lambda t, x: hubert.labels(config, t, x))
         programs["labels"] = lambda: label(teacher, batch.waveform)
         head = hubert.head(encoder, config)
         seen = jnp.take_along_axis(z, batch.mask.frames[..., None], axis=1)  # [b, m, d]
@@ -307,8 +310,10 @@ def _probes_row(config: ml_collections.ConfigDict, here: Machine) -> TimedRow:
 
 def _kmeans_row(config: ml_collections.ConfigDict, here: Machine) -> TimedRow:
     """Measure the search for the code nearest to each frame, which every pass of a fit makes."""
-    codebook = compilation.frozen(config).get("codebook", np.zeros((500, 39)))
-    clusters, width = codebook.shape
+    clusters, width = 500, 39
+    if config.method == "hubert":
+        first = targets.of(config)[0]
+        clusters, width = first.clusters, targets.width(config, first)
     frames = jax.random.normal(jax.random.key(0), (FRAMES, width))
     codes = jax.random.normal(jax.random.key(1), (clusters, width))
     nearest = jax.jit(kmeans.assign)

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from musicssl import audio
 from musicssl.model.encoder import make_encoder
-from musicssl.objectives import hubert
+from musicssl.objectives import hubert, targets
 from musicssl.planning import report, topology
 from musicssl.planning.topology import Topology
 from musicssl.runtime import sharding
@@ -139,16 +139,22 @@ def frozen(config: ml_collections.ConfigDict) -> dict:
     """Return shapes of the teacher's fixed part, as if a frozen encoder were like the student."""
     if config.method != "hubert":
         return {}
-    t = config.teacher
-    if t.feature in audio.SPECTRAL:
-        width = audio.spectral_width(t.feature, t.ceps)
-        return {"codebook": jax.ShapeDtypeStruct((t.clusters, width), jnp.float32)}
+    t, wanted = config.teacher, targets.of(config)
+    quantizers = {}
+    for target in wanted:
+        width = targets.width(config, target)
+        shapes: dict[str, tuple[int, ...]] = {"codebook": (target.clusters, width)}
+        if target.quantizer == "random":
+            shapes = {"mean": (width,), "deviation": (width,), "projection": (width, t.projection)}
+            shapes["codebook"] = (target.clusters, t.projection)
+        quantizers[target.name] = {
+            name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()
+        }
+    if not any(target.feature == "layer" for target in wanted):
+        return {"quantizers": quantizers}
     params = step.state_shapes(config).params["encoder"]
-    encoder = make_encoder(config)
-    return {
-        "encoder": hubert.FrozenEncoder(params, encoder, t.layer, config.data.normalize),
-        "codebook": jax.ShapeDtypeStruct((t.clusters, config.encoder.width), jnp.float32),
-    }
+    encoder = hubert.FrozenEncoder(params, make_encoder(config), t.layer, config.data.normalize)
+    return {"encoder": encoder, "quantizers": quantizers}
 
 
 def _fixed_bytes(config: ml_collections.ConfigDict, mesh: Mesh) -> int:

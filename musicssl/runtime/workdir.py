@@ -25,6 +25,8 @@ MAY_CHANGE = (
     "then",
 )
 RENAMED = {"probe.probe": "probe.kind"}  # leaves in configurations that older versions wrote
+# Leaves that older versions did not have, with the values that mean what those did.
+ADDED = {"teacher.targets": "", "teacher.weights": [], "teacher.projection": 16}
 
 
 def flat(config: dict, prefix: str = "") -> dict:
@@ -53,6 +55,7 @@ def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
                 "configuration back, or use another --workdir"
             ) from error
         ours = flat(mine)
+        theirs = {name: value for name, value in ADDED.items() if name in ours} | theirs
         changed = [
             f"{name} ({_spelt(theirs, name)} there, {_spelt(ours, name)} here)"
             for name in sorted(theirs.keys() | ours.keys())

@@ -18,6 +18,8 @@ _WORDS = {  # leaves of a configuration, for people
     "teacher.clusters": "clusters",
     "teacher.feature": "targets from",
     "teacher.layer": "the teacher's layer",
+    "teacher.targets": "targets",
+    "teacher.weights": "the targets' weights",
 }
 
 

@@ -8,9 +8,9 @@ and work for masked-out frames do not count either: the count is the model's, no
 import jax
 import ml_collections
 
-from musicssl import audio
+from musicssl import audio, spectra
 from musicssl.model.stem import KERNELS, STRIDES
-from musicssl.objectives import masking
+from musicssl.objectives import masking, targets
 
 # Dense bf16 (fp16 where there is none) operations a second and chip, by jax's device_kind; from
 # the vendors' data sheets.
@@ -67,7 +67,7 @@ def train_parts(config: ml_collections.ConfigDict) -> dict[str, float]:
 
     What learns takes three passes, and what gives the targets takes one.
     data2vec 2.0's student takes them for every copy of a clip, without what that copy masks.
-    HuBERT's head sees the masked frames alone. A frozen encoder, whose shape the configuration
+    HuBERT's heads see the masked frames alone. A frozen encoder, whose shape the configuration
     does not hold, counts as one of this configuration's shape up to the layer that is taken.
     """
     frames = config.data.crop_frames
@@ -85,8 +85,8 @@ def train_parts(config: ml_collections.ConfigDict) -> dict[str, float]:
         clip["teacher"] = teacher
     elif config.method == "hubert":
         c, masked = config.hubert, masking.mask_capacity(frames, **config.mask)
-        row = config.encoder.width * c.final_dim + c.final_dim * config.teacher.clusters
-        clip["head"] = 3 * 2 * row * masked
+        classes = [config.encoder.width + target.clusters for target in targets.of(config)]
+        clip["head"] = 3 * 2 * c.final_dim * sum(classes) * masked
         clip["labels"] = _labels(config, passes)
     else:
         raise ValueError(f"no operations are counted for method {config.method!r}: add a case here")
@@ -131,18 +131,33 @@ def predictions(config: ml_collections.ConfigDict) -> float:
 def _labels(config: ml_collections.ConfigDict, passes: dict[str, float]) -> float:
     """Return the operations of one clip's HuBERT labels: features, then the nearest codes."""
     t, frames = config.teacher, config.data.crop_frames
-    if t.feature in audio.SPECTRAL:
-        width, bins = audio.spectral_width(t.feature, t.ceps), 23
-        spectrum, mel = audio.WINDOW * (audio.FFT - 2), audio.FFT // 2 - 1
-        transform = spectrum + mel * bins + bins * t.ceps
-        if t.feature == "partials":
-            transform += spectrum + mel * audio.PARTIALS
-        features = 2 * transform * (2 * frames - 1)
-    else:
-        width, share = config.encoder.width, t.layer / config.encoder.layers
-        whole = passes["stem"] + passes["projection"] + passes["positional"]
-        features = whole + share * (passes["attention"] + passes["ffn"])
-    return features + 2 * width * t.clusters * frames
+    wanted = targets.of(config)
+    layer = passes["stem"] + passes["projection"] + passes["positional"]
+    layer += t.layer / config.encoder.layers * (passes["attention"] + passes["ffn"])
+    total = 0.0
+    for name in dict.fromkeys(target.feature for target in wanted):
+        total += layer if name == "layer" else _spectral(name, t.ceps, frames)
+    for target in wanted:
+        width = targets.width(config, target)
+        products = width * target.clusters
+        if target.quantizer == "random":
+            products = width * t.projection + t.projection * target.clusters
+        total += 2 * products * frames
+    return total
+
+
+def _spectral(name: str, ceps: int, frames: int) -> float:
+    """Return the operations of one clip's feature of spectra.NAMES."""
+    spectrum, bins = audio.WINDOW * (audio.FFT - 2), audio.FFT // 2 - 1
+    cepstral = (spectrum + bins * 23 + 23 * ceps) * (2 * frames - 1)
+    bands = spectrum + bins * spectra.BANDS
+    if name == "mfcc":
+        return 2 * cepstral
+    if name == "partials":
+        return 2 * (cepstral + bands * (2 * frames - 1))
+    if name in ("mel", "onset"):
+        return 2 * bands * frames
+    return 2 * spectra.filter_taps() * frames
 
 
 def peak(device: jax.Device) -> float | None:

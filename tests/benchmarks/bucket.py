@@ -50,9 +50,7 @@ def fabricate(bucket: Bucket) -> None:
 
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
-        shards = [
-            [record_files.noise(rng, 480_000) for _ in range(RECORDS)] for _ in range(SHARDS)
-        ]
+        shards = [[record_files.noise(rng, 480_000) for _ in range(RECORDS)] for _ in range(SHARDS)]
         path = record_files.write(Path(folder) / "clips/16khz/1.0.0", {"train": shards})
         record_index.write_index(str(path))
         count = SHARDS * TIMES

@@ -1,4 +1,4 @@
-"""What labels cost in the step of a base-size musicHuBERT: MFCC, and layer 6 of a frozen encoder.
+"""What labels cost in the step of a base-size musicHuBERT: MFCC, layer 6, several targets.
 
     python -m tests.benchmarks.labels [--rounds=5] [--frames=249] [--clips=2]
 
@@ -34,23 +34,30 @@ from tqdm import tqdm
 from configs import musichubert
 from musicssl import audio
 from musicssl.model.encoder import make_encoder
-from musicssl.objectives import hubert, kmeans
+from musicssl.objectives import hubert, targets
+from musicssl.planning import compilation
 from musicssl.training import flops, step
 
-LIMITS = {"mfcc": 0.03, "layer": 0.30}
+LIMITS = {"mfcc": 0.03, "layer": 0.30, "": 0.03}  # by teacher.feature
 KINDS = {  # what labels are of: a variant
     "39 MFCC, 500 clusters": "k500",
     "60 MFCC, 500 clusters": "k500_mfcc60",
     "layer 6, 2000 clusters": "k2000_iter2",
+    "mel and constant-Q, random, and chroma and onsets": "",
+}
+SEVERAL = {
+    "teacher.feature": "",
+    "teacher.targets": "mel:random:2x1024,cqt:random:2x1024,chroma:kmeans:200,onset:kmeans:100",
 }
 REPEATS = 5  # of the labels alone in a round, which can be short
 DROPOUTS = ("dropout", "attention_dropout", "input_dropout", "layerdrop")
 
 
 def configuration(variant: str, clips: int, frames: int) -> ml_collections.ConfigDict:
-    config = musichubert.get_config(variant)
+    config = musichubert.get_config(variant or "k500")
     config.update_from_flattened_dict(
-        {"batch_size": clips, "data.crop_frames": frames, "precision": "float32"}
+        ({} if variant else SEVERAL)
+        | {"batch_size": clips, "data.crop_frames": frames, "precision": "float32"}
         | {"mask.equal_counts": clips}
         | {f"encoder.{name}": 0.0 for name in DROPOUTS}
     )
@@ -58,25 +65,27 @@ def configuration(variant: str, clips: int, frames: int) -> ml_collections.Confi
 
 
 def frozen_part(config: ml_collections.ConfigDict, params: dict) -> dict:
-    """A random codebook, and for a layer an encoder of the student's size and values."""
+    """Random codebooks, and for a layer an encoder of the student's size and values."""
     rng = np.random.default_rng(0)
-    shape = (config.teacher.clusters, 3 * config.teacher.ceps)
-    if config.teacher.feature == "mfcc":
-        return {"codebook": rng.standard_normal(shape, dtype=np.float32)}
-    shape = (config.teacher.clusters, config.encoder.width)
-    teacher = hubert.FrozenEncoder(params, make_encoder(config), config.teacher.layer, False)
-    return {"encoder": teacher, "codebook": rng.standard_normal(shape, dtype=np.float32)}
+    frozen = compilation.frozen(config)
+    frozen["quantizers"] = jax.tree.map(
+        lambda x: rng.standard_normal(x.shape, dtype=np.float32), frozen["quantizers"]
+    )
+    if "encoder" in frozen:
+        encoder = make_encoder(config)
+        frozen["encoder"] = hubert.FrozenEncoder(params, encoder, config.teacher.layer, False)
+    return frozen
 
 
 @contextmanager
-def labels_given(labels: jax.Array) -> Iterator[None]:
+def labels_given(codes: jax.Array) -> Iterator[None]:
     """While a program is traced: labels are there, and nothing computes features for them."""
-    assign = kmeans.assign
-    kmeans.assign = lambda codebook, features: labels
+    labels = hubert.labels
+    hubert.labels = lambda config, *_: {x.name: codes % x.clusters for x in targets.of(config)}
     try:
         yield
     finally:
-        kmeans.assign = assign
+        hubert.labels = labels
 
 
 def programs(
@@ -89,8 +98,7 @@ def programs(
 
     def given(state: step.TrainState, frozen: dict, clips: jax.Array) -> tuple:
         frames = config.data.crop_frames
-        labels = jnp.arange(config.batch_size * frames).reshape(-1, frames)
-        with labels_given(labels % config.teacher.clusters):
+        with labels_given(jnp.arange(config.batch_size * frames).reshape(-1, frames)):
             return step.update(config, state, frozen, clips)
 
     compiled = [
@@ -127,9 +135,8 @@ def labels_alone(
     """Processor seconds of the labels as a program of their own: the least of the rounds."""
 
     @jax.jit
-    def labels(frozen: dict, clips: jax.Array) -> jax.Array:
-        features = hubert.features(config, frozen, audio.to_float(clips))
-        return kmeans.assign(frozen["codebook"], features)
+    def labels(frozen: dict, clips: jax.Array) -> dict[str, jax.Array]:
+        return hubert.labels(config, frozen, audio.to_float(clips))
 
     times = []
     for _ in range(rounds + 1):

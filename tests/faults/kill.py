@@ -244,8 +244,11 @@ class Study:
         if losses[0] != losses[1]:
             wrong.append("metrics.jsonl")
         if "hubert" in self.config:
-            books = [np.load(at / "codebook.npz")["codebook"] for at in (reference, workdir)]
-            if books[0].tobytes() != books[1].tobytes():
+            books = [
+                {name: x.tobytes() for name, x in np.load(at / "codebook.npz").items()}
+                for at in (reference, workdir)
+            ]
+            if books[0] != books[1]:
                 wrong.append("codebook.npz")
         return wrong
 

@@ -2,26 +2,15 @@
 
 import jax
 import jax.numpy as jnp
-import librosa
 import numpy as np
 import pytest
 
 from musicssl import audio
 from musicssl.features import baselines, extract
 from musicssl.features.baselines import BASELINES
+from tests.test_spectra import tones
 
 RATE = 16_000
-LOWEST = librosa.note_to_hz("C1")
-
-
-def tones() -> np.ndarray:
-    """Two seconds of three tones and some noise: float32 [1, n]."""
-    t = np.arange(2 * RATE) / RATE
-    hiss = np.random.default_rng(0).standard_normal(len(t)) * 1e-3
-    waves = [
-        a * np.sin(2 * np.pi * f * t) for a, f in ((0.3, 261.63), (0.1, 1864.66), (0.2, 65.41))
-    ]
-    return (sum(waves) + hiss).astype(np.float32)[None]
 
 
 @pytest.mark.parametrize("name", BASELINES)
@@ -59,31 +48,3 @@ def test_pairs_are_the_two_frames_of_each_20_ms(samples: int) -> None:
     ):
         apart = np.asarray(found)[0].reshape(-1, wanted.shape[2])
         np.testing.assert_allclose(apart[: wanted.shape[1]], wanted[0], atol=1e-5)
-
-
-def test_the_constant_q_transform_is_librosas() -> None:
-    """In the frames whose filters are inside the audio: at the edges librosa pads otherwise."""
-    x = tones()
-    found = np.asarray(jax.jit(baselines.amplitudes)(x))[0]
-    # librosa's frames are centred on multiples of the hop, an encoder's on the middle of its window
-    shifted = x[0, audio.STEM_WINDOW // 2 :]
-    transform = librosa.cqt(shifted, sr=RATE, hop_length=audio.STEM_HOP, fmin=LOWEST, n_bins=84)
-    hertz = librosa.cqt_frequencies(84, fmin=LOWEST)
-    lengths, _ = librosa.filters.wavelet_lengths(freqs=hertz, sr=RATE)
-    wanted = (np.abs(transform) / np.sqrt(lengths)[:, None]).T[: len(found)]
-    inside = slice(20, 80)
-    assert np.abs(found - wanted)[inside].max() < 0.01 * wanted.max()
-    for amplitude, note in ((0.3, "C4"), (0.1, "A#6"), (0.2, "C2")):
-        bin_ = librosa.note_to_midi(note) - librosa.note_to_midi("C1")
-        np.testing.assert_allclose(found[inside, bin_], amplitude / 2, rtol=0.02)
-
-
-def test_chroma_is_librosas_fold_of_the_same_transform() -> None:
-    x = tones()
-    found = np.asarray(jax.jit(baselines.chroma)(x))[0]
-    transform = np.asarray(jax.jit(baselines.amplitudes)(x))[0].T
-    wanted = librosa.feature.chroma_cqt(
-        C=transform, sr=RATE, fmin=LOWEST, bins_per_octave=12, norm=np.inf
-    )
-    np.testing.assert_allclose(found, wanted.T, atol=1e-4)
-    assert (found[20:80].argmax(1) == 0).all()  # C, in two octaves

@@ -12,7 +12,7 @@ from PIL import Image
 
 from configs import musichubert
 from musicssl import audio
-from musicssl.objectives import codebook, kmeans
+from musicssl.objectives import codebook, kmeans, targets
 from musicssl.runtime import sharding
 from tests.support import torch_models
 
@@ -69,14 +69,26 @@ def get(
     source: Source | None = None,
     say: Callable[[str], None] = print,
 ) -> np.ndarray:
-    """The workdir's codebook, as main asks for it."""
+    """The workdir's codebook, of a run that has one."""
+    (quantizer,) = get_all(config, workdir, source, say).values()
+    assert quantizer.keys() == {"codebook"}
+    return quantizer["codebook"]
+
+
+def get_all(
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    source: Source | None = None,
+    say: Callable[[str], None] = print,
+) -> dict[str, dict[str, np.ndarray]]:
+    """The workdir's quantisers, as main asks for them."""
     mesh = sharding.make_mesh()
     frozen, digest = codebook.frozen_encoder(config, mesh)
     workdir.mkdir(exist_ok=True)
     source = source or Source(config)
-    codes = codebook.get(config, workdir, mesh, frozen, digest, source.open, say)
-    assert isinstance(codes, jax.Array) and codes.sharding.is_fully_replicated
-    return np.asarray(codes)
+    quantizers = codebook.get(config, workdir, mesh, frozen, digest, source.open, say)
+    assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves(quantizers))
+    return jax.tree.map(np.asarray, quantizers)
 
 
 @pytest.fixture(scope="module")
@@ -226,8 +238,8 @@ def test_a_second_iteration_without_a_teacher_is_refused(tmp_path):
     assert "teacher.encoder is empty: give --config.teacher.encoder=DIR" in said
     said = refusal(layer(tmp_path / "nowhere"), tmp_path)
     assert "nowhere holds no encoder: give a workdir" in said
-    said = refusal(config_of(teacher__feature="chroma"), tmp_path)
-    assert "teacher.feature is 'chroma': use 'mfcc', 'partials' or 'layer'" in said
+    said = refusal(config_of(teacher__feature="pitch"), tmp_path)
+    assert "teacher.feature is 'pitch': use one of mfcc, partials, mel, cqt, chroma, onset" in said
 
 
 def test_another_sample_rate_is_refused(tmp_path, teacher):
@@ -255,15 +267,15 @@ def test_an_empty_histogram_is_refused():
     counts = np.zeros(4, np.int64)
     state = kmeans.State(np.zeros((4, 39), np.float32), counts, np.ones(1), finished=True)
     with pytest.raises(ValueError, match="over 0 frames"):
-        codebook.check(state, config_of())
-    codebook.check(state._replace(counts=counts + 5), config_of())
+        codebook.check({"mfcc": state}, config_of())
+    codebook.check({"mfcc": state._replace(counts=counts + 5)}, config_of())
 
 
 def test_the_histogram_is_drawn(tmp_path):
     """Its bars fall from left to right, and one code in four is not used."""
     counts = np.array([400, 0, 300, 100])
     state = kmeans.State(np.zeros((4, 39), np.float32), counts, np.ones(1), finished=True)
-    codebook.draw(state, tmp_path / "codebook.png")
+    codebook.draw({"mfcc": state}, tmp_path / "codebook.png")
     with Image.open(tmp_path / "codebook.png") as image:
         pixels = np.asarray(image.convert("RGB")).astype(int)
     bars = np.abs(pixels - (0x33, 0x65, 0x8A)).sum(-1) < 30
@@ -276,18 +288,122 @@ def test_the_histogram_is_drawn(tmp_path):
 
 
 def test_the_definition_says_what_the_columns_are(teacher):
-    config = config_of(teacher__ceps=20)
-    assert codebook.definition(config, "") == {
+    def definition(config: ml_collections.ConfigDict, digest: str = "") -> dict:
+        (target,) = targets.of(config)
+        return codebook.definition(config, target, digest)
+
+    assert definition(config_of(teacher__ceps=20)) == {
         "feature": "mfcc",
         "ceps": 20,
         "differences": 2,
         "sample_rate": 16_000,
         "frames_per_second": 50,
     }
-    of_partials = codebook.definition(config_of(teacher__feature="partials"), "")
+    of_partials = definition(config_of(teacher__feature="partials"))
     constants = {"bands": 80, "around": 9, "quiet": -12.0, "timbre": 0.03}
     assert constants.items() <= of_partials.items() and of_partials["ceps"] == 13
-    config = layer(teacher)
-    of_layer = codebook.definition(config, "abc")
+    of_layer = definition(layer(teacher), "abc")
     assert of_layer["layer"] == 1 and of_layer["encoder"] == "abc"
     assert json.loads(json.dumps(of_layer)) == of_layer
+    drawn = definition(config_of(teacher__feature="", teacher__targets="mel:random:9"))
+    assert {"feature": "mel", "quantizer": "random", "dimensions": 16}.items() <= drawn.items()
+
+
+SEVERAL = "mfcc:kmeans:6,mel:random:2x5,chroma:kmeans:4"
+
+
+def several(**leaves: object) -> ml_collections.ConfigDict:
+    given = {"teacher__feature": "", "teacher__targets": SEVERAL}
+    return config_of(**given | {"hubert__min_label_perplexity": 1.1} | leaves)
+
+
+def test_several_targets_are_fitted_in_the_same_passes(tmp_path):
+    """Each to the codebook that it has alone."""
+    config, said = several(), []
+    source = Source(config)
+    together = get_all(config, tmp_path / "together", source, said.append)
+    assert source.passes == 1 + 4  # as many as one of them takes
+    assert together.keys() == {"mfcc", "mel_1", "mel_2", "chroma"}
+    codes = "6 codes of mfcc, 5 codes of mel_1, 5 codes of mel_2, 4 codes of chroma"
+    assert said[0] == f"fitting {codes} to 3 batches"
+    assert said[1].startswith("codebook pass 0/4  mfcc:  seeded  ")
+    assert "  mel_1:  measured  mel_2:  measured  chroma:  seeded  " in said[1]
+    assert said[2].startswith("codebook pass 1/4  mfcc:  inertia ")
+    assert all(line.count("of the codes used, perplexity") == 4 for line in said[2:])
+    for word in SEVERAL.split(","):
+        alone = get_all(several(teacher__targets=word), tmp_path / word[:3])
+        for name, arrays in alone.items():
+            assert arrays.keys() == together[name].keys()
+            for array, values in arrays.items():
+                np.testing.assert_allclose(values, together[name][array], atol=1e-4)
+    again = Source(config)
+    read = get_all(config, tmp_path / "together", again)
+    assert again.passes == 0 and jax.tree.structure(read) == jax.tree.structure(together)
+    for ours, theirs in zip(*map(jax.tree.leaves, (read, together)), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_random_codebooks_take_a_pass_to_measure_and_one_to_count(tmp_path):
+    config, said = several(teacher__targets="mel:random:2x5"), []
+    source = Source(config)
+    get_all(config, tmp_path, source, said.append)
+    assert source.passes == 2
+    assert said[1] == "codebook pass 0/1  mel_1:  measured  mel_2:  measured"
+    assert said[2].startswith("codebook pass 1/1  mel_1:  ")
+
+
+def test_fits_of_several_targets_go_on_to_the_same_bits(tmp_path):
+    config = several()
+    whole = get_all(config, tmp_path / "whole")
+    for stop in ("pass 0/4", "pass 1/4"):
+        workdir = tmp_path / stop[5]
+
+        def stopping(line: str, stop: str = stop) -> None:
+            if stop in line:
+                raise Stopped
+
+        with pytest.raises(Stopped):
+            get_all(config, workdir, say=stopping)
+        source, said = Source(config), []
+        found = get_all(config, workdir, source, said.append)
+        assert said[0].endswith("going on") and source.passes == 4 - int(stop[5])
+        assert not list(workdir.glob("codebook.*.state.npz"))
+        for ours, theirs in zip(*map(jax.tree.leaves, (found, whole)), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_what_several_targets_refuse(tmp_path, teacher):
+    said = refusal(several(teacher__targets="mfcc:kmeans:201,mel:random:500"), tmp_path)
+    assert "teacher.sample = 200 gives k-means 200 frames, fewer than the 201 codes of mfcc" in said
+    said = refusal(several(teacher__targets="mel:random:5,layer"), tmp_path)
+    assert "teacher.encoder is empty" in said
+    encoder = {"teacher__encoder": str(teacher), "teacher__layer": 1}
+    leaves = encoder | {"teacher__targets": "layer,onset", "data__sample_rate": 24_000}
+    said = refusal(several(**leaves), tmp_path)
+    assert "data.sample_rate is 24000 and teacher.feature 'onset' is for 16000 Hz" in said
+    get_all(several(teacher__targets="mel:random:5,layer:kmeans:4", **encoder), tmp_path)
+    said = refusal(several(teacher__targets="mel:random:5"), tmp_path)
+    assert "is a codebook of" in said and "restore the config, or delete the file" in said
+    said = refusal(several(teacher__targets="mel:random:6,layer:kmeans:4", **encoder), tmp_path)
+    assert "has 5 clusters of mel and the config asks for 6" in said
+
+
+def test_a_degenerate_codebook_among_several_is_named(tmp_path):
+    config = several(teacher__targets="chroma:random:5,mel:random:5")
+    with pytest.raises(ValueError, match="the fitted codebook of chroma is degenerate"):
+        get_all(config, tmp_path, Source(config, silent=True))
+    assert not (tmp_path / "codebook.npz").exists()
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_the_picture_has_a_panel_for_each_target(tmp_path, count):
+    counts = np.arange(1, 5)
+    state = kmeans.State(np.zeros((4, 39), np.float32), counts, np.ones(1), finished=True)
+    codebook.draw({f"mel_{i + 1}": state for i in range(count)}, tmp_path / "codebook.png")
+    with Image.open(tmp_path / "codebook.png") as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    bars = np.abs(pixels - (0x33, 0x65, 0x8A)).sum(-1) < 30
+    rows = np.array_split(bars, -(-count // 2))
+    panels = [panel for row in rows for panel in np.array_split(row, 2, axis=1)]
+    drawn = [bool(panel.any()) for panel in panels]
+    assert drawn == [True] * count + [False] * (len(panels) - count)

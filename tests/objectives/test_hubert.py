@@ -12,7 +12,7 @@ from flax import traverse_util
 
 from musicssl.exchange import state_dict
 from musicssl.model.encoder import Encoder, make_encoder
-from musicssl.objectives import hubert, kmeans
+from musicssl.objectives import hubert
 from musicssl.objectives.masking import Batch, SpanMask
 from musicssl.training import step
 from tests.support import torch_models
@@ -143,12 +143,16 @@ def rngs(seed: int = 0) -> dict[str, jax.Array]:
     return {name: jax.random.key(seed) for name in ("dropout", "layerdrop")}
 
 
+def frozen_of(codebook: jax.Array, feature: str = "mfcc") -> dict:
+    return {"quantizers": {feature: {"codebook": codebook}}}
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def loss_and_gradients(
     encoder: Encoder, params: dict, codes: jax.Array, batch: Batch, rngs: dict
 ) -> tuple:
     def loss(params: dict) -> tuple:
-        return hubert.loss(encoder, config_of(), params, {"codebook": codes}, batch, rngs)
+        return hubert.loss(encoder, config_of(), params, frozen_of(codes), batch, rngs)
 
     return jax.value_and_grad(loss, has_aux=True)(params)
 
@@ -171,7 +175,7 @@ def test_loss_and_its_parts(case, expected, measured):
     value, sums, _ = measured
     for ours, theirs in (
         (value, expected.loss),
-        (sums["cross_entropy"], expected.cross_entropy),
+        (sums["mfcc"]["cross_entropy"], expected.cross_entropy),
         (sums["penalty"], expected.penalty),
     ):
         assert float(ours) == pytest.approx(float(theirs.detach()), rel=1e-4)
@@ -181,7 +185,7 @@ def test_loss_and_its_parts(case, expected, measured):
 def test_labels_are_the_nearest_rows_to_kaldis_mfcc(case, measured):
     counts = np.bincount(case.labels.ravel(), minlength=CLUSTERS)
     assert (counts > 0).sum() > 5
-    np.testing.assert_array_equal(measured[1]["labels"], counts)
+    np.testing.assert_array_equal(measured[1]["mfcc"]["labels"], counts)
 
 
 def test_logits(case, expected):
@@ -234,7 +238,7 @@ def test_what_lies_past_the_masked_frames_does_not_count(case, measured):
     batch = case.batch()
     other = measure(case, batch._replace(mask=batch.mask._replace(frames=jnp.asarray(frames))))
     assert float(other[0]) == pytest.approx(float(measured[0]), rel=1e-6)
-    assert float(other[1]["right"]) == float(measured[1]["right"])
+    assert float(other[1]["mfcc"]["right"]) == float(measured[1]["mfcc"]["right"])
     jax.tree.map(
         functools.partial(np.testing.assert_allclose, atol=1e-5, rtol=1e-4), other[2], measured[2]
     )
@@ -252,8 +256,8 @@ def test_accuracies_are_those_of_the_contest(case, expected, measured):
 
 
 def test_health_of_known_labels():
-    sums = {"labels": jnp.array([6.0, 3.0, 0.0, 3.0]), "right": jnp.float32(3)}
-    sums |= {"cross_entropy": jnp.float32(1.5), "penalty": jnp.float32(0.25)}
+    own = {"labels": jnp.array([6.0, 3.0, 0.0, 3.0]), "right": jnp.float32(3)}
+    sums = {"mfcc": own | {"cross_entropy": jnp.float32(1.5)}, "penalty": jnp.float32(0.25)}
     health = hubert.health(config_of(), sums, jnp.float32(4), jnp.int32(0))
     health = {name: float(x) for name, x in health.items()}
     assert health == pytest.approx(
@@ -280,7 +284,7 @@ def test_parts_of_a_batch_give_what_the_batch_gives_at_once(case):
     for parts in (1, 4):
         config.accumulate = parts
         accumulate = jax.jit(functools.partial(step.accumulate, config))
-        results.append(accumulate(state.params, {"codebook": case.codebook}, batch, keys))
+        results.append(accumulate(state.params, frozen_of(case.codebook), batch, keys))
     assert float(results[0][0]) > 1
     for whole, summed in zip(*map(jax.tree.leaves, results), strict=True):
         np.testing.assert_allclose(whole, summed, rtol=1e-3, atol=2e-5)
@@ -292,7 +296,8 @@ def test_no_gradient_reaches_the_frozen_encoder(case):
     codes = torch_models.noise(CLUSTERS * 48).reshape(2, CLUSTERS, 48)[0]
 
     def loss(codes: jax.Array, params: dict) -> jax.Array:
-        frozen = {"encoder": dataclasses.replace(teacher, params=params), "codebook": codes}
+        frozen = {"encoder": dataclasses.replace(teacher, params=params)}
+        frozen |= frozen_of(codes, "layer")
         return hubert.loss(case.encoder, config, case.params, frozen, case.batch(), rngs())[0]
 
     gradients = jax.jit(jax.grad(loss, argnums=(0, 1)))(codes, teacher.params)
@@ -317,9 +322,10 @@ def test_degenerate_labels_stop_the_run(case):
     config = config_of()
     reasons = {}
     for name, sound in (("noise", case.audio), ("silence", 0 * case.audio)):
-        labels = kmeans.assign(case.codebook, hubert.features(config, {}, jnp.asarray(sound)))
-        sums = dict.fromkeys(("right", "cross_entropy", "penalty"), jnp.float32(1))
-        sums["labels"] = jnp.zeros(CLUSTERS).at[labels].add(1.0)
+        labels = hubert.labels(config, frozen_of(case.codebook), jnp.asarray(sound))["mfcc"]
+        own = dict.fromkeys(("right", "cross_entropy"), jnp.float32(1))
+        own["labels"] = jnp.zeros(CLUSTERS).at[labels].add(1.0)
+        sums = {"mfcc": own, "penalty": jnp.float32(1)}
         health = hubert.health(config, sums, jnp.float32(9), jnp.int32(0))
         scalars = {n: float(x) for n, x in health.items()}
         reasons[name] = hubert.collapse(config, scalars, 10)

@@ -32,7 +32,7 @@ def test_labels_belong_to_the_samples_of_their_own_frame(samples):
     all faint is nearer to the faint row. The rows' slopes are alike and tell nothing.
     """
     sound = spotlights(samples)
-    features = hubert.features(config_of(), {}, jnp.asarray(sound))
+    features = hubert.features(config_of(), "mfcc", {}, jnp.asarray(sound))
     assert features.shape == (10, 10, 39)
     faint = kaldi_mfcc(sound[:1, :400], 13)[0, 0]
     loud = kaldi_mfcc(sound[1:2, :400], 13)[0, 0]
@@ -46,7 +46,7 @@ def test_labels_belong_to_the_samples_of_their_own_frame(samples):
 @pytest.mark.parametrize("ceps", [13, 20])
 def test_features_are_kaldis_at_50_hz(ceps):
     sound = 0.1 * torch_models.noise(8_081)
-    features = hubert.features(config_of(teacher__ceps=ceps), {}, jnp.asarray(sound))
+    features = hubert.features(config_of(teacher__ceps=ceps), "mfcc", {}, jnp.asarray(sound))
     assert features.shape == (2, 25, 3 * ceps)
     np.testing.assert_allclose(features, kaldi_mfcc(sound, ceps), atol=1e-3)
 
@@ -61,6 +61,8 @@ def test_features_of_a_layer_are_those_of_the_frozen_encoder(tmp_path, layer, no
     config = config_of(teacher__feature="layer", teacher__encoder=str(path), teacher__layer=layer)
     frozen, digest = codebook.frozen_encoder(config, sharding.make_mesh())
     assert digest == pretrained.load_encoder(path).digest
-    features = jax.jit(functools.partial(hubert.features, config))(frozen, jnp.asarray(sound))
+    features = jax.jit(functools.partial(hubert.features, config, "layer"))(
+        frozen, jnp.asarray(sound)
+    )
     assert features.shape == (2, 25, 48)
     np.testing.assert_allclose(features, theirs, atol=1e-4)

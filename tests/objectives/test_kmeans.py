@@ -1,5 +1,4 @@
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +8,10 @@ import scipy.spatial.distance
 from sklearn.cluster import KMeans, MiniBatchKMeans
 from threadpoolctl import threadpool_limits
 
-from musicssl.objectives import kmeans, seeding
+from musicssl.objectives import kmeans
 from musicssl.objectives.kmeans import Settings, State
 from tests.support import commands
 from tests.support.clustered import frames, inertia
-
-FEATURE = {"name": "mfcc", "ceps": 13, "stride": 2}
 
 
 def settings(clusters: int, **changes: int | float) -> Settings:
@@ -81,30 +78,13 @@ def test_inertia_is_no_higher_than_that_of_mini_batches() -> None:
     assert inertia(ours, features) <= inertia(theirs.cluster_centers_, features)
 
 
-def test_the_sample_is_spread_over_the_whole_stream() -> None:
-    numbers = np.arange(20_000, dtype=np.float32)[:, None]
-    drawn = seeding.draw_sample(0, stream(numbers)(0), 2_000)[:, 0]
-    assert len(np.unique(drawn)) == 2_000
-    batches = np.bincount((drawn // 1_000).astype(int), minlength=20)
-    assert batches.min() > 60  # 100 expected, standard deviation below 10
-    assert batches.max() < 140
-    everything = seeding.draw_sample(0, stream(numbers)(0), 30_000)[:, 0]
-    np.testing.assert_array_equal(np.sort(everything), numbers[:, 0])
-
-
-def test_a_fit_resumes_to_the_same_bits_from_every_state(tmp_path: Path) -> None:
-    features = frames(4_000)
+def test_a_fit_resumes_to_the_same_bits_from_every_state() -> None:
+    features, states = frames(4_000), []
     wanted = settings(50, passes=4)
-
-    def keep(state: State) -> None:
-        kmeans.save_state(tmp_path / str(state.passes), state)
-
-    whole = kmeans.fit(stream(features), wanted, on_pass=keep)
+    whole = kmeans.fit(stream(features), wanted, on_pass=states.append)
     assert whole.finished
-    assert whole.passes == 4
-    for passes in range(5):
-        begun = kmeans.load_state(tmp_path / str(passes))
-        assert begun.passes == passes
+    assert [state.passes for state in states] == [0, 1, 2, 3, 4]
+    for begun in states:
         resumed = kmeans.fit(stream(features), wanted, state=begun)
         for ours, theirs in zip(resumed, whole, strict=True):
             np.testing.assert_array_equal(ours, theirs)
@@ -176,57 +156,16 @@ def test_unusable_input_is_refused() -> None:
         kmeans.fit(stream(features), settings(10), state=begun(features[:10]))
 
 
-def test_a_codebook_comes_back_as_saved(tmp_path: Path) -> None:
-    codebook = frames(20)
-    kmeans.save_codebook(tmp_path / "codebook.npz", codebook, FEATURE)
-    loaded = kmeans.load_codebook(tmp_path / "codebook.npz", FEATURE, clusters=20)
-    np.testing.assert_array_equal(loaded, codebook)
-    assert [file.name for file in tmp_path.iterdir()] == ["codebook.npz"]
-
-
-def test_another_codebook_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "codebook.npz"
-    kmeans.save_codebook(path, frames(20), FEATURE)
-    with pytest.raises(ValueError, match=r"codebook\.npz has 20 clusters and .* asks for 21"):
-        kmeans.load_codebook(path, FEATURE, clusters=21)
-    with pytest.raises(ValueError, match=r"codebook\.npz is a codebook of .*13.* asks for .*20"):
-        kmeans.load_codebook(path, FEATURE | {"ceps": 20}, clusters=20)
-
-
-def test_a_damaged_codebook_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "codebook.npz"
-    kmeans.save_codebook(path, frames(20), FEATURE)
-    with np.load(path) as file:
-        saved = dict(file)
-    np.savez(path, **(saved | {"codebook": saved["codebook"] + 1}))
-    with pytest.raises(ValueError, match=r"codebook\.npz does not match its own hash"):
-        kmeans.load_codebook(path, FEATURE, clusters=20)
-    path.write_bytes(path.read_bytes()[:500])
-    with pytest.raises(ValueError, match=r"codebook\.npz is damaged"):
-        kmeans.load_codebook(path, FEATURE, clusters=20)
-    np.savez(path, codebook=frames(20))
-    with pytest.raises(ValueError, match=r"codebook\.npz is damaged"):
-        kmeans.load_codebook(path, FEATURE, clusters=20)
-
-
-def test_the_hash_depends_on_values_and_feature() -> None:
-    codebook = frames(20)
-    original = kmeans.codebook_hash(codebook, FEATURE)
-    assert original == kmeans.codebook_hash(
-        codebook.copy(order="F"), dict(reversed(FEATURE.items()))
-    )
-    assert original != kmeans.codebook_hash(codebook, FEATURE | {"stride": 1})
-    assert original != kmeans.codebook_hash(np.nextafter(codebook, np.inf), FEATURE)
-
-
 ON_EIGHT_DEVICES = """
 import jax, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from musicssl.objectives import kmeans
+from tests.objectives import test_random_projection as random
 from tests.objectives.test_kmeans import frames, settings, stream
 
 features = frames(4_000)
 alone = kmeans.fit(stream(features, batch=800), settings(40))
+drawn, batches = random.fitted(features), random.batches
 mesh = jax.make_mesh((4, 2), ("data", "fsdp"), (AxisType.Auto,) * 2)
 with jax.set_mesh(mesh):
     rows = NamedSharding(mesh, P(("data", "fsdp")))
@@ -241,6 +180,11 @@ with jax.set_mesh(mesh):
     text = kmeans._accumulate.lower(totals, alone.codebook, batch).compile().as_text()
     assert "all-reduce" in text
     assert "all-gather" not in text and "all-to-all" not in text
+    random.batches = lambda x: (jax.device_put(y, rows) for y in batches(x, 800))
+    measured = random.fitted(features)
+np.testing.assert_allclose(measured.mean, drawn.mean, rtol=1e-4)
+np.testing.assert_allclose(measured.deviation, drawn.deviation, rtol=1e-4)
+assert abs(measured.counts - drawn.counts).sum() < 8
 np.testing.assert_allclose(together.codebook, alone.codebook, atol=1e-3)
 np.testing.assert_allclose(together.inertia, alone.inertia, rtol=1e-5)
 print("same on", jax.device_count())

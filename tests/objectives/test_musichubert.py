@@ -13,7 +13,7 @@ from configs import musichubert
 from musicssl import audio
 from musicssl.exchange import state_dict
 from musicssl.model.encoder import make_encoder
-from musicssl.objectives import codebook, hubert, kmeans
+from musicssl.objectives import codebook, hubert, targets
 from musicssl.runtime import sharding
 from musicssl.training import optim, step
 from tests.support import full_size, torch_models
@@ -116,9 +116,10 @@ def frozen_of(config: ml_collections.ConfigDict, tmp_path: Path) -> dict:
         model = torch_models.make("hubert", **layers)
         config.teacher.encoder = str(torch_models.save(model, tmp_path / "teacher", False))
     frozen, digest = codebook.frozen_encoder(config, sharding.make_mesh())
-    width = codebook.definition(config, digest).get("ceps", 16) * 3  # or the encoder's 48
+    (target,) = targets.of(config)
+    width = codebook.definition(config, target, digest).get("ceps", 16) * 3  # or the encoder's 48
     rows = np.random.default_rng(0).normal(0, 10, (config.teacher.clusters, width))
-    return frozen | {"codebook": jnp.asarray(rows, jnp.float32)}
+    return frozen | {"quantizers": {target.name: {"codebook": jnp.asarray(rows, jnp.float32)}}}
 
 
 def test_one_optimizer_step_of_every_full_size_variant(monkeypatch, tmp_path):
@@ -128,8 +129,9 @@ def test_one_optimizer_step_of_every_full_size_variant(monkeypatch, tmp_path):
         config = full_size.short(musichubert.get_config(variant))
         frozen = frozen_of(config, tmp_path)
         batch = full_size.masked_clip(config, number)
-        features = jax.jit(functools.partial(hubert.features, config))(frozen, batch.waveform)
-        labels = kmeans.assign(frozen["codebook"], features)
+        (labels,) = jax.jit(functools.partial(hubert.labels, config))(
+            frozen, batch.waveform
+        ).values()
         assert labels.shape == (1, 16) and len(np.unique(labels)) > 1
         if config.teacher.clusters != clusters:
             state, clusters = full_size.some_state(config, 1000, state), config.teacher.clusters

@@ -34,3 +34,22 @@ def test_compiled_seeding_does_not_grow_with_the_clusters() -> None:
     texts = [seeding.plus_plus.lower(0, 0, sample, clusters=k).as_text() for k in (500, 2000)]
     assert "while" in texts[0]
     assert abs(len(texts[0]) - len(texts[1])) < 0.01 * len(texts[0])
+
+
+def drawn_from(numbers: np.ndarray, size: int) -> np.ndarray:
+    """A sample of that size of a stream of numbers [n, 1], which come by the thousand."""
+    sample = seeding.Sample(0, size)
+    for start in range(0, len(numbers), 1_000):
+        sample.add(numbers[start : start + 1_000].reshape(-1, 10, 1))
+    return sample.frames()[:, 0]
+
+
+def test_the_sample_is_spread_over_the_whole_stream() -> None:
+    numbers = np.arange(20_000, dtype=np.float32)[:, None]
+    drawn = drawn_from(numbers, 2_000)
+    assert len(np.unique(drawn)) == 2_000
+    batches = np.bincount((drawn // 1_000).astype(int), minlength=20)
+    assert batches.min() > 60  # 100 expected, standard deviation below 10
+    assert batches.max() < 140
+    everything = drawn_from(numbers, 30_000)
+    np.testing.assert_array_equal(np.sort(everything), numbers[:, 0])

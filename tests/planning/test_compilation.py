@@ -11,6 +11,7 @@ from musicssl.planning import compilation
 from musicssl.planning.compilation import BatchAttempt
 
 GIB = 2**30
+MULTI = {"teacher.feature": "", "teacher.targets": "layer:random,onset", "teacher.layer": 1}
 
 
 def compiler(limit: int, bytes_of, tells: bool = True):
@@ -76,6 +77,7 @@ def test_masks_of_equal_counts_follow_the_batch():
         (music2vec2, {"data2vec.top_layers": 1, "accumulate": 2}),
         (musichubert, {}),
         (musichubert, {"teacher.feature": "layer", "teacher.layer": 1}),
+        (musichubert, MULTI),
     ],
 )
 def test_every_kind_of_step_lowers(family, leaves):

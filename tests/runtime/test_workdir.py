@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from configs import musichubert
 from musicssl.runtime.workdir import claim, flat
 from tests.support.saved_states import config
 
@@ -50,6 +51,21 @@ def test_claim_refuses_checkpoints_without_a_readable_config(saved):
     (saved / "config.json").unlink()
     with pytest.raises(ValueError, match=r"config\.json cannot be read"):
         claim(saved, config())
+
+
+def test_claim_goes_on_with_a_run_that_knew_of_one_target_alone(tmp_path):
+    """Its config.json has none of the leaves that came with several."""
+    config = musichubert.get_config("demo")
+    (tmp_path / "checkpoints/4").mkdir(parents=True)
+    old = json.loads(config.to_json())
+    for leaf in ("targets", "weights", "projection"):
+        del old["teacher"][leaf]
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    claim(tmp_path, config)
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    config.teacher.update({"feature": "", "targets": "mfcc,onset"})
+    with pytest.raises(ValueError, match=r"teacher\.targets \('' there, 'mfcc,onset' here\)"):
+        claim(tmp_path, config)
 
 
 def test_claim_does_not_overwrite_a_foreign_config(tmp_path):

@@ -12,7 +12,7 @@ import pytest
 
 from musicssl import audio
 from musicssl.model.encoder import Encoder
-from musicssl.objectives import data2vec, hubert, kmeans, masking
+from musicssl.objectives import data2vec, hubert, masking
 from musicssl.runtime.workdir import flat
 from musicssl.training import optim, step
 
@@ -118,9 +118,8 @@ class Programs:
                 patch.setattr(step, "prepare", lambda *_: batch)
                 patch.setattr(optim, "learning_rate", lambda _: lambda _: rate)
                 patch.setattr(data2vec, "targets", functools.partial(targets_of, said))
-                patch.setattr(hubert, "features", lambda *_: None)
-                patch.setattr(kmeans, "assign", lambda *_: said)
-                return step.update(config, state, {"codebook": None}, None)
+                patch.setattr(hubert, "labels", lambda *_: {config.teacher.feature: said})
+                return step.update(config, state, {}, None)
 
         given = state, batch, rate, said
         if key not in self.compiled:

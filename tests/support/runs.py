@@ -19,6 +19,7 @@ from tests.support import record_files
 ROOT = Path(__file__).parents[2]
 MUSIC2VEC, MUSICHUBERT = "configs/music2vec.py:demo", "configs/musichubert.py:demo"
 MUSIC2VEC2 = "configs/music2vec2.py:demo"
+MULTI = "configs/musichubert.py:demo_multi"
 LEAVES = {
     "steps": 40,
     "batch_size": 8,
@@ -58,6 +59,9 @@ OF_CONFIG = {
         "teacher.passes": 6,
         "teacher.tolerance": 0.0,
     },
+}
+OF_CONFIG[MULTI] = OF_CONFIG[MUSICHUBERT] | {
+    "teacher.targets": "mel:random:2x8,chroma:kmeans:8,onset:kmeans:6"
 }
 
 

@@ -116,5 +116,6 @@ def with_codebook(tmp_path: Path, codebook: np.ndarray | None = None) -> Session
     session = Session(tiny_config, tmp_path)
     if codebook is None:
         codebook = np.random.default_rng(0).normal(0, 1e-3, (6, 39))
-    session.frozen = {"codebook": jnp.asarray(codebook, jnp.float32)}
+    quantizer = {"codebook": jnp.asarray(codebook, jnp.float32)}
+    session.frozen = {"quantizers": {"mfcc": quantizer}}
     return session

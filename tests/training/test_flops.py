@@ -142,6 +142,28 @@ def test_parts_of_a_hubert_step_by_hand():
     assert 0.0005 < parts["labels"] / flops.train_step(config) < 0.002
 
 
+def test_labels_and_heads_of_several_targets_by_hand():
+    """Each feature once, each codebook's projection and nearest code, and a head each."""
+    config = musichubert.get_config("k500")
+    leaves = {
+        "teacher.feature": "",
+        "teacher.targets": "mfcc:kmeans:300,mel:random:2x512,chroma:kmeans:200,onset:random:64",
+    }
+    config.update_from_flattened_dict(leaves)
+    frames, clips = config.data.crop_frames, config.batch_size
+    parts = flops.train_parts(config)
+    mfcc = 2 * (400 * 510 + 255 * 23 + 23 * 13) * (2 * frames - 1)
+    bands = 2 * (400 * 510 + 255 * 80) * frames  # for mel, and as many for onsets
+    longest = 16_000 / 32.703 / (2 ** (2 / 12) - 1) * (2 ** (2 / 12) + 1)  # samples of C1's filter
+    hops = sum(max(np.ceil(longest / 2**octave / 320), 2) for octave in range(7))
+    constant_q = 2 * 24 * 320 * hops * frames
+    codes = 2 * (39 * 300 + 2 * 16 * (80 + 512) + 12 * 200 + 16 * (8 + 64)) * frames
+    assert parts["labels"] == clips * (mfcc + 2 * bands + constant_q + codes)
+    masked = masking.mask_capacity(frames, **config.mask)
+    classes = 300 + 2 * 512 + 200 + 64
+    assert parts["head"] == clips * 3 * 2 * masked * 256 * (5 * 768 + classes)
+
+
 def test_the_frozen_encoder_of_iteration_2():
     """A forward pass of six of twelve blocks, and 2000 distances of 768 numbers a frame."""
     config = musichubert.get_config("k2000_iter2")
@@ -160,6 +182,10 @@ def test_the_frozen_encoder_of_iteration_2():
         (musichubert, {}),
         (musichubert, {"teacher.feature": "partials", "encoder.feature_grad_mult": 0.0}),
         (musichubert, {"teacher.feature": "layer", "teacher.layer": 1}),
+        (
+            musichubert,
+            {"teacher.feature": "", "teacher.targets": "mel:random:2x64,cqt,onset:kmeans:16"},
+        ),
         (music2vec2, {"decoder.width": 256}),
     ],
 )

@@ -1,0 +1,146 @@
+"""What codebook.npz holds: the arrays of each target's quantiser, what they are of, and a hash.
+
+The arrays of a lone target have plain names, such as "codebook"; those of several begin with the
+target's: "mel.codebook". Beside it, until it is complete, the states of fits lie in a file of the
+same form.
+"""
+
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+Quantizers = Mapping[str, Mapping[str, np.ndarray]]  # arrays by target and name
+
+
+def digest(quantizers: Quantizers, definitions: Mapping[str, dict]) -> str:
+    """Return the SHA-256 of quantisers and of the features they are of, in hexadecimal.
+
+    Args:
+      definitions: by target, what the columns of its feature are, in plain values.
+    """
+    return _hashed(_flat(quantizers), _alone(definitions))
+
+
+def save(path: epath.PathLike, quantizers: Quantizers, definitions: Mapping[str, dict]) -> None:
+    """Write the quantisers with their hash and definitions."""
+    arrays = {name: np.asarray(x, np.float32) for name, x in _flat(quantizers).items()}
+    feature = np.array(json.dumps(_alone(definitions), sort_keys=True))
+    _write(path, **arrays, feature=feature, hash=np.array(digest(quantizers, definitions)))
+
+
+def load(
+    path: epath.PathLike, definitions: Mapping[str, dict], clusters: Mapping[str, int]
+) -> dict[str, dict[str, np.ndarray]]:
+    """Read quantisers of these targets as `save` wrote them.
+
+    Args:
+      definitions, clusters: by target.
+
+    Raises:
+      ValueError: the file is damaged, or its features or numbers of clusters are others.
+    """
+    saved = _read(path, ("feature", "hash"))
+    made_of, written = json.loads(str(saved.pop("feature"))), str(saved.pop("hash"))
+    if _hashed(saved, made_of) != written:
+        raise ValueError(f"{path} does not match its own hash: delete it and fit it again")
+    wanted = json.loads(
+        json.dumps(_alone(definitions))
+    )  # tuples are lists, as they are in the file
+    if made_of != wanted:
+        raise ValueError(
+            f"{path} is a codebook of {made_of} and the config asks for {wanted}: "
+            "restore the config, or delete the file to fit it again"
+        )
+    quantizers = _nested(saved, list(definitions))
+    for name, arrays in quantizers.items():
+        found, whose = len(arrays["codebook"]), f" of {name}" if len(definitions) > 1 else ""
+        if found != clusters[name]:
+            raise ValueError(
+                f"{path} has {found} clusters{whose} and the config asks for {clusters[name]}: "
+                "restore the config, or delete the file to fit it again"
+            )
+    return quantizers
+
+
+def save_states(path: epath.PathLike, states: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write what the fits of targets need to go on, arrays and numbers by target and name."""
+    _write(path, **_flat(states))
+
+
+def load_states(
+    path: epath.PathLike, names: Mapping[str, tuple[str, ...]]
+) -> dict[str, dict[str, np.ndarray]]:
+    """Read states as `save_states` wrote them.
+
+    Args:
+      names: what the state of each target holds.
+
+    Raises:
+      ValueError: the file is damaged.
+    """
+    wanted = _flat({target: dict.fromkeys(own) for target, own in names.items()})
+    return _nested(_read(path, tuple(wanted)), list(names))
+
+
+def _flat(by_target: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Give each array its name in a file."""
+    if len(by_target) == 1:
+        return dict(*by_target.values())
+    return {f"{t}.{name}": x for t, arrays in by_target.items() for name, x in arrays.items()}
+
+
+def _nested(arrays: Mapping[str, np.ndarray], targets: list[str]) -> dict[str, dict]:
+    """Return the arrays of a file by target and name."""
+    if len(targets) == 1:
+        return {targets[0]: dict(arrays)}
+    nested: dict[str, dict] = {target: {} for target in targets}
+    for path, array in arrays.items():
+        target, _, name = path.partition(".")
+        nested[target][name] = array
+    return nested
+
+
+def _alone(by_target: Mapping[str, Any]) -> Any:
+    """Return the only value, or all by target where there are several."""
+    return next(iter(by_target.values())) if len(by_target) == 1 else dict(by_target)
+
+
+def _hashed(arrays: Mapping[str, np.ndarray], made_of: Any) -> str:
+    plain = {x: np.ascontiguousarray(arrays[x], np.dtype("<f4")) for x in sorted(arrays)}
+    shapes: Any = {name: array.shape for name, array in plain.items()}
+    if list(plain) == ["codebook"]:
+        shapes = plain["codebook"].shape
+    described = json.dumps([made_of, shapes], sort_keys=True).encode()
+    return hashlib.sha256(described + b"".join(x.tobytes() for x in plain.values())).hexdigest()
+
+
+def _write(path: epath.PathLike, **arrays: Any) -> None:
+    """Write arrays under their names, all or nothing."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    path = epath.Path(path)
+    unfinished = path.parent / f"{path.name}.unfinished"
+    unfinished.write_bytes(buffer.getvalue())
+    unfinished.replace(path)  # a reader never sees half a file
+
+
+def _read(path: epath.PathLike, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Read all arrays of a file, which has some of these names at least.
+
+    Raises:
+      ValueError: the file is damaged.
+    """
+    try:
+        with np.load(io.BytesIO(epath.Path(path).read_bytes()), allow_pickle=False) as file:
+            missing = [name for name in names if name not in file.files]
+            if missing:
+                raise KeyError(missing[0])
+            return {name: file[name] for name in file.files}
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is damaged ({error}): delete it and fit it again") from error
