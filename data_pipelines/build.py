@@ -11,6 +11,7 @@ import contextlib
 import importlib
 import io
 import logging
+import math
 import os
 import signal
 import sys
@@ -88,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
         default=ShardedBuilder.max_lost,
         help="share of the files that may be unusable (0.5)",
     )
+    add("--wait", action="store_true", help="wait for another process that builds the same")
     return parser
 
 
@@ -104,7 +106,7 @@ def _build(args: argparse.Namespace, beam_flags: Sequence[str]) -> None:
     builder = load_builder(args.name, args.config, args.data_dir)
     if _is_built(builder, args):
         return
-    with _claimed(builder.data_path):
+    with _claimed(builder.data_path, math.inf if args.wait else 0.0):
         builder = load_builder(args.name, args.config, args.data_dir)
         if not _is_built(builder, args):  # it may have been, until it was ours
             _prepare(builder, args, beam_options)
@@ -159,17 +161,23 @@ def _prepare(
 
 
 @contextlib.contextmanager
-def _claimed(folder: epath.Path) -> Iterator[None]:
+def _claimed(folder: epath.Path, patience: float) -> Iterator[None]:
     """Keep others from building into a folder; one in the cloud cannot be claimed."""
     if "://" in str(folder):
         yield
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
+
+    def waiting(other: claim.Claimed, seconds: float) -> None:
+        print(f"{folder} is being built by {other}: waited {seconds:.0f} s", file=sys.stderr)
+
     try:
-        with claim.claim(Path(folder.parent) / f".{folder.name}.claim"):
+        with claim.claim(Path(folder.parent) / f".{folder.name}.claim", patience, waiting):
             yield
     except claim.Claimed as other:
-        raise BuildError(f"{folder} is being built by {other}: wait for its end") from other
+        raise BuildError(
+            f"{folder} is being built by {other}: wait for its end, which --wait does"
+        ) from other
 
 
 def _source(args: argparse.Namespace) -> str:
