@@ -51,18 +51,17 @@ def claim(
       OSError: the file cannot be written.
     """
     descriptor = _taken_within(path, patience, waiting)
-    ended = threading.Event()
-    renewing = threading.Thread(target=_renew, args=(descriptor, ended), daemon=True)
-    renewing.start()
+    ended, held = threading.Event(), threading.Lock()
+    threading.Thread(target=_renew, args=(descriptor, ended, held), daemon=True).start()
     try:
         _sign(descriptor)
         yield
     finally:
-        ended.set()
-        renewing.join()
-        if _is_of(path, descriptor):
-            path.unlink(missing_ok=True)  # before it is free: else that of the next one
-        os.close(descriptor)
+        with held:
+            ended.set()
+            if _is_of(path, descriptor):
+                path.unlink(missing_ok=True)  # before it is free: else that of the next one
+            os.close(descriptor)
 
 
 def owner(path: Path) -> Claimed | None:
@@ -77,9 +76,7 @@ def owner(path: Path) -> Claimed | None:
         os.close(descriptor)
 
 
-def _taken_within(
-    path: Path, patience: float, waiting: Callable[[Claimed, float], None]
-) -> int:
+def _taken_within(path: Path, patience: float, waiting: Callable[[Claimed, float], None]) -> int:
     """Take the claim, as soon as it is free; return the file's descriptor."""
     began = time.monotonic()
     said = -_SAY_EVERY
@@ -168,11 +165,12 @@ def _said(content: bytes) -> tuple[str, str]:
         return "another process", ""
 
 
-def _renew(descriptor: int, ended: threading.Event) -> None:
-    """Show now and then that a claim's owner lives."""
+def _renew(descriptor: int, ended: threading.Event, held: threading.Lock) -> None:
+    """Show now and then that a claim's owner lives; the descriptor is open while `held` is free."""
     while not ended.wait(RENEWED_EVERY):
-        with contextlib.suppress(OSError):
-            os.utime(descriptor)
+        with held, contextlib.suppress(OSError):
+            if not ended.is_set():
+                os.utime(descriptor)
 
 
 def _silence(path: Path, descriptor: int) -> float:

@@ -139,9 +139,8 @@ def test_file_systems_without_locks(tmp_path, monkeypatch):
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
     path = tmp_path / "claim"
-    with claim.claim(path):
-        with pytest.raises(claim.Claimed, match=f"process {os.getpid()}"):
-            claim.claim(path).__enter__()
+    with claim.claim(path), pytest.raises(claim.Claimed, match=f"process {os.getpid()}"):
+        claim.claim(path).__enter__()
     assert list(tmp_path.iterdir()) == []
     path.write_text('{"process": 1, "host": "x", "since": "2020"}')  # as a killed one leaves it
     with pytest.raises(claim.Claimed, match="process 1 on x since 2020"):
