@@ -1,4 +1,4 @@
-"""Where the wings meet: one owner of what is written, and data sets that are composed when needed."""
+"""Where the wings meet: one owner of what is written, and data that are composed when needed."""
 
 import errno
 import os
@@ -73,9 +73,7 @@ def test_what_needs_no_download_is_composed_once(name, tmp_path, composed, capsy
         host.require_labelled(name, str(tmp_path), 16_000)
     command = ["-m", "data_pipelines.build", name, f"--data_dir={tmp_path}", "--wait"]
     assert composed == [command]
-    assert capsys.readouterr().err == (
-        f"musicssl: {name} is not in {tmp_path} yet: composing it\n"
-    )
+    assert capsys.readouterr().err == (f"musicssl: {name} is not in {tmp_path} yet: composing it\n")
 
 
 def test_what_cannot_be_composed_is_told(tmp_path, composed):
@@ -85,6 +83,6 @@ def test_what_cannot_be_composed_is_told(tmp_path, composed):
 
 
 def test_what_is_downloaded_is_left_to_its_command(tmp_path, composed):
-    with pytest.raises(FileNotFoundError, match="run python -m data_pipelines.build gtzan"):
+    with pytest.raises(FileNotFoundError, match=r"run python -m data_pipelines\.build gtzan"):
         host.require_labelled("gtzan", str(tmp_path), 16_000)
     assert composed == []

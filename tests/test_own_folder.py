@@ -5,7 +5,6 @@ import io
 import json
 import socket
 import subprocess
-from pathlib import Path
 
 from data_pipelines import build
 from tests.support import commands, odd_files, runs
