@@ -12,6 +12,7 @@ import contextlib
 import importlib
 import io
 import logging
+import math
 import os
 import signal
 import sys
@@ -95,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
         default=ShardedBuilder.max_lost,
         help="share of the files that may be unusable (0.5)",
     )
+    add("--wait", action="store_true", help="wait for another process that builds the same")
     return parser
 
 
@@ -111,7 +113,7 @@ def _build(args: argparse.Namespace, beam_flags: Sequence[str]) -> None:
     builder = load_builder(args.name, args.config, args.data_dir)
     if _is_built(builder, args):
         return
-    with _claimed(builder.data_path):
+    with _claimed(builder.data_path, math.inf if args.wait else 0.0):
         builder = load_builder(args.name, args.config, args.data_dir)
         if not _is_built(builder, args):  # it may have been, until it was ours
             _prepare(builder, args, beam_options)
@@ -172,16 +174,25 @@ def _prepare(
 
 
 @contextlib.contextmanager
-def _claimed(folder: epath.Path) -> Iterator[None]:
+def _claimed(folder: epath.Path, patience: float) -> Iterator[None]:
     """Keep others from building into a folder."""
     place = folder.parent / f".{folder.name}.claim"
     folder.parent.mkdir(parents=True, exist_ok=True)
-    in_bucket = "://" in str(folder)
+
+    def waiting(other: claim.Claimed, seconds: float) -> None:
+        print(f"{folder} is being built by {other}: waited {seconds:.0f} s", file=sys.stderr)
+
+    if "://" in str(folder):
+        held = bucket_claim.claim(str(place))
+    else:
+        held = claim.claim(Path(place), patience, waiting)
     try:
-        with bucket_claim.claim(str(place)) if in_bucket else claim.claim(Path(place)):
+        with held:
             yield
     except claim.Claimed as other:
-        raise BuildError(f"{folder} is being built by {other}: wait for its end") from other
+        raise BuildError(
+            f"{folder} is being built by {other}: wait for its end, which --wait does"
+        ) from other
 
 
 def _source(args: argparse.Namespace) -> str:

@@ -38,7 +38,6 @@ TESTED_WITH = {  # modules without a test file of their name, and the file that 
     ),
     "digests": "runtime/test_checkpoint",
     "gelu": "model/test_encoder",
-    "host": "runtime/test_topologies",
     "labelled": "data_pipelines/test_mir_datasets",
     "labelled_records": "probing/test_session",
     "model_card": "test_export",

@@ -1,27 +1,34 @@
 """Features on disk, memory-mapped while a pass over the audio writes them; a pass can go on."""
 
+import contextlib
+import itertools
 import json
 import math
 import shutil
-from collections.abc import Sequence
+import time
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from musicssl import host
+from musicssl.command import note
 from musicssl.features import windows
 
 SAVE_EVERY = 32  # batches between notes of progress
+_LOOK_EVERY = 1.0  # seconds
+_SAY_EVERY = 30  # looks
 
 
 class FeatureFiles:
     """The files of a pass over the audio, one for each pool.
 
-    A file has another name until it is complete. `written` tells of each window whether it is there
-    already, [w].
+    Until it is complete a file has a name that is this pass's own, also where another process makes
+    the same pass. `written` tells of each window whether it is there already, [w].
     """
 
     def __init__(self, layers: int, width: int, cut: windows.Windows, paths: dict[int, Path]):
-        """Lay the files out, or take up those of a pass that was interrupted.
+        """Lay the files out, or take up those of a pass that was interrupted and has no owner.
 
         Args:
           layers, width: of the features.
@@ -32,10 +39,11 @@ class FeatureFiles:
           OSError: the disk has no room for them.
         """
         self.paths = paths
-        self.parts = {pool: path.with_suffix(".part") for pool, path in paths.items()}
-        folder = min(paths.values())
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        self.progress = folder.with_suffix(".progress.json")
+        folder = min(paths.values()).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        self.claim, name = _own_name(_name_of_pass(paths.values()))
+        self.parts = {pool: _beside(name, f".{pool}.part") for pool in paths}
+        self.progress = _beside(name, ".progress.json")
         self.written = _written(self.progress, self.parts, len(cut.record))
         self.batches = 0
 
@@ -50,9 +58,22 @@ class FeatureFiles:
 
         # Open the files, if the disk can hold what is still to be written.
         size = sum(2 * math.prod(shape) for shape in shapes.values())
-        _check_space(folder.parent, int((~self.written).mean() * size))
         again = bool(self.written.any())
-        self.files = {pool: _open(self.parts[pool], shapes[pool], again) for pool in paths}
+        try:
+            _check_space(folder, int((~self.written).mean() * size))
+            if not again:  # what it tells of is about to be overwritten
+                self.progress.unlink(missing_ok=True)
+            self.files = {pool: _open(self.parts[pool], shapes[pool], again) for pool in paths}
+        except Exception:
+            self.claim.close()
+            raise
+
+    def __enter__(self) -> "FeatureFiles":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave the pass, complete or not, to whoever goes on with it."""
+        self.claim.close()
 
     def write(self, numbers: Sequence[int], outputs: dict[int, np.ndarray]) -> None:
         """Write the rows of some windows; save at every SAVE_EVERY-th call.
@@ -95,6 +116,54 @@ class FeatureFiles:
             file.flush()
             self.parts[pool].rename(self.paths[pool])
         self.progress.unlink(missing_ok=True)
+        _remove_leftovers(_name_of_pass(self.paths.values()))
+        self.claim.close()
+
+
+def await_others(paths: Collection[Path]) -> None:
+    """Wait while another process makes a pass that gives these very files, and say who does."""
+    if not paths:
+        return
+    claim = _beside(_name_of_pass(paths), ".claim")
+    for look in itertools.count():
+        other = host.owner(claim)
+        if other is None or all(path.exists() for path in paths):
+            return
+        if look % _SAY_EVERY == 0:
+            note(f"features for {claim.parent} are being extracted by {other}: waiting for its end")
+        time.sleep(_LOOK_EVERY)
+
+
+def _name_of_pass(paths: Collection[Path]) -> Path:
+    """Return what the names of a pass's unfinished files begin with, if one process makes it."""
+    return min(paths).with_suffix("")
+
+
+def _beside(name: Path, ending: str) -> Path:
+    return name.with_name(name.name + ending)
+
+
+def _own_name(name: Path) -> tuple[contextlib.ExitStack, Path]:
+    """Claim the name of a pass, or the first NAME.1, NAME.2, ... that no other process has.
+
+    Returns:
+      the claim, which is held until it is closed, and the name.
+    """
+    for number in itertools.count():
+        own = _beside(name, f".{number}" if number else "")
+        with contextlib.suppress(BlockingIOError), contextlib.ExitStack() as held:
+            held.enter_context(host.claim(_beside(own, ".claim")))
+            return held.pop_all(), own
+    raise AssertionError("numbers have no end")
+
+
+def _remove_leftovers(name: Path) -> None:
+    """Remove what other passes of this name have left that ended before they were complete."""
+    for part in name.parent.glob(f"{name.name}.*.part"):
+        of_pass = part.with_suffix("").with_suffix("")
+        if host.owner(_beside(of_pass, ".claim")) is None:
+            part.unlink(missing_ok=True)
+            _beside(of_pass, ".progress.json").unlink(missing_ok=True)
 
 
 def _check_space(folder: Path, needed: int) -> None:

@@ -9,6 +9,7 @@ goes on where it stopped.
 """
 
 import collections
+import contextlib
 import functools
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
@@ -25,11 +26,11 @@ from tqdm import tqdm
 
 from musicssl import audio
 from musicssl.exchange import pretrained
-from musicssl.features import windows
+from musicssl.features import cache, windows
 from musicssl.features.baselines import BASELINES
 from musicssl.features.cache import FeatureFiles
 from musicssl.model.encoder import Encoder
-from musicssl.runtime import sharding
+from musicssl.runtime import distributed, sharding
 
 _FORMAT = 2  # of the files; part of their name
 AHEAD = 4  # batches that are read before they are needed
@@ -153,7 +154,10 @@ def extract(
     pools = sorted(set(pools))
     paths = {pool: folder / f"{_key(source, cut, pool, data)}.npy" for pool in pools}
 
-    # Extract what the cache lacks.
+    # Extract what the cache lacks, and no other process is extracting.
+    distributed.first_does(
+        lambda: cache.await_others([path for path in paths.values() if not path.exists()])
+    )
     cached = _from_first_process(np.array([paths[pool].exists() for pool in pools]))
     missing = [pool for pool, is_cached in zip(pools, cached, strict=True) if not is_cached]
     if missing:
@@ -187,16 +191,35 @@ def _fill(
     batch: int,
 ) -> None:
     """Write each pool's file, from where an interrupted pass stopped."""
-    # Process 0 has the files, and tells the others which windows are written.
+    with contextlib.ExitStack() as held:
+        writer = None
+        if jax.process_index() == 0:  # it has the files
+            files = FeatureFiles(source.layers, source.width, cut, paths)
+            writer = held.enter_context(files)
+        _write_all(source, cut, read, sorted(paths), mesh, batch, writer)
+
+
+def _write_all(
+    source: FeatureSource,
+    cut: windows.Windows,
+    read: Callable[[int], np.ndarray],
+    pools: Sequence[int],
+    mesh: Mesh,
+    batch: int,
+    writer: FeatureFiles | None,
+) -> None:
+    """Compute the windows that are not written, and write them in the process that has the files.
+
+    Args:
+      writer: None in the other processes.
+    """
+    # Process 0 tells the others which windows are written.
     batch = -(-batch // mesh.size) * mesh.size
-    writer = None
-    if jax.process_index() == 0:
-        writer = FeatureFiles(source.layers, source.width, cut, paths)
     written = _from_first_process(writer.written if writer else np.zeros(len(cut.record), bool))
 
     # Compute the rest, batch by batch.
     filled = _batches(source, cut, read, np.flatnonzero(~written).tolist(), batch)
-    outputs_of_batches = _pipelined(_step(source, tuple(paths), mesh), _ahead(filled), mesh)
+    outputs_of_batches = _pipelined(_step(source, tuple(pools), mesh), _ahead(filled), mesh)
     progress = tqdm(
         total=len(cut.record),
         initial=int(written.sum()),

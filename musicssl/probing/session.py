@@ -57,6 +57,12 @@ def run(config: ml_collections.ConfigDict) -> str:
     with _naming("config.tasks"):
         chosen = tasks.choose(config.tasks)
     out = _results_dir(config)
+    with host.claimed(out, "wait for its end, or use another --config.results"):
+        return _run_into(out, chosen, config)
+
+
+def _run_into(out: Path, chosen: Sequence[tasks.Task], config: ml_collections.ConfigDict) -> str:
+    """Evaluate config.encoder, and the encoders beside it; write to `out`, return the tables."""
     table = _run_encoder(config.encoder, chosen, out, config)
 
     # What is evaluated for comparison has a directory of its own each.
@@ -131,7 +137,8 @@ def check_settings(
         evaluate.chosen_sources(layers, settings.layers)
     with _naming(f"{section}.tasks"):
         chosen = tasks.choose(settings.tasks)
-    for name in dict.fromkeys(task.dataset for task in chosen):
+    needed = dict.fromkeys(task.dataset for task in chosen)
+    for name in sorted(needed, key=host.SYNTHESISED.__contains__):  # what is composed comes last
         host.require_labelled(name, settings.data_dir, sample_rate)
 
 
@@ -298,9 +305,18 @@ def warn_of_chance(task: tasks.Task, chance: Mapping[str, float], limit: int) ->
 
 
 def of_training(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """Return the section `probe` of a training run; it takes the run's data_dir if it has none."""
+    """Return the section `probe` of a training run, with the data_dir of its tasks' data sets.
+
+    If it has none, that is the run's. Where the run's holds none of them, and they can be composed,
+    it is the default one: a folder of one's own music is left alone.
+    """
     settings = ml_collections.ConfigDict(dict(**config.probe))
-    settings.data_dir = settings.data_dir or config.data.data_dir
+    if not settings.data_dir:
+        with _naming("config.probe.tasks"):
+            needed = {task.dataset for task in tasks.choose(settings.tasks)}
+        built = any(host.is_built(name, config.data.data_dir) for name in needed)
+        elsewhere = needed <= {*host.SYNTHESISED} and not built
+        settings.data_dir = host.DATA_DIR if elsewhere else config.data.data_dir
     return settings
 
 

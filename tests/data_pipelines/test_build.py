@@ -5,9 +5,11 @@ import grp
 import io
 import os
 import pwd
+import shutil
 import signal
 import socket
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -16,7 +18,7 @@ import pytest
 import soundfile
 import tensorflow as tf
 
-from data_pipelines import batches, build, decode, paths, workers
+from data_pipelines import batches, build, claim, decode, paths, workers
 from data_pipelines.shards import ShardedBuilder
 from tests.support import commands
 from tests.support.bucket import ROOT
@@ -250,6 +252,28 @@ def test_second_start_is_told_who_builds_and_a_killed_one_is_followed(music, tmp
     assert build.main(flags) == 0
     assert "3 (train 2, validation 1)" in capsys.readouterr().out
     assert not list(folder.glob(".*claim"))
+
+
+def test_a_build_waits_for_one_that_is_under_way_and_uses_what_it_made(
+    built, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(claim, "_LOOK_EVERY", 0.02)
+    shutil.copytree(built[0], tmp_path, dirs_exist_ok=True)
+    made = tmp_path / "music_folder/16khz/1.0.0"
+    aside = made.rename(made.with_name("incomplete"))
+    other = claim.claim(made.with_name(".1.0.0.claim"))
+    other.__enter__()
+
+    def end() -> None:
+        aside.rename(made)
+        other.__exit__(None, None, None)
+
+    threading.Timer(0.2, end).start()
+    assert build.main(["music_folder", f"--data_dir={tmp_path}", "--wait"]) == 0
+    said = capsys.readouterr()
+    assert "is already built (3 records)" in said.out
+    assert f"is being built by process {os.getpid()} on" in said.err
+    assert said.err.endswith(": waited 0 s\n") and said.err.count("\n") == 1
 
 
 def test_folders_by_any_name(music, tmp_path, capsys, monkeypatch):

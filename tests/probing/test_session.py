@@ -179,10 +179,17 @@ def test_what_cannot_be_done_is_said(
 def test_probes_of_a_training_run_are_looked_at_before_it(synth_dir: str) -> None:
     run = tiny.config({"probe.tasks": "synth_key"})
     run.data.data_dir = synth_dir
+    assert session.of_training(run).data_dir == synth_dir
     session.check_settings(session.of_training(run), 3, 16_000)
     run.probe.tasks = "synth_key,gtzan_genre"
     with pytest.raises(FileNotFoundError, match=r"data_pipelines.build gtzan"):
         session.check_settings(session.of_training(run), 3, 16_000)
+    run.data.data_dir = str(Path(synth_dir) / "none")
+    assert session.of_training(run).data_dir == run.data.data_dir  # gtzan cannot be composed
+    run.probe.tasks = "synth_key"
+    assert session.of_training(run).data_dir == "data"
+    run.probe.data_dir = synth_dir
+    assert session.of_training(run).data_dir == synth_dir
     run.probe.layers = "0,7"
     with pytest.raises(ValueError, match="there is no '7'; there are 0,1,2,sum"):
         session.check_settings(session.of_training(run), 3, 16_000)
