@@ -19,20 +19,21 @@ import ml_collections
 from absl import flags
 from jax.sharding import Mesh
 
-from musicssl import command
+from musicssl import command, environment, paths
 from musicssl.command import say
 from musicssl.host import Batches
 from musicssl.objectives import codebook
 from musicssl.probing import session
 from musicssl.runtime import checkpoint, compile_cache, distributed, goodput, sharding
-from musicssl.runtime.workdir import claim, flat
+from musicssl.runtime.preemption import Preemption
+from musicssl.runtime.workdir import claim, flat, require_writable
 from musicssl.training import loop
 from musicssl.training.writer import Writer
 
 
 def define_flags() -> None:
     command.define_config()
-    flags.DEFINE_string("workdir", None, "by default runs/<config>-<variant>")
+    command.define_path("workdir", "by default runs/<config>-<variant>")
 
 
 def main(argv: list[str]) -> None:
@@ -46,6 +47,7 @@ def main(argv: list[str]) -> None:
     with command.refusing(), goodput.lost("start"):
         distributed.start()
         compile_cache.keep()
+        environment.require_devices()
     with distributed.together():
         run(f.config, workdir)
 
@@ -54,7 +56,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> NoReturn:
     """Train, or go on, and exit."""
     # Inside this block a ValueError is a request that cannot be met; after it, it is a bug.
     with command.refusing(), distributed.together(), goodput.lost("start"):
-        preemption = loop.Preemption()
+        preemption = Preemption()
         mesh = sharding.make_mesh(config.mesh.fsdp)
         loop.check(config, mesh)
         claim(workdir, config)
@@ -66,11 +68,13 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> NoReturn:
         with goodput.lost("restore"):
             state = loop.initial_state(config, mesh, checkpoints)
         first = int(state.step)
+        if first < config.steps:
+            require_writable(workdir)
         frozen = {}
         if config.method == "hubert":
             with goodput.lost("codebook"):
                 frozen = load_or_fit_codebook(config, workdir, mesh, batches, preemption, first)
-        writer = Writer(workdir, first)
+        writer = Writer(workdir, first, config.steps)
 
     def on_scalars(step: int, scalars: dict[str, float]) -> None:
         writer.write(step, scalars | batches.damage())
@@ -118,7 +122,7 @@ def load_or_fit_codebook(
     workdir: Path,
     mesh: Mesh,
     batches: Batches,
-    preemption: loop.Preemption,
+    preemption: Preemption,
     first: int,
 ) -> dict:
     """Return the frozen parts of the teacher: the codebook, and for iteration 2 its encoder.
@@ -143,9 +147,9 @@ def load_or_fit_codebook(
 
 def exec_next_run(config: ml_collections.ConfigDict, workdir: Path) -> NoReturn:
     """Replace this process by the run that takes this one as its teacher, beside this workdir."""
-    next_config = f"{config.name}.py:{config.then}"
-    say(f"going on with {next_config}")
-    argv = [sys.executable, "-m", "musicssl.main", f"--config=configs/{next_config}"]
+    configs = paths.of_product(f"configs/{config.name}.py")
+    say(f"going on with {configs}:{config.then}")
+    argv = [sys.executable, "-m", "musicssl.main", f"--config={configs}:{config.then}"]
     argv += [f"--config.teacher.encoder={workdir}", f"--workdir={workdir}-{config.then}"]
     same = {"data": config.data.to_dict(), "mesh": config.mesh.to_dict()}
     argv += [f"--config.{name}={value}" for name, value in flat(same).items()]
@@ -163,7 +167,8 @@ def exec_final_probe(config: ml_collections.ConfigDict, workdir: Path) -> None:
     del settings["every"], settings["at_end"]
     settings["data_dir"] = settings["data_dir"] or config.data.data_dir
     settings |= {"encoder": workdir, "beside": "random,logmel", "cache": workdir / "features"}
-    argv = [sys.executable, "-m", "musicssl.probe", "--config=configs/probe.py"]
+    argv = [sys.executable, "-m", "musicssl.probe"]
+    argv.append(f"--config={paths.of_product('configs/probe.py')}")
     argv += [f"--config.{name}={value}" for name, value in settings.items()]
     say(f"probing it beside random initial values and log-mel: {table.parent}")
     exec_command(argv)

@@ -23,7 +23,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from musicssl import audio, host
+from musicssl import audio, environment, host
 from musicssl.model.encoder import make_encoder
 from musicssl.objectives import data2vec, hubert, kmeans
 from musicssl.planning import compilation, report
@@ -204,7 +204,7 @@ def _copy(state: step.TrainState) -> step.TrainState:
 
 def _random_frozen(config: ml_collections.ConfigDict) -> dict:
     """Return random values for the part of a teacher that training does not change."""
-    keys = iter(jax.random.split(jax.random.key(1), 1000))
+    keys = iter(jax.random.split(environment.key(1), 1000))
 
     def draw(x: jax.ShapeDtypeStruct) -> jax.Array:
         return jax.random.normal(next(keys), x.shape, x.dtype)
@@ -301,8 +301,8 @@ def _kmeans_row(config: ml_collections.ConfigDict, here: Machine) -> TimedRow:
     """Measure the search for the code nearest to each frame, which every pass of a fit makes."""
     width = 39 if config.method == "data2vec" else compilation.frozen(config)["codebook"].shape[1]
     clusters = 500 if config.method == "data2vec" else config.teacher.clusters
-    frames = jax.random.normal(jax.random.key(0), (FRAMES, width))
-    codes = jax.random.normal(jax.random.key(1), (clusters, width))
+    frames = jax.random.normal(environment.key(0), (FRAMES, width))
+    codes = jax.random.normal(environment.key(1), (clusters, width))
     nearest = jax.jit(kmeans.assign)
     seconds = _median_seconds(lambda: nearest(codes, frames), here.budget)
     figure = 2 * frames.shape[0] * width * clusters / seconds / 1e9

@@ -7,6 +7,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
+from musicssl import paths
 from musicssl.probing import curves, metrics, published
 from musicssl.probing.schema import About, Results, TaskResult
 
@@ -223,8 +224,8 @@ def _all_have(encoders: Sequence[Mapping[str, TaskResult]], task: str) -> bool:
 
 
 def _short_name(results: Results) -> str:
-    kind, colon, path = results["encoder"].rpartition(":")
-    return f"{kind}{colon}{Path(path).name}"
+    kind, path = paths.split_kind(results["encoder"])
+    return f"{kind}{Path(path).name}"
 
 
 def _compared_cell(task: TaskResult, first: TaskResult) -> str:
