@@ -53,16 +53,14 @@ def run(
       arguments: whether anything may stand beside the flags.
       verbosity: the least that libraries may log, unless --verbosity says otherwise.
     """
-    # TensorFlow, where a command loads it, only reads data: what it says of its kernels is noise.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    environment.tell_tensorflow()
     keep_streams()
 
     def begin(argv: list[str]) -> None:
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(verbosity)
         if undone := environment.settle():
-            print(f"musicssl: without effect here: {', '.join(undone)}", file=sys.stderr)
+            print(f"musicssl: these have no effect here: {', '.join(undone)}", file=sys.stderr)
         try:
             main(argv)
         except KeyboardInterrupt:

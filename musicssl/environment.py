@@ -34,6 +34,17 @@ _VERSIONS = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE")
 
 
+def tell_tensorflow() -> None:
+    """Tell TensorFlow, before it is loaded, to be quiet and to leave no file: it only reads data.
+
+    Where a user has no home, as in a container, it would make a folder with the name `~`.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    if os.path.expanduser("~") == "~":
+        os.environ.setdefault("KERAS_HOME", os.devnull)
+
+
 def settle() -> list[str]:
     """Give JAX and Flax the settings that this code is written for.
 

@@ -245,7 +245,7 @@ def initial_state(
     state = checkpoints.restore(step, abstract)
     say(f"going on from step {step} of {config.steps}{_moved(checkpoints.about_step(step))}")
     if changes := checkpoints.changes(step):
-        say(f"since then has changed: {changes}; not every bit need be as without the change")
+        say(f"since that save these have changed, and results with them: {changes}")
     return state
 
 

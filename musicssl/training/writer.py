@@ -41,9 +41,7 @@ class Writer:
             aside = self.path.with_suffix(".jsonl.damaged")
             with aside.open("ab") as file:
                 file.writelines(damaged)
-            say(
-                f"{self.path} has lines that are not of a run ({len(damaged)}): now in {aside.name}"
-            )
+            say(f"{self.path} had {len(damaged)} lines that cannot be read: see {aside.name}")
         temporary = self.path.with_suffix(".tmp")
         temporary.write_bytes(b"".join(kept))
         temporary.rename(self.path)
