@@ -3,9 +3,10 @@
 #
 #   launch/again.sh [--restarts=N] [--wait=SECONDS] -- python -m musicssl.main --config=...
 #
-# Ends with the exit code 0 (complete), 2 (refused) or 3 (stopped). After any other, a lost process
-# of the job (69, 134) or a preemption (75), it waits --wait seconds (10) and runs the command again,
-# at most --restarts times (1000). SIGTERM goes on to the command and ends the repetition.
+# Ends with the exit code 0 (complete), 2 (refused), 3 (stopped) or 130 (ended by Ctrl-C). After any
+# other, a lost process of the job (69, 134) or a preemption (75), it waits --wait seconds (10) and
+# runs the command again, at most --restarts times (1000). SIGTERM, a hang-up and Ctrl-C ask the
+# command to save and end, and end the repetition; a second Ctrl-C kills the command.
 set -euo pipefail
 
 restarts=1000 pause=10
@@ -25,7 +26,14 @@ forward() {
   asked=true
   ((child == 0)) || kill -TERM "$child" 2>/dev/null || true
 }
-trap forward TERM INT
+interrupted=false
+interrupt() { # not by SIGINT, which bash has the command ignore
+  if $interrupted && ((child)); then kill -KILL "$child" 2>/dev/null || true; fi
+  interrupted=true
+  forward
+}
+trap forward TERM HUP
+trap interrupt INT
 
 while true; do
   "$@" &
@@ -36,7 +44,7 @@ while true; do
   code=0
   wait "$child" || code=$? # bash remembers it
   child=0
-  case $code in 0 | 2 | 3) exit "$code" ;; esac
+  case $code in 0 | 2 | 3 | 130) exit "$code" ;; esac
   if $asked || ((restarts == 0)); then exit "$code"; fi
   restarts=$((restarts - 1))
   echo "again.sh: exit code $code: running it again in $pause s ($restarts more times)" >&2

@@ -7,7 +7,8 @@ The processes find each other by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and 
 Each line of their output has the process's number before it. When one ends with an error, the
 others have --grace seconds to notice and end, and then they are killed. The exit code is that of
 the first to end with an error (128 + n for signal n). --restarts=K starts all of them again up to K
-times after an error that is not final. SIGTERM and Ctrl-C go on to every process.
+times after an error that is not final. SIGTERM, a hang-up and Ctrl-C ask every process to end; a
+second Ctrl-C kills them.
 """
 
 import argparse
@@ -26,7 +27,7 @@ import threading
 import time
 from typing import IO
 
-_FINAL = (0, 2, 3)  # complete, refused, stopped: starting again would change nothing
+_FINAL = (0, 2, 3, 130)  # complete, refused, stopped, interrupted: not to be started again
 _BAR = 10.0  # seconds between two states of a progress bar that are printed
 
 
@@ -74,16 +75,21 @@ def _environment(options: argparse.Namespace, number: int, port: int | str) -> d
 
 def _run(options: argparse.Namespace) -> int:
     """Run the job to its end, restarts included; return the exit code."""
-    asked: list[bool] = []
+    asked: list[int] = []  # the signals that have come
     job: list[subprocess.Popen] = []
 
-    def ask(*_: object) -> None:
-        asked.append(True)
+    def ask(number: int = signal.SIGTERM, *_: object) -> None:
+        again = number == signal.SIGINT and number in asked
+        asked.append(number)
         for process in job:
-            process.terminate()
+            if again:
+                _kill(process)
+            else:
+                process.terminate()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, ask)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, ask)
 
     left = options.restarts
     while True:
@@ -140,8 +146,9 @@ def _copy_lines(number: int, source: IO[bytes], sink: IO[str]) -> None:
             if time.monotonic() < moved + _BAR:
                 continue
             moved = time.monotonic()
-        sink.write(f"[{number}] {line.rstrip()}\n")
-        sink.flush()
+        with contextlib.suppress(OSError):  # where nobody reads it any more, it is dropped
+            sink.write(f"[{number}] {line.rstrip()}\n")
+            sink.flush()
 
 
 def _wait(job: list[subprocess.Popen], grace: float) -> tuple[int, int]:
@@ -162,12 +169,17 @@ def _wait(job: list[subprocess.Popen], grace: float) -> tuple[int, int]:
         except queue.Empty:
             _say(f"processes that did not end in {grace:g} s are killed")
             for process in job:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
+                _kill(process)
             number, end = ends.get()
         if end and not code:
             first, code, latest = number, end, time.monotonic() + grace
     return first, code if code >= 0 else 128 - code
+
+
+def _kill(process: subprocess.Popen) -> None:
+    """Kill a process and those that it has started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _take(ends: queue.Queue, latest: float) -> tuple[int, int]:
@@ -196,7 +208,8 @@ def _describe_end(code: int) -> str:
 
 
 def _say(line: str) -> None:
-    print(f"local.py: {line}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):
+        print(f"local.py: {line}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@
 #
 # Run the same command again to go on from whatever is on disk; on several hosts run it on each. It
 # ends with the exit code of the iteration that did not complete: 2 refused, 3 stopped (a collapse,
-# or a loss that is not finite), 75 preempted after saving: run it again. SIGTERM and Ctrl-C go on to
-# the iteration, which saves and ends.
+# or a loss that is not finite), 75 preempted after saving: run it again. SIGTERM, Ctrl-C
+# and a hang-up go on to the iteration, which saves and ends.
 # Environment: PYTHON, the interpreter, default python.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -33,7 +33,7 @@ for argument in "$@"; do
 done
 
 child=0
-trap '((child == 0)) || kill -TERM "$child" 2>/dev/null || true' TERM INT
+trap '((child == 0)) || kill -TERM "$child" 2>/dev/null || true' TERM INT HUP
 
 iteration() {
   local variant=$1 code=0

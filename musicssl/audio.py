@@ -66,7 +66,10 @@ def to_float(audio: jax.Array) -> jax.Array:
 def normalize(audio: jax.Array) -> jax.Array:
     """Give each clip of `audio` [b, n] zero mean and unit variance, in float32.
 
-    The same as transformers' Wav2Vec2FeatureExtractor with do_normalize: a silent clip stays zero.
+    The same as transformers' Wav2Vec2FeatureExtractor with do_normalize, through which an exported
+    encoder hears: a silent clip stays zero. This deviates from fairseq, whose layer_norm adds 1e-5
+    to the variance, not 1e-7. There clips come out quieter: by 0.05 % where their root mean square
+    is -20 dB of full scale, 0.2 % at -26 dB, 4.6 % at -40 dB and 29 % at -50 dB.
     """
     audio = audio.astype(jnp.float32)
     centred = audio - audio.mean(-1, keepdims=True)

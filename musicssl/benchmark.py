@@ -21,7 +21,7 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from musicssl import command
+from musicssl import command, environment
 from musicssl.planning import benchmark, compilation
 from musicssl.planning.benchmark import AROUND, STEP
 from musicssl.runtime import sharding
@@ -33,7 +33,7 @@ def define_flags() -> None:
     flags.DEFINE_list("only", [], f"some of {', '.join(STEP + AROUND)}")
     flags.DEFINE_float("seconds", 3.0, "time given to each row", lower_bound=0.0)
     flags.DEFINE_string("backend", "", "cpu, gpu or tpu")
-    flags.DEFINE_string("output", "", "where PATH.json is written")
+    command.define_path("output", "where PATH.json is written")
 
 
 def main(argv: list[str]) -> None:
@@ -44,6 +44,7 @@ def main(argv: list[str]) -> None:
             raise ValueError(f"--only={','.join(unknown)}: use some of {', '.join(STEP + AROUND)}")
         if f.backend:
             jax.config.update("jax_platforms", f.backend)
+        environment.require_devices()
         mesh = sharding.make_mesh(f.config.mesh.fsdp)
         config = f.config
         if f.batch:

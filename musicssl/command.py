@@ -6,24 +6,27 @@ says in one line on stderr that names the flag or field and the remedy.
 
 import contextlib
 import errno
+import io
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from musicssl import usage
+from musicssl import environment, paths, usage
 
 EXIT_REFUSED = 2  # a request that cannot be met
 EXIT_STOPPED = 3  # training cannot go on: collapse, or a loss that is not finite
 EXIT_PEER = 69  # another process of the job was lost: all start again
 EXIT_STORAGE = 74  # a disk or a bucket that did not answer for minutes: the same command goes on
-EXIT_PREEMPTED = 75  # "try again later": saved on SIGTERM, the same command goes on
+EXIT_PREEMPTED = 75  # "try again later": saved when asked to end, the same command goes on
+EXIT_INTERRUPTED = 128 + signal.SIGINT  # Ctrl-C, where there is nothing to save
 
 PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)  # what a disk or bucket says that is away
 
@@ -54,17 +57,58 @@ def run(
       arguments: whether anything may stand beside the flags.
       verbosity: the least that libraries may log, unless --verbosity says otherwise.
     """
-    # TensorFlow, where a command loads it, only reads data: what it says of its kernels is noise.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    os.environ.setdefault("GCS_READAHEAD_BUFFER_SIZE_BYTES", str(1 << 20))  # as data_pipelines does
+    environment.tell_tensorflow()
+    keep_streams()
 
     def begin(argv: list[str]) -> None:
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(verbosity)
-        main(argv)
+        if undone := environment.settle():
+            print(f"musicssl: these have no effect here: {', '.join(undone)}", file=sys.stderr)
+        try:
+            main(argv)
+        except KeyboardInterrupt:
+            refuse("interrupted", EXIT_INTERRUPTED)
 
     app.run(begin, flags_parser=lambda argv: read(argv, define_flags, required, arguments))
+
+
+class _Dropping(io.FileIO):
+    """A descriptor that drops what nobody can read: a pipe's end is closed, a terminal is gone."""
+
+    def write(self, content: Any) -> int:
+        """Write, or do as if it had been written."""
+        try:
+            return super().write(content)
+        except OSError:
+            return len(content)
+
+
+def keep_streams() -> None:
+    """Go on where nobody reads stdout or stderr any more: what is said there is not the work."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed before the start
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif stream is getattr(sys, f"__{name}__"):
+            stream.flush()
+            raw = io.BufferedWriter(_Dropping(stream.fileno(), "w", closefd=False))
+            lines = stream.line_buffering
+            kept = io.TextIOWrapper(raw, stream.encoding, "backslashreplace", line_buffering=lines)
+            setattr(sys, name, kept)
+
+
+def define_path(name: str, what: str, values: flags.FlagValues = flags.FLAGS) -> None:
+    """Define a flag that is a path of this machine."""
+    flags.DEFINE(_LocalPath(), name, None, what, flag_values=values)
+
+
+class _LocalPath(flags.ArgumentParser):
+    """Reads the value of a flag that is a path."""
+
+    def parse(self, argument: str) -> str:
+        """Return the path written out; what cannot be one raises ValueError."""
+        return paths.local(argument)
 
 
 def define_config(default: str | None = None, values: flags.FlagValues = flags.FLAGS) -> None:
@@ -88,13 +132,15 @@ def read(
             sys.exit(0)
         rest = values(argv)
         if "config" in values and values["config"].value is not None:
-            _ = values.config.items  # what cannot be loaded is told when it is used
+            paths.write_out(values.config)  # what cannot be loaded is told when it is used
     except AttributeError as error:  # ml_collections' word for a leaf that is not there
         refuse(_unknown_leaf(argv, str(error)))
     except flags.UnrecognizedFlagError as error:
         refuse(_unknown_flag(error))
     except (flags.Error, OSError) as error:
         refuse(_wrong_value(str(error)))
+    except ValueError as error:  # of a path
+        refuse(error)
     except (SyntaxError, NameError, ImportError, TypeError) as error:
         refuse(f"--config cannot be loaded ({error!r}): give {CONFIGURATION}")
     for name in required:

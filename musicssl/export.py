@@ -10,15 +10,15 @@ from pathlib import Path
 import safetensors
 from absl import flags, logging
 
-from musicssl import command
+from musicssl import command, environment
 from musicssl.exchange import huggingface, model_config, pretrained
 from musicssl.exchange.model_card import model_card
 
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     """Not at import, where they would clash with another command's."""
-    flags.DEFINE_string("workdir", None, "the run's workdir", flag_values=values)
-    flags.DEFINE_string("output", None, "a new or empty directory to write", flag_values=values)
+    command.define_path("workdir", "the run's workdir", values)
+    command.define_path("output", "a new or empty directory to write", values)
     flags.DEFINE_integer("step", None, "which checkpoint; default: the last", flag_values=values)
     flags.DEFINE_bool("ema", False, "data2vec: the teacher, not the student", flag_values=values)
 
@@ -27,6 +27,7 @@ def main(argv: list[str]) -> None:
     del argv
     f = flags.FLAGS
     with command.refusing(safetensors.SafetensorError):
+        environment.require_devices()
         print(export(Path(f.workdir), Path(f.output), f.step, f.ema))
 
 

@@ -2,8 +2,8 @@
 
 Running the same command again goes on from the newest checkpoint, or says that the run is
 complete. Exit codes: 0 complete, 2 a request that cannot be met, 3 training stopped (collapse, or
-a loss that is not finite), 69 another process of the job was lost, 75 ended by SIGTERM after
-saving.
+a loss that is not finite), 69 another process of the job was lost, 75 ended after saving, by
+SIGTERM, Ctrl-C or a hang-up.
 """
 
 import contextlib
@@ -20,20 +20,21 @@ import ml_collections
 from absl import flags
 from jax.sharding import Mesh
 
-from musicssl import command, host
+from musicssl import command, environment, host, paths
 from musicssl.command import say
 from musicssl.host import Batches
 from musicssl.objectives import codebook
 from musicssl.probing import session
 from musicssl.runtime import checkpoint, compile_cache, distributed, goodput, sharding
-from musicssl.runtime.workdir import claim, flat
+from musicssl.runtime.preemption import Preemption
+from musicssl.runtime.workdir import claim, flat, require_writable
 from musicssl.training import loop
 from musicssl.training.writer import Writer
 
 
 def define_flags() -> None:
     command.define_config()
-    flags.DEFINE_string("workdir", None, "by default runs/<config>-<variant>")
+    command.define_path("workdir", "by default runs/<config>-<variant>")
 
 
 def main(argv: list[str]) -> None:
@@ -47,6 +48,7 @@ def main(argv: list[str]) -> None:
     with command.refusing(), goodput.lost("start"):
         distributed.start()
         compile_cache.keep()
+        environment.require_devices()
     with distributed.together():
         run(f.config, workdir)
 
@@ -72,10 +74,10 @@ def train(
     """
     # Inside this block a ValueError is a request that cannot be met; after it, it is a bug.
     with command.refusing(), distributed.together(), goodput.lost("start"):
+        preemption = Preemption()
         mesh = sharding.make_mesh(config.mesh.fsdp)
         loop.check(config, mesh)
         held.enter_context(host.claimed(workdir, "wait for its end, or use another --workdir"))
-        preemption = loop.Preemption()
         claim(workdir, config)
         distributed.check_shared(workdir / "config.json")
         batches = Batches(config, mesh)
@@ -84,11 +86,13 @@ def train(
         with goodput.lost("restore"):
             state = loop.initial_state(config, mesh, checkpoints)
         first = int(state.step)
+        if first < config.steps:
+            require_writable(workdir)
         frozen = {}
         if config.method == "hubert":
             with goodput.lost("codebook"):
                 frozen = load_or_fit_codebook(config, workdir, mesh, batches, preemption, first)
-        writer = Writer(workdir, first)
+        writer = Writer(workdir, first, config.steps)
 
     def on_scalars(step: int, scalars: dict[str, float]) -> None:
         writer.write(step, scalars | batches.damage())
@@ -144,7 +148,7 @@ def load_or_fit_codebook(
     workdir: Path,
     mesh: Mesh,
     batches: Batches,
-    preemption: loop.Preemption,
+    preemption: Preemption,
     first: int,
 ) -> dict:
     """Return the frozen parts of the teacher: the codebooks, and the encoder of a layer.
@@ -169,9 +173,9 @@ def load_or_fit_codebook(
 
 def exec_next_run(config: ml_collections.ConfigDict, workdir: Path) -> NoReturn:
     """Replace this process by the run that takes this one as its teacher, beside this workdir."""
-    next_config = f"{config.name}.py:{config.then}"
-    say(f"going on with {next_config}")
-    argv = [sys.executable, "-m", "musicssl.main", f"--config=configs/{next_config}"]
+    configs = paths.of_product(f"configs/{config.name}.py")
+    say(f"going on with {configs}:{config.then}")
+    argv = [sys.executable, "-m", "musicssl.main", f"--config={configs}:{config.then}"]
     argv += [f"--config.teacher.encoder={workdir}", f"--workdir={workdir}-{config.then}"]
     same = {"data": config.data.to_dict(), "mesh": config.mesh.to_dict()}
     same["probe"] = {"data_dir": config.probe.data_dir}
@@ -190,7 +194,8 @@ def exec_final_probe(config: ml_collections.ConfigDict, workdir: Path) -> None:
     del settings["every"], settings["at_end"]
     settings["data_dir"] = session.of_training(config).data_dir
     settings |= {"encoder": workdir, "beside": "random,logmel", "cache": workdir / "features"}
-    argv = [sys.executable, "-m", "musicssl.probe", "--config=configs/probe.py"]
+    argv = [sys.executable, "-m", "musicssl.probe"]
+    argv.append(f"--config={paths.of_product('configs/probe.py')}")
     argv += [f"--config.{name}={value}" for name, value in settings.items()]
     argv.append("--processes=1")
     say(f"probing it beside random initial values and log-mel: {table.parent}")

@@ -26,7 +26,7 @@ def define_flags() -> None:
     command.define_config()
     flags.DEFINE_list("topology", None, f"what to plan for, one or more of {topology.KNOWN}")
     flags.DEFINE_string("batch", "", "clips on each device, or auto for the most that fit")
-    flags.DEFINE_string("output", "", "where PATH.json and PATH.md are written")
+    command.define_path("output", "where PATH.json and PATH.md are written")
 
 
 def main(argv: list[str]) -> None:

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from absl import flags, logging
 
-from musicssl import command
+from musicssl import command, environment, paths
 from musicssl.probing import report, session
 from musicssl.runtime import compile_cache, distributed
 
 
 def define_flags() -> None:
-    command.define_config("configs/probe.py")
+    command.define_config(paths.of_product("configs/probe.py"))
     flags.DEFINE_string("compare", None, "directories of results to put side by side")
 
 
@@ -24,13 +24,14 @@ def main(argv: list[str]) -> None:
     compare, config = flags.FLAGS.compare, flags.FLAGS.config
     with command.refusing():
         if compare:
-            paths = [part for part in [*compare.split(","), *argv[1:]] if part]
+            folders = [part for part in [*compare.split(","), *argv[1:]] if part]
             out = Path(config.results or "results/compare")
-            print(report.compare([Path(path) for path in paths], out))
+            print(report.compare([Path(paths.local(x)) for x in folders], out))
             return
         command.refuse_arguments(argv)
         distributed.start()
         compile_cache.keep()
+        environment.require_devices()
         with distributed.together():
             print(session.run(config), flush=True)
 

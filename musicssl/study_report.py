@@ -13,7 +13,7 @@ from musicssl.study import report
 
 
 def define_flags() -> None:
-    flags.DEFINE_string("workdir", None, "the workdir of launch/study.py")
+    command.define_path("workdir", "the workdir of launch/study.py")
 
 
 def main(argv: list[str]) -> None:

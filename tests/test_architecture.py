@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 # The rooms of musicssl/, floor by floor from the ground up; a module that is named here is a room
 # of its own. A room imports only from floors below it. Other modules are doors, above all floors.
 FLOORS = (
-    "audio usage",
+    "audio environment paths usage",
     "spectra command",
     "runtime",
     "model host",

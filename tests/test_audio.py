@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import scipy.fft
 import scipy.signal
+import torch
 from transformers import Wav2Vec2FeatureExtractor
 
 from musicssl import audio
@@ -157,6 +158,18 @@ def test_normalize_is_that_of_transformers() -> None:
     ours = audio.normalize(jnp.asarray(clips))
     np.testing.assert_allclose(ours, np.stack(theirs["input_values"]), atol=1e-4)
     assert not np.any(audio.normalize(jnp.zeros((1, 400))))
+
+
+@pytest.mark.parametrize(
+    ("level", "quieter"), [(-20, 0.0005), (-26, 0.002), (-40, 0.046), (-50, 0.29)]
+)
+def test_fairseq_makes_quiet_clips_quieter(level: float, quieter: float) -> None:
+    """The deviation that `audio.normalize` names, against the layer_norm that fairseq calls."""
+    noise = np.random.default_rng(0).standard_normal((1, 16_000))
+    clip = (10 ** (level / 20) * noise).astype(np.float32)
+    theirs = torch.nn.functional.layer_norm(torch.tensor(clip), clip.shape[1:])
+    ratio = np.linalg.norm(theirs) / np.linalg.norm(audio.normalize(jnp.asarray(clip)))
+    assert 1 - ratio == pytest.approx(quieter, rel=0.04)
 
 
 def test_to_float_scales_int16_and_nothing_else() -> None:

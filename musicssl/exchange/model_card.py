@@ -1,6 +1,5 @@
 """README.md of an exported model: what it is, how to load it, how it was trained, how it fares."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from musicssl.exchange import model_config, state_dict
 from musicssl.exchange.huggingface import read_json
 from musicssl.exchange.loaded import LoadedEncoder
 from musicssl.model.encoder import Encoder
+from musicssl.runtime.workdir import metrics
 
 _PAPER = (
     '"On the Effectiveness of Speech Self-supervised Learning for Music" '
@@ -166,11 +166,7 @@ def _targets(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 def _final_metrics(workdir: Path, step: int) -> dict[str, Any]:
     """Return the last line of metrics.jsonl that is not past `step`; empty without one."""
-    path = workdir / "metrics.jsonl"
-    if not path.is_file():
-        return {}
-    lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
-    logged = [line for line in map(json.loads, lines) if line["step"] <= step]
+    logged = [line for _, line in metrics(workdir) if line and line["step"] <= step]
     return logged[-1] if logged else {}
 
 

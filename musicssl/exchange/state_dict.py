@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from flax import traverse_util
 
+from musicssl import environment
 from musicssl.model.encoder import Encoder
 from musicssl.model.stem import KERNELS
 
@@ -120,7 +121,7 @@ def shapes(encoder: Encoder) -> Mapping[str, tuple[int, ...]]:
     Traced once for each unbound encoder, which takes a third of a second for twelve blocks.
     """
     audio = jax.ShapeDtypeStruct((1, 400), np.float32)
-    tree = jax.eval_shape(encoder.init, jax.random.key(0), audio)["params"]
+    tree = jax.eval_shape(encoder.init, environment.key(0), audio)["params"]
     flat = traverse_util.flatten_dict(tree, sep="/")
     return MappingProxyType({path: x.shape for path, x in flat.items()})
 

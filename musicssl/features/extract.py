@@ -24,7 +24,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from musicssl import audio
+from musicssl import audio, environment, paths
 from musicssl.exchange import pretrained
 from musicssl.features import cache, windows
 from musicssl.features.baselines import BASELINES
@@ -79,14 +79,15 @@ def open_source(spec: str, precision: str = "float32") -> FeatureSource:
     """
     if spec in BASELINES:
         return _open_baseline(spec)
-    loaded = pretrained.load_encoder(spec.removeprefix("random:"))
+    kind, path = paths.split_kind(spec)
+    loaded = pretrained.load_encoder(path)
     encoder = loaded.encoder.clone(dtype=jnp.dtype(precision))
     params, digest, name = loaded.params, loaded.digest, loaded.source
 
     # New initial values have a digest of their own, by the architecture that they fill.
-    if spec.startswith("random:"):
+    if kind == paths.RANDOM:
         start = jax.jit(lambda key: encoder.init(key, jnp.zeros((1, 400)))["params"])
-        params = jax.tree.map(np.asarray, start(jax.random.key(0)))
+        params = jax.tree.map(np.asarray, start(environment.key(0)))
         architecture = encoder, loaded.sample_rate, loaded.normalize
         digest = f"random-{hashlib.sha256(repr(architecture).encode()).hexdigest()}"
         name = f"random initial values of {name}"

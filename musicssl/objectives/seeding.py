@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
+from musicssl import environment
+
 EXACT = jax.lax.Precision.HIGHEST
 
 Features = jax.Array | np.ndarray
@@ -55,7 +57,7 @@ def _keep_highest(
 ) -> tuple[jax.Array, jax.Array]:
     """Return the priorities and frames that rank highest among those kept and a batch's."""
     features = features.reshape(-1, features.shape[-1]).astype(jnp.float32)  # [..., f] -> [n, f]
-    key = jax.random.fold_in(jax.random.key(seed), index)
+    key = jax.random.fold_in(environment.key(seed), index)
     priorities = jnp.concatenate([kept[0], jax.random.uniform(key, features.shape[:1])])
     highest, order = jax.lax.top_k(priorities, len(kept[0]))
     return replicated((highest, jnp.concatenate([kept[1], features])[order]))
@@ -72,7 +74,7 @@ def plus_plus(
     section 5, with as many draws as scikit-learn makes).
     """
     trials = 2 + int(np.log(clusters))
-    key = jax.random.fold_in(jax.random.key(seed), restart)
+    key = jax.random.fold_in(environment.key(seed), restart)
     squares = jnp.square(sample).sum(-1)  # [n]
     # Transposed once, which halves the time: XLA would do it again for each row.
     columns = jax.lax.optimization_barrier(sample.T)  # [f, n]

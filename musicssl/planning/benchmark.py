@@ -24,7 +24,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from musicssl import audio, host
+from musicssl import audio, environment, host
 from musicssl.model.encoder import make_encoder
 from musicssl.objectives import data2vec, data2vec2, hubert, kmeans, targets
 from musicssl.planning import compilation, report
@@ -218,7 +218,7 @@ def _copy(state: step.TrainState) -> step.TrainState:
 
 def _random_frozen(config: ml_collections.ConfigDict) -> dict:
     """Return random values for the part of a teacher that training does not change."""
-    keys = iter(jax.random.split(jax.random.key(1), 1000))
+    keys = iter(jax.random.split(environment.key(1), 1000))
 
     def draw(x: jax.ShapeDtypeStruct) -> jax.Array:
         return jax.random.normal(next(keys), x.shape, x.dtype)
@@ -314,8 +314,8 @@ def _kmeans_row(config: ml_collections.ConfigDict, here: Machine) -> TimedRow:
     if config.method == "hubert":
         first = targets.of(config)[0]
         clusters, width = first.clusters, targets.width(config, first)
-    frames = jax.random.normal(jax.random.key(0), (FRAMES, width))
-    codes = jax.random.normal(jax.random.key(1), (clusters, width))
+    frames = jax.random.normal(environment.key(0), (FRAMES, width))
+    codes = jax.random.normal(environment.key(1), (clusters, width))
     nearest = jax.jit(kmeans.assign)
     seconds = _median_seconds(lambda: nearest(codes, frames), here.budget)
     figure = 2 * frames.shape[0] * width * clusters / seconds / 1e9

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from musicssl import paths
 from musicssl.probing import metrics
 from musicssl.probing.schema import Results, TaskResult, TrainedBy
 from musicssl.runtime.workdir import MAY_CHANGE
@@ -86,8 +87,8 @@ def _seed(results: Results) -> int | None:
 
 def short_name(results: Results) -> str:
     """Return the last part of the encoder's path, with the kind that stands before it."""
-    kind, colon, path = results["encoder"].rpartition(":")
-    return f"{kind}{colon}{Path(path).name}"
+    kind, path = paths.split_kind(results["encoder"])
+    return f"{kind}{Path(path).name}"
 
 
 def _name(group: Sequence[Results]) -> str:

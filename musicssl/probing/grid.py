@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from musicssl import environment
 from musicssl.features.rows import Stored, take
 
 Monitor = Callable[[jax.Array, jax.Array], jax.Array]
@@ -368,7 +369,7 @@ def fit(
     """
     sources, mixed, _, width = train.x.shape
     shape = (sources, len(seeds), len(rates))
-    keys = jax.vmap(jax.random.key)(seeds)
+    keys = jax.vmap(environment.key)(seeds)
     start = jax.vmap(lambda key: initial(key, width, mixed, protocol))(keys)  # [s, ...]
     params = jax.tree.map(
         lambda p: jnp.broadcast_to(p[None, :, None], (sources, len(p), len(rates), *p.shape[1:])),

@@ -16,7 +16,7 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from musicssl import host
+from musicssl import host, paths
 from musicssl.command import note
 from musicssl.features import extract, windows
 from musicssl.features.baselines import BASELINES
@@ -69,7 +69,7 @@ def _run_into(out: Path, chosen: Sequence[tasks.Task], config: ml_collections.Co
     beside = [name for name in config.beside.split(",") if name]
     folders = [out]
     for name in beside:
-        spec = f"random:{config.encoder}" if name == "random" else name
+        spec = f"{paths.RANDOM}{config.encoder}" if name == "random" else name
         folders.append(out / "beside" / Path(name).name)
         _run_encoder(spec, chosen, folders[-1], config)
     return report.compare(folders, out) if beside and table else table
@@ -106,7 +106,7 @@ def _check_encoders(config: ml_collections.ConfigDict) -> None:
         raise ValueError(f"config.precision is {config.precision!r}: use 'float32' or 'bfloat16'")
     for name in filter(None, config.beside.split(",")):
         known = name in ("random", *BASELINES)
-        if not known and not Path(name.removeprefix("random:")).exists():
+        if not known and not Path(paths.split_kind(name)[1]).exists():
             raise ValueError(
                 f"config.beside: {name!r} is no path, nor one of random, {', '.join(BASELINES)}"
             )
@@ -157,8 +157,8 @@ def _results_dir(config: ml_collections.ConfigDict) -> Path:
         return Path(config.results)
     if (Path(config.encoder) / "checkpoints").is_dir():
         return Path(config.encoder) / "probe"
-    kind, colon, path = config.encoder.rpartition(":")
-    return Path("results") / f"{kind}{'-' * len(colon)}{Path(path).name}"
+    kind, path = paths.split_kind(config.encoder)
+    return Path("results") / f"{kind.replace(':', '-')}{Path(path).name}"
 
 
 def _about(

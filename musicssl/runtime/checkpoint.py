@@ -1,14 +1,16 @@
 """States on disk: one Orbax checkpoint a step under <workdir>/checkpoints.
 
 Each checkpoint holds the state and a small JSON document: the configuration, the git commit, the
-step, the processes and devices. Saves are asynchronous and become visible by one rename, so a
-process that dies while saving leaves the checkpoints before it untouched. Files are compared with
-the digests of their save before they are read.
+step, the processes and devices, the versions and settings. Saves are asynchronous and become
+visible by one rename, so a process that dies while saving leaves the checkpoints before it
+untouched. A save is opened before it is committed, and once more before the run relies on it. Files
+are compared with the digests of their save before they are read.
 """
 
 import contextlib
 import functools
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -19,11 +21,12 @@ import jax
 import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
-from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy, save_decision_policy
 
+from musicssl import environment
 from musicssl.command import first_line
+from musicssl.paths import Literal
 from musicssl.runtime import digests
 from musicssl.runtime.workdir import git_commit, steps_on_disk
 
@@ -42,7 +45,10 @@ class Checkpoints:
             "processes": jax.process_count(),
             "devices": jax.device_count(),
             "data": data or {},
+            "environment": environment.described(),
         }
+        self.under_way: int | None = None  # the step that is being saved
+        self.shapes: Any = None  # of the state that was saved last
         self.on_damage = config.checkpoint.on_damage
         self.damage = functools.cache(lambda step: damage(self.directory / str(step)))
 
@@ -61,14 +67,15 @@ class Checkpoints:
         )
 
         self.manager = ocp.CheckpointManager(
-            self.directory,
+            Literal(self.directory),
             options=ocp.CheckpointManagerOptions(
                 save_decision_policy=due,
                 preservation_policy=keep,
-                cleanup_tmp_directories=True,
+                # not where nothing can be written, as where a complete run is kept
+                cleanup_tmp_directories=os.access(self.directory, os.W_OK),
                 enable_async_checkpointing=True,
             ),
-            handler_registry=digests.handlers(),
+            handler_registry=digests.handlers(self.require_saved),
         )
 
     def latest(self) -> int | None:
@@ -147,6 +154,18 @@ class Checkpoints:
         ]
         return f"the data set has changed: {', '.join(changed)}" if changed else None
 
+    def changes(self, step: int) -> str:
+        """Describe what this process computes with otherwise than the one that saved a step."""
+        saved = self.about_step(step)
+        there = {"commit": saved["commit"], **saved.get("environment", {})}  # not in old saves
+        here = {"commit": self.about["commit"], **self.about["environment"]}
+        changed = [
+            f"{name} ({there[name] or 'none'} then, {here[name] or 'none'} now)"
+            for name in here.keys() & there.keys()
+            if here[name] != there[name]
+        ]
+        return ", ".join(sorted(changed))
+
     def about_step(self, step: int) -> dict:
         """Read what was written beside a step's state: what made it, and on how many devices."""
         return json.loads((self.directory / str(step) / "about" / "metadata").read_text())
@@ -157,16 +176,37 @@ class Checkpoints:
             return False
         if step in self.manager.all_steps():
             return False
+        self.confirm()
         self.check_space(state)
         about = self.about | {"step": step}
+        self.shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
         with self.writing():
-            return self.manager.save(
+            began = self.manager.save(
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about)
                 ),
                 force=force,
             )
+        self.under_way = step if began else None
+        return began
+
+    def confirm(self) -> None:
+        """Wait for the save under way, and open it where it is to be read from.
+
+        Raises:
+          OSError: it could not be written, or what was written is not what was saved.
+        """
+        with self.writing():
+            step, self.under_way = self.under_way, None
+            self.manager.wait_until_finished()
+            if step is not None and jax.process_index() == 0:
+                self.require_saved(self.directory / str(step) / "state")
+
+    def require_saved(self, directory: Path) -> None:
+        """Raise OSError where a directory does not hold the arrays that were saved last."""
+        if different := _difference(directory, self.shapes):
+            raise OSError(f"what was written cannot be read back: {different}")
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
@@ -176,7 +216,8 @@ class Checkpoints:
         except Exception as error:  # Orbax and tensorstore raise many kinds
             raise OSError(
                 f"{self.directory}: a checkpoint could not be written ({first_line(error)}). Those "
-                "before it are whole: see to the disk's space and run the same command again"
+                "before it are whole: see to the disk, its space for one, and run the same command "
+                "again"
             ) from error
 
     def check_space(self, state: Any) -> None:
@@ -190,10 +231,12 @@ class Checkpoints:
             )
 
     def close(self) -> None:
-        """Wait for the save under way."""
-        with self.writing():
-            self.manager.wait_until_finished()
-            self.manager.close()
+        """Wait for the save under way, and open it."""
+        try:
+            self.confirm()
+        finally:
+            with self.writing():
+                self.manager.close()
 
 
 def damage(checkpoint: Path) -> str | None:
@@ -217,7 +260,7 @@ def _difference(directory: Path, abstract: Any) -> str | None:
 
 def metadata(directory: Path) -> dict:
     """Return the shapes and types of a saved tree, without its empty branches."""
-    return ocp.PyTreeCheckpointHandler().metadata(epath.Path(directory)).tree
+    return ocp.PyTreeCheckpointHandler().metadata(Literal(directory)).tree
 
 
 def load_params(
@@ -263,4 +306,4 @@ def _read_parts(directory: Path, names: tuple[str, ...]) -> dict:
     kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
     args = ocp.args.PyTreeRestore(item=wanted, restore_args=kinds, partial_restore=True)
     # not through a Checkpointer, which would warn of what it has no use for
-    return ocp.PyTreeCheckpointHandler().restore(epath.Path(directory), args=args)
+    return ocp.PyTreeCheckpointHandler().restore(Literal(directory), args=args)

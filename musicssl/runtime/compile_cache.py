@@ -15,9 +15,11 @@ import jax
 
 
 def keep() -> None:
-    """Find compiled programs, and leave them, in the user's cache."""
+    """Find compiled programs, and leave them, in the user's cache, if there is a home for one."""
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]  # jax adds it
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+        if not folder.is_absolute():  # a user of a container without a name has no home
+            return
         jax.config.update("jax_compilation_cache_dir", str(folder / "musicssl/xla" / machine()))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

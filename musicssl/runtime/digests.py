@@ -7,6 +7,7 @@ checkpoint visible, so a checkpoint that is there has its digests.
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -49,11 +50,18 @@ def damage(directory: Path) -> str | None:
 
 
 class Digested(ocp.CheckpointHandler):
-    """A checkpoint handler whose last act before the commit is to write the digests."""
+    """A checkpoint handler whose last act before the commit is to write the digests.
+
+    check: called before that with the directory; what it raises keeps it from being committed.
+    """
+
+    check: Callable[[Path], None] | None = None
 
     def finalize(self, directory: epath.Path) -> None:
         super().finalize(directory)
         if jax.process_index() == 0:  # the others' files are merged and closed by now
+            if self.check:
+                self.check(Path(directory))
             write(Path(directory))
 
 
@@ -65,10 +73,15 @@ class DocumentHandler(Digested, ocp.JsonCheckpointHandler):
     pass
 
 
-def handlers() -> ocp.handlers.CheckpointHandlerRegistry:
-    """Return Orbax's handlers, with digests, of a checkpoint's two parts, `state` and `about`."""
+def handlers(check: Callable[[Path], None]) -> ocp.handlers.CheckpointHandlerRegistry:
+    """Return Orbax's handlers, with digests, of a checkpoint's two parts, `state` and `about`.
+
+    Args:
+      check: of the state that was written, before it is committed.
+    """
     registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
     state, about = StateHandler(), DocumentHandler()
+    state.check = check
     registry.add("state", ocp.args.StandardSave, state)
     registry.add("state", ocp.args.StandardRestore, state)
     registry.add("about", ocp.args.JsonSave, about)

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,38 @@ def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
         temporary = path.with_suffix(".tmp")
         temporary.write_text(text)
         temporary.rename(path)
+
+
+def require_writable(workdir: Path) -> None:
+    """Raise OSError where a run cannot write into its workdir."""
+    try:
+        with tempfile.TemporaryFile(dir=workdir):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"{workdir} cannot be written to ({error.strerror}), which a run that is not complete "
+            "has to do: change that, or use another --workdir"
+        ) from error
+
+
+def metrics(workdir: Path) -> list[tuple[bytes, dict[str, float] | None]]:
+    """Return the lines of a run's metrics.jsonl, each with its scalars.
+
+    None stands for the scalars of a line that cannot be read, of which a crash may leave some.
+    """
+    path = Path(workdir) / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+    return [(line, _scalars(line)) for line in lines]
+
+
+def _scalars(line: bytes) -> dict[str, float] | None:
+    try:
+        scalars = json.loads(line)
+    except ValueError:  # of Unicode, too
+        return None
+    if not line.endswith(b"\n") or not isinstance(scalars, dict) or "step" not in scalars:
+        return None
+    return scalars if all(isinstance(x, (int, float)) for x in scalars.values()) else None
 
 
 def read_leaves(path: Path) -> dict:

@@ -14,7 +14,7 @@ from typing import Any
 
 from musicssl.probing import columns, published, report
 from musicssl.probing.schema import TaskResult
-from musicssl.runtime.workdir import git_commit, read_leaves, steps_on_disk
+from musicssl.runtime.workdir import git_commit, metrics, read_leaves, steps_on_disk
 from musicssl.study.schema import (
     EncoderScore,
     PairedTest,
@@ -150,16 +150,14 @@ def _training_run(encoder: PlannedEncoder) -> TrainingRun:
     saved = workdir / "checkpoints" / str(run["step"]) / "about/metadata"
     if saved.exists():
         run["commit"] = json.loads(saved.read_text())["commit"]
-    if (workdir / "metrics.jsonl").exists():
-        run["curves"] = _curves(workdir / "metrics.jsonl")
+    run["curves"] = _curves(workdir)
     run["complete"] = bool(run["step"]) and run["step"] == run["leaves"].get("steps")
     return run
 
 
-def _curves(path: Path) -> dict[str, list[list[float]]]:
+def _curves(workdir: Path) -> dict[str, list[list[float]]]:
     """Return {scalar: [[step, value], ...]}, thinned; TensorBoard has all points."""
-    texts = path.read_text().splitlines()
-    lines = [json.loads(text) for text in texts if text.endswith("}")]  # the last may be cut off
+    lines = [scalars for _, scalars in metrics(workdir) if scalars]
     lines = lines[:: math.ceil(len(lines) / _KEPT) or 1]
     curves: dict[str, list[list[float]]] = {}
     for line in lines:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -11,7 +10,6 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from musicssl import audio
@@ -21,6 +19,7 @@ from musicssl.exchange.loaded import architecture
 from musicssl.model.encoder import make_encoder
 from musicssl.runtime import distributed, goodput, sharding
 from musicssl.runtime.checkpoint import Checkpoints
+from musicssl.runtime.preemption import Preempted, Preemption
 from musicssl.runtime.workdir import flat
 from musicssl.training import flops
 from musicssl.training import step as step_lib
@@ -40,46 +39,6 @@ AHEAD = 2  # steps the host may run ahead of the devices; between logs it copies
 
 class TrainingStopped(Exception):
     """A run that cannot go on; the message says what was measured and what usually helps."""
-
-
-class Preempted(Exception):
-    """The machine asked the job to end during optional work, such as a probe: abandon it."""
-
-
-class Preemption:
-    """Whether the machine has asked the job to end, agreed on by all processes."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        if jax.process_count() == 1:  # with several, jax.distributed handles SIGTERM
-            signal.signal(signal.SIGTERM, self.ask)
-
-    def ask(self, *_signal: object) -> None:
-        """Note the request; also the handler of SIGTERM."""
-        self.asked = True
-
-    def poll(self) -> None:
-        """Raise Preempted if this process is alone and was asked; several agree between steps."""
-        if self.asked:
-            raise Preempted
-
-    def reached(self, number: int) -> bool:
-        """Return whether all processes are to end here, between two steps or batches.
-
-        Every process calls this at the same places, with the same number. When one of them is
-        asked to end, they agree on the number at which all of them do: one more than the highest
-        that any has called with so far.
-
-        Args:
-          number: the step. Orbax calls the same meeting point with the step at every save, and a
-            number of another kind would make some processes end while others wait for them. Work
-            before training, such as fitting a codebook, passes first, first + 1, and so on, where
-            first is the step that training then begins at. A negative number is never passed,
-            since JAX would drop the request.
-        """
-        if jax.process_count() > 1:
-            self.asked = multihost_utils.reached_preemption_sync_point(number) or self.asked
-        return self.asked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -285,6 +244,8 @@ def initial_state(
     )
     state = checkpoints.restore(step, abstract)
     say(f"going on from step {step} of {config.steps}{_moved(checkpoints.about_step(step))}")
+    if changes := checkpoints.changes(step):
+        say(f"since that save these have changed, and results with them: {changes}")
     return state
 
 

@@ -18,7 +18,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from musicssl import audio
+from musicssl import audio, environment
 from musicssl.model.encoder import make_encoder
 from musicssl.objectives import data2vec, data2vec2, hubert
 from musicssl.objectives.masking import Batch, draw
@@ -57,7 +57,7 @@ def objective(config: ml_collections.ConfigDict) -> Objective:
 
 def streams(seed: int, step: jax.Array | int) -> dict[str, jax.Array]:
     """Return one key for each use of randomness in a step."""
-    key = jax.random.fold_in(jax.random.key(seed), step)
+    key = jax.random.fold_in(environment.key(seed), step)
     return {name: jax.random.fold_in(key, i) for i, name in enumerate(STREAMS)}
 
 

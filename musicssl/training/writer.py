@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING
 
 import jax
 
+from musicssl.command import say
+from musicssl.runtime import workdir as workdir_lib
+
 if TYPE_CHECKING:  # it loads TensorFlow
     from clu.metric_writers import MetricWriter
 
@@ -15,12 +18,13 @@ class Writer:
 
     Args:
       first: the step that training begins at; lines of later steps are dropped from metrics.jsonl.
+      last: the step that it ends at; nothing is touched where it has ended.
     """
 
-    def __init__(self, workdir: Path, first: int):
+    def __init__(self, workdir: Path, first: int, last: int):
         self.path = workdir / "metrics.jsonl"
         self.writer: MetricWriter | None = None
-        if jax.process_index():
+        if jax.process_index() or first >= last:
             return
         from clu import metric_writers
 
@@ -29,12 +33,17 @@ class Writer:
             self._drop_after(first)
 
     def _drop_after(self, step: int) -> None:
-        """Drop lines of later steps, which will be written again, and any unfinished line."""
-        lines = self.path.read_text().splitlines(keepends=True)
-        complete = [line for line in lines if line.endswith("}\n")]
-        kept = [line for line in complete if json.loads(line)["step"] <= step]
+        """Drop lines of later steps, which will be written again; set aside what is no line."""
+        lines = workdir_lib.metrics(self.path.parent)
+        kept = [line for line, scalars in lines if scalars and scalars["step"] <= step]
+        damaged = [line for line, scalars in lines if scalars is None]
+        if damaged:
+            aside = self.path.with_suffix(".jsonl.damaged")
+            with aside.open("ab") as file:
+                file.writelines(damaged)
+            say(f"{self.path} had {len(damaged)} lines that cannot be read: see {aside.name}")
         temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(kept))
+        temporary.write_bytes(b"".join(kept))
         temporary.rename(self.path)
 
     def write(self, step: int, scalars: dict[str, float]) -> None:

@@ -21,7 +21,7 @@ from musicssl.features import extract
 from musicssl.model.encoder import Encoder
 from musicssl.probing import evaluate, session, tasks
 from musicssl.runtime import sharding
-from musicssl.training import loop
+from musicssl.runtime.preemption import Preempted
 from tests.support import commands, feature_sources, mir_fixtures, tiny
 from tests.support.probes import config, nothing
 
@@ -218,9 +218,9 @@ def test_an_encoder_in_training_is_scored(synth_dir: str) -> None:
     assert len(polls) == 3 * 3 + 2 * (encoder.layers + 1)
 
     def asked() -> None:
-        raise loop.Preempted
+        raise Preempted
 
-    with pytest.raises(loop.Preempted):
+    with pytest.raises(Preempted):
         session.quick(run, params, mesh, 100, asked)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from configs import musichubert
 from musicssl.runtime import checkpoint, sharding
+from musicssl.runtime.preemption import Preemption
 from musicssl.runtime.workdir import claim
 from musicssl.training import loop
 from tests.support import tiny
@@ -59,7 +60,7 @@ class Session:
         self.mesh = sharding.make_mesh(devices=jax.devices()[:1])
         self.rows: list[tuple[int, dict[str, float]]] = []
         self.frozen: dict = {}
-        self.preemption: loop.Preemption | None = None
+        self.preemption: Preemption | None = None
 
     def batch(self, step: int) -> np.ndarray:
         return clips(self.config, step)
@@ -85,7 +86,7 @@ class Session:
         claim(self.workdir, self.config)
         saved = checkpoint.Checkpoints(self.workdir, self.config)
         state = loop.initial_state(self.config, self.mesh, saved)
-        ask = self.preemption or loop.Preemption()
+        ask = self.preemption or Preemption()
         run = loop.Run(
             config=self.config,
             mesh=self.mesh,

@@ -58,7 +58,14 @@ def clips(tiny: ml_collections.ConfigDict, seed: int = 0) -> np.ndarray:
 
 def on_eight_devices(function: Callable[..., object], *arguments: str) -> object:
     """Call a function in a process of its own and return its result, by JSON."""
-    process = commands.Process(report, function, *arguments, devices=8)
+    return in_another_process(function, *arguments, devices=8)
+
+
+def in_another_process(
+    function: Callable[..., object], *arguments: str, devices: int = 1
+) -> object:
+    """Call a function in a process of its own and return its result, by JSON."""
+    process = commands.Process(report, function, *arguments, devices=devices)
     output, errors = process.communicate()
     assert process.returncode == 0, errors[-4000:]
     return json.loads(output.rpartition("RESULT")[2])

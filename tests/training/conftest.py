@@ -59,10 +59,11 @@ def traced_once() -> Iterator[None]:
 
 @pytest.fixture
 def sigterm() -> Iterator[None]:
-    """Give pytest its own SIGTERM back: a run takes it over."""
-    before = signal.getsignal(signal.SIGTERM)
+    """Give pytest its own signals back: a run takes them over."""
+    before = {x: signal.getsignal(x) for x in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="module")

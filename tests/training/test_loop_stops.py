@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from musicssl.runtime.preemption import Preemption
 from musicssl.runtime.workdir import steps_on_disk
 from musicssl.training import loop
 from tests.support import runs
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("compiled_once", "silence_is_nan", "traced_
 
 def test_sigterm_in_a_probe_leaves_it_out_and_saves(tmp_path, capsys):
     session = Session(config({"probe.every": 5}), tmp_path)
-    asked = loop.Preemption()
+    asked = Preemption()
 
     def look(step: int, params: dict, poll: Callable[[], None]) -> dict[str, float]:
         poll()  # of nothing

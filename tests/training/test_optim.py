@@ -140,6 +140,53 @@ def test_adam_takes_the_steps_of_torch_adamw():
     assert all(np.abs(ours[name] - start[name]).max() > 0.05 for name in start)
 
 
+def fairseq_adam(gradient: float, updates: int) -> np.ndarray:
+    """Sizes of fairseq's own Adam's updates by a gradient that stays, at a rate of 1."""
+    sizes, first, second = [], 0.0, 0.0
+    for update in range(1, updates + 1):
+        first, second = 0.9 * first + 0.1 * gradient, 0.98 * second + 0.02 * gradient**2
+        rate = math.sqrt(1 - 0.98**update) / (1 - 0.9**update)
+        sizes.append(rate * first / (math.sqrt(second) + 1e-6))
+    return np.array(sizes)
+
+
+@pytest.mark.parametrize(
+    ("gradient", "smaller"), [(1e-3, (0.0060, 0.0013, 7.4e-5)), (1e-4, (0.057, 0.013, 7.3e-4))]
+)
+def test_fairseq_s_place_of_epsilon_makes_its_first_updates_smaller(gradient, smaller):
+    """The deviation that `optim.adam` names: in update 1, 10 and 100."""
+    config = music2vec.get_config()
+    config.optim.phases, config.optim.learning_rate = (0, 1, 0), 1.0
+    config.optim.weight_decay = 0.0
+    adam, zero = optim.adam(config), jnp.zeros(())
+
+    def update(state: optax.OptState, _: None) -> tuple[optax.OptState, jax.Array]:
+        change, state = adam.update(jnp.float32(gradient), state, zero)
+        return state, -change
+
+    with jax.enable_x64(True):  # else rounding is as large as the last of the differences
+        _, ours = jax.lax.scan(update, adam.init(zero), None, 100)
+    shorter = 1 - fairseq_adam(gradient, 100) / np.asarray(ours)
+    np.testing.assert_allclose(shorter[[0, 9, 99]], smaller, rtol=0.05)
+
+
+def test_fairseq_cuts_off_what_tri_stage_rounds():
+    """The deviation that `optim.tri_stage` names: none in the paper's runs."""
+    for variant in music2vec.VARIANTS:
+        config = music2vec.get_config(variant)
+        cut = [int(config.steps * phase) for phase in config.optim.phases]
+        if config.steps >= 400_000:
+            assert cut == [round(config.steps * phase) for phase in config.optim.phases]
+    steps, phases = 400_001, (0.03, 0.9, 0.07)
+    schedule = optim.tri_stage(5e-4, steps, phases, 0.01)
+    stages = tuple(int(steps * phase) for phase in phases)
+    at = [11_999, 12_000, 371_999, 372_000, 372_001, 390_000, 400_000, 400_001]
+    theirs = [fairseq_tri_stage(step, 5e-4, stages, 0.01) for step in at]
+    ours = [float(schedule(jnp.int32(step))) for step in at]
+    off = np.abs(np.array(ours) / theirs - 1)
+    assert 1e-4 < off.max() < 2e-4
+
+
 @pytest.mark.parametrize("limit", [0.5, 1e3])
 def test_clip_is_torch_clip_grad_norm(limit):
     rng = np.random.default_rng(1)

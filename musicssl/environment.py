@@ -1,0 +1,99 @@
+"""What this machine makes of the same command: settings of JAX, random keys, devices, versions.
+
+Masks, dropout and initial values are functions of a seed and a step, whatever the environment
+says of generators of random numbers. What may change a result all the same is written into each
+save, so that a run that goes on can say what has changed.
+"""
+
+import importlib.metadata
+import os
+import platform
+
+import flax
+import jax
+
+# Settings that JAX and Flax take from the environment (JAX_ENABLE_X64=1) and that the code is not
+# written for, or that would silently change what is drawn at random; and what they have to be.
+_JAX = {
+    "jax_enable_x64": False,
+    "jax_default_prng_impl": "threefry2x32",
+    "jax_threefry_partitionable": True,
+    "jax_random_seed_offset": 0,
+    "jax_high_dynamic_range_gumbel": False,
+    "jax_disable_jit": False,
+    "jax_numpy_dtype_promotion": "standard",
+    "jax_numpy_rank_promotion": "allow",
+    "jax_transfer_guard": "allow",
+    "jax_transfer_guard_host_to_device": "allow",
+    "jax_transfer_guard_device_to_device": "allow",
+    "jax_transfer_guard_device_to_host": "allow",
+}
+_FLAX = {"flax_fix_rng_separator": False, "flax_return_frozendict": False}
+# What else changes results, mostly in their last digits.
+_VERSIONS = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+_FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE")
+
+
+def tell_tensorflow() -> None:
+    """Tell TensorFlow, before it is loaded, to be quiet and to leave no file: it only reads data.
+
+    Where a user has no home, as in a container, it would make a folder with the name `~`.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    os.environ.setdefault("GCS_READAHEAD_BUFFER_SIZE_BYTES", str(1 << 20))  # as data_pipelines does
+    if os.path.expanduser("~") == "~":
+        os.environ.setdefault("KERAS_HOME", os.devnull)
+
+
+def settle() -> list[str]:
+    """Give JAX and Flax the settings that this code is written for.
+
+    Returns:
+      the variables of the environment that said otherwise and now have no effect.
+    """
+    undone = []
+    for config, wanted in ((jax.config, _JAX), (flax.config, _FLAX)):
+        for name, value in wanted.items():
+            given = getattr(config, name, value)  # a setting may go away in other versions
+            if given not in (value, None):
+                config.update(name, value)  # type: ignore[attr-defined]
+                undone.append(f"{name.upper()}={given}")
+    return undone
+
+
+def key(seed: int | jax.Array) -> jax.Array:
+    """Return the random key of a seed, of the one generator that results are defined by."""
+    return jax.random.key(seed, impl="threefry2x32")
+
+
+def require_devices() -> None:
+    """Find the devices of JAX_PLATFORMS, if it is set, before anything needs them.
+
+    Raises:
+      ValueError: there are none; the message names the platforms that are there.
+    """
+    try:
+        jax.devices()
+    except Exception as error:  # JAX raises several kinds, and for CUDA a bare AssertionError
+        said = next(iter(str(error).splitlines()), "JAX is installed without it")
+        wanted = getattr(jax.config, "jax_platforms", None)
+        if not wanted:
+            raise ValueError(said) from error
+        jax.config.update("jax_platforms", None)
+        there = dict.fromkeys([jax.default_backend(), "cpu"])
+        raise ValueError(
+            f"there is no device of the platform {wanted} ({said}): JAX_PLATFORMS may be "
+            f"{' or '.join(there)} here, or left out"
+        ) from error
+
+
+def described() -> dict[str, str]:
+    """Return the versions, settings and devices that results depend on, by name."""
+    return {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in _VERSIONS},
+        **{name: os.environ.get(name, "") for name in _FLAGS},
+        "matmul precision": str(getattr(jax.config, "jax_default_matmul_precision", None)),
+        "device": jax.devices()[0].device_kind,
+    }

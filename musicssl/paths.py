@@ -1,0 +1,126 @@
+"""What a path may be, in a flag or in a leaf of a configuration: the one place that knows.
+
+A path is of this machine's file system. `~` stands for a home, and every other character of a name
+for itself, be it `[`, `*` or a colon. In front of an encoder's path may stand RANDOM.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import ml_collections
+from etils import epath
+from etils.epath.stat_utils import StatResult
+
+PRODUCT = Path(__file__).parent.parent  # has configs/ and the packages
+RANDOM = "random:"  # before the path of an encoder: new initial values of its architecture
+
+
+def local(path: str) -> str:
+    """Return a path of this machine's file system with `~` and `~user` written out.
+
+    Raises:
+      ValueError: it is an address such as gs://, its home is not known, or it is not UTF-8.
+    """
+    if "://" in path:
+        raise ValueError(f"{path} is no path on this machine: copy it to a disk, or mount it")
+    return _written_out(path)
+
+
+def data(path: str) -> str:
+    """Return the path of built data sets, which TensorFlow can also read from gs:// and the like.
+
+    Raises:
+      ValueError: as `local`, addresses apart.
+    """
+    return path if "://" in path else _written_out(path)
+
+
+def encoder(spec: str) -> str:
+    """Return what names an encoder, a path or RANDOM and a path, as `local` does."""
+    kind, path = split_kind(spec)
+    return kind + local(path)
+
+
+def split_kind(spec: str) -> tuple[str, str]:
+    """Return RANDOM or "", and the path, of which any other colon is a part."""
+    path = spec.removeprefix(RANDOM)
+    return spec[: len(spec) - len(path)], path
+
+
+def several(paths: str) -> str:
+    """Return the names of encoders, or paths, that commas separate, each as `encoder` does."""
+    return ",".join(encoder(path) for path in paths.split(","))
+
+
+def _written_out(path: str) -> str:
+    whole = os.path.expanduser(path)
+    if whole.startswith("~"):
+        raise ValueError(f"{path}: no home directory is known for it; write the path out")
+    absolute = os.path.abspath(whole)
+    if shown(absolute) != absolute:
+        raise ValueError(f"{shown(absolute)} is not UTF-8, which checkpoints need: choose another")
+    return whole
+
+
+def shown(path: str | os.PathLike) -> str:
+    """Return a name that can be printed and kept: bytes that are not UTF-8 with backslashes."""
+    return os.fspath(path).encode("utf-8", "backslashreplace").decode()
+
+
+# The leaves of configurations that hold paths, and what they may be.
+LEAVES: dict[str, Callable[[str], str]] = {
+    "start_from": local,
+    "teacher.encoder": local,
+    "data.data_dir": data,
+    "probe.data_dir": data,
+    "data_dir": data,
+    "encoder": encoder,
+    "beside": several,
+    "results": local,
+    "cache": local,
+}
+
+
+def write_out(config: ml_collections.ConfigDict) -> None:
+    """Write `~` out in those leaves of a configuration that are paths.
+
+    Raises:
+      ValueError: naming a leaf that cannot be a path, as its kind says.
+    """
+    for name, whole in LEAVES.items():
+        section, _, leaf = name.rpartition(".")
+        within = config.get(section) if section else config
+        value = within.get(leaf) if within is not None else None
+        if isinstance(value, str) and value:
+            try:
+                within[leaf] = whole(value)
+            except ValueError as error:
+                raise ValueError(f"--config.{name}: {error}") from None
+
+
+def of_product(name: str) -> str:
+    """Return the path of a file of the product, such as configs/probe.py, from any folder.
+
+    It is `name` itself in the product's own folder, where people start commands.
+    """
+    here = Path(name).absolute() == PRODUCT / name
+    return name if here else str(PRODUCT / name)
+
+
+class Literal(type(epath.Path("/"))):  # type: ignore[misc]  # the class for this system
+    """A path as the operating system has it, for libraries that take etils' paths.
+
+    etils takes a folder's own name for a pattern where it looks for what is in it, and a file's
+    owner for somebody with a name. Then Orbax does not find, and leaves out, what it has just
+    written into a folder called run[1].
+    """
+
+    def glob(self, pattern: str) -> Iterator["Literal"]:
+        """Yield what is below this folder and fits the pattern."""
+        return (type(self)(path) for path in sorted(Path(self).glob(pattern)))
+
+    def stat(self) -> StatResult:
+        """Return the size and the times of a file, without its owner."""
+        there = os.stat(self)
+        return StatResult(Path(self).is_dir(), there.st_size, int(there.st_mtime))

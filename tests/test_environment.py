@@ -1,0 +1,97 @@
+"""What the environment may not change, and what is said of it."""
+
+import os
+
+import flax
+import jax
+import numpy as np
+import pytest
+
+from musicssl import environment
+from musicssl.objectives.masking import span_mask
+from musicssl.training import step
+from tests.support import tiny
+
+OTHERWISE = {
+    "jax_enable_x64": True,
+    "jax_default_prng_impl": "rbg",
+    "jax_threefry_partitionable": False,
+    "jax_random_seed_offset": 5,
+    "jax_disable_jit": True,
+    "jax_numpy_dtype_promotion": "strict",
+    "jax_numpy_rank_promotion": "raise",
+    "jax_transfer_guard": "disallow",
+}
+
+
+def drawn() -> list:
+    """A step's masks and a little of its dropout."""
+    config = tiny.config()
+    keys = step.streams(config.seed, 7)
+    mask = span_mask(keys["mask"], 4, 37, **config.mask)
+    noise = jax.random.bits(keys["dropout"], (3, 1000))
+    return [np.asarray(mask.mask).tolist(), np.asarray(noise).tolist()]
+
+
+def drawn_elsewhere() -> list:
+    """The same in a process whose environment says otherwise, and what is then told."""
+    for name, value in OTHERWISE.items():
+        jax.config.update(name, value)
+    flax.config.update("flax_fix_rng_separator", True)
+    undone = environment.settle()
+    return [undone, *drawn()]
+
+
+def test_the_environment_changes_nothing_that_is_drawn_at_random():
+    undone, *there = tiny.in_another_process(drawn_elsewhere)
+    assert there == drawn()
+    assert [x.partition("=")[0] for x in undone] == [
+        *(name.upper() for name in OTHERWISE),
+        "FLAX_FIX_RNG_SEPARATOR",
+    ]
+    assert "JAX_ENABLE_X64=True" in undone
+
+
+def test_keys_are_those_of_jax_s_default_generator_whatever_is_set():
+    wanted = jax.random.key_data(jax.random.key(3))
+    with jax.default_prng_impl("rbg"):
+        assert (jax.random.key_data(environment.key(3)) == wanted).all()
+        keys = step.streams(3, 0).values()
+    assert {str(jax.random.key_impl(key)) for key in keys} == {"threefry2x32"}
+
+
+def test_nothing_is_told_where_nothing_was_set():
+    assert environment.settle() == []
+
+
+@pytest.mark.parametrize("platform", ["cuda", "abacus"])
+def test_a_platform_that_is_not_there_is_named_with_those_that_are(platform):
+    said = tiny.in_another_process(without_devices, platform)
+    assert said.startswith(f"there is no device of the platform {platform} (")
+    assert said.endswith("): JAX_PLATFORMS may be cpu here, or left out") and "\n" not in said
+
+
+def without_devices(platform: str) -> str:
+    jax.config.update("jax_platforms", platform)
+    try:
+        environment.require_devices()
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def test_what_results_depend_on_is_described(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--some")
+    with jax.default_matmul_precision("highest"):
+        described = environment.described()
+    assert described["jax"] == jax.__version__ and described["device"] == "cpu"
+    assert described["XLA_FLAGS"] == "--some" and described["matmul precision"] == "highest"
+
+
+def test_tensorflow_leaves_no_folder_where_a_user_has_no_home(monkeypatch):
+    monkeypatch.delenv("KERAS_HOME", raising=False)
+    environment.tell_tensorflow()
+    assert "KERAS_HOME" not in os.environ
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    environment.tell_tensorflow()
+    assert os.environ["KERAS_HOME"] == os.devnull

@@ -1,0 +1,103 @@
+"""What a path may be: homes, addresses, names that look like patterns, owners without a name."""
+
+import grp
+import pwd
+from pathlib import Path
+
+import pytest
+
+from configs import common, musichubert, probe
+from musicssl import paths
+from musicssl.runtime.workdir import flat
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+def test_a_home_is_written_out(home):
+    assert paths.local("~/runs/[x]") == f"{home}/runs/[x]"
+    assert paths.local("~root/x") == f"{pwd.getpwnam('root').pw_dir}/x"
+    assert paths.local("runs/~x") == "runs/~x"
+    with pytest.raises(ValueError, match="~nobody-here/x: no home directory is known"):
+        paths.local("~nobody-here/x")
+
+
+def test_an_address_is_no_path_on_this_machine():
+    with pytest.raises(ValueError, match="gs://a/b is no path on this machine"):
+        paths.local("gs://a/b")
+    assert paths.data("gs://a/b") == "gs://a/b"  # which TensorFlow reads
+
+
+def test_a_name_that_is_not_utf_8_is_refused_in_words_that_can_be_printed(tmp_path, monkeypatch):
+    name = b"caf\xe9".decode("utf-8", "surrogateescape")
+    (tmp_path / name).mkdir()
+    with pytest.raises(ValueError, match="is not UTF-8") as error:
+        paths.local(name)
+    assert r"caf\udce9 is" in str(error.value).encode().decode()
+    monkeypatch.chdir(tmp_path / name)
+    with pytest.raises(ValueError, match="is not UTF-8"):
+        paths.local("runs")
+
+
+@pytest.mark.parametrize(
+    ("spec", "kind", "path"),
+    [
+        ("random:runs/a", "random:", "runs/a"),
+        ("runs/2026-01-05T10:30/model", "", "runs/2026-01-05T10:30/model"),
+        ("random:a:b", "random:", "a:b"),
+        ("logmel", "", "logmel"),
+    ],
+)
+def test_a_colon_that_ends_no_known_prefix_is_a_part_of_the_path(spec, kind, path):
+    assert paths.split_kind(spec) == (kind, path)
+
+
+def test_every_leaf_that_is_a_path_is_written_out(home):
+    training, evaluation = musichubert.get_config("k2000_iter2"), probe.get_config()
+    for config in (training, evaluation):
+        for name in paths.LEAVES.keys() & flat(config.to_dict()).keys():
+            config.update_from_flattened_dict({name: "~/x"})
+        paths.write_out(config)
+    found = flat(training.to_dict()) | flat(evaluation.to_dict())
+    assert {found[name] for name in paths.LEAVES} == {f"{home}/x"}
+    evaluation.encoder, evaluation.beside = "random:~/x", "random,~/x,random:~/y"
+    paths.write_out(evaluation)
+    assert evaluation.encoder == f"random:{home}/x"
+    assert evaluation.beside == f"random,{home}/x,random:{home}/y"
+
+
+def test_a_leaf_that_cannot_be_a_path_is_named():
+    config = common.get_config()
+    config.start_from = "s3://a"
+    with pytest.raises(ValueError, match=r"--config\.start_from: s3://a is no path"):
+        paths.write_out(config)
+
+
+def test_the_product_s_files_are_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(paths.PRODUCT)
+    assert paths.of_product("configs/probe.py") == "configs/probe.py"
+    monkeypatch.chdir(tmp_path)
+    found = Path(paths.of_product("configs/probe.py"))
+    assert found.is_file() and found.is_absolute()
+
+
+def test_a_folder_s_own_name_is_no_pattern(tmp_path):
+    for name in ("run[1]", "run1", "a*", "ab"):
+        (tmp_path / name / "part.0").mkdir(parents=True)
+    for name in ("run[1]", "a*"):
+        folder = paths.Literal(tmp_path / name)
+        assert [str(x) for x in folder.glob("part.*")] == [f"{tmp_path}/{name}/part.0"]
+        assert all(type(x) is paths.Literal for x in (*folder.glob("*"), folder / "x"))
+
+
+def test_a_file_s_owner_needs_no_name(tmp_path, monkeypatch):
+    def nobody(number: int) -> None:
+        raise KeyError(f"uid not found: {number}")
+
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    monkeypatch.setattr(grp, "getgrgid", nobody)
+    (tmp_path / "x").write_text("abc")
+    assert paths.Literal(tmp_path / "x").stat().length == 3
