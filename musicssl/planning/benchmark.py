@@ -27,7 +27,7 @@ from jax.sharding import Mesh
 from musicssl import audio, host
 from musicssl.model.encoder import make_encoder
 from musicssl.objectives import data2vec, hubert, kmeans
-from musicssl.planning import compilation, report
+from musicssl.planning import compilation, costs
 from musicssl.runtime import sharding
 from musicssl.training import flops, optim, step
 
@@ -219,7 +219,7 @@ def _optimizer_bytes(config: ml_collections.ConfigDict) -> int:
     It reads parameters, gradients, two moments and the teacher, and writes all but the gradients.
     """
     state = step.state_shapes(config)
-    return 7 * report.stored(state.params) + 2 * report.stored(state.teacher)
+    return 7 * costs.stored(state.params) + 2 * costs.stored(state.teacher)
 
 
 def _input_row(config: ml_collections.ConfigDict, here: Machine) -> TimedRow | None:
