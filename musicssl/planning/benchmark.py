@@ -126,7 +126,7 @@ def _programs(config: ml_collections.ConfigDict, mesh: Mesh) -> dict[str, Callab
 
     # What the programs are given.
     clips = _random_clips(config, mesh)
-    frozen = _random_frozen(config)
+    frozen = random_frozen(config)
     state = step.sharded_init(config, mesh)
     batch = jax.jit(lambda x: step.prepare(config, keys["mask"], x))(clips)
     params, teacher = state.params["encoder"], state.teacher | frozen
@@ -203,7 +203,7 @@ def _copy(state: step.TrainState) -> step.TrainState:
     return jax.tree.map(jnp.copy, state)
 
 
-def _random_frozen(config: ml_collections.ConfigDict) -> dict:
+def random_frozen(config: ml_collections.ConfigDict) -> dict:
     """Return random values for the part of a teacher that training does not change."""
     keys = iter(jax.random.split(jax.random.key(1), 1000))
 

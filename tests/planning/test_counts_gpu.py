@@ -21,8 +21,14 @@ METHODS = {
 # On one GPU: GB moved, GFLOP of products and convolutions, kernels, MiB of temporaries, and MB
 # exchanged.
 RECORDED = {
-    "data2vec": {"moved": 0, "done": 0, "kernels": 0, "temporaries": 0, "exchanged": 0},
-    "hubert": {"moved": 0, "done": 0, "kernels": 0, "temporaries": 0, "exchanged": 0},
+    "data2vec": {
+        "moved": 11.84,
+        "done": 1660,
+        "kernels": 1229,
+        "temporaries": 1169,
+        "exchanged": 32,
+    },
+    "hubert": {"moved": 7.34, "done": 1540, "kernels": 497, "temporaries": 1094, "exchanged": 34},
 }
 SLACK = 1.03
 
