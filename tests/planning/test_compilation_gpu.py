@@ -129,14 +129,6 @@ def test_a_step_on_two_machines():
     assert memory["fits"] and memory["limit"] < memory["device"] and memory["temp"] > 1e5
 
 
-def test_what_does_not_fit_is_told(monkeypatch):
-    """A GPU's compiler refuses nothing; the planner compares."""
-    monkeypatch.setattr(topology, "memory_limit", lambda place: 2**20)
-    plan = compilation.plan(tiny.config(), topology.topology("a100:1"), "1")
-    assert not plan["memory"]["fits"] and plan["memory"]["wanted"] > 2**20
-    assert plan["work"] == {} and "estimate" not in plan["seconds"]
-
-
 def test_state_in_shards_that_do_not_divide_the_machine():
     config = tiny.config({"mesh.fsdp": 3})
     with pytest.raises(ValueError, match=r"mesh\.fsdp is 3, but there are 8 devices"):
