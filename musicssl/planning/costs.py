@@ -81,8 +81,8 @@ def make_plan(
     """Return all that a plan holds of one topology.
 
     Args:
-      limit: bytes of HBM that a program may take on one device, None where nothing tells.
-      program: the compiled step, None where the compiler refused it.
+      limit: bytes that a program may take on one device, None where nothing tells.
+      program: the compiled step, None where it does not fit.
       attempts: every batch that was compiled; the one of this configuration among them.
       began: when the work on this plan began, by time.monotonic().
     """

@@ -72,7 +72,7 @@ def run_row(name: str, output: Path, toy: bool) -> bool:
     """Measure a row in a process of its own and write its result; whether all is well."""
     missing = [x for x in ("torch", "transformers") if importlib.util.find_spec(x) is None]
     if name in TRANSFORMERS and missing:
-        print(f"{name}: not run, {' and '.join(missing)} is missing", flush=True)
+        print(f"{name}: not run, it needs {' and '.join(missing)}", flush=True)
         return True
     print(f"{name}: running, a minute or two", flush=True)
     worker = [sys.executable, "-m", "tests.benchmarks.gpu", f"--row={name}"]

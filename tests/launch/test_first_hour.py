@@ -197,7 +197,7 @@ def test_the_rows_of_a_step_are_prepared(monkeypatch):
 def test_rows_beside_transformers_are_left_out_without_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert gpu.run_row("transformers-5s", tmp_path, toy=True)
-    assert "not run, torch and transformers is missing" in capsys.readouterr().out
+    assert "not run, it needs torch and transformers" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 
 
