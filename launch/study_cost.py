@@ -1,10 +1,11 @@
 """What pre-training a study's models takes, from the planner: chip-hours, before anything is spent.
 
 Each distinct training step is compiled for each topology by `python -m musicssl.plan`, which needs
-libtpu and no TPU; its plan is kept in <workdir>/cost. A step is planned at a number of clips on
-each chip, and a model's hours are what all clips of its updates take at that pace. Models whose
-steps differ only in what costs little (masks, clusters, MFCC) share a compilation, and their hours
-differ by the ratio of their operations. Probing, data and a codebook's k-means come on top.
+the compiler for a TPU or GPU and not the device; its plan is kept in <workdir>/cost. A step is
+planned at a number of clips on each chip, and a model's hours are what all clips of its updates
+take at that pace. Models whose steps differ only in what costs little (masks, clusters, MFCC) share
+a compilation, and their hours differ by the ratio of their operations. Probing, data and a
+codebook's k-means come on top.
 """
 
 import hashlib
@@ -22,7 +23,7 @@ from musicssl.runtime.workdir import flat, git_commit
 from musicssl.training import flops
 
 if TYPE_CHECKING:  # it loads what a compilation needs
-    from musicssl.planning.report import Plan
+    from musicssl.planning.schema import Plan
 
 _CHIP_SECONDS = 120  # of audio on a chip at a time: 4 clips of 30 s or 16 of 5 s fit 16 GB
 # Leaves that do not change what is compiled, or too little to compile it again.
@@ -147,7 +148,7 @@ def _shape(config: ml_collections.ConfigDict) -> tuple:
 
 
 def _cost(model: Costed, step: _PlannedStep, plan: "Plan") -> dict[str, Any]:
-    """Return a model's hours on the topology, by the roofline and by the compiler's estimate.
+    """Return a model's hours on the topology, the least and the planner's estimate.
 
     Raises:
       ValueError: the step does not fit, or has no estimate.
@@ -158,15 +159,18 @@ def _cost(model: Costed, step: _PlannedStep, plan: "Plan") -> dict[str, Any]:
             "--topology with more memory a chip"
         )
     seconds = plan["seconds"]
-    if "compiler" not in seconds or seconds["roofline"] is None:
-        raise ValueError(f"--topology={step.topology} has no estimate of time: name a TPU")
+    if "least" not in seconds or "estimate" not in seconds:
+        raise ValueError(
+            f"{_answer_path(step)} has no estimate of time for --topology={step.topology}: name a "
+            "TPU or GPU, and delete a plan that an older version made"
+        )
 
     # A chip's steps for all clips of all updates, each at the pace of the step that was planned.
     ratio = _operations(model.config) / _operations(step.first.config)
     paces = model.config.steps * model.config.batch_size / plan["clips"] / 3600
     chip_hours = {
-        "roofline": paces * ratio * seconds["roofline"],
-        "compiler": paces * ratio * seconds["compiler"],
+        "least": paces * ratio * seconds["least"],
+        "estimate": paces * ratio * seconds["estimate"],
     }
     return {
         "name": model.name,
@@ -200,19 +204,17 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
 
     # The last row: all models, one after another.
     total = {}
-    for name in ("roofline", "compiler"):
+    for name in ("least", "estimate"):
         total[name] = sum(row["chip_hours"][name] for row in rows)
     wall = {name: value / rows[0]["chips"] for name, value in total.items()}
     cells = [f"all {len(rows)}", "", "", "", _range(wall), _range(total), ""]
     lines.append(f"| {' | '.join(cells)} |")
     return (
-        f"{rows[0]['topology']}, {rows[0]['chips']} chips, one model after another; from the peak "
-        "rate to the TPU compiler's estimate, which is no measurement:\n\n"
-        + "\n".join(lines)
-        + "\n"
+        f"{rows[0]['topology']}, {rows[0]['chips']} chips, one model after another; from the least "
+        "to the planner's estimate, which is no measurement:\n\n" + "\n".join(lines) + "\n"
     )
 
 
 def _range(hours: dict[str, float]) -> str:
-    """Spell hours from the roofline to the compiler's estimate."""
-    return f"{hours['roofline']:,.0f} to {hours['compiler']:,.0f}"
+    """Spell hours from the least to the estimate."""
+    return f"{hours['least']:,.0f} to {hours['estimate']:,.0f}"

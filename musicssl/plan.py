@@ -1,12 +1,13 @@
-"""Plan a run before it costs money: python -m musicssl.plan --config=... --topology=v5e:4x4,cpu:8
+"""Plan a run before it costs money: python -m musicssl.plan --config=... --topology=v5e:4x4,h100:8
 
 Compiles the training step of a configuration ahead of time for machines that need not be there (see
 `planning.topology`), and tells whether it fits, how large a batch may be, what it sends and how
-long it may take. Times are the TPU compiler's estimates and rooflines, never measurements. Exit
-codes: 0 planned, also where a step does not fit; 2 a request that cannot be met.
+long it may take. Times are rooflines and estimates from the compiled program, never measurements.
+Needs jax[tpu] for TPUs, jax[cuda13] for GPUs. Exit codes: 0 planned, also where a step does not
+fit; 2 a request that cannot be met.
 
     --batch=16      clips on each device, in place of the configuration's global batch
-    --batch=auto    the most clips that a TPU's compiler accepts; compiles several times
+    --batch=auto    the most clips that fit a TPU or GPU; compiles several times
     --batch=auto:40 the same, beginning at a guess
     --output=PATH   PATH.json and PATH.md; by default runs/plans/<config>-<variant>
 """

@@ -1,6 +1,7 @@
 """What all tests share: how JAX is started, and which tests begin.
 
-Tests of TPU plans run where the TPU's compiler is installed: pip install 'jax[tpu]'.
+Tests of TPU and GPU plans run where those compilers are installed: pip install 'jax[tpu]',
+pip install 'jax[cuda13]'.
 """
 
 import gc
@@ -14,9 +15,11 @@ from tests.support import bucket as buckets
 from tests.support import compiling
 
 HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
+HAS_CUDA = importlib.util.find_spec("jax_cuda13_plugin") is not None
 OF_TPUS = ["planning/test_compilation_tpu.py", "planning/test_counts_tpu.py"]
-collect_ignore = [] if HAS_LIBTPU else OF_TPUS
-if HAS_LIBTPU:  # else jax would look for a TPU in every process of the suite
+OF_GPUS = ["planning/test_compilation_gpu.py", "planning/test_counts_gpu.py"]
+collect_ignore = ([] if HAS_LIBTPU else OF_TPUS) + ([] if HAS_CUDA else OF_GPUS)
+if HAS_LIBTPU or HAS_CUDA:  # else jax would look for a device in every process of the suite
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = compiling.xla_flags()  # here and in the processes that tests start
 
@@ -93,6 +96,10 @@ def bucket(bucket_server: buckets.Bucket) -> Iterator[buckets.Bucket]:
         yield bucket_server
 
 
-def pytest_report_header() -> str:
-    how = "run" if HAS_LIBTPU else "left out: libtpu is not installed (pip install 'jax[tpu]')"
-    return f"tests of TPU plans: {how}"
+def pytest_report_header() -> list[str]:
+    compilers = {"TPU": (HAS_LIBTPU, "jax[tpu]"), "GPU": (HAS_CUDA, "jax[cuda13]")}
+    return [
+        f"tests of {kind} plans: "
+        + ("run" if there else f"left out: the compiler is missing (pip install '{package}')")
+        for kind, (there, package) in compilers.items()
+    ]

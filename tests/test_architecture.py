@@ -48,6 +48,7 @@ TESTED_WITH = {  # modules without a test file of their name, and the file that 
     "probe": "probing/test_session",
     "record_index": "data_pipelines/test_records",
     "results": "study/test_report",
+    "schema": "planning/test_report",
     "rows": "probing/test_evaluate",
     "search": "probing/test_evaluate",
     "stage_records": "launch/test_stages",

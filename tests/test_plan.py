@@ -5,7 +5,7 @@ import json
 import jax
 import pytest
 
-from musicssl.planning import report
+from musicssl.planning import costs
 from musicssl.training import flops, step
 from tests.support import commands, tiny
 
@@ -37,11 +37,11 @@ def test_eight_virtual_devices(tmp_path):
     assert sum(told["flops"].values()) == pytest.approx(flops.train_step(config) / 8)
 
     state = step.state_shapes(config)
-    whole = report.stored(state.params)
+    whole = costs.stored(state.params)
     large = 4 * sum(x.size for x in jax.tree.leaves(state.params) if x.size >= 2**16)
     memory = told["memory"]
     assert memory["parameters"] == whole - large / 2 < whole
-    assert told["checkpoint_bytes"] == report.stored(state)
+    assert told["checkpoint_bytes"] == costs.stored(state)
     held = memory["parameters"] + memory["teacher"] + memory["optimizer"]
     assert 0 < memory["argument"] - held < 2e5  # step counters and two clips
     assert memory["fits"] and memory["limit"] is None and memory["temp"] > 1e6

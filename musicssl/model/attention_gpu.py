@@ -72,6 +72,7 @@ def _forward(
         [_rows(blocks.queries, d), _row_values(blocks.queries)],
         blocks,
         blocks.queries,
+        products=2,
     )
     return y, (q, k, v, salts, y, sums)
 
@@ -99,6 +100,7 @@ def _backward(rate: float, saved: tuple, dy: jax.Array) -> tuple:
         [_rows(blocks.queries, d), _row_values(blocks.queries)],
         blocks,
         blocks.queries,
+        products=3,
     )
 
     # the keys' and values' gradients
@@ -121,6 +123,7 @@ def _backward(rate: float, saved: tuple, dy: jax.Array) -> tuple:
         [_rows(blocks.keys, d), _rows(blocks.keys, d)],
         blocks,
         blocks.keys,
+        products=4,
     )
     return dq, dk, dv, None
 
@@ -156,9 +159,14 @@ def _call(
     out_specs: list[pl.BlockSpec],
     blocks: Blocks,
     rows: int,
+    products: int,
 ) -> list[jax.Array]:
-    """Run `body` for every clip, head and block of `rows` rows."""
-    b, t, h, _ = arrays[0].shape
+    """Run `body` for every clip, head and block of `rows` rows.
+
+    Args:
+      products: of matrices that hold all frames, in one head.
+    """
+    b, t, h, d = arrays[0].shape
     return pl.pallas_call(
         body,
         name=name,
@@ -167,6 +175,7 @@ def _call(
         out_specs=out_specs,
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in results],
         compiler_params=plgpu.CompilerParams(num_warps=blocks.warps, num_stages=blocks.stages),
+        metadata={"operations": str(products * 2 * b * h * t * t * d)},  # for planning/hlo.py
     )(*arrays)
 
 

@@ -61,6 +61,7 @@ def layer(
         out_specs=pl.BlockSpec((None, FRAMES, CHANNELS), lambda i, n, j: (i, n, j)),
         out_shape=jax.ShapeDtypeStruct((b, t, c), windows.dtype),
         compiler_params=plgpu.CompilerParams(num_warps=_WARPS),
+        metadata={"operations": str(2 * b * t * TAPS * c)},  # for planning/hlo.py
     )(windows, kernels.astype(windows.dtype), by_frame, scale, offset)
 
 
@@ -104,6 +105,7 @@ def _backward(varies: bool, saved: tuple, dy: jax.Array) -> tuple:
             jax.ShapeDtypeStruct((b, c // CHANNELS, t), jnp.float32),
         ],
         compiler_params=plgpu.CompilerParams(num_warps=_WARPS),
+        metadata={"operations": str(4 * b * t * TAPS * c)},
     )(windows, kernels.astype(windows.dtype), by_frame, scale, offset, dy)
 
     # the programs' sums together

@@ -56,6 +56,7 @@ def _forward(
         out_specs=[rows, rows],
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype)] * 2,
         compiler_params=plgpu.CompilerParams(num_warps=_WARPS),
+        metadata={"operations": "0"},  # no product: planning/hlo.py
     )(x, y, scale, offset, salts)
     return out, (total, scale, salts)
 
@@ -77,6 +78,7 @@ def _backward(rate: float, saved: tuple, dout: jax.Array) -> tuple:
         out_specs=[rows, rows, one, one],
         out_shape=[like, like, sums, sums],
         compiler_params=plgpu.CompilerParams(num_warps=_WARPS),
+        metadata={"operations": "0"},
     )(total, dout, scale, salts)
     return dx, dy, dscale.sum(axis=1), doffset.sum(axis=1), None
 

@@ -27,7 +27,7 @@ from jax.sharding import Mesh
 from musicssl import audio, environment, host
 from musicssl.model.encoder import make_encoder
 from musicssl.objectives import data2vec, data2vec2, hubert, kmeans, targets
-from musicssl.planning import compilation, report
+from musicssl.planning import compilation, costs
 from musicssl.runtime import sharding
 from musicssl.training import flops, optim, step
 
@@ -126,7 +126,7 @@ def _programs(config: ml_collections.ConfigDict, mesh: Mesh) -> dict[str, Callab
 
     # What the programs are given.
     clips = _random_clips(config, mesh)
-    frozen = _random_frozen(config)
+    frozen = random_frozen(config)
     state = step.sharded_init(config, mesh)
     batch = jax.jit(lambda x: step.prepare(config, keys["mask"], x))(clips)
     params, teacher = state.params["encoder"], state.teacher | frozen
@@ -216,7 +216,7 @@ def _copy(state: step.TrainState) -> step.TrainState:
     return jax.tree.map(jnp.copy, state)
 
 
-def _random_frozen(config: ml_collections.ConfigDict) -> dict:
+def random_frozen(config: ml_collections.ConfigDict) -> dict:
     """Return random values for the part of a teacher that training does not change."""
     keys = iter(jax.random.split(environment.key(1), 1000))
 
@@ -232,7 +232,7 @@ def _optimizer_bytes(config: ml_collections.ConfigDict) -> int:
     It reads parameters, gradients, two moments and the teacher, and writes all but the gradients.
     """
     state = step.state_shapes(config)
-    return 7 * report.stored(state.params) + 2 * report.stored(state.teacher)
+    return 7 * costs.stored(state.params) + 2 * costs.stored(state.teacher)
 
 
 def _input_row(config: ml_collections.ConfigDict, here: Machine) -> TimedRow | None:

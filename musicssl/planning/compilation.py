@@ -16,7 +16,9 @@ from tqdm import tqdm
 from musicssl import audio
 from musicssl.model.encoder import make_encoder
 from musicssl.objectives import hubert, targets
-from musicssl.planning import report, topology
+from musicssl.planning import costs, report, topology
+from musicssl.planning.gpus import Gpu
+from musicssl.planning.schema import Plan, Tried
 from musicssl.planning.topology import Topology
 from musicssl.runtime import sharding
 from musicssl.training import step
@@ -24,6 +26,9 @@ from musicssl.training import step
 _AUTO = re.compile(r"auto(:(?P<first>[1-9]\d*))?")
 _FIRST = 8  # clips that --batch=auto begins with
 _FULL = "RESOURCE_EXHAUSTED"  # how every compiler begins its refusal for want of memory
+# XLA's own matrix kernels are chosen by timing them, which takes a GPU: without one the libraries'
+# products stand in for them, and at some shapes XLA finds no kernel of its own at all.
+_WITHOUT_A_GPU: dict[str, str | bool] = {"xla_gpu_enable_triton_gemm": False}
 
 
 class BatchAttempt(NamedTuple):
@@ -51,14 +56,14 @@ def check_batch(batch: str, specs: list[str]) -> None:
         others = [spec for spec in specs if spec.startswith(("cpu", "here"))]
         if others:
             raise ValueError(
-                f"--batch={batch} with --topology={others[0]}: only a TPU's compiler refuses a "
-                "batch that does not fit, give --batch=N"
+                f"--batch={batch} with --topology={others[0]}: nothing tells how much memory it "
+                "has, give --batch=N"
             )
     elif batch and (not batch.isdigit() or not int(batch)):
         raise ValueError(f"--batch={batch}: give a number of clips on each device, auto or auto:N")
 
 
-def plan(config: ml_collections.ConfigDict, place: Topology, batch: str) -> report.Plan:
+def plan(config: ml_collections.ConfigDict, place: Topology, batch: str) -> Plan:
     """Compile a configuration's step for a topology, and return what is known of it there.
 
     Args:
@@ -70,7 +75,7 @@ def plan(config: ml_collections.ConfigDict, place: Topology, batch: str) -> repo
     """
     began = time.monotonic()
     mesh = sharding.make_mesh(config.mesh.fsdp, place.devices)
-    limit = topology.memory_limit(place.devices[0])
+    limit = topology.memory_limit(place)
     if not batch and config.batch_size % (mesh.size * config.accumulate):
         raise ValueError(
             f"batch_size is {config.batch_size}, which {mesh.size} devices times accumulate="
@@ -79,7 +84,7 @@ def plan(config: ml_collections.ConfigDict, place: Topology, batch: str) -> repo
 
     def attempt(clips: int) -> BatchAttempt:
         tqdm.write(f"{place.spec}: compiling {clips} clips a device", file=sys.stderr)
-        result = _compile_step(with_batch(config, clips * mesh.size), mesh)
+        result = _compile_step(with_batch(config, clips * mesh.size), mesh, place, limit)
         verdict = "accepted" if result.compiled else "refused"
         taken = f"{report.size(result.wanted)} of {report.size(limit)}"
         tqdm.write(f"{place.spec}: {clips} clips {verdict}, {taken}", file=sys.stderr)
@@ -87,7 +92,7 @@ def plan(config: ml_collections.ConfigDict, place: Topology, batch: str) -> repo
 
     # The batches to compile: a search for the largest, or the one that is asked for.
     if searched := _AUTO.fullmatch(batch):
-        assert limit is not None, place.spec  # only TPUs get here, by `check_batch`
+        assert limit is not None, place.spec  # by `check_batch`
         unit = config.accumulate
         first = max(1, int(searched["first"] or _FIRST) // unit)
         attempts = largest_batch(attempt, unit, limit, _fixed_bytes(config, mesh), first)
@@ -97,11 +102,11 @@ def plan(config: ml_collections.ConfigDict, place: Topology, batch: str) -> repo
     # The plan is of the largest that fits, or of the last where none does.
     fitting = [x for x in attempts if x.compiled is not None]
     chosen = max(fitting, key=lambda x: x.clips) if fitting else attempts[-1]
-    tried: list[report.Tried] = [
+    tried: list[Tried] = [
         {"clips": x.clips, "bytes": x.wanted, "fits": x.compiled is not None} for x in attempts
     ]
     config = with_batch(config, chosen.clips * mesh.size)
-    return report.make_plan(config, place, mesh, limit, chosen.compiled, tried, began)
+    return costs.make_plan(config, place, mesh, limit, chosen.compiled, tried, began)
 
 
 def with_batch(config: ml_collections.ConfigDict, clips: int) -> ml_collections.ConfigDict:
@@ -113,16 +118,25 @@ def with_batch(config: ml_collections.ConfigDict, clips: int) -> ml_collections.
     return config.lock()
 
 
-def _compile_step(config: ml_collections.ConfigDict, mesh: Mesh) -> BatchAttempt:
-    """Compile the real step for that mesh; the compiler may refuse it for want of memory."""
+def _compile_step(
+    config: ml_collections.ConfigDict, mesh: Mesh, place: Topology, limit: int | None
+) -> BatchAttempt:
+    """Compile the real step for that mesh.
+
+    A TPU's compiler may refuse it for want of memory. A GPU's does not, so that what the program
+    takes is held against the limit here.
+    """
     clips = config.batch_size // mesh.size
+    on_gpu = isinstance(place.chip, Gpu)
     try:
-        compiled = lower(config, mesh).compile()
+        compiled = lower(config, mesh).compile(_WITHOUT_A_GPU if on_gpu else None)
     except jax.errors.JaxRuntimeError as error:
         if _FULL not in str(error):
             raise
         return BatchAttempt(clips, topology.refused_bytes(str(error))[0], None)
-    return BatchAttempt(clips, report.wanted_bytes(compiled.memory_analysis()), compiled)
+    wanted = costs.wanted_bytes(compiled.memory_analysis())
+    fits = not on_gpu or limit is None or wanted <= limit
+    return BatchAttempt(clips, wanted, compiled if fits else None)
 
 
 def lower(config: ml_collections.ConfigDict, mesh: Mesh) -> jax.stages.Lowered:
@@ -159,7 +173,7 @@ def frozen(config: ml_collections.ConfigDict) -> dict:
 
 def _fixed_bytes(config: ml_collections.ConfigDict, mesh: Mesh) -> int:
     """Estimate the bytes of one device that do not grow with the clips: state and gradients."""
-    state = report.state_bytes(step.state_shapes(config), mesh)
+    state = costs.state_bytes(step.state_shapes(config), mesh)
     return 2 * state["parameters"] + state["teacher"] + state["optimizer"]
 
 

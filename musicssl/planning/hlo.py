@@ -1,12 +1,18 @@
-"""What a compiled program holds: collectives with their bytes, and estimated cycles by part.
+"""What a compiled program holds: collectives, a TPU's estimated cycles, a GPU's kernels.
 
 All of it is read from the optimised program's text, which is XLA's own and no stable interface, so
-the tests hold these readings to programs whose contents are known. Estimated cycles come from the
-TPU compiler's cost model and are no timings. The model has no estimate for a Pallas kernel, a sort
-or a collective. It counts a loop's body once, where this counts it as often as the loop is known to
-run.
+the tests hold these readings to programs whose contents are known.
+
+TPU: estimated cycles come from the compiler's cost model and are no timings. The model has no
+estimate for a Pallas kernel, a sort or a collective. It counts a loop's body once, where this
+counts it as often as the loop is known to run.
+
+GPU: there is no cost model to read, so the bytes and operations of each kernel are counted here.
+The same count holds for a CPU's program.
 """
 
+import itertools
+import json
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -26,18 +32,33 @@ _HEADER = re.compile(r"(?:ENTRY )?%([\w.-]+) \(")
 _LINE = re.compile(r"\s+(?:ROOT )?%([\w.-]+) = (.*?) ([a-z][\w-]*)\(")
 _SHAPE = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
 _BODIES = re.compile(r"(?:body|to_apply|calls|branch_computations)=\{?(%[\w.-]+(?:, %[\w.-]+)*)")
+# Instructions that start no kernel; the computations that some of them call have kernels.
+_NO_KERNEL = {
+    *("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all"),
+    *("while", "call", "conditional", "partition-id", "replica-id", "opt-barrier"),
+}
+_SLICES = {"slice", "dynamic-slice", "gather"}  # read no more than they return
+_TRITON = "__gpu$xla.gpu.triton"  # the target of a call of a Pallas kernel
+# Which of (operands..., result) are the output and the kernel of cuDNN's convolutions.
+_CONVOLUTIONS = {
+    "__cudnn$convForward": (-1, 1),
+    "__cudnn$convBackwardInput": (0, 1),
+    "__cudnn$convBackwardFilter": (1, -1),
+}
 
 
 class _Instruction(NamedTuple):
     """A line of a program.
 
-    name, opcode, result: as the program spells them. scope: the source's names, joined by "/".
-    cycles: the TPU compiler's estimate, None where it has none. line: all of the text.
+    name, opcode, result: as the program spells them. operands: their names. scope: the source's
+    names, joined by "/". cycles: the TPU compiler's estimate, None where it has none. line: all of
+    the text.
     """
 
     name: str
     opcode: str
     result: str
+    operands: list[str]
     scope: str
     cycles: int | None
     line: str
@@ -78,13 +99,16 @@ def _read_instruction(line: str, match: re.Match) -> _Instruction:
         name=match[1],
         opcode=match[3],
         result=match[2],
+        operands=re.findall(r"%([\w.-]+)", line[match.end() : line.find(")", match.end())]),
         scope=scope[1] if scope else "",
         cycles=int(cycles[1]) if cycles else None,
         line=line,
     )
 
 
-def _executed(program: str, inside: bool = False) -> Iterator[tuple[_Instruction, int]]:
+def _executed(
+    computations: dict[str, list[_Instruction]], inside: bool = False
+) -> Iterator[tuple[_Instruction, int]]:
     """Yield every instruction that runs, and how often it does.
 
     The body of a loop counts as often as the loop is known to run.
@@ -92,7 +116,6 @@ def _executed(program: str, inside: bool = False) -> Iterator[tuple[_Instruction
     Args:
       inside: go into fusions as well, which hold the collectives that a TPU fuses with others.
     """
-    computations = _read_computations(program)
     entered = {"while", "call", "conditional", "async-start"} | ({"fusion"} if inside else set())
 
     def walk(name: str, times: int) -> Iterator[tuple[_Instruction, int]]:
@@ -129,7 +152,7 @@ def collectives(program: str) -> list[Collective]:
     """
     seen: set[str] = set()
     exchanges = []
-    for x, times in _executed(program, inside=True):
+    for x, times in _executed(_read_computations(program), inside=True):
         kind = x.opcode.removesuffix("-done")
         channel = re.search(r"channel_id=(\d+)", x.line)
         identity = channel[1] if channel else x.name
@@ -164,7 +187,7 @@ def size(result: str) -> int:
 def cycles(program: str, part: Callable[[str], str]) -> dict[str, int]:
     """Return estimated cycles by part(scope), largest first; {} where the compiler has none."""
     total: dict[str, int] = {}
-    for x, times in _executed(program):
+    for x, times in _executed(_read_computations(program)):
         if x.cycles:
             name = part(x.scope)
             total[name] = total.get(name, 0) + x.cycles * times
@@ -181,7 +204,7 @@ class Kernel(NamedTuple):
 def kernels(program: str) -> list[Kernel]:
     """Return the calls of Pallas kernels, which the compiler's estimates leave out."""
     calls = []
-    for x, times in _executed(program):
+    for x, times in _executed(_read_computations(program)):
         if x.opcode == "custom-call" and 'custom_call_target="tpu_custom_call"' in x.line:
             calls += [Kernel(x.scope, _stated_operations(x.line))] * times
     return calls
@@ -190,3 +213,138 @@ def kernels(program: str) -> list[Kernel]:
 def _stated_operations(line: str) -> int | None:
     stated = re.search(r'"cost_estimate":\{"flops":"?(\d+)', line)
     return int(stated[1]) if stated else None
+
+
+class Launch(NamedTuple):
+    """A kernel that a GPU is asked to run.
+
+    bytes: of all that it reads and writes, once each. operations: additions and multiplications of
+    its products and convolutions, None where nothing tells. times: how often a run of the program
+    starts it.
+    """
+
+    scope: str
+    bytes: int
+    operations: int | None
+    times: int
+
+
+def launches(program: str) -> list[Launch]:
+    """Return the kernels that a GPU's program starts, but for its collectives.
+
+    A call of a library counts as one kernel. Of an operand of which a fused kernel reads nothing
+    but slices, those count, and of any other the whole. What a kernel reads again, which a cache
+    may hold, does not count twice; nor does a library's scratch memory. Norms, activations and
+    other sums have no operations, as in `training.flops`. Those of a Pallas kernel are what its
+    author states, as `pallas_call(metadata={"operations": "640"})`.
+    """
+    computations = _read_computations(program)
+    results = {x.name: x.result for body in computations.values() for x in body}
+    kernels = []
+    for x, times in _executed(computations):
+        if x.opcode in _NO_KERNEL or x.opcode.endswith(("-start", "-done")):
+            continue
+        if x.opcode not in _COLLECTIVES:
+            moved = _bytes_read(x, results, computations) + size(_without_scratch(x))
+            count = _operations(x, results, computations)
+            kernels.append(Launch(x.scope, moved, count, times))
+    return kernels
+
+
+def _bytes_read(
+    x: _Instruction, results: dict[str, str], computations: dict[str, list[_Instruction]]
+) -> int:
+    """Return the bytes that a kernel reads of its operands.
+
+    Args:
+      results: of all instructions, by name.
+    """
+    whole = [size(results[name]) for name in x.operands]
+    if x.opcode in _SLICES:
+        return min(size(x.result), whole[0]) + sum(whole[1:])
+    if x.opcode != "fusion":
+        return sum(whole)
+    body = computations[_body(x)]
+    numbers = {y.name: re.search(r" parameter\((\d+)\)", y.line) for y in body}
+    inside = {int(number[1]): name for name, number in numbers.items() if number}
+    return sum(min(n, _bytes_used(inside[i], n, body)) for i, n in enumerate(whole))
+
+
+def _bytes_used(name: str, whole: int, body: list[_Instruction]) -> int:
+    """Return how much of an array the instructions of a fused kernel use: slices, or the whole."""
+    used = 0
+    for user in (x for x in body if name in x.operands):
+        if user.opcode in _SLICES and name not in user.operands[1:]:
+            used += size(user.result)
+        elif user.opcode == "bitcast" and "ROOT" not in user.line:
+            used += _bytes_used(user.name, whole, body)
+        else:
+            return whole
+    return used
+
+
+def _without_scratch(x: _Instruction) -> str:
+    """Return the results of an instruction, but for the scratch memory of NVIDIA's libraries."""
+    if _target(x).startswith("__cu"):
+        return re.sub(r", [su]8\[\d+\]\{0\}\)$", ")", x.result)
+    return x.result
+
+
+def _operations(
+    x: _Instruction, results: dict[str, str], computations: dict[str, list[_Instruction]]
+) -> int | None:
+    """Return the operations of a kernel's products, None for a call that does not tell.
+
+    Args:
+      results: of all instructions, by name.
+    """
+    first = [_shapes(result)[:1] for result in (*(results[name] for name in x.operands), x.result)]
+    arrays = list(itertools.chain(*first))
+    target = _target(x)
+    if x.opcode == "fusion":
+        return sum(_operations(y, results, computations) or 0 for y in computations[_body(x)])
+    if x.opcode == "dot" or target.startswith("__cublas$"):
+        return _of_product(x.line, arrays[0], arrays[-1])
+    if x.opcode == "convolution" or target in _CONVOLUTIONS:
+        output, kernel = _CONVOLUTIONS.get(target, (-1, 1))
+        return _of_convolution(x.line, arrays[output], arrays[kernel])
+    if target.startswith("__cudnn$fmha"):
+        return _of_attention(x.line, arrays[0], backward=target.endswith("Backward"))
+    if target == _TRITON:
+        stated = re.search(r'serialized_metadata = "(.*?)"', x.line)
+        values = json.loads(stated[1].replace(r"\22", '"')) if stated else {}
+        return int(values["operations"]) if "operations" in values else None
+    return None if x.opcode == "custom-call" else 0
+
+
+def _of_product(line: str, left: tuple[int, ...], result: tuple[int, ...]) -> int:
+    """Return the operations of a matrix product."""
+    (summed,) = re.findall(r'lhs_contracting_dim(?:ension)?s"?[:=] ?[\[{]([^\]}]*)', line)
+    axes = [int(axis) for axis in re.findall(r"\d+", summed)]
+    return 2 * math.prod(result) * math.prod(left[axis] for axis in axes)
+
+
+def _of_convolution(line: str, output: tuple[int, ...], kernel: tuple[int, ...]) -> int:
+    """Return the operations of a convolution, or of either gradient, which takes as many."""
+    (labels,) = re.findall(r"dim_labels=\w+_(\w+)->", line)
+    return 2 * math.prod(output) * math.prod(kernel) // kernel[labels.index("o")]
+
+
+def _of_attention(line: str, queries: tuple[int, ...], backward: bool) -> int:
+    """Return the operations of cuDNN's attention: two products, five for the gradient."""
+    (weights,) = re.findall(r'"intermediate_tensor_shape":.*?"dimensions": ?\[([^\]]*)', line)
+    shape = [int(n) for n in re.findall(r"\d+", weights)]
+    return (5 if backward else 2) * 2 * math.prod(shape) * queries[-1]
+
+
+def _body(fusion: _Instruction) -> str:
+    """Return the name of the computation that a fusion calls."""
+    return fusion.line.split(", calls=%")[1].split(",")[0].split(" ")[0]
+
+
+def _target(x: _Instruction) -> str:
+    """Return what a custom call calls, "" for any other instruction."""
+    match = (
+        re.search(r'custom_call_target="([^"]*)"', x.line) if x.opcode == "custom-call" else None
+    )
+    return match[1] if match else ""

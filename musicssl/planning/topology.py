@@ -1,13 +1,15 @@
-"""Machines to plan for: TPU slices that need not exist, virtual CPU devices, this machine's.
+"""Machines to plan for: TPUs and GPUs that need not exist, virtual CPU devices, this machine's.
 
 v5e:4x4        16 chips of TPU v5e          v5p:8x8x8   512 chips of v5p
-v5e:16x16@2    two slices of 256 chips      cpu:8       eight virtual devices of this CPU
-here           the devices of this machine, GPUs for instance
+v5e:16x16@2    two slices of 256 chips      h100:8      a machine of eight H100
+h100:2x8       two of these machines        cpu:8       eight virtual devices of this CPU
+here           the devices of this machine
 """
 
 import importlib.util
 import os
 import re
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +18,7 @@ from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
 from musicssl.command import first_line
+from musicssl.planning.gpus import GPUS, MEMORY_SHARE, MOST, Gpu
 
 _SPEC = re.compile(r"(?P<kind>[a-z]\w*):(?P<shape>\d+(x\d+)*)(@(?P<slices>\d+))?")
 
@@ -47,60 +50,86 @@ CHIPS = {
     "v6e": Chip(1.75e9, 1640e9, 448e9, 2, {}),
 }
 _EXAMPLES = [f"{name}:{'x'.join('4' * chip.axes)}" for name, chip in CHIPS.items()]
-KNOWN = f"{', '.join(_EXAMPLES)}, cpu:8, here"
+KNOWN = f"{', '.join([*_EXAMPLES, *(f'{name}:8' for name in GPUS)])}, h100:2x8, cpu:8, here"
 
 
 class Topology(NamedTuple):
-    """Devices to compile for. chip: None where the data sheet is not in CHIPS."""
+    """Devices to compile for.
+
+    chip: their data sheet, None where it is in neither CHIPS nor GPUS. slices: of TPUs. per_host:
+    devices of one machine.
+    """
 
     spec: str
     devices: list[jax.Device]
-    chip: Chip | None
+    chip: Chip | Gpu | None
     slices: int
-
-    @property
-    def per_host(self) -> int:
-        """The devices of one host."""
-        return len(self.devices) // len({x.process_index for x in self.devices})
+    per_host: int
 
 
 def prepare(specs: list[str]) -> None:
-    """Tell jax and libtpu, before either looks for devices, that these alone are planned for.
+    """Tell jax and the compilers, before they look for devices, that these alone are planned for.
 
     Raises:
-      ValueError: a topology is not known, or it is of TPUs and libtpu is missing.
+      ValueError: a topology is not known, or its compiler is missing.
     """
-    # What the specs name.
-    matches: list[re.Match] = []
-    for spec in specs:
-        if spec == "here":
-            continue
-        match = _SPEC.fullmatch(spec)
-        if not match or match["kind"] not in (*CHIPS, "cpu"):
-            raise ValueError(f"--topology={spec} is not known: use {KNOWN}, @2 after it for slices")
-        axes = match["shape"].count("x") + 1
-        wanted = CHIPS[match["kind"]].axes if match["kind"] in CHIPS else 1
-        if axes != wanted:
-            raise ValueError(
-                f"--topology={spec} has {axes} axes where {match['kind']} has {wanted}: use {KNOWN}"
-            )
-        matches.append(match)
+    matches = [_match(spec) for spec in specs if spec != "here"]
     kinds = {match["kind"] for match in matches}
-    if kinds - {"cpu"} and importlib.util.find_spec("libtpu") is None:
+    if kinds & CHIPS.keys() and importlib.util.find_spec("libtpu") is None:
         raise ValueError(
             "--topology names a TPU and its compiler is not installed: pip install 'jax[tpu]' "
             "(Linux x86_64; it needs no TPU)"
         )
+    if kinds & GPUS.keys() and not has_cuda():
+        raise ValueError(
+            "--topology names a GPU and its compiler is not installed: pip install 'jax[cuda13]' "
+            "(Linux; it needs no GPU)"
+        )
 
-    # What libtpu and jax are told.
+    # What libtpu, jax's CUDA plugin and jax are told.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # ask no metadata server which TPU this is
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # another process may compile too
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # of a driver that is not needed
     if "here" not in specs:
         jax.config.update("jax_platforms", "cpu")
     virtual = [int(match["shape"]) for match in matches if match["kind"] == "cpu"]
     if virtual:
         jax.config.update("jax_num_cpu_devices", max(virtual))
+
+
+def has_cuda() -> bool:
+    """Return whether jax's plugin for CUDA is installed, which has the GPUs' compiler."""
+    plugins = importlib.util.find_spec("jax_plugins")
+    folders = plugins.submodule_search_locations if plugins else None
+    return any(list(Path(folder).glob("xla_cuda*")) for folder in folders or ())
+
+
+def _match(spec: str) -> re.Match:
+    """Return a topology's parts.
+
+    Raises:
+      ValueError: it is not known, or it has not the axes of its kind.
+    """
+    match = _SPEC.fullmatch(spec)
+    if not match or match["kind"] not in (*CHIPS, *GPUS, "cpu"):
+        raise ValueError(
+            f"--topology={spec} is not known: use {KNOWN}, @2 after a TPU's for slices"
+        )
+    kind, sizes = match["kind"], [int(n) for n in match["shape"].split("x")]
+    if kind in GPUS:
+        if len(sizes) > 2 or min(sizes) < 1 or sizes[-1] > MOST or match["slices"]:
+            raise ValueError(
+                f"--topology={spec}: of GPUs give how many a machine has, {MOST} at most, and "
+                f"before that how many machines where there are several: {kind}:8, {kind}:2x8"
+            )
+        return match
+    wanted = CHIPS[kind].axes if kind in CHIPS else 1
+    if len(sizes) != wanted:
+        raise ValueError(
+            f"--topology={spec} has {len(sizes)} axes where {kind} has {wanted}: use {KNOWN}"
+        )
+    return match
 
 
 def topology(spec: str) -> Topology:
@@ -109,32 +138,50 @@ def topology(spec: str) -> Topology:
     Raises:
       ValueError: the generation does not come in that shape.
     """
-    match = _SPEC.fullmatch(spec)
-    if match is None:  # "here", the one spec without a shape
-        return Topology(spec, jax.devices(), None, 1)
+    if spec == "here":
+        return Topology(spec, jax.devices(), None, 1, jax.local_device_count())
+    match = _match(spec)
     kind, shape, slices = match["kind"], match["shape"], int(match["slices"] or 1)
     if kind == "cpu":
-        return Topology(spec, jax.devices("cpu")[: int(shape)], None, 1)
+        return Topology(spec, jax.devices("cpu")[: int(shape)], None, 1, int(shape))
+
+    if kind in GPUS:
+        each = int(shape.split("x")[-1])
+        axes = f"{shape}x1" if "x" in shape else f"1x{shape}x1"  # machines, GPUs of each, 1
+        described = _described(
+            spec, "cuda", topology_name="", target_config=GPUS[kind].target, topology=axes
+        )
+        return Topology(spec, described, GPUS[kind], 1, each)
 
     chip = CHIPS[kind]
     options = chip.options | ({"num_slices": slices} if slices > 1 else {})
+    described = _described(spec, "tpu", topology_name=f"{kind}:{shape}", **options)
+    hosts = len({x.process_index for x in described})
+    return Topology(spec, described, chip, slices, len(described) // hosts)
+
+
+def _described(spec: str, platform: str, **options: Any) -> list[jax.Device]:
+    """Return devices that need not be there.
+
+    Raises:
+      ValueError: the compiler knows no such machine.
+    """
     try:
-        described = topologies.get_topology_desc(
-            platform="tpu", topology_name=f"{kind}:{shape}", **options
-        )
+        return list(topologies.get_topology_desc(platform=platform, **options).devices)
     except jax.errors.JaxRuntimeError as error:
         raise ValueError(f"--topology={spec}: {first_line(error)}") from error
-    return Topology(spec, list(described.devices), chip, slices)
 
 
-def memory_limit(device: jax.Device) -> int | None:
-    """Return the bytes of HBM that a TPU's compiler gives a program, None for other devices.
+def memory_limit(place: Topology) -> int | None:
+    """Return the bytes of one device that a program may take, None where nothing tells.
 
-    The compiler names them when it refuses a huge program.
+    A TPU's compiler names them when it refuses a huge program. Of a GPU's memory jax takes a share.
     """
-    if device.platform != "tpu":
+    if isinstance(place.chip, Gpu):
+        return int(place.chip.memory * MEMORY_SHARE)
+    if place.devices[0].platform != "tpu":
         return None
-    here = SingleDeviceSharding(device)
+    here = SingleDeviceSharding(place.devices[0])
     huge = jax.ShapeDtypeStruct((2**42,), jnp.int8, sharding=here)
     try:
         jax.jit(lambda x: x + 1, out_shardings=here).lower(huge).compile()

@@ -23,6 +23,7 @@ _PEAKS = {
     "TPU v5p": 459e12,
     "TPU v6 lite": 918e12,
     "TPU v6e": 918e12,
+    "NVIDIA B200": 2250e12,
     "NVIDIA H200": 989e12,
     "NVIDIA H100 NVL": 835e12,
     "NVIDIA H100 PCIe": 756e12,

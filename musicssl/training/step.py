@@ -119,7 +119,7 @@ def make_step(config: ml_collections.ConfigDict, mesh: Mesh) -> Callable:
     clips = NamedSharding(mesh, sharding.CLIPS)
     everywhere = NamedSharding(mesh, P())
 
-    # The compiled program spells these arguments' names, and planning/report.py looks for them.
+    # The compiled program spells these arguments' names, and planning/costs.py looks for them.
     def step(state: TrainState, frozen: dict, audio: jax.Array) -> tuple[TrainState, dict]:
         return update(config, state, frozen, audio)
 

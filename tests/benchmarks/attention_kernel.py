@@ -3,7 +3,7 @@
     python -m tests.benchmarks.attention_kernel [--clips=8] [--frames=1496]
 
 The compiler has no estimate for a Pallas kernel, and `musicssl.plan` enters it at a stated share of
-peak (`plan_report.KERNEL_SHARE`). It does write down the bundles of instructions that it has
+peak (`costs.KERNEL_SHARE`). It does write down the bundles of instructions that it has
 scheduled for one block of rows, one a cycle; times the blocks they are the kernel's cycles, waiting
 for memory left out. Needs libtpu, and no TPU.
 """
@@ -19,8 +19,7 @@ import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
 from musicssl.model import attention_kernel
-from musicssl.planning import report as plan_report
-from musicssl.planning import topology
+from musicssl.planning import costs, topology
 from musicssl.training import flops
 
 HEADS, CHANNELS = 12, 64
@@ -46,7 +45,7 @@ def main() -> None:
         print(f"{name}: {bundles[name]} bundles, {cycles / 1e6:.2f} M cycles, {least / cycles:.1%}")
     print(
         f"both, {b} clips of {t} frames: {wanted / total:.1%} of peak; entered at "
-        f"{plan_report.KERNEL_SHARE:.0%}"
+        f"{costs.KERNEL_SHARE:.0%}"
     )
 
 

@@ -24,7 +24,7 @@ def test_costs_are_the_planners(tmp_path, capsys):
     (tmp_path / "cost").mkdir()
     outputs = [Path(x[-1].partition("=")[2] + ".json") for x in commands]
     for path in outputs:
-        path.write_text(json.dumps(plan_of({"roofline": 0.5, "compiler": 2.0})))
+        path.write_text(json.dumps(plan_of({"least": 0.5, "estimate": 2.0})))
         path.with_suffix(".commit").write_text("c0ffee")
     assert study.main(arguments) == 0
     printed = capsys.readouterr().out.splitlines()
@@ -43,4 +43,7 @@ def test_costs_are_the_planners(tmp_path, capsys):
     assert "4 clips a chip do not fit v5e:4x4" in capsys.readouterr().err
     outputs[0].write_text(json.dumps(plan_of({"roofline": None})))
     assert study.main(arguments) == 2
-    assert "has no estimate of time: name a TPU" in capsys.readouterr().err
+    assert (
+        "has no estimate of time for --topology=v5e:4x4: name a TPU or GPU"
+        in capsys.readouterr().err
+    )

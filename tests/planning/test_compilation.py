@@ -1,14 +1,23 @@
 """The planner: its search for a batch, its refusals, and a plan of eight virtual devices.
 
-Where libtpu is installed test_plan_tpu.py compiles for TPUs as well.
+Where their compilers are installed, test_compilation_tpu.py and test_compilation_gpu.py compile for
+TPUs and GPUs as well.
 """
 
+from types import SimpleNamespace
+
 import jax
+import ml_collections
 import pytest
+from jax.sharding import Mesh
 
 from configs import music2vec, music2vec2, musichubert
 from musicssl.planning import compilation
 from musicssl.planning.compilation import BatchAttempt
+from musicssl.planning.gpus import GPUS
+from musicssl.planning.topology import Topology
+from musicssl.training import flops
+from tests.support import tiny
 
 GIB = 2**30
 MULTI = {"teacher.feature": "", "teacher.targets": "layer:random,onset", "teacher.layer": 1}
@@ -59,6 +68,39 @@ def test_nothing_fits():
     attempt, asked = compiler(GIB, lambda n: 2 * GIB)
     assert [x.compiled for x in compilation.largest_batch(attempt, 1, GIB, GIB)] == [None] * 2
     assert asked == [8, 1]
+
+
+def test_of_a_gpu_the_planner_tells_what_fits(monkeypatch):
+    """A GPU's compiler refuses nothing: here it wants a GiB for each clip and four more."""
+
+    def lower(config: ml_collections.ConfigDict, mesh: Mesh) -> SimpleNamespace:
+        kinds = ("argument", "output", "alias", "generated_code")
+        sizes = {f"{kind}_size_in_bytes": 0 for kind in kinds}
+        wanted = SimpleNamespace(**sizes, temp_size_in_bytes=(4 + config.batch_size) * GIB)
+        program = "ENTRY %main () -> f32[] {\n  ROOT %x = f32[] iota()\n}\n"
+        compiled = SimpleNamespace(memory_analysis=lambda: wanted, as_text=lambda: program)
+        return SimpleNamespace(compile=lambda options: given.append(options) or compiled)
+
+    given: list[dict] = []
+    monkeypatch.setattr(compilation, "lower", lower)
+    monkeypatch.setattr(flops, "peak", lambda device: 989e12)
+    place = Topology("h100:1", jax.devices()[:1], GPUS["h100"], 1, 1)
+    plan = compilation.plan(tiny.config(), place, "auto:40")
+    assert plan["clips"] == 55  # of 59.3 GiB
+    assert plan["memory"]["fits"] and plan["memory"]["wanted"] == 59 * GIB
+    assert 56 in [x["clips"] for x in plan["attempts"] if not x["fits"]]
+    assert given[0] == {"xla_gpu_enable_triton_gemm": False}
+
+    plan = compilation.plan(tiny.config(), place, "60")
+    assert not plan["memory"]["fits"] and plan["memory"]["wanted"] == 64 * GIB
+    assert plan["work"] == {} and "estimate" not in plan["seconds"]
+
+
+@pytest.mark.parametrize("batch, words", [("auto", "cpu:8: nothing tells"), ("0", "give a number")])
+def test_a_batch_that_cannot_be_searched_for(batch, words):
+    with pytest.raises(ValueError, match=words):
+        compilation.check_batch(batch, ["h100:8", "cpu:8"])
+    compilation.check_batch("auto:4", ["h100:8", "v5e:4x4"])
 
 
 def test_masks_of_equal_counts_follow_the_batch():

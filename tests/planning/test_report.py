@@ -1,73 +1,95 @@
-"""What a plan tells: parts of scopes, exchanges, kernels."""
-
-from types import SimpleNamespace
+"""Plans as tables."""
 
 import pytest
 
-from configs import music2vec, music2vec2
-from musicssl.planning import hlo, report, topology
-from musicssl.training import flops
+from musicssl.planning import report
+from musicssl.planning.schema import Plan
+
+GIB = 2**30
+WORK = {
+    name: dict(zip(("kernels", "bytes", "operations", "seconds", "memory_seconds"), x, strict=True))
+    for name, x in {
+        "ffn": (100, 2e9, 4e9, 6e-3, 1e-3),
+        "optimizer": (200, 1e9, 0, 2e-3, 2e-3),
+    }.items()
+}
+
+
+def gpu_plan(fits: bool = True) -> Plan:
+    """A plan of two machines of GPUs, in round figures."""
+    wanted = 20 * GIB if fits else 70 * GIB
+    tried = [{"clips": 8, "bytes": wanted, "fits": fits}, {"clips": 40, "bytes": 0, "fits": False}]
+    return {
+        "config": "musichubert:k500",
+        "topology": "h100:2x8",
+        "devices": 16,
+        "kind": "NVIDIA H100 80GB HBM3",
+        "fsdp": 1,
+        "clips": 8,
+        "global_batch": 128,
+        "crop_seconds": 29.9,
+        "steps": 3600,
+        "parameters": 95_000_000,
+        "checkpoint_bytes": GIB,
+        "memory": {
+            "limit": 60 * GIB, "device": 80 * GIB, "fits": fits, "wanted": wanted,
+            "parameters": GIB, "teacher": 0, "optimizer": 2 * GIB,
+        },
+        "flops": {"ffn": 5e9, "attention": 5e9},
+        "peak_flops": 1e12,
+        "predicting": [{"by": "musichubert:k500", "flops": 1e12, "predictions": 1e5}],
+        "seconds": {
+            "roofline": 5e-3, "least": 8e-3, "estimate": 20e-3, "launch": 9e-4, "exchange": 3e-3
+        },
+        "cycles": {},
+        "work": WORK if fits else {},
+        "uncounted_kernels": 0,
+        "collectives": [{"kind": "all-reduce", "count": 4, "bytes": 190e6, "activations": []}],
+        "feed": {"estimate": {"audio_seconds": 100.0, "bytes": 3.2e6, "cores": 0.5}},
+        "attempts": tried,
+        "compile_seconds": 60.0,
+    }  # fmt: skip
+
+
+def test_the_table_of_a_gpu():
+    text = report.markdown([gpu_plan()])
+    row = next(line for line in text.splitlines() if line.startswith("| h100:2x8"))
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[:5] == ["h100:2x8", "16", "1", "8", "20.00 GiB of 60.00 GiB"]
+    assert cells[5:9] == ["10", "8.0 to 20.0 ms", "25%", "0.0 to 0.0 h"]
+    assert (
+        "8 clips a GPU take 20.00 GiB of the 60.00 GiB that jax takes of a GPU's 80.00 GiB" in text
+    )
+    assert "40 clips take more" in text
+    assert "| all-reduce | 4 | 190.0 | none |" in text
+    assert "| ffn | 100 | 2.00 | 4.0 | 6.00 | 1.00 |" in text
+    assert "| all | 300 | 3.00 | 4.0 | 8.00 | 3.00 |" in text
+    assert "0.90 ms to start the kernels" in text and "3.00 ms of exchanges" in text
+    assert "not known" not in text
+
+
+def test_kernels_that_tell_nothing_are_told():
+    plan = gpu_plan()
+    plan["uncounted_kernels"] = 3
+    assert "The operations of 3 kernels are not known" in report.markdown([plan])
+
+
+def test_a_gpu_that_is_too_small():
+    text = report.markdown([gpu_plan(fits=False)])
+    assert "8 clips a GPU take 70.00 GiB: more than the 60.00 GiB" in text
+    assert "**does not fit**" in text and "| ffn |" not in text
 
 
 @pytest.mark.parametrize(
-    "scope, part",
-    [
-        (
-            "jit(step)/transpose(jvp(Encoder.contextualize))/layer_3/attention/q_proj/dot",
-            "attention",
-        ),
-        ("jit(step)/jvp(Encoder.contextualize)/layer_3/feed_forward/mul", "ffn"),
-        ("jit(step)/jvp(teacher)/Encoder.contextualize/layer_3/attention/dot", "teacher"),
-        ("jit(step)/transpose(jvp(Encoder.stem))/stem_1/stem_norm_1/mul", "stem 1"),
-        ("jit(step)/transpose(jvp(Encoder.stem))/add", "norms, residuals and the rest"),
-        ("jit(step)/jvp(Encoder.contextualize)/positional/pos_conv_0/conv", "positional"),
-        ("jit(step)/optimizer/mul", "optimizer"),
-        ("", "copies"),
-    ],
+    "count, words", [(None, "unknown"), (2**20, "1.00 MiB"), (3 * GIB, "3.00 GiB")]
 )
-def test_parts_of_scopes(scope, part):
-    assert report.part(scope) == part
-
-
-def test_gradients_cross_slices_by_the_network():
-    devices = [SimpleNamespace(process_index=i // 4) for i in range(8)]
-    chip = topology.CHIPS["v5e"]
-    rows = [{"kind": "all-reduce", "bytes": 1e9}, {"kind": "all-gather", "bytes": 1e9}]
-    one, two = (
-        report.exchange(rows, topology.Topology("", devices, chip, slices)) for slices in (1, 2)
-    )
-    inside = 1e9 / (chip.links / 2)
-    assert one == pytest.approx(3 * inside)
-    assert two == pytest.approx(inside + 2e9 / (report.SLICE_LINKS / 4))
-
-
-def test_kernels_are_entered_at_the_stated_share_of_peak():
-    """460 operations at two a cycle, 23 % of that rate; one without a figure stays out."""
-    cycles = {"attention": 100}
-    kernels = [hlo.Kernel("jit(step)/layer_0/attention/call", 460), hlo.Kernel("x", None)]
-    assert report.enter_kernels(cycles, kernels, 2.0) == 1000
-    assert cycles == {"attention": 1100}
-
-
-def test_a_prediction_of_data2vec_2_stands_beside_one_of_data2vec_1():
-    """Eight copies of a clip against one, with half of the frames masked in each."""
-    config = music2vec2.get_config()
-    own, first = report.predicting(config)
-    assert own["flops"] == flops.train_step(config)
-    assert (own["predictions"], first["predictions"]) == (16 * 8 * 744, 16 * 744)
-    one = music2vec.get_config()
-    one.batch_size, one.data.crop_frames = 16, 1488
-    assert first["flops"] == flops.train_step(one)
-    (alone,) = report.predicting(one)
-    assert alone["flops"] == first["flops"]
-    assert alone["predictions"] == pytest.approx(16 * 1488 * 0.490, rel=0.01)  # fairseq's sampler
-    a_prediction = [x["flops"] / x["predictions"] for x in (own, first)]
-    assert a_prediction[1] / a_prediction[0] == pytest.approx(3.2, abs=0.1)
+def test_bytes_in_words(count, words):
+    assert report.size(count) == words
 
 
 def test_an_hour_of_targets_takes_the_time_of_180000_predictions():
     plan = {
-        "seconds": {"roofline": 1.0, "compiler": 4.0},
+        "seconds": {"roofline": 1.0, "estimate": 4.0},
         "devices": 2,
         "peak_flops": 1e12,
         "predicting": [
@@ -75,7 +97,7 @@ def test_an_hour_of_targets_takes_the_time_of_180000_predictions():
             {"by": "theirs", "flops": 1e12, "predictions": 10_000},
         ],
     }
-    rows = report._costs(plan)[2:]
+    rows = report._predicting(plan)[2:]
     assert rows == [
         "| ours | 3.000 | 90,000 | 33.3 | 6.0 to 16.0 s |",
         "| theirs | 1.000 | 10,000 | 100.0 | 18.0 s |",

@@ -10,7 +10,7 @@ GIB = 2**30
 
 
 @pytest.mark.parametrize(
-    "spec", ["v9:4x4", "v5e", "v5e:4", "v5p:4x4", "cpu", "cpu:2x2", "v5e:4x4@"]
+    "spec", ["v9:4x4", "v5e", "v5e:4", "v5p:4x4", "cpu", "cpu:2x2", "v5e:4x4@", "h100", "h300:8"]
 )
 def test_unknown_ones_are_refused_with_the_known_ones(spec):
     with pytest.raises(ValueError, match=rf"--topology={spec} .*v5e:4x4, .*"):
@@ -23,13 +23,25 @@ def test_without_libtpu_the_command_that_installs_it_is_told(monkeypatch):
         topology.prepare(["v5e:4x4"])
 
 
+@pytest.mark.parametrize("spec", ["h100:9", "h100:0", "h100:0x8", "h100:2x2x8", "h100:8@2"])
+def test_of_gpus_machines_and_their_number_are_asked_for(spec):
+    with pytest.raises(ValueError, match=rf"--topology={spec}: .* machine has, 8 at most"):
+        topology.prepare([spec])
+
+
+def test_without_the_cuda_plugin_the_command_that_installs_it_is_told(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"pip install 'jax\[cuda13\]'"):
+        topology.prepare(["h100:2x8"])
+
+
 def test_here_is_every_device():
     import jax
 
     place = topology.topology("here")
     assert place.devices == jax.devices() and place.chip is None
     assert place.per_host == len(jax.devices())
-    assert topology.memory_limit(place.devices[0]) is None
+    assert topology.memory_limit(place) is None
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,8 @@ from musicssl.model.encoder import Encoder
 from musicssl.objectives import data2vec, hubert, masking
 from musicssl.runtime.workdir import flat
 from musicssl.training import optim, step
+from tests.support import compiling
 
-# Fused, full-size arrays take half the time, which pays for it here; tests at large do without.
-FUSED = {"xla_backend_optimization_level": 1, "xla_cpu_use_fusion_emitters": True}
 # What enters a step by its masks, its learning rate and what its teacher says alone.
 GIVEN = (
     *("variant", "steps", "mask.", "data2vec.top_layers"),
@@ -124,6 +123,6 @@ class Programs:
         given = state, batch, rate, said
         if key not in self.compiled:
             lowered = jax.jit(update, donate_argnums=0).lower(*given)
-            self.compiled[key] = lowered.compile(FUSED)
+            self.compiled[key] = lowered.compile(compiling.FUSED)
         state, metrics = self.compiled[key](*given)
         return state, {name: float(x) for name, x in metrics.items()}

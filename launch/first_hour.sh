@@ -1,0 +1,258 @@
+#!/usr/bin/env bash
+# The first hour on a GPU: is the step right there, how fast is it, and does a run train?
+#
+#   launch/first_hour.sh [--minutes=25] [--config=FILE:VARIANT] [--output=DIR] [--work=DIR]
+#                        [--only=PART,...] [--toy] [--dry_run] [-- FLAG ...]
+#
+#   --minutes=25  for all of it: benchmarks begin in the first six tenths, the run trains until five
+#                 sixths of them are over
+#   --config=...  what is trained on crops of 5.1 s, default configs/musichubert.py:k500
+#   --output=DIR  where results go as soon as they exist, a few kB each: results/first_hour
+#   --work=DIR    where the data, the run and the exported model go: runs/first_hour
+#   --only=...    some of the parts below
+#   --toy         rehearse it on a CPU, with small models: 6 minutes unless --minutes says otherwise
+#   --dry_run     print the commands, run nothing
+#   FLAG          of musicssl.main
+#
+# Parts: check (a first step beside the CPU's), benchmark (the step of both methods on clips of 5.1
+# and 29.9 s, and transformers' HubertModel, compiled), compose (music, on all cores), train (saving
+# every two minutes), probe (beside random initial values and log-mel), export. The first two need
+# jax for CUDA, flax, optax, ml_collections and tqdm, and PyTorch and transformers for the latter's
+# rows; the others need requirements.txt. Without a network, `pip download -d wheels ...` elsewhere
+# and `pip install --no-index --find-links=wheels ...` there.
+#
+# What has its result is skipped when the same command is run again. Exit codes: 0 all parts ran;
+# 1 one failed, which its PART.txt tells, and the others ran; 2 refused; 75 asked to end (SIGTERM,
+# Ctrl-C). Environment: PYTHON, the interpreter, default python.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+python=${PYTHON:-python}
+minutes='' config=configs/musichubert.py:k500 output=results/first_hour work=runs/first_hour
+all=check,benchmark,compose,train,probe,export
+only=$all toy=false dry_run=false flags=()
+
+refuse() {
+  echo "first_hour.sh: $*" >&2
+  exit 2
+}
+
+while (($#)); do
+  case $1 in
+    --minutes=?*) minutes=${1#*=} ;;
+    --config=?*) config=${1#*=} ;;
+    --output=?*) output=${1#*=} ;;
+    --work=?*) work=${1#*=} ;;
+    --only=?*) only=${1#*=} ;;
+    --toy) toy=true ;;
+    --dry_run | --dry-run) dry_run=true ;;
+    --) shift && flags=("$@") && break ;;
+    *) refuse "$1: unknown, or has no value; flags of musicssl.main go after --" ;;
+  esac
+  shift
+done
+if $toy; then minutes=${minutes:-6}; else minutes=${minutes:-25}; fi
+if [[ ! $minutes =~ ^[1-9][0-9]*$ ]]; then refuse "--minutes=$minutes: give a whole number"; fi
+[[ -f ${config%%:*} ]] || refuse "--config=$config: there is no file ${config%%:*}"
+for part in ${only//,/ }; do
+  [[ ,$all, == *,$part,* ]] || refuse "--only=$only: $part is no part, use some of $all"
+done
+seconds=$((minutes * 60))
+family=$(basename "${config%%:*}" .py)
+
+wanted() { [[ ,$only, == *,$1,* ]]; }
+
+# Refuses, before anything runs, what the parts need and this machine lacks.
+look_around() {
+  local modules=(jax flax optax ml_collections tqdm)
+  if wanted compose; then modules+=(tensorflow tensorflow_datasets); fi
+  if wanted train || wanted probe || wanted export; then
+    modules+=(tensorflow tensorflow_datasets orbax.checkpoint clu safetensors)
+    modules+=(sklearn matplotlib mir_eval)
+  fi
+  "$python" - "$toy" "${modules[@]}" <<'END'
+import importlib.util
+import sys
+
+toy, *modules = sys.argv[1:]
+packages = {
+    "tensorflow": "tensorflow-cpu",
+    "tensorflow_datasets": "tensorflow-datasets",
+    "orbax.checkpoint": "orbax-checkpoint",
+    "sklearn": "scikit-learn",
+}
+
+
+def there(name: str) -> bool:
+    parent = name.rpartition(".")[0]
+    return (not parent or there(parent)) and importlib.util.find_spec(name) is not None
+
+
+if missing := [packages.get(name, name) for name in dict.fromkeys(modules) if not there(name)]:
+    sys.exit(
+        f"first_hour.sh: pip install {' '.join(missing)} first; --only=check,benchmark needs jax, "
+        "flax, optax, ml_collections and tqdm alone"
+    )
+import jax
+
+if toy != "true" and jax.default_backend() != "gpu":
+    sys.exit(
+        f"first_hour.sh: jax sees no GPU here, only {jax.devices()[0]}: pip install 'jax[cuda13]', "
+        "or rehearse on a CPU with --toy"
+    )
+END
+}
+
+child=0 asked=false failed=()
+forward() {
+  asked=true
+  ((child == 0)) || kill -TERM "$child" 2>/dev/null || true
+}
+trap forward TERM INT
+
+# Runs a part's command, its output to the terminal and to <output>/<part>.txt; sets `code`.
+run() {
+  local part=$1
+  shift
+  code=0
+  if $dry_run; then
+    local line
+    printf -v line '%q ' "$@"
+    echo "${line% }"
+    return
+  fi
+  echo "first_hour.sh: $part, $((SECONDS / 60)) of $minutes minutes over" >&2
+  "$@" > >(tee -a "$output/$part.txt") 2>&1 &
+  child=$!
+  wait "$child" || true
+  while kill -0 "$child" 2>/dev/null; do wait "$child" || true; done # a signal interrupts a wait
+  wait "$child" || code=$? # bash remembers it
+  child=0
+  if $asked; then
+    echo "first_hour.sh: asked to end; the same command goes on" >&2
+    exit 75
+  fi
+}
+
+fail() {
+  failed+=("$1")
+  echo "first_hour.sh: $1 failed: see $output/$1.txt" >&2
+}
+
+# A part of tests.benchmarks.gpu: rows that have no result yet, as long as there is time for them.
+rows() {
+  local part=$1 row extra=()
+  shift
+  if $toy; then extra=(--toy); fi
+  for row in "$@"; do
+    if [[ -e $output/$row.json ]]; then continue; fi
+    if ((SECONDS > seconds * 6 / 10)); then
+      echo "$row: left out, no time left for it" | tee -a "$output/$part.txt" >&2
+      continue
+    fi
+    run "$part" timeout 600 "$python" -m tests.benchmarks.gpu "--rows=$row" "--output=$output" \
+      ${extra[@]+"${extra[@]}"}
+    if ((code)); then fail "$part"; fi
+  done
+}
+
+# How long the trained step takes, in milliseconds: by the benchmark's where that is there.
+step_milliseconds() {
+  local clips=$1
+  "$python" - "$output/$family-5s.json" "$clips" <<'END'
+import json
+import pathlib
+import sys
+
+path, clips = pathlib.Path(sys.argv[1]), int(sys.argv[2])
+row = json.loads(path.read_text()) if path.exists() else {"ms a step": 100.0, "clips": 16}
+print(max(1, round(row["ms a step"] * clips / row["clips"])))
+END
+}
+
+# The run's flags, one a line. Its length is what there is time for, so they are kept for next time.
+train_flags() {
+  local clips=128 crop=256 each left steps
+  if $toy; then clips=4 crop=40; fi
+  each=100
+  if ! $dry_run; then each=$(step_milliseconds "$clips"); fi
+  left=$((seconds * 5 / 6 - SECONDS - seconds / 20)) # the codebook and the first compilation
+  steps=$((left * 1000 / each > 20 ? left * 1000 / each : 20))
+  printf -- '--config.%s\n' data.name=synth_music "data.data_dir=$work/data" \
+    "data.crop_frames=$crop" "batch_size=$clips" mask.equal_counts=4 "steps=$steps" \
+    "checkpoint.every=$((120000 / each + 1))" "log_every=$((steps / 100 + 1))"
+  if [[ $family == musichubert ]]; then
+    printf -- '--config.%s\n' "optim.warmup_steps=$((steps / 10 + 1))" teacher.batches=40 \
+      teacher.restarts=5 teacher.passes=5
+  fi
+  if $toy; then
+    printf -- '--config.%s\n' encoder.layers=2 encoder.width=96 encoder.heads=2 \
+      encoder.ffn_width=192 encoder.stem_width=32 encoder.pos_conv_kernel=16
+    if [[ $family == musichubert ]]; then
+      printf -- '--config.%s\n' teacher.clusters=16 teacher.batches=4 teacher.sample=2000
+    fi
+  fi
+}
+
+train() {
+  local left code=0 own
+  if $dry_run; then
+    mapfile -t own < <(train_flags)
+  else
+    [[ -s $work/train.flags ]] || train_flags >"$work/train.flags"
+    mapfile -t own <"$work/train.flags"
+  fi
+  left=$((seconds * 5 / 6 - SECONDS))
+  run train timeout --preserve-status --signal=TERM --kill-after=120 $((left > 60 ? left : 60)) \
+    "$python" -m musicssl.main "--config=$config" "--workdir=$work/run" "${own[@]}" \
+    ${flags[@]+"${flags[@]}"}
+  if ((code == 75)); then
+    echo "the time is over: saved" | tee -a "$output/train.txt" >&2
+  elif ((code)); then
+    fail train
+  fi
+  if [[ -e $work/run/metrics.jsonl ]]; then
+    tail -n 1 "$work/run/metrics.jsonl" >"$output/train.json"
+  fi
+}
+
+probe() {
+  local extra=()
+  if $toy; then extra=(--config.limit=8 --config.epochs=2 "--config.layers=0,2"); fi
+  if [[ -e $output/probe/results.json ]]; then return; fi
+  run probe "$python" -m musicssl.probe --config=configs/probe.py:quick \
+    "--config.encoder=$work/run" "--config.data_dir=$work/data" "--config.beside=random,logmel" \
+    "--config.cache=$work/features" "--config.results=$output/probe" ${extra[@]+"${extra[@]}"}
+  if ((code)); then fail probe; fi
+}
+
+export_model() {
+  if [[ -e $work/model ]]; then return; fi
+  run export "$python" -m musicssl.export "--workdir=$work/run" "--output=$work/model"
+  if ((code)); then fail export; fi
+}
+
+if ! $dry_run; then
+  look_around || exit 2
+  mkdir -p "$output" "$work"
+fi
+if wanted check; then rows check agreement-musichubert agreement-music2vec; fi
+if wanted benchmark; then
+  rows benchmark musichubert-5s transformers-5s musichubert-30s transformers-30s \
+    music2vec-5s music2vec-30s
+fi
+if wanted compose; then
+  run compose "$python" -m data_pipelines.build synth_music "--data_dir=$work/data" \
+    "--workers=$(nproc)"
+  if ((code)); then fail compose; fi
+fi
+if wanted train; then train; fi
+if wanted probe; then probe; fi
+if wanted export; then export_model; fi
+if $dry_run; then exit; fi
+
+echo "first_hour.sh: results are in $output" >&2
+if ((${#failed[@]})); then
+  echo "first_hour.sh: failed: ${failed[*]}" >&2
+  exit 1
+fi
