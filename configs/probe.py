@@ -5,11 +5,12 @@
         --config.tasks=gtzan_genre,giantsteps_key --config.data_dir=DATA
     python -m musicssl.probe --config=configs/probe.py --compare runs/a/probe runs/b/probe
 
-"full" is that protocol. "quick" is a look within minutes: linear probes on standardised features,
-which take few epochs and one learning rate, three seeds. The demos of both methods end with it on
-fewer clips, beside random initial values and a log-mel baseline. "polyphony" is such a look at the
-tasks on polyphony, with a hidden layer: which interval or chord sounds is a relation of notes that
-may be anywhere, so that no linear probe of a spectrum can tell it.
+"full" is that protocol; musicssl/probing/README.md says where a task differs from MARBLE's code.
+"quick" is a look within minutes: linear probes on standardised features, which take few epochs and
+one learning rate, three seeds. The demos of both methods end with it on fewer clips, beside random
+initial values and a log-mel baseline. "polyphony" is such a look at the tasks on polyphony, with a
+hidden layer: which interval or chord sounds is a relation of notes that may be anywhere, so that no
+linear probe of a spectrum can tell it.
 """
 
 import ml_collections
@@ -31,7 +32,7 @@ def settings() -> ml_collections.ConfigDict:
     config.learning_rates = (5e-5, 1e-4, 5e-4, 1e-3, 5e-3, 1e-2)
     config.seeds = (1, 2, 3)
     config.epochs = 0  # at most; 0 for the task's
-    config.batch_size = 64
+    config.batch_size = 64  # in an update: files with all their windows, or windows, by the task
     config.windows = 8  # in a batch of extraction
     config.memory_gib = 12.0  # features held at once; a source with more is read as it is trained
     return config

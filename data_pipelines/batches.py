@@ -1,13 +1,14 @@
 """Deterministic batches of audio from a built data set.
 
-Row r of step s is place p = s * batch_size + r of the stream that `order` defines. There is no
-shuffle buffer and no state: a run goes on at any step at once, and any number of hosts read their
-rows of the same global batches. tf.data keeps the batches in order and bounds what is read ahead;
-the rows of a batch are read by threads into its place in memory, which is never copied.
+Row r of step s is place p = s * batch_size + r of the stream that `order` or `block_order` defines.
+There is no shuffle buffer and no state: a run goes on at any step at once, and any number of hosts
+read their rows of the same global batches. tf.data keeps the batches in order and bounds what is
+read ahead; the rows of a batch are read by threads into its place in memory, which is never copied.
 """
 
 import logging
 import os
+import threading
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,8 +16,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import tensorflow as tf
 
+from data_pipelines.block_order import Blocks
+from data_pipelines.lookahead import Lookahead
 from data_pipelines.order import InOrder, Shuffled, StreamPlan
-from data_pipelines.record_index import Damaged, write_index
+from data_pipelines.record_index import Damaged, complete_index, write_index
 from data_pipelines.records import Dataset, is_built, open_dataset
 
 __all__ = [
@@ -24,6 +27,7 @@ __all__ = [
     "Damaged",
     "Dataset",
     "check_crop",
+    "complete_index",
     "is_built",
     "iterate",
     "open_dataset",
@@ -37,6 +41,7 @@ _PIECE = 8  # rows that a thread reads in one go
 READING = 2  # batches that are read at once, so that no thread waits for the last row of one
 AHEAD = 1  # whole batches that wait beside those
 THREADS = 8  # at most by default: more of them wait for Python's lock
+FAR_THREADS = 64  # for data on gs://, where each waits for an answer most of the time
 _ATTEMPTS = 16  # records tried for one row
 _LOST_SHARE, _LOST_FEW = 0.01, 10  # "skip" ends when both this share and this number are damaged
 
@@ -65,6 +70,7 @@ def iterate(
     start_step: int = 0,
     rows: np.ndarray | None = None,
     on_damage: str = "stop",
+    order: str = "shuffled",
     threads: int | None = None,
 ) -> "Batches":
     """Return the global batches' rows from a step on, without end.
@@ -75,8 +81,10 @@ def iterate(
       rows: of the global batch, those wanted; all if None.
       on_damage: "stop" raises Damaged at the first record that cannot be read. "skip" takes
         another record, drawn by a hash, and counts (`Batches.damaged`) until more than 1 % of the
-        records, and more than ten, are lost.
-      threads: that read; as many as there are cores, up to eight, if None.
+        records, and more than ten, are lost. Only a record that is cut short or not what was
+        indexed is damaged: one that cannot be read now is read again.
+      order: "shuffled" takes records from anywhere at any time; "blocks" as `block_order` has it.
+      threads: that read; if None, as many as there are cores, up to eight, or 64 for gs://.
 
     Returns:
       an iterator of {"audio": int16 [rows, samples], "record": int64 [rows]}, read-only arrays.
@@ -84,9 +92,15 @@ def iterate(
     Raises:
       ValueError: the crop is too long, or another argument is out of range.
       Damaged: a record is known to be unreadable and on_damage is "stop".
+      OSError: of storage that cannot be read, as `retries.patiently` has it.
     """
     check_crop(dataset, samples)
-    plan = Shuffled(dataset.samples, seed, samples)
+    if order == "shuffled":
+        plan = Shuffled(dataset.samples, seed, samples)
+    elif order == "blocks":
+        plan = Blocks(dataset.samples, seed, samples, max(batch_size, 1))
+    else:
+        raise ValueError(f'order is {order!r}: use "shuffled" or "blocks"')
     reader = _Reader(dataset, plan, batch_size, samples, rows, on_damage)
     return Batches(reader, range(start_step, _ENDLESS), threads)
 
@@ -135,15 +149,21 @@ class _Reader:
         self.samples, self.skips = samples, on_damage == "skip"
         self.damaged: dict[int, str] = {}
         self.errors: dict[int, Exception] = {}
-        self.closed = False
+        self.closed = threading.Event()
+        self.lookahead = None
+        if isinstance(plan, Blocks):
+            self.lookahead = Lookahead(dataset, plan, rows, self.closed)
 
     def __call__(self, step: int, pool: ThreadPoolExecutor) -> tuple[np.ndarray, np.ndarray]:
         """Read a step's audio [rows, samples] and records [rows] in the threads of `pool`."""
         audio = _aligned(len(self.rows), self.samples)
         places = step * self.batch_size + self.rows
         try:
+            if self.lookahead:
+                self.lookahead.reach(step, behind=READING - 1)
             records, starts = self.plan(places)  # [rows], [rows]
-            pieces = [slice(row, row + _PIECE) for row in range(0, len(places), _PIECE)]
+            size = 1 if self.dataset.is_far else _PIECE
+            pieces = [slice(row, row + size) for row in range(0, len(places), size)]
             running = [
                 pool.submit(self._fill, places[p], records[p], starts[p], audio[p]) for p in pieces
             ]
@@ -158,7 +178,7 @@ class _Reader:
         self, places: np.ndarray, records: np.ndarray, starts: np.ndarray, audio: np.ndarray
     ) -> None:
         for row, place in enumerate(places.tolist()):
-            if self.closed:
+            if self.closed.is_set():
                 return  # nobody wants the rest
             records[row] = self._row(place, int(records[row]), int(starts[row]), audio[row])
 
@@ -169,7 +189,8 @@ class _Reader:
                 out[:] = 0
                 return record
             try:
-                self.dataset.read(record, start, out)
+                held = self.lookahead.bytes if self.lookahead else None
+                self.dataset.read(record, start, out, self.closed, held)
                 return record
             except Damaged as error:
                 self._count(record, error)
@@ -199,7 +220,8 @@ class Batches(Iterator[dict[str, np.ndarray]]):
 
     def __init__(self, reader: _Reader, steps: range, threads: int | None):
         self._reader = reader
-        pool = ThreadPoolExecutor(threads or min(os.cpu_count() or 1, THREADS), "batches")
+        usual = FAR_THREADS if reader.dataset.is_far else min(os.cpu_count() or 1, THREADS)
+        pool = ThreadPoolExecutor(threads or usual, "batches")
         self._running = [_pipeline(reader, steps, pool).as_numpy_iterator()]
         # At exit too: a thread that called into a Python already gone would abort the process.
         self.close = weakref.finalize(self, _close, reader, pool, self._running)
@@ -211,7 +233,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         if batch["record"][0] == _FAILED:
             self.close()
             raise self._reader.errors[min(self._reader.errors)]
-        if self._reader.closed:  # by another thread meanwhile: the batch may be cut off
+        if self._reader.closed.is_set():  # by another thread meanwhile: the batch may be cut off
             raise StopIteration
         return batch
 
@@ -222,7 +244,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
 
 
 def _close(reader: _Reader, pool: ThreadPoolExecutor, running: list) -> None:
-    reader.closed = True
+    reader.closed.set()
     pool.shutdown(wait=False, cancel_futures=True)
     running.clear()  # the last reference: TensorFlow waits for its threads and frees the batches
 

@@ -2,8 +2,9 @@
 
 NAME is a builder's folder beside this file, NAME/CONFIG one of its configs. Without other flags
 the work is done by processes of this machine. Flags that are not listed here go to Beam:
---runner=DataflowRunner, FlinkRunner or SparkRunner with their own flags hand it to a cluster. Exit
-codes: 0 built, 2 a request that cannot be met, 130 interrupted.
+--runner=DataflowRunner, FlinkRunner or SparkRunner with their own flags hand it to a cluster. DATA
+may be on gs://. Exit codes: 0 built, 2 a request that cannot be met, 74 storage that did not answer
+(the same command may do better later), 130 interrupted.
 """
 
 import argparse
@@ -11,11 +12,12 @@ import contextlib
 import importlib
 import io
 import logging
+import math
 import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,11 +29,12 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from etils import epath
 
-from data_pipelines import batches, claim, paths
+from data_pipelines import batches, bucket_claim, claim, paths, retries
 from data_pipelines.shards import SKIPPED, BuildError, ShardedBuilder
 from data_pipelines.workers import LOCAL_RUNNER
 
 EXIT_REFUSED = 2  # a request that cannot be met; nothing of it is kept
+EXIT_STORAGE = 74  # a disk or a bucket that did not answer
 SOURCE = "manual_dir.txt"  # beside the shards: the folder that they were built from
 _FULL = ("No space left on device", "Disk quota exceeded")
 
@@ -45,6 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BuildError as error:
         print(f"build: {error}", file=sys.stderr)
         return EXIT_REFUSED
+    except (OSError, tf.errors.OpError) as error:
+        if not retries.passes(error):
+            raise
+        print(f"build: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_STORAGE
     except KeyboardInterrupt:
         print("build: interrupted; nothing of this build was kept", file=sys.stderr)
         return 128 + signal.SIGINT
@@ -79,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("name", metavar="NAME", help=f"one of {', '.join(names())}, or NAME/CONFIG")
     add("--data_dir", required=True, help="where data sets are kept, as NAME/CONFIG/VERSION")
-    add("--manual_dir", help="folder of the files that the builder reads")
+    add("--manual_dir", help="folder of this machine with the files that the builder reads")
     add("--config", help="a config of the builder; the default is its first")
     add("--workers", type=int, help="processes on this machine; the default is one per core")
     add(
@@ -88,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
         default=ShardedBuilder.max_lost,
         help="share of the files that may be unusable (0.5)",
     )
+    add("--wait", action="store_true", help="wait for another process that builds the same")
     return parser
 
 
@@ -104,7 +113,7 @@ def _build(args: argparse.Namespace, beam_flags: Sequence[str]) -> None:
     builder = load_builder(args.name, args.config, args.data_dir)
     if _is_built(builder, args):
         return
-    with _claimed(builder.data_path):
+    with _claimed(builder.data_path, math.inf if args.wait else 0.0):
         builder = load_builder(args.name, args.config, args.data_dir)
         if not _is_built(builder, args):  # it may have been, until it was ours
             _prepare(builder, args, beam_options)
@@ -125,13 +134,19 @@ def _is_built(builder: ShardedBuilder, args: argparse.Namespace) -> bool:
             "remove it to build it again"
         )
     records = builder.info.splits.total_num_examples
+    _index(folder, batches.complete_index)
     print(f"{folder} is already built ({records} records); remove it to build it again")
     return True
 
 
 def _is_complete(folder: epath.Path) -> bool:
-    """Tell what TFDS would, which takes a folder's name for a pattern."""
-    return (folder / "dataset_info.json").exists()
+    """Tell what TFDS would, which takes a folder's name for a pattern.
+
+    On gs:// a folder gets its name file by file, and may be left without some by a build that was
+    killed; then the source was not written either.
+    """
+    named = [folder / "dataset_info.json", *[folder / SOURCE] * ("://" in str(folder))]
+    return all(path.exists() for path in named)
 
 
 def _prepare(
@@ -148,28 +163,36 @@ def _prepare(
         with _full_disk_named(args.data_dir), contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare(download_config=download)
     except (OSError, tf.errors.OpError):
-        # Where a claim cannot be had, as in the cloud, somebody else may have been first.
+        # Where a disk has no claims, somebody else may have been first.
         other = load_builder(args.name, args.config, args.data_dir)
         if not (_is_complete(other.data_path) and _is_built(other, args)):
             raise
         return
-    (folder / SOURCE).write_text(_source(args))
-    _write_index(folder)
+    paths.write(folder / SOURCE, _source(args).encode())
+    _index(folder, batches.write_index)
     print(_summary(builder, time.monotonic() - start, "Beam" if beam_options else "processes"))
 
 
 @contextlib.contextmanager
-def _claimed(folder: epath.Path) -> Iterator[None]:
-    """Keep others from building into a folder; one in the cloud cannot be claimed."""
-    if "://" in str(folder):
-        yield
-        return
+def _claimed(folder: epath.Path, patience: float) -> Iterator[None]:
+    """Keep others from building into a folder."""
+    place = folder.parent / f".{folder.name}.claim"
     folder.parent.mkdir(parents=True, exist_ok=True)
+
+    def waiting(other: claim.Claimed, seconds: float) -> None:
+        print(f"{folder} is being built by {other}: waited {seconds:.0f} s", file=sys.stderr)
+
+    if "://" in str(folder):
+        held = bucket_claim.claim(str(place))
+    else:
+        held = claim.claim(Path(place), patience, waiting)
     try:
-        with claim.claim(Path(folder.parent) / f".{folder.name}.claim"):
+        with held:
             yield
     except claim.Claimed as other:
-        raise BuildError(f"{folder} is being built by {other}: wait for its end") from other
+        raise BuildError(
+            f"{folder} is being built by {other}: wait for its end, which --wait does"
+        ) from other
 
 
 def _source(args: argparse.Namespace) -> str:
@@ -183,19 +206,20 @@ def _cores() -> int:
     return len(mine(0)) if mine else os.cpu_count() or 1
 
 
-def _write_index(folder: epath.Path) -> None:
+def _index(folder: epath.Path, write: Callable[[str], None]) -> None:
     """Indexes the records for data_pipelines.batches, which would else do it on first use."""
     try:
-        batches.write_index(str(folder))
+        write(str(folder))
     except OSError as error:
         print(f"{folder} is built, but not indexed: {error}", file=sys.stderr)
 
 
 def _check(args: argparse.Namespace) -> None:
     """Raise BuildError for a flag whose value cannot be; write `~` out in the paths."""
+    copied = "copy it to a disk of this machine, or mount the bucket (gcsfuse), and give that"
     try:
-        args.data_dir = paths.expand(args.data_dir)
-        args.manual_dir = args.manual_dir and paths.expand(args.manual_dir)
+        args.data_dir = paths.anywhere(args.data_dir)
+        args.manual_dir = args.manual_dir and paths.local(args.manual_dir, copied)
     except ValueError as error:
         raise BuildError(str(error)) from error
     shown = f"--data_dir={paths.shown(args.data_dir)}"

@@ -7,64 +7,181 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Iterator
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+RENEWED_EVERY = 5.0  # seconds
+SILENT_AFTER = 45.0  # seconds without a renewal, after which another machine is taken for dead
+_LOOK_EVERY = 0.5  # seconds, of one that waits
+_SAY_EVERY = 10.0  # seconds, of one that waits
+_HELD = (errno.EWOULDBLOCK, errno.EACCES)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
-class Claimed(Exception):
-    """Somebody else is writing; one line that says who."""
+class Claimed(BlockingIOError):
+    """Somebody else is writing; the process, its host and since when."""
+
+
+def _unsaid(owner: Claimed, seconds: float) -> None:
+    """Say nothing while waiting."""
 
 
 @contextlib.contextmanager
-def claim(path: Path) -> Iterator[None]:
+def claim(
+    path: Path, patience: float = 0.0, waiting: Callable[[Claimed, float], None] = _unsaid
+) -> Iterator[None]:
     """Hold the claim in file `path`, which is removed at the end.
 
     The operating system's lock on the file is the claim; what is written in it, process, host and
     time, is for people. So the claim of a process that was killed is free at once, whatever file
-    it left. On a file system without locks everybody gets the claim.
+    it left. A file server may keep the lock of a machine that is gone, and some have no locks:
+    there a claim is free when its owner, who renews it, has been silent for SILENT_AFTER seconds.
+
+    Args:
+      patience: seconds to wait for it, if somebody else has it.
+      waiting: called at once and every ten seconds while that is so, with the owner and the
+        seconds that are over.
 
     Raises:
       Claimed: another process holds it.
       OSError: the file cannot be written.
     """
-    descriptor = _locked(path)
+    descriptor = _taken_within(path, patience, waiting)
+    ended, held = threading.Event(), threading.Lock()
+    threading.Thread(target=_renew, args=(descriptor, ended, held), daemon=True).start()
     try:
-        since = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
-        owner = {"process": os.getpid(), "host": socket.gethostname(), "since": since}
-        os.truncate(descriptor, 0)
-        os.write(descriptor, json.dumps(owner).encode())
+        _sign(descriptor)
         yield
     finally:
-        path.unlink(missing_ok=True)  # before it is free: else that of the next one
+        with held:
+            ended.set()
+            if _is_of(path, descriptor):
+                path.unlink(missing_ok=True)  # before it is free: else that of the next one
+            os.close(descriptor)
+
+
+def owner(path: Path) -> Claimed | None:
+    """Return who holds the claim in a file, None where it is free."""
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        return None
+    try:
+        return _owner(path, descriptor, fcntl.LOCK_SH)
+    finally:
         os.close(descriptor)
 
 
-def _locked(path: Path) -> int:
-    """Open the file and lock it; return its descriptor."""
+def _taken_within(path: Path, patience: float, waiting: Callable[[Claimed, float], None]) -> int:
+    """Take the claim, as soon as it is free; return the file's descriptor."""
+    began = time.monotonic()
+    said = -_SAY_EVERY
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            owner = os.read(descriptor, 1000)
-            os.close(descriptor)
-            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                raise Claimed(_said(owner)) from error
-            if error.errno not in _NO_LOCKS:
+            return _taken(path)
+        except Claimed as other:
+            seconds = time.monotonic() - began
+            if seconds >= patience:
                 raise
-            return os.open(path, os.O_RDWR)
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+            if seconds >= said + _SAY_EVERY:
+                said = seconds
+                waiting(other, seconds)
+        time.sleep(_LOOK_EVERY)
+
+
+def _taken(path: Path) -> int:
+    """Take the claim, if it is free; return the file's descriptor."""
+    while True:
+        is_new = True
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        except FileExistsError:
+            is_new = False
+            try:
+                descriptor = os.open(path, os.O_RDWR)
+            except FileNotFoundError:  # it was removed in between
+                continue
+        try:
+            other = _owner(path, descriptor, fcntl.LOCK_EX, is_new)
+            if other:
+                raise other
+            if _is_of(path, descriptor):
                 return descriptor
+        except OSError:
+            os.close(descriptor)
+            raise
         os.close(descriptor)  # its owner has removed it since it was opened
 
 
-def _said(content: bytes) -> str:
-    """Return the owner that a claim names, in words."""
+def _owner(path: Path, descriptor: int, lock: int, is_new: bool = False) -> Claimed | None:
+    """Lock an open claim; return who holds it, None where it is now locked or its owner is gone.
+
+    The file of an owner that is gone is removed, if the lock is not to be had.
+    """
+    try:
+        fcntl.flock(descriptor, lock | fcntl.LOCK_NB)
+        return None
+    except OSError as error:
+        if error.errno in _NO_LOCKS and is_new:
+            return None
+        if error.errno not in (*_HELD, *_NO_LOCKS):
+            raise
+        words, machine = _said(os.pread(descriptor, 1000, 0))
+        is_here = error.errno in _HELD and machine == _machine()
+    if is_here or _silence(path, descriptor) < SILENT_AFTER:
+        return Claimed(words)
+    if _is_of(path, descriptor):
+        path.unlink(missing_ok=True)
+    return None
+
+
+def _machine() -> str:
+    """Return what tells this machine from all others, and containers on it from none."""
+    try:
+        return _BOOT.read_text().strip()
+    except OSError:
+        return socket.gethostname()
+
+
+def _sign(descriptor: int) -> None:
+    """Write down who holds a claim."""
+    since = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
+    mine = {"process": os.getpid(), "host": socket.gethostname(), "since": since}
+    os.truncate(descriptor, 0)
+    os.write(descriptor, json.dumps(mine | {"machine": _machine()}).encode())
+
+
+def _said(content: bytes) -> tuple[str, str]:
+    """Return the owner that a claim names, in words, and the owner's machine."""
     try:
         owner = json.loads(content)
-        return f"process {owner['process']} on {owner['host']} since {owner['since']}"
-    except (ValueError, KeyError, TypeError):  # it has just begun
-        return "another process"
+        words = f"process {owner['process']} on {owner['host']} since {owner['since']}"
+        return words, owner.get("machine", "")
+    except (ValueError, KeyError, TypeError, AttributeError):  # it has just begun
+        return "another process", ""
+
+
+def _renew(descriptor: int, ended: threading.Event, held: threading.Lock) -> None:
+    """Show now and then that a claim's owner lives; the descriptor is open while `held` is free."""
+    while not ended.wait(RENEWED_EVERY):
+        with held, contextlib.suppress(OSError):
+            if not ended.is_set():
+                os.utime(descriptor)
+
+
+def _silence(path: Path, descriptor: int) -> float:
+    """Return the seconds since a claim was renewed, by the clock of the file system."""
+    with tempfile.TemporaryFile(dir=path.parent) as new:
+        return os.fstat(new.fileno()).st_mtime - os.fstat(descriptor).st_mtime
+
+
+def _is_of(path: Path, descriptor: int) -> bool:
+    """Return whether an open file is the one that has this name."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False

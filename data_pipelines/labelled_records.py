@@ -11,6 +11,7 @@ import soxr
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
+from data_pipelines import retries
 from data_pipelines.records import Dataset, is_built, open_dataset, require
 
 _AUDIO = ("audio", "path", "start")
@@ -72,7 +73,7 @@ def open_labelled(
         raise ValueError(str(dataset.damage(lost[0], f"one of {len(lost)} unreadable records")))
 
     # the labels, one set a record
-    builder = tfds.builder_from_directory(dataset.directory)
+    builder = _builder(dataset.directory)
     labels = _labels(dataset.directory, split)
     if len(labels) != len(dataset):
         raise ValueError(f"{dataset.directory} is incomplete: build the data set again")
@@ -97,13 +98,22 @@ def open_labelled(
 @functools.lru_cache(3)  # a data set's splits: its next task need not read hours of audio past
 def _labels(directory: str, split: str) -> list[Mapping[str, Any]]:
     """Read all records of a split without their audio, in the order of Dataset's."""
-    builder = tfds.builder_from_directory(directory)
+    builder = _builder(directory)
     features = [key for key in builder.info.features if key not in _AUDIO]
     decoders = tfds.decode.PartialDecoding(dict.fromkeys(features, True))
     reading = tfds.ReadConfig(interleave_cycle_length=1)  # one shard after another
-    examples = tfds.as_numpy(builder.as_dataset(split, decoders=decoders, read_config=reading))
     total = builder.info.splits[split].num_examples
-    return list(tqdm(examples, total=total, desc="labels", unit=" records", delay=2))
+
+    def read() -> list[Mapping[str, Any]]:
+        examples = builder.as_dataset(split, decoders=decoders, read_config=reading)
+        bar = tqdm(tfds.as_numpy(examples), "labels", total, unit=" records", delay=2)
+        return list(bar)
+
+    return retries.patiently(read, lambda: f"the labels in {directory}")
+
+
+def _builder(directory: str) -> tfds.core.DatasetBuilder:
+    return retries.patiently(lambda: tfds.builder_from_directory(directory), lambda: directory)
 
 
 def build_for(name: str, data_dir: str | os.PathLike, sample_rate: int) -> str:

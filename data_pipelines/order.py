@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-ORDER, _CROP, _INSTEAD = 0, 1, 2  # streams of the hash
+ORDER, _CROP, _INSTEAD, INSIDE = 0, 1, 2, 3  # streams of the hash
 
 
 def hash64(*words: int | np.ndarray) -> np.ndarray:

@@ -1,12 +1,42 @@
-"""Paths as users give them: with `~`, names that look like patterns, owners without a name."""
+"""What a path may be: on a disk or on gs://, with `~`, names like patterns, nameless owners."""
 
 import fnmatch
 import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import tensorflow as tf
 from etils import epath
+
+from data_pipelines import retries
+
+_NOT_YET = "Orbax does not save there, and TensorFlow does not read there"
+
+
+def anywhere(path: str) -> str:
+    """Return a path that may be on this machine or on gs://, with `~` written out.
+
+    Raises:
+      ValueError: it is an address of another kind, or as `expand`.
+    """
+    scheme, found, _ = path.partition("://")
+    if found and scheme != "gs":
+        raise ValueError(f"{path}: {scheme}:// is not supported ({_NOT_YET}): use gs:// or a disk")
+    if path.startswith("gs:/") and not path.removeprefix("gs://").strip("/"):
+        raise ValueError(f"{path} names no bucket: write gs://BUCKET/FOLDER")
+    return expand(path)
+
+
+def local(path: str, remedy: str) -> str:
+    """Return a path of this machine, with `~` written out.
+
+    Raises:
+      ValueError: it is an address such as gs://, with the remedy; or as `expand`.
+    """
+    if "://" in path:
+        raise ValueError(f"{path} has to be a folder of this machine: {remedy}")
+    return expand(path)
 
 
 def expand(path: str) -> str:
@@ -53,6 +83,26 @@ def size(path: str | os.PathLike) -> int:
     """Return the bytes of a file; etils would look for its owner's name, which need not exist."""
     name = os.fspath(path)
     return tf.io.gfile.stat(name).length if "://" in name else Path(name).stat().st_size
+
+
+def write(path: epath.Path, content: bytes) -> None:
+    """Write a file so that others see all of it or nothing: on a disk aside, and then renamed.
+
+    An object on gs:// appears as it is complete.
+
+    Raises:
+      OSError: it could not be written; nothing is left of it.
+    """
+    if "://" in os.fspath(path):
+        retries.patiently(lambda: path.write_bytes(content), lambda: os.fspath(path))
+        return
+    aside = path.parent / f".{path.name}.{uuid.uuid4().hex}"
+    try:
+        aside.write_bytes(content)
+        aside.replace(path)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
 
 
 def shown(path: str | os.PathLike) -> str:

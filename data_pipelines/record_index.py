@@ -7,8 +7,8 @@ block: any run of blocks can then be read alone and checked. It lies beside the 
 bytes for a record of 30 s at 16 kHz, and is made anew when the shards' sizes no longer match.
 """
 
+import io
 import logging
-import uuid
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 from tqdm import tqdm
 
-from data_pipelines import paths
+from data_pipelines import paths, retries
 
 BLOCK = 1 << 16  # bytes of audio to a checksum
 _FORMAT = 1  # of the file
@@ -74,7 +74,8 @@ def _blocks(samples: np.ndarray) -> np.ndarray:
 
 def layouts(directory: epath.Path) -> dict[str, Layout]:
     """Return the splits that have records, of a data set's version directory."""
-    info = tfds.builder_from_directory(directory).info
+    builder = retries.patiently(lambda: tfds.builder_from_directory(directory), directory.as_posix)
+    info = builder.info
     if info.file_format.value != "tfrecord":
         raise ValueError(f"{directory} holds {info.file_format.value} files: build it as tfrecord")
     return {
@@ -100,6 +101,13 @@ def write_index(directory: str) -> None:
         _save(layout, sizes, _scan(layout, sizes))
 
 
+def complete_index(directory: str) -> None:
+    """Index the splits of a data set's version directory that have no index yet."""
+    for layout in layouts(epath.Path(directory)).values():
+        if not layout.path.exists():
+            read_index(layout)
+
+
 def read_index(layout: Layout) -> Index:
     """Return the index beside the shards, or a new one, saved if it can be.
 
@@ -120,8 +128,10 @@ def _shard_sizes(layout: Layout) -> np.ndarray:
     """Return the bytes of each shard, 0 for one that is missing, int64 [shards]."""
 
     def size(shard: str) -> int:
-        path = epath.Path(shard)
-        return paths.size(path) if path.exists() else 0
+        try:
+            return retries.patiently(lambda: paths.size(shard), lambda: shard)
+        except FileNotFoundError:
+            return 0
 
     with ThreadPoolExecutor(16) as pool:  # a remote file system answers late
         return np.array(list(pool.map(size, layout.shards)), np.int64)
@@ -129,11 +139,14 @@ def _shard_sizes(layout: Layout) -> np.ndarray:
 
 def _load(layout: Layout, sizes: np.ndarray) -> Index | None:
     """Load the saved index, or return None if there is none that fits the shards."""
-    if not layout.path.exists():
-        return None
     try:
-        with layout.path.open("rb") as file, np.load(file) as saved:
+        content = retries.patiently(layout.path.read_bytes, layout.path.as_posix)
+        with np.load(io.BytesIO(content)) as saved:
             arrays = dict(saved)
+    except FileNotFoundError:
+        return None
+    except retries.Unreachable:
+        raise
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         logging.getLogger(__name__).warning("%s: %s; indexing again", layout.path, error)
         return None
@@ -154,18 +167,16 @@ def _load(layout: Layout, sizes: np.ndarray) -> Index | None:
 
 
 def _save(layout: Layout, sizes: np.ndarray, index: Index) -> None:
-    """Write the index aside and rename it, unless a record is damaged."""
+    """Write the index aside and rename it, unless a record is damaged.
+
+    It is made in memory: NumPy goes back in a file that it writes, which one on gs:// cannot do.
+    """
     if not index.samples.all():
         record = int(np.argmin(index.samples))
         raise Damaged(f"{layout.where(record, index.offset[record])}: missing, empty or damaged")
-    aside = layout.path.parent / f".{layout.path.name}.{uuid.uuid4().hex}"
-    try:
-        with aside.open("wb") as file:
-            np.savez(file, format=_FORMAT, sizes=sizes, lengths=layout.lengths, **index._asdict())
-        aside.replace(layout.path)
-    except OSError:
-        aside.unlink(missing_ok=True)
-        raise
+    content = io.BytesIO()
+    np.savez(content, format=_FORMAT, sizes=sizes, lengths=layout.lengths, **index._asdict())
+    paths.write(layout.path, content.getvalue())
 
 
 def _scan(layout: Layout, sizes: np.ndarray) -> Index:
@@ -173,7 +184,11 @@ def _scan(layout: Layout, sizes: np.ndarray) -> Index:
     rows = []
     name = f"indexing {layout.path.name.removesuffix('.index.npz')}"
     with ThreadPoolExecutor(_SCANNERS) as pool:
-        shards = pool.map(_scan_shard, layout.shards, sizes.tolist(), layout.lengths)
+
+        def scan(shard: str, size: int, records: int) -> list[_IndexRow]:
+            return retries.patiently(lambda: _scan_shard(shard, size, records), lambda: shard)
+
+        shards = pool.map(scan, layout.shards, sizes.tolist(), layout.lengths)
         for shard in tqdm(shards, name, len(sizes), unit=" shards", delay=2):
             rows.extend(shard)
     offset, samples, sums = zip(*rows, strict=True)
@@ -214,9 +229,11 @@ def _records(shard: str, size: int) -> Iterator[tuple[int, bytes | None]]:
     more damage or past the end, and the rest of the shard is lost.
     """
 
+    buffer = 8 << 20 if "://" in shard else 1 << 20  # bytes; each is a request to a bucket
+
     def records_from(position: tf.Tensor) -> tf.data.Dataset:
         variant = tf.raw_ops.TFRecordDatasetV2(
-            filenames=[shard], compression_type="", buffer_size=1 << 20, byte_offsets=[position]
+            filenames=[shard], compression_type="", buffer_size=buffer, byte_offsets=[position]
         )
         return tf.data.experimental.from_variant(variant, tf.TensorSpec([], tf.string))
 

@@ -5,33 +5,18 @@ import functools
 import json
 import os
 import re
+import threading
 import zlib
+from collections.abc import Callable
 
 import numpy as np
-import tensorflow as tf
 from etils import epath
 
-from data_pipelines import paths
+from data_pipelines import paths, retries
+from data_pipelines.ranges import Ranges
 from data_pipelines.record_index import BLOCK, Damaged, Index, Layout, layouts, read_index
 
-OPEN_FILES = 128  # shards that a data set keeps open
 _DEFAULT_RATE = 16_000  # Hz, of a data set whose config does not say otherwise
-
-
-class _File:
-    """A local file, open until nothing refers to it."""
-
-    descriptor = -1
-
-    def __init__(self, path: str):
-        self.descriptor = os.open(path, os.O_RDONLY)
-
-    def read(self, size: int, begin: int) -> bytes:
-        return os.pread(self.descriptor, size, begin)
-
-    def __del__(self, close=os.close):
-        if self.descriptor >= 0:
-            close(self.descriptor)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,6 +31,7 @@ class Dataset:
     sample_rate: int  # Hz
     layout: Layout
     index: Index
+    ranges: Ranges = dataclasses.field(default_factory=Ranges)
 
     def __len__(self) -> int:
         return len(self.index.samples)
@@ -54,6 +40,11 @@ class Dataset:
     def samples(self) -> np.ndarray:
         """The samples in each record, int64 [records]."""
         return self.index.samples
+
+    @property
+    def is_far(self) -> bool:
+        """Whether every read is a request to a server."""
+        return "://" in self.directory
 
     @functools.cached_property
     def _shard(self) -> np.ndarray:
@@ -65,19 +56,32 @@ class Dataset:
         """The place of each record's first checksum, int64 [records]."""
         return self.index.first()
 
-    @functools.cached_property
-    def _open(self) -> "functools._lru_cache_wrapper[_File]":
-        return functools.lru_cache(OPEN_FILES)(_File)
+    def shard(self, record: int) -> str:
+        """Return the path of the shard that holds a record."""
+        return self.layout.shards[self._shard[record]]
 
     def damage(self, record: int, what: str) -> Damaged:
         """Return the error that says what is wrong with a record."""
         return Damaged(f"{self.layout.where(record, self.index.offset[record])}: {what}")
 
-    def read(self, record: int, start: int, out: np.ndarray) -> None:
+    def read(
+        self,
+        record: int,
+        start: int,
+        out: np.ndarray,
+        closed: threading.Event | None = None,
+        held: Callable[[int, int, int], bytes | memoryview | None] | None = None,
+    ) -> None:
         """Fill `out`, int16 [n], from sample `start` on; a record too short is repeated from there.
 
+        Args:
+          closed: is set when nobody wants it any more.
+          held: returns bytes of a record that are in memory already, by (record, begin, size), or
+            None.
+
         Raises:
-          Damaged: the record cannot be read or is not what was indexed.
+          Damaged: the record is cut short or is not what was indexed.
+          OSError: it cannot be read, as `retries.patiently` has it.
         """
         samples = min(len(out), int(self.samples[record]) - start)
         if samples <= 0:
@@ -87,10 +91,9 @@ class Dataset:
         low, high = 2 * start // BLOCK, -(-2 * (start + samples) // BLOCK)
         begin = low * BLOCK
         size = min(high * BLOCK, 2 * int(self.samples[record])) - begin
-        try:
-            raw = self._bytes(record, begin, size)
-        except (OSError, tf.errors.OpError) as error:
-            raise self.damage(record, str(error)) from error
+        raw = held(record, begin, size) if held else None
+        if raw is None:
+            raw = self._bytes(record, begin, size, closed)
         if len(raw) < size:
             raise self.damage(record, "the shard is cut off")
 
@@ -100,15 +103,15 @@ class Dataset:
         crop = np.frombuffer(raw, "<i2", samples, 2 * start - begin)
         out[:] = crop if samples == len(out) else np.resize(crop, len(out))
 
-    def _bytes(self, record: int, begin: int, size: int) -> bytes:
-        """Read bytes of the record's audio."""
-        shard = self.layout.shards[self._shard[record]]
-        begin += int(self.index.offset[record])
-        if "://" not in shard:
-            return self._open(shard).read(size, begin)  # a method holds its file open
-        with tf.io.gfile.GFile(shard, "rb") as file:
-            file.seek(begin)
-            return file.read(size)
+    def _bytes(self, record: int, begin: int, size: int, closed: threading.Event | None) -> bytes:
+        """Read bytes of the record's audio, in a file system that may be away for a while."""
+        shard = self.shard(record)
+        offset = int(self.index.offset[record])
+
+        def read() -> bytes:
+            return self.ranges.read(shard, offset + begin, size)
+
+        return retries.patiently(read, lambda: self.layout.where(record, offset), closed)
 
 
 def open_dataset(name: str, data_dir: str | os.PathLike, split: str) -> Dataset:
@@ -155,8 +158,14 @@ def find(name: str, data_dir: str | os.PathLike) -> epath.Path | None:
 
     Raises:
       ValueError: several configs are there and none is the default.
+      OSError: as `retries.patiently`.
     """
     root = epath.Path(data_dir) / name
+    return retries.patiently(lambda: _newest(root, name), root.as_posix)
+
+
+def _newest(root: epath.Path, name: str) -> epath.Path | None:
+    """Find the newest version in a data set's folder, or in that of its default config."""
     if not root.exists():
         return None
     if versions := _versions(root):

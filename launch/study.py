@@ -200,11 +200,9 @@ def _given_encoder(path: Path) -> StudyEncoder:
     """
     if not path.is_dir():
         raise ValueError(f"--encoders: {path} is not there: give local Hugging Face directories")
-    for name, read in (
-        ("config.json", model_config.read_encoder),
-        ("preprocessor_config.json", model_config.read_preprocessor),
-    ):
-        read(huggingface.read_json(path / name), path / name)
+    config = path / "config.json"
+    model_config.read_encoder(huggingface.read_json(config), config)
+    huggingface.read_preprocessor(path)
     return StudyEncoder(path.name, "given", str(path))
 
 

@@ -7,6 +7,7 @@ openxla/xla#48845).
 """
 
 import functools
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ WINDOW = 400
 _HOP = 160
 FFT = 512
 EXACT = jax.lax.Precision.HIGHEST
+Samples = TypeVar("Samples", jax.Array, np.ndarray)
 
 
 def frame_count(samples: int) -> int:
@@ -36,6 +38,11 @@ def frame_count(samples: int) -> int:
             f"give {STEM_WINDOW} samples or more (25 ms at 16 kHz)"
         )
     return (samples - STEM_WINDOW) // STEM_HOP + 1
+
+
+def frame_counts(samples: Samples) -> Samples:
+    """Return `frame_count` of each clip's samples [b], but one frame where there is none."""
+    return ((samples - STEM_WINDOW) // STEM_HOP + 1).clip(1)
 
 
 def crop_samples(frames: int) -> int:
@@ -68,7 +75,7 @@ def normalize(audio: jax.Array) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnames="ceps")
-def mfcc(audio: jax.Array, ceps: int = 13) -> jax.Array:
+def mfcc(audio: jax.Array, ceps: int = 13, samples: jax.Array | None = None) -> jax.Array:
     """Compute Kaldi's MFCC with first and second differences at 100 Hz.
 
     Equal to torchaudio.compliance.kaldi.mfcc(use_energy=False) followed by two
@@ -77,6 +84,7 @@ def mfcc(audio: jax.Array, ceps: int = 13) -> jax.Array:
     Args:
       audio: [b, n] float samples in [-1, 1), not normalised, at 16 kHz.
       ceps: cepstral coefficients: 13 for 39 features, 20 for 60; at most the 23 mel bins.
+      samples: as of `log_mel`.
 
     Returns:
       [b, t, 3 * ceps] float32: coefficients, differences, differences of differences, where
@@ -84,19 +92,25 @@ def mfcc(audio: jax.Array, ceps: int = 13) -> jax.Array:
       edge frame, as they would at the edges of a file.
     """
     matrix = _cepstral_transform(ceps)
-    static = jnp.matmul(log_mel(audio), matrix, precision=EXACT)  # [b, t, 23] -> [b, t, ceps]
-    first = _differences(static)
-    return jnp.concatenate([static, first, _differences(first)], -1)  # [b, t, 3 * ceps]
+    mel = log_mel(audio, samples=samples)  # [b, t, 23]
+    static = jnp.matmul(mel, matrix, precision=EXACT)  # [b, t, ceps]
+    first = _last_repeated(_differences(static), samples)
+    second = _last_repeated(_differences(first), samples)
+    return jnp.concatenate([static, first, second], -1)  # [b, t, 3 * ceps]
 
 
 @functools.partial(jax.jit, static_argnames=("bins", "hop"))
-def log_mel(audio: jax.Array, bins: int = 23, hop: int = _HOP) -> jax.Array:
+def log_mel(
+    audio: jax.Array, bins: int = 23, samples: jax.Array | None = None, hop: int = _HOP
+) -> jax.Array:
     """Compute Kaldi's log mel filter bank of `audio` [b, n]: [b, t, bins] float32.
 
     Kaldi's defaults without dither: mean removed from each 25 ms window, pre-emphasis 0.97, Povey
     window, power spectrum of 512 points, triangles from 20 Hz to 8 kHz, floor at float32 epsilon.
 
     Args:
+      samples: of each clip, [b], where clips of several lengths are padded to one: a clip has the
+        frames that it has alone, and then its last one again and again.
       hop: samples from a window to the next: 160, which is Kaldi's, gives 100 Hz, and STEM_HOP the
         windows of the encoder's frames.
 
@@ -109,7 +123,7 @@ def log_mel(audio: jax.Array, bins: int = 23, hop: int = _HOP) -> jax.Array:
     real, imaginary = jnp.split(spectrum, 2, axis=-1)  # [b, t, 255] each
     power = jnp.square(real) + jnp.square(imaginary)
     mel = jnp.matmul(power, _mel_triangles(bins), precision=EXACT)  # [b, t, bins]
-    return jnp.log(jnp.maximum(mel, jnp.finfo(jnp.float32).eps))
+    return _last_repeated(jnp.log(jnp.maximum(mel, jnp.finfo(jnp.float32).eps)), samples, hop)
 
 
 def targets_at_50hz(features: jax.Array, frames: int) -> jax.Array:
@@ -145,6 +159,15 @@ def _windows(audio: jax.Array, hop: int) -> jax.Array:
     hops = audio.reshape(batch, -1, hop)  # [b, n] -> [b, t + spanned - 1, hop]
     parts = [hops[:, i : i + count, : WINDOW - i * hop] for i in range(spanned)]
     return jnp.concatenate(parts, -1)  # [b, t, 400]
+
+
+def _last_repeated(features: jax.Array, samples: jax.Array | None, hop: int = _HOP) -> jax.Array:
+    """Repeat the last frame that each clip's `samples` [b] give to the end of [b, t, f]."""
+    if samples is None:
+        return features
+    last = jnp.maximum(samples - WINDOW, 0) // hop  # [b]
+    taken = jnp.minimum(jnp.arange(features.shape[1]), last[:, None])  # [b, t]
+    return jnp.take_along_axis(features, taken[..., None], axis=1)
 
 
 def _differences(features: jax.Array) -> jax.Array:

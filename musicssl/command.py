@@ -5,6 +5,7 @@ says in one line on stderr that names the flag or field and the remedy.
 """
 
 import contextlib
+import errno
 import os
 import re
 import sys
@@ -21,7 +22,10 @@ from musicssl import usage
 EXIT_REFUSED = 2  # a request that cannot be met
 EXIT_STOPPED = 3  # training cannot go on: collapse, or a loss that is not finite
 EXIT_PEER = 69  # another process of the job was lost: all start again
+EXIT_STORAGE = 74  # a disk or a bucket that did not answer for minutes: the same command goes on
 EXIT_PREEMPTED = 75  # "try again later": saved on SIGTERM, the same command goes on
+
+PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)  # what a disk or bucket says that is away
 
 CONFIGURATION = "a configuration file and its variant, such as configs/music2vec.py:demo"
 RENAMED = {"probe": "kind"}  # leaves that had another name once
@@ -53,6 +57,7 @@ def run(
     # TensorFlow, where a command loads it, only reads data: what it says of its kernels is noise.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    os.environ.setdefault("GCS_READAHEAD_BUFFER_SIZE_BYTES", str(1 << 20))  # as data_pipelines does
 
     def begin(argv: list[str]) -> None:
         if not flags.FLAGS["verbosity"].present:
@@ -153,8 +158,16 @@ def note(line: str) -> None:
         print(f"musicssl: {line}", file=sys.stderr, flush=True)
 
 
-def refuse(reason: object, code: int = EXIT_REFUSED) -> NoReturn:
-    """Say in one line why the command ends, and end it."""
+def refuse(reason: object, code: int | None = None) -> NoReturn:
+    """Say in one line why the command ends, and end it.
+
+    Args:
+      code: the exit code; if None, EXIT_STORAGE for an error of storage that passes, else
+        EXIT_REFUSED.
+    """
+    if code is None:
+        number = reason.errno if isinstance(reason, OSError) else None
+        code = EXIT_STORAGE if number in PASSING else EXIT_REFUSED
     print(f"musicssl: {' '.join(str(reason).splitlines())}", file=sys.stderr, flush=True)
     sys.exit(code)
 

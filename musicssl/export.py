@@ -48,7 +48,8 @@ def export(workdir: Path, output: Path, step: int | None = None, ema: bool = Fal
     huggingface.refuse_occupied(output)  # before the checkpoint is read
     loaded, config, step = pretrained.load_run(workdir, step, ema)
     model = model_config.model_type(loaded.encoder)
-    masking = model_config.Masking(config.mask.probability, config.mask.span, config.mask.min_spans)
+    mask = config.mask
+    masking = model_config.Masking(mask.probability, mask.span, mask.get("min_spans", 1))
     card = model_card(loaded, config, step, ema, workdir, output.name)
     huggingface.write(output, loaded, model, masking, card)
     return f"{output}: {model}, {loaded.source}"

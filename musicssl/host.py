@@ -1,25 +1,39 @@
-"""The only module that imports data_pipelines: batches, labelled records, bare reads of files.
+"""The only module that imports data_pipelines: batches, labelled records, counts, reads, claims.
 
 data_pipelines/ loads TensorFlow, so nothing of it is imported before something is read.
 """
 
+import contextlib
+import errno
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jax
 import ml_collections
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from musicssl import audio
-from musicssl.command import say
-from musicssl.runtime import sharding
+from musicssl.command import note
+from musicssl.runtime import distributed, sharding
 
 if TYPE_CHECKING:
     from data_pipelines import labelled_records
+
+DATA_DIR = "data"  # where data sets are, if nothing else is said
+SYNTHESISED = ("synth_music", "synth_polyphony")  # data sets that need no download
+# Seconds that a job waits for the end of another one that writes where it is to write: longer than
+# what schedulers let a job save for (Slurm's KillWait is 30 s), and than a machine that is gone
+# keeps a claim on a file server.
+PATIENCE = 60.0
+_UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+class NotComposed(ValueError):
+    """A synthesised data set that could not be composed; one line that says why."""
 
 
 class Batches:
@@ -30,9 +44,7 @@ class Batches:
 
         data = config.data
         self.samples = audio.crop_samples(data.crop_frames)
-        if data.name.split("/")[0] == "synth_music" and not batches.is_built(
-            data.name, data.data_dir
-        ):
+        if data.name.split("/")[0] in SYNTHESISED:
             _compose(data.name, data.data_dir)
         self.config, self.mesh = config, mesh
         self.reading: batches.Batches | None = None
@@ -78,13 +90,85 @@ class Batches:
 
 
 def _compose(name: str, data_dir: str) -> None:
-    """Build the synthetic data set, which needs no download, on its first use."""
-    if jax.process_index() == 0:
-        say(f"{name} is not in {data_dir} yet: composing it")
-        command = [sys.executable, "-m", "data_pipelines.build", name, f"--data_dir={data_dir}"]
-        if subprocess.run(command, check=False).returncode:
-            raise ValueError(f"{name} was not built: see above, or build it with {command[1:]}")
-    multihost_utils.sync_global_devices("data set built")
+    """Build a synthesised data set, if it is not there, in process 0; all processes call this.
+
+    Where another process is composing it, its end is awaited.
+
+    Raises:
+      NotComposed: it cannot be built, or not be seen by all processes.
+    """
+
+    def build() -> None:
+        if is_built(name, data_dir):
+            return
+        note(f"{name} is not in {data_dir} yet: composing it")
+        command = ["-m", "data_pipelines.build", name, f"--data_dir={data_dir}"]
+        # its summary goes where progress goes: a command's own stdout is for results
+        done = subprocess.run([sys.executable, *command, "--wait"], stdout=2, check=False)
+        if done.returncode:
+            words = " ".join(["python", *command])
+            raise ValueError(f"{name} was not built: see above, or build it with {words}")
+
+    try:
+        distributed.first_does(build)
+    except ValueError as error:
+        raise NotComposed(str(error)) from error
+    if not distributed.all_say(is_built(name, data_dir)):
+        raise NotComposed(
+            f"{name} is in {data_dir} of the first machine alone: use a folder that all machines "
+            "share"
+        )
+
+
+@contextlib.contextmanager
+def claimed(folder: Path, remedy: str) -> Iterator[None]:
+    """Be the only job that writes into a folder: process 0 claims it for all processes of the job.
+
+    One that is claimed is waited for: who was asked to end may still be saving. Who cannot write
+    into the folder does without.
+
+    Args:
+      remedy: what to do, if the other one does not end.
+
+    Raises:
+      ValueError: another job has it still after PATIENCE seconds.
+    """
+    with contextlib.ExitStack() as held:
+
+        def waiting(other: OSError, seconds: float) -> None:
+            left = PATIENCE - seconds
+            note(f"{folder} is in use by {other}: waiting for its end, up to {left:.0f} s")
+
+        def take() -> None:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                held.enter_context(claim(folder / ".claim", PATIENCE, waiting))
+            except BlockingIOError as other:
+                raise ValueError(f"{folder} is in use by {other}: {remedy}") from None
+            except OSError as error:
+                if error.errno not in _UNWRITABLE:
+                    raise
+
+        distributed.first_does(take)
+        yield
+
+
+def claim(
+    path: Path,
+    patience: float = 0.0,
+    waiting: Callable[[OSError, float], None] = lambda other, seconds: None,
+) -> contextlib.AbstractContextManager[None]:
+    """Hold a file as `data_pipelines.claim.claim` does; BlockingIOError says who holds it."""
+    from data_pipelines import claim
+
+    return claim.claim(path, patience, waiting)
+
+
+def owner(path: Path) -> OSError | None:
+    """Return who holds the claim in a file, None where it is free."""
+    from data_pipelines import claim
+
+    return claim.owner(path)
 
 
 def is_built(name: str, data_dir: str) -> bool:
@@ -113,12 +197,17 @@ def crops_and_records(config: ml_collections.ConfigDict) -> tuple[Iterator[dict]
 def require_labelled(name: str, data_dir: str, sample_rate: int) -> None:
     """Raise FileNotFoundError, with the command that builds it, for a data set that is not there.
 
+    A synthesised one is composed. All processes call this.
+
     Raises:
+      NotComposed: that could not be done.
       ValueError: its name cannot be one.
     """
     from data_pipelines import labelled_records
 
-    labelled_records.build_for(name, data_dir or "data", sample_rate)
+    if name in SYNTHESISED:
+        _compose(name, data_dir or DATA_DIR)
+    labelled_records.build_for(name, data_dir or DATA_DIR, sample_rate)
 
 
 def open_labelled(
@@ -131,4 +220,14 @@ def open_labelled(
     """
     from data_pipelines import labelled_records
 
-    return labelled_records.open_labelled(name, data_dir or "data", split, sample_rate, limit)
+    return labelled_records.open_labelled(name, data_dir or DATA_DIR, split, sample_rate, limit)
+
+
+def published_chance(task: str) -> float | None:
+    """Return what an answer that does not hear scores on a task's published test labels.
+
+    It is None for a task whose labels were not counted. TensorFlow is not loaded.
+    """
+    from data_pipelines import counts
+
+    return counts.chance(task) if task in counts.TABLES else None

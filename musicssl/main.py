@@ -6,6 +6,7 @@ a loss that is not finite), 69 another process of the job was lost, 75 ended by 
 saving.
 """
 
+import contextlib
 import itertools
 import os
 import sys
@@ -19,7 +20,7 @@ import ml_collections
 from absl import flags
 from jax.sharding import Mesh
 
-from musicssl import command
+from musicssl import command, host
 from musicssl.command import say
 from musicssl.host import Batches
 from musicssl.objectives import codebook
@@ -52,16 +53,33 @@ def main(argv: list[str]) -> None:
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> NoReturn:
     """Train, or go on, and exit."""
+    with contextlib.ExitStack() as held:
+        complete, config = train(config, workdir, held)
+    if complete and config.then:
+        exec_next_run(config, workdir)
+    if complete and config.probe.at_end and jax.process_index() == 0:
+        exec_final_probe(config, workdir)
+    sys.exit(0 if complete else command.EXIT_PREEMPTED)
+
+
+def train(
+    config: ml_collections.ConfigDict, workdir: Path, held: contextlib.ExitStack
+) -> tuple[bool, ml_collections.ConfigDict]:
+    """Train, or go on; return whether the run is complete, and the configuration of its probes.
+
+    Args:
+      held: holds the workdir as this job's until it is closed.
+    """
     # Inside this block a ValueError is a request that cannot be met; after it, it is a bug.
     with command.refusing(), distributed.together(), goodput.lost("start"):
-        preemption = loop.Preemption()
         mesh = sharding.make_mesh(config.mesh.fsdp)
         loop.check(config, mesh)
+        held.enter_context(host.claimed(workdir, "wait for its end, or use another --workdir"))
+        preemption = loop.Preemption()
         claim(workdir, config)
         distributed.check_shared(workdir / "config.json")
         batches = Batches(config, mesh)
-        if config.probe.every or config.probe.at_end:
-            check_probes(config)
+        config = with_possible_probes(config)
         checkpoints = checkpoint.Checkpoints(workdir, config, batches.counts())
         with goodput.lost("restore"):
             state = loop.initial_state(config, mesh, checkpoints)
@@ -94,18 +112,26 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> NoReturn:
         command.refuse(f"stopped: {error}", command.EXIT_STOPPED)
     except OSError as error:
         command.refuse(error)
-    if complete and config.then:
-        exec_next_run(config, workdir)
-    if complete and config.probe.at_end and jax.process_index() == 0:
-        exec_final_probe(config, workdir)
-    sys.exit(0 if complete else command.EXIT_PREEMPTED)
+    return complete, config
 
 
-def check_probes(config: ml_collections.ConfigDict) -> None:
-    """Raise ValueError for probes of the run that could not be taken."""
+def with_possible_probes(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Return the configuration, without its probes where their data cannot be composed.
+
+    Raises:
+      ValueError: probes are asked for that could not be taken.
+    """
+    if not (config.probe.every or config.probe.at_end):
+        return config
     try:
         layers, rate = config.encoder.layers + 1, config.data.sample_rate
         session.check_settings(session.of_training(config), layers, rate, "config.probe")
+        return config
+    except host.NotComposed as error:
+        say(f"this run's own probes are left out: {error}")
+        without = config.copy_and_resolve_references()
+        without.probe.every, without.probe.at_end = 0, False
+        return without
     except (ValueError, OSError) as error:
         raise ValueError(
             f"{error} (for the run's own probes: --config.probe.every=0 "
@@ -148,6 +174,7 @@ def exec_next_run(config: ml_collections.ConfigDict, workdir: Path) -> NoReturn:
     argv = [sys.executable, "-m", "musicssl.main", f"--config=configs/{next_config}"]
     argv += [f"--config.teacher.encoder={workdir}", f"--workdir={workdir}-{config.then}"]
     same = {"data": config.data.to_dict(), "mesh": config.mesh.to_dict()}
+    same["probe"] = {"data_dir": config.probe.data_dir}
     argv += [f"--config.{name}={value}" for name, value in flat(same).items()]
     argv += distributed.as_flags()
     exec_command(argv)
@@ -161,10 +188,11 @@ def exec_final_probe(config: ml_collections.ConfigDict, workdir: Path) -> None:
         return
     settings = config.probe.to_dict()
     del settings["every"], settings["at_end"]
-    settings["data_dir"] = settings["data_dir"] or config.data.data_dir
+    settings["data_dir"] = session.of_training(config).data_dir
     settings |= {"encoder": workdir, "beside": "random,logmel", "cache": workdir / "features"}
     argv = [sys.executable, "-m", "musicssl.probe", "--config=configs/probe.py"]
     argv += [f"--config.{name}={value}" for name, value in settings.items()]
+    argv.append("--processes=1")
     say(f"probing it beside random initial values and log-mel: {table.parent}")
     exec_command(argv)
 

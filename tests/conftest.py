@@ -10,6 +10,7 @@ from collections.abc import Generator, Iterator
 
 import pytest
 
+from tests.support import bucket as buckets
 from tests.support import compiling
 
 HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
@@ -72,6 +73,24 @@ def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     yield
     for name, value in zip(names, before, strict=True):
         jax.config.update(name, value)
+
+
+@pytest.fixture(scope="session")
+def bucket_server() -> Iterator[buckets.Bucket]:
+    with buckets.Bucket() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def bucket(bucket_server: buckets.Bucket) -> Iterator[buckets.Bucket]:
+    """The bucket on loopback that gs://bucket is for a module's tests; they share its names.
+
+    TensorFlow remembers for some seconds what it has seen there: use a name for one thing only.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in bucket_server.environment.items():
+            patch.setenv(name, value)
+        yield bucket_server
 
 
 def pytest_report_header() -> str:

@@ -10,11 +10,12 @@ import jax
 import numpy as np
 import pytest
 import torch
+import transformers
 
-from configs import music2vec, musichubert
+from configs import music2vec, music2vec2, musichubert
 from musicssl import audio, export
 from musicssl.exchange import huggingface, model_card, pretrained
-from musicssl.objectives import data2vec
+from musicssl.objectives import data2vec, data2vec2
 from musicssl.probing import report
 from musicssl.runtime import checkpoint
 from musicssl.runtime.workdir import claim
@@ -25,12 +26,13 @@ from tests.support import commands, torch_models
 STEPS = (100, 300)
 
 
-def save_run(workdir: Path, kind: str) -> Path:
+def save_run(workdir: Path, kind: str, method: str = "") -> Path:
     """A workdir of two checkpoints as `main` leaves it, of a small random model."""
+    method = method or kind
     encoder, template = torch_models.ours(torch_models.small(kind))
-    config = music2vec.get_config("demo").unlock()
+    config = (music2vec2 if method == "data2vec2" else music2vec).get_config("demo").unlock()
     config.steps, config.batch_size, config.data.crop_frames = 300, 16, 128
-    config.method = "data2vec" if kind == "data2vec" else "hubert"
+    config.method = method
     config.data.normalize = encoder.stem_norm == "layer"
     config.encoder.update({name: getattr(encoder, name) for name in config.encoder})
     claim(workdir, config.lock())
@@ -42,8 +44,9 @@ def save_run(workdir: Path, kind: str) -> Path:
             return (x + 0.05 * draw.standard_normal(x.shape)).astype(np.float32)
 
         params = {"encoder": jax.tree.map(nudged, template), "head": {"bias": np.zeros(3)}}
-        teacher = jax.tree.map(nudged, data2vec.averaged(template))
-        teacher = {"encoder": teacher} if kind == "data2vec" else {}
+        objective = {"data2vec": data2vec, "data2vec2": data2vec2}.get(method)
+        averaged = objective and jax.tree.map(nudged, objective.averaged(template))
+        teacher = {"encoder": averaged} if averaged else {}
         count = np.int32(step)
         checkpoints.save(step, TrainState(count, count, params, teacher, {}), force=True)
     checkpoints.close()
@@ -55,6 +58,12 @@ def save_run(workdir: Path, kind: str) -> Path:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     return save_run(tmp_path_factory.mktemp("runs") / "music2vec-demo", "data2vec")
+
+
+@pytest.fixture(scope="module")
+def copies_run(tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("runs") / "music2vec2-demo"
+    return save_run(workdir, "data2vec", "data2vec2")
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +163,28 @@ def test_ema_is_the_teachers_transformer(run):
         assert differs == (name in teacher)
 
 
+def test_a_run_of_data2vec_2_is_a_model_of_data2vec_1s_kind(copies_run, tmp_path):
+    """Read by transformers; its teacher has positional convolutions of its own."""
+    export.export(copies_run, tmp_path / "student")
+    export.export(copies_run, tmp_path / "teacher", ema=True)
+    raw = torch_models.noise(8000, clips=1)
+    told = []
+    for name, ema in (("student", False), ("teacher", True)):
+        loaded = pretrained.load_run(copies_run, ema=ema)[0]
+        ours = jax.jit(loaded.encoder.apply)({"params": loaded.params}, raw).hidden
+        model = transformers.AutoModel.from_pretrained(tmp_path / name).eval()
+        assert isinstance(model, transformers.Data2VecAudioModel)
+        assert model.config.mask_time_length == 5 and model.config.mask_time_prob == 0.5
+        theirs = torch_models.hidden_states(model, raw)
+        np.testing.assert_allclose(np.stack(ours), np.stack(theirs), atol=1e-4)
+        told.append(theirs[0])
+    assert np.abs(told[0] - told[1]).max() > 0.01  # before the blocks, after the positions
+    card = (tmp_path / "teacher" / "README.md").read_text()
+    assert "pre-trained with musicssl: data2vec 2.0 ([arXiv:2212.07525]" in card
+    assert "| masks | probability 0.5, span 5 frames, 4 copies of each clip |" in card
+    assert "2307.05161" not in card
+
+
 def test_load_encoder_of_everything(run, tmp_path):
     model, fabricated = test_fairseq.fabricate("hubert")
     torch_models.save(model, tmp_path / "saved", normalize=False)
@@ -245,6 +276,7 @@ def test_the_card(run, tmp_path):
         "| loss | 14.286 |",
         "`hidden` holds 3 arrays [clips, frames, 48]",
         "50 frames a second",
+        "Give clips of different lengths one at a time.",
         "The run has not been probed.",
         "| heads that predict targets | left out; the run's checkpoints have them |",
     ):

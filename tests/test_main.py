@@ -2,21 +2,25 @@
 
 import functools
 import hashlib
+import importlib
 import os
 import shutil
 import signal
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import ml_collections
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 
+from configs import musichubert
 from data_pipelines import batches
-from musicssl import audio
-from musicssl.runtime import digests
+from musicssl import audio, host, main
+from musicssl.runtime import digests, distributed
 from musicssl.runtime.workdir import steps_on_disk
 from tests.faults import kill
 from tests.support import commands, runs
@@ -166,6 +170,17 @@ def test_a_directory_that_is_no_workdir_is_left_alone(root, refused, tmp_path):
     before = contents(tmp_path)
     assert "config.json is not of a run" in refused(flags(root, tmp_path))
     assert contents(tmp_path) == before
+
+
+def test_a_second_start_is_told_whose_the_run_is(root, workdir):
+    before = contents(workdir)
+    with host.claimed(workdir, ""):
+        process = commands.Process(commands.impatient, *flags(root, workdir), cache=root / "cache")
+        output, errors = process.communicate()
+    assert process.returncode == 2 and output == ""
+    assert errors.count("\n") == 1
+    assert f"{workdir} is in use by process {os.getpid()} on {socket.gethostname()} since" in errors
+    assert contents(workdir) == before
 
 
 def truncate(path: Path) -> None:
@@ -337,12 +352,9 @@ def measured(line: dict[str, float]) -> dict[str, float]:
 
 def test_the_second_iteration_is_told_what_the_first_was(root, tmp_path, monkeypatch):
     """`exec_next_run`, with what it would become written down instead."""
-    from configs import musichubert
-    from musicssl import main
-    from musicssl.runtime import distributed
-
     config = musichubert.get_config("demo")
     leaves = {"data.data_dir": "my data", "data.normalize": True, "mesh.fsdp": 1}
+    leaves["probe.data_dir"] = "probes"
     config.update_from_flattened_dict(leaves)
     called = []
     monkeypatch.setattr(os, "execv", lambda path, arguments: called.append(arguments))
@@ -354,9 +366,46 @@ def test_the_second_iteration_is_told_what_the_first_was(root, tmp_path, monkeyp
         f"--workdir={tmp_path}-demo_iter2",
         "--config.data.data_dir=my data",
         "--config.data.normalize=True",
+        "--config.probe.data_dir=probes",
         "--config.mesh.fsdp=1",
         "--coordinator=a:1",
     } <= set(called[0])
+
+
+@pytest.fixture(params=["music2vec:demo", "musichubert:demo_iter2", "music2vec:crop5s"])
+def own_music(request, tmp_path) -> ml_collections.ConfigDict:
+    """A run with probes on a folder of one's own music, which holds nothing else."""
+    family, variant = request.param.split(":")
+    config = importlib.import_module(f"configs.{family}").get_config(variant)
+    config.data.name, config.data.data_dir = "music_folder", str(tmp_path / "mine")
+    if not config.probe.at_end:
+        config.probe.every = 10
+    return config
+
+
+def test_probes_of_a_run_on_ones_own_music_compose_what_they_need(own_music, monkeypatch):
+    needed, called = [], []
+    monkeypatch.setattr(host, "require_labelled", lambda *given: needed.append(given))
+    monkeypatch.setattr(os, "execv", lambda path, arguments: called.append(arguments))
+    assert main.with_possible_probes(own_music) is own_music
+    assert needed == [("synth_music", "data", 16_000)]
+    main.exec_final_probe(own_music, Path("run"))
+    # in a job of several processes it is one of its own
+    assert {"--config.data_dir=data", "--processes=1"} <= set(called[0])
+
+
+def test_probes_whose_data_cannot_be_composed_are_left_out(own_music, monkeypatch, capsys):
+    def refuse(*_: object) -> None:
+        raise host.NotComposed("the disk is full")
+
+    monkeypatch.setattr(host, "require_labelled", refuse)
+    before = own_music.to_dict()
+    without = main.with_possible_probes(own_music)
+    assert capsys.readouterr().out == "this run's own probes are left out: the disk is full\n"
+    assert (without.probe.every, without.probe.at_end) == (0, False)
+    assert own_music.to_dict() == before
+    probe = {"every": before["probe"]["every"], "at_end": before["probe"]["at_end"]}
+    assert without.to_dict() | {"probe": without.probe.to_dict() | probe} == before
 
 
 def ended(study: kill.Study, name: str, phase: str) -> str:

@@ -1,9 +1,10 @@
 """Reads and writes Hugging Face directories of the wav2vec 2.0 family.
 
-A directory holds config.json, preprocessor_config.json and the weights. `model_config` maps the
-first two onto the encoder's fields, `state_dict` the tensors onto its parameters, each by one table
-for both directions. Reading takes model.safetensors, whole or sharded, without PyTorch, or
-pytorch_model.bin with it. Writing needs NumPy alone.
+A directory holds config.json, preprocessor_config.json (or processor_config.json, as transformers
+5 saves a processor) and the weights. `model_config` maps the first two onto the encoder's fields,
+`state_dict` the tensors onto its parameters, each by one table for both directions. Reading takes
+model.safetensors, whole or sharded, without PyTorch, or pytorch_model.bin with it. Writing needs
+NumPy alone.
 """
 
 import json
@@ -16,16 +17,19 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from musicssl.command import note
 from musicssl.exchange import model_config, state_dict, torch_file
 from musicssl.exchange.loaded import LoadedEncoder, with_digest
+
+_MASK_EMBEDDING = "masked_spec_embed"
 
 
 def read_directory(path: str | os.PathLike) -> LoadedEncoder:
     """Read a local directory of a data2vec-audio, HuBERT, wav2vec 2.0 or MERT model.
 
-    Heads beside the encoder are left out (`state_dict.HEADS`). feature_grad_mult, which
-    config.json does not know, is 1. A model that was saved without its mask embedding, because
-    its configuration masks nothing, gets zeros for it.
+    Heads beside the encoder are left out (`state_dict.canonical`). feature_grad_mult, which
+    config.json does not know, is 1. A model that was saved without its mask embedding, as
+    facebook/wav2vec2-base-960h, gets zeros for it: no feature depends on it.
 
     Raises:
       FileNotFoundError: a file of the directory is missing.
@@ -34,15 +38,17 @@ def read_directory(path: str | os.PathLike) -> LoadedEncoder:
     path = Path(path)
     config = read_json(path / "config.json")
     encoder = model_config.read_encoder(config, path / "config.json")
-    normalize, sample_rate = model_config.read_preprocessor(
-        read_json(path / "preprocessor_config.json"), path / "preprocessor_config.json"
-    )
+    normalize, sample_rate = read_preprocessor(path)
 
-    # the weights; a model that masks nothing may lack its mask embedding
+    # the weights; a model that masks nothing has no mask embedding
     tensors, source = _read_tensors(path)
-    masks = config.get("mask_time_prob", 0.05) or config.get("mask_feature_prob", 0)
-    if not masks:
-        tensors.setdefault("masked_spec_embed", np.zeros(encoder.width, np.float32))
+    if _MASK_EMBEDDING not in tensors:
+        if config.get("mask_time_prob", 0.05) or config.get("mask_feature_prob", 0):
+            note(
+                f"{source} has no mask embedding ({_MASK_EMBEDDING}): zeros stand in for it, which "
+                "no feature depends on; a run that starts from these weights trains it anew"
+            )
+        tensors[_MASK_EMBEDDING] = np.zeros(encoder.width, np.float32)
     params = state_dict.from_tensors(encoder, tensors, str(source))
     return with_digest(
         encoder,
@@ -51,6 +57,21 @@ def read_directory(path: str | os.PathLike) -> LoadedEncoder:
         sample_rate,
         f"{config['model_type']} in {path}",
     )
+
+
+def read_preprocessor(path: Path) -> tuple[bool, int]:
+    """Return whether a directory's model takes normalised clips, and of which sample rate in Hz.
+
+    They are looked for where transformers 5 does: in processor_config.json first.
+    """
+    file = path / "processor_config.json"
+    if file.is_file():
+        processor = read_json(file)
+        inside = processor.get("feature_extractor", processor.get("audio_processor"))
+        if isinstance(inside, dict):
+            return model_config.read_preprocessor(inside, file)
+    file = path / "preprocessor_config.json"
+    return model_config.read_preprocessor(read_json(file), file)
 
 
 def write(
@@ -109,13 +130,14 @@ def refuse_occupied(output: Path) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """Read a file of the directory that holds one JSON object."""
     try:
+        torch_file.refuse_pointer(path)
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileNotFoundError(
             f"{path} is missing: a model's directory holds config.json, preprocessor_config.json "
             "(do_normalize, sampling_rate) and model.safetensors or pytorch_model.bin"
         ) from None
-    except ValueError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is damaged: {error}") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path} is damaged: a JSON object is expected")
@@ -133,24 +155,27 @@ def _read_tensors(path: Path) -> tuple[dict[str, np.ndarray], Path]:
         ("model.safetensors", _read_safetensors),
         ("pytorch_model.bin", _read_pickle),
     ):
-        if (path / name).is_file():
-            return read(path / name), path / name
-        index = path / f"{name}.index.json"
-        if index.is_file():
+        source, index = path / name, path / f"{name}.index.json"
+        if source.is_file():
+            tensors = read(source)
+        elif index.is_file():
+            source, tensors = index, {}
             shards = read_json(index).get("weight_map", {}).values()
-            tensors: dict[str, np.ndarray] = {}
             for shard in sorted({Path(shard).name for shard in shards}):
                 tensors |= read(path / shard)
-            return tensors, index
+        else:
+            continue
+        names = state_dict.canonical(tensors)
+        return {current: tensors[name] for name, current in names.items()}, source
     raise FileNotFoundError(f"{path} holds neither model.safetensors nor pytorch_model.bin")
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     """Read one safetensors file, without PyTorch."""
     try:
+        torch_file.refuse_pointer(path)
         with safetensors.safe_open(path, framework="numpy") as file:
-            names = state_dict.canonical(file.keys())
-            return {current: file.get_tensor(name) for name, current in names.items()}
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} is missing") from None
     except (safetensors.SafetensorError, TypeError) as error:
@@ -164,5 +189,4 @@ def _read_pickle(path: Path) -> dict[str, np.ndarray]:
     tensors = torch_file.read(path)
     if not isinstance(tensors, dict):
         raise ValueError(f"{path} holds no state dict")
-    tensors = torch_file.to_numpy(tensors)
-    return {current: tensors[name] for name, current in state_dict.canonical(tensors).items()}
+    return torch_file.to_numpy(tensors)

@@ -10,6 +10,7 @@ from musicssl import audio
 from musicssl.exchange import model_config, state_dict
 from musicssl.exchange.huggingface import read_json
 from musicssl.exchange.loaded import LoadedEncoder
+from musicssl.model.encoder import Encoder
 
 _PAPER = (
     '"On the Effectiveness of Speech Self-supervised Learning for Music" '
@@ -17,9 +18,11 @@ _PAPER = (
 )
 _METHODS = {
     "data2vec": "music2vec, that is data2vec 1.0 "
-    "([arXiv:2202.03555](https://arxiv.org/abs/2202.03555)) on music",
+    f"([arXiv:2202.03555](https://arxiv.org/abs/2202.03555)) on music,\nafter {_PAPER}",
+    "data2vec2": "data2vec 2.0 ([arXiv:2212.07525](https://arxiv.org/abs/2212.07525))\n"
+    "on music, with the encoder of data2vec 1.0",
     "hubert": "musicHuBERT, that is HuBERT "
-    "([arXiv:2106.07447](https://arxiv.org/abs/2106.07447)) on music",
+    f"([arXiv:2106.07447](https://arxiv.org/abs/2106.07447)) on music,\nafter {_PAPER}",
 }
 
 _CARD = """\
@@ -34,8 +37,7 @@ tags:
 
 # {title}
 
-An encoder of music audio with {parameters:,} parameters, pre-trained with musicssl: {method},
-after {paper}.
+An encoder of music audio with {parameters:,} parameters, pre-trained with musicssl: {method}.
 
 ## Use
 
@@ -53,6 +55,8 @@ with torch.no_grad():
 
 `hidden` holds {states} arrays [clips, frames, {width}]: the transformer's input and the output of
 each layer, {rate:g} frames a second.
+
+{padding}
 
 ## Training
 
@@ -90,15 +94,36 @@ def model_card(
         title=f"{config.name} {config.variant}".strip() or workdir.name,
         parameters=state_dict.parameter_count(encoder),
         method=_METHODS[config.method],
-        paper=_PAPER,
         directory=directory,
         sample_rate=pretrained.sample_rate,
         states=encoder.layers + 1,
         width=encoder.width,
         rate=pretrained.sample_rate / audio.STEM_HOP,
+        padding=padding(encoder),
         training=rows(_training_figures(pretrained, config, step, ema)),
         health=rows(_final_metrics(workdir, step)) or "The run has no metrics.jsonl.",
         probes=_probe_scores(workdir, pretrained.digest),
+    )
+
+
+def padding(encoder: Encoder) -> str:
+    """Say what happens to clips of several lengths that transformers takes in one padded batch."""
+    if encoder.stem_norm == "group":
+        return (
+            "Give clips of different lengths one at a time. In a padded batch the group norm of "
+            "the first convolution takes the padding in, whatever `attention_mask` says, and every "
+            "frame of a shorter clip changes in every layer."
+        )
+    if encoder.pos_conv_depth > 1:
+        return (
+            "Give clips of different lengths one at a time. In a padded batch `attention_mask` "
+            "hides the padding from attention, but not from all of the positional convolutions, "
+            "and every frame of a shorter clip changes in every layer."
+        )
+    return (
+        "Clips of different lengths can share a batch: call the extractor with `padding=True` and "
+        "give the model its `attention_mask`. Each clip's own frames then are those of the clip "
+        "alone; without the mask they are not."
     )
 
 
@@ -107,6 +132,7 @@ def _training_figures(
 ) -> dict[str, Any]:
     """Describe the run in the terms of its configuration."""
     data, mask = config.data, config.mask
+    masks = f"probability {mask.probability}, span {mask.span} frames"
     seconds = audio.crop_samples(data.crop_frames) / data.sample_rate
     return {
         "transformer's weights": "EMA teacher" if ema else "trained encoder",
@@ -117,7 +143,7 @@ def _training_figures(
         "steps": f"{step:,} of {config.steps:,}",
         "batch": f"{config.batch_size} clips of {seconds:.2f} s",
         "audio-hours seen": f"{step * config.batch_size * seconds / 3600:,.1f}",
-        "masks": f"probability {mask.probability}, span {mask.span} frames",
+        "masks": masks + (f", {mask.copies} copies of each clip" if "copies" in mask else ""),
         **_targets(config),
         "heads that predict targets": "left out; the run's checkpoints have them",
         "peak learning rate": config.optim.learning_rate,

@@ -46,8 +46,8 @@ def load_run(
 
     Args:
       step: None for the last checkpoint.
-      ema: data2vec's teacher in place of the student's transformer. Stem, projection and
-        positional convolution are the student's, which the teacher shares in training.
+      ema: data2vec's teacher in place of the student's transformer. What it does not average, such
+        as the stem, is the student's, which the teacher shares in training.
 
     Raises:
       FileNotFoundError: no run there, or no checkpoint of that step.
@@ -67,7 +67,7 @@ def load_run(
     # the student's parameters, or the teacher's where it has its own
     tree = params["encoder"]
     if ema:
-        if config.method != "data2vec":
+        if "encoder" not in teacher:
             raise ValueError(
                 f"{workdir} is a {config.method} run, which has no EMA teacher: leave --ema out"
             )

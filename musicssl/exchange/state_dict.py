@@ -23,6 +23,8 @@ LENGTH = "parametrizations.weight.original0"  # of torch's weight_norm
 DIRECTION = "parametrizations.weight.original1"
 _OLD_NAMES = {"weight_g": LENGTH, "weight_v": DIRECTION}  # before PyTorch 2.0, and fairseq's
 _PREFIXES = ("data2vec_audio.", "hubert.", "wav2vec2.", "mert_model.")
+# Modules that torch.compile, DistributedDataParallel, FSDP and checkpointed blocks put around one.
+_WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 # What checkpoints hold beside the encoder: fine-tuning heads, wav2vec 2.0's quantizer, fairseq's
 # pre-training heads and EMA teacher. A name that ends in a dot stands for a module.
 HEADS = (
@@ -185,22 +187,28 @@ def from_tensors(encoder: Encoder, tensors: dict[str, np.ndarray], source: str) 
 def canonical(names: Iterable[str]) -> dict[str, str]:
     """Return transformers' name of the bare model's tensors for each name that a file holds.
 
-    Strips the prefix of models with a head, drops HEADS and replaces old weight-norm names.
+    Takes off wrappers and the prefix of models with a head, and replaces old weight-norm names.
+    Left out are HEADS and, where names begin with a wrapper or prefix, all that do not: heads too.
     """
-    names = list(names)
-    prefix = ""
-    for candidate in _PREFIXES:
-        if any(name.startswith(candidate) for name in names):
-            prefix = candidate
+    bare = {name: name.split(".") for name in names}
+    if any(parts[0] in _WRAPPERS for parts in bare.values()):
+        bare = {name: parts for name, parts in bare.items() if parts[0] in _WRAPPERS}
+    inner = {
+        name: ".".join(part for part in parts if part not in _WRAPPERS)
+        for name, parts in bare.items()
+    }
+    for prefix in _PREFIXES:
+        inside = {name: x for name, x in inner.items() if x.startswith(prefix)}
+        if inside:
+            inner = {name: x.removeprefix(prefix) for name, x in inside.items()}
             break
 
     current = {}
-    for name in names:
-        bare = name.removeprefix(prefix)
-        if any(bare == head or (head[-1] == "." and bare.startswith(head)) for head in HEADS):
+    for name, x in inner.items():
+        if any(x == head or (head[-1] == "." and x.startswith(head)) for head in HEADS):
             continue
-        module, _, leaf = bare.rpartition(".")
-        current[name] = f"{module}.{_OLD_NAMES[leaf]}" if leaf in _OLD_NAMES else bare
+        module, _, leaf = x.rpartition(".")
+        current[name] = f"{module}.{_OLD_NAMES[leaf]}" if leaf in _OLD_NAMES else x
     return current
 
 

@@ -3,6 +3,7 @@
 import argparse
 import pickle
 import re
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -36,12 +37,27 @@ _STAND_INS = (
 )
 
 
+_POINTER = b"version https://git-lfs"
+_ADVICE = ("weights_only", "pytorch.org")  # words of lines that would have code run, or say nothing
+
+
+def refuse_pointer(path: Path) -> None:
+    """Raise ValueError for what Git LFS leaves in the place of a file that was not fetched."""
+    with path.open("rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise ValueError(
+                f"{path} is a pointer of Git LFS in place of the file: run git lfs pull in its "
+                "repository"
+            )
+
+
 def read(path: Path) -> Any:
     """Read what torch.load gives on the CPU with weights_only, memory-mapped if that is possible.
 
     Raises:
       ValueError: PyTorch is not installed, the file is damaged, or reading it would run code.
     """
+    refuse_pointer(path)
     try:
         import torch
     except ImportError:
@@ -51,7 +67,8 @@ def read(path: Path) -> Any:
         ) from None
 
     try:
-        with torch.serialization.safe_globals(list(_STAND_INS)):
+        with torch.serialization.safe_globals(list(_STAND_INS)), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of how the file was pickled
             mapped = zipfile.is_zipfile(path)
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
@@ -79,5 +96,6 @@ def to_numpy(tensors: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 def _described(error: Exception) -> str:
-    """Return an error's kind and the first line of what it says."""
-    return f"{type(error).__name__}: {first_line(error)}"
+    """Return an error's kind and the first line that says what is wrong."""
+    lines = [line for line in str(error).splitlines() if not any(x in line for x in _ADVICE)]
+    return f"{type(error).__name__}: {first_line(ValueError(chr(10).join(lines)))}"

@@ -2,6 +2,8 @@
 
 They are a log-mel spectrogram, MFCC, a constant-Q spectrogram and its chroma. Each is a function of
 float audio [b, n] at 16 kHz to [b, t, d] of about unit scale, where t = audio.frame_count(n).
+Where clips of several lengths are padded to one with zeros, `samples` [b] tells the lengths, and
+the frames of each clip are those of the clip alone.
 """
 
 from collections.abc import Callable
@@ -18,17 +20,27 @@ class Baseline(NamedTuple):
 
     title: str
     width: int
-    apply: Callable[[jax.Array], jax.Array]
+    apply: Callable[[jax.Array, jax.Array | None], jax.Array]
 
 
-def log_mel(x: jax.Array) -> jax.Array:
+def log_mel(x: jax.Array, samples: jax.Array | None = None) -> jax.Array:
     """Return 80 log-mel bands, two frames of 10 ms side by side."""
-    return (_pairs(audio.log_mel(x, 80), x) + 8) / 5
+    return (_pairs(audio.log_mel(x, 80, samples), x) + 8) / 5
 
 
-def mfcc(x: jax.Array) -> jax.Array:
+def mfcc(x: jax.Array, samples: jax.Array | None = None) -> jax.Array:
     """Return 13 MFCC with first and second differences, two frames of 10 ms side by side."""
-    return _pairs(audio.mfcc(x), x) / 10
+    return _pairs(audio.mfcc(x, samples=samples), x) / 10
+
+
+def cqt(x: jax.Array, samples: jax.Array | None = None) -> jax.Array:
+    """Return `spectra.cqt`, which takes zeros to follow a clip, as they do here."""
+    return spectra.cqt(x)
+
+
+def chroma(x: jax.Array, samples: jax.Array | None = None) -> jax.Array:
+    """Return `spectra.chroma`, which takes zeros to follow a clip, as they do here."""
+    return spectra.chroma(x)
 
 
 def _pairs(features: jax.Array, x: jax.Array) -> jax.Array:
@@ -41,6 +53,6 @@ def _pairs(features: jax.Array, x: jax.Array) -> jax.Array:
 BASELINES = {
     "logmel": Baseline("log-mel", 160, log_mel),
     "mfcc": Baseline("MFCC", 78, mfcc),
-    "cqt": Baseline("CQT", 84, spectra.cqt),
-    "chroma": Baseline("chroma", 12, spectra.chroma),
+    "cqt": Baseline("CQT", 84, cqt),
+    "chroma": Baseline("chroma", 12, chroma),
 }

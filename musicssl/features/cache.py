@@ -1,25 +1,34 @@
 """Features on disk, memory-mapped while a pass over the audio writes them; a pass can go on."""
 
+import contextlib
+import itertools
 import json
 import math
 import shutil
+import time
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from musicssl import host
+from musicssl.command import note
 from musicssl.features import windows
 
 SAVE_EVERY = 32  # batches between notes of progress
+_LOOK_EVERY = 1.0  # seconds
+_SAY_EVERY = 30  # looks
 
 
 class FeatureFiles:
     """The files of a pass over the audio, one for each pool.
 
-    A file has another name until it is complete. `done` is how many windows are written already.
+    Until it is complete a file has a name that is this pass's own, also where another process makes
+    the same pass. `written` tells of each window whether it is there already, [w].
     """
 
     def __init__(self, layers: int, width: int, cut: windows.Windows, paths: dict[int, Path]):
-        """Lay the files out, or take up those of a pass that was interrupted.
+        """Lay the files out, or take up those of a pass that was interrupted and has no owner.
 
         Args:
           layers, width: of the features.
@@ -30,11 +39,12 @@ class FeatureFiles:
           OSError: the disk has no room for them.
         """
         self.paths = paths
-        self.parts = {pool: path.with_suffix(".part") for pool, path in paths.items()}
-        folder = min(paths.values())
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        self.progress = folder.with_suffix(".progress.json")
-        self.done = _resume_point(self.progress, self.parts)
+        folder = min(paths.values()).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        self.claim, name = _own_name(_name_of_pass(paths.values()))
+        self.parts = {pool: _beside(name, f".{pool}.part") for pool in paths}
+        self.progress = _beside(name, ".progress.json")
+        self.written = _written(self.progress, self.parts, len(cut.record))
         self.batches = 0
 
         # Which rows each window has, by pool.
@@ -48,21 +58,57 @@ class FeatureFiles:
 
         # Open the files, if the disk can hold what is still to be written.
         size = sum(2 * math.prod(shape) for shape in shapes.values())
-        share_left = 1 - self.done / len(cut.record)
-        _check_space(folder.parent, int(share_left * size))
-        again = self.done > 0
-        self.files = {pool: _open(self.parts[pool], shapes[pool], again) for pool in paths}
+        again = bool(self.written.any())
+        try:
+            _check_space(folder, int((~self.written).mean() * size))
+            if not again:  # what it tells of is about to be overwritten
+                self.progress.unlink(missing_ok=True)
+            self.files = {pool: _open(self.parts[pool], shapes[pool], again) for pool in paths}
+        except Exception:
+            self.claim.close()
+            raise
 
-    def write(self, begin: int, end: int, outputs: dict[int, np.ndarray]) -> None:
-        """Write the rows of windows begin to end; note the progress at every SAVE_EVERY-th call."""
+    def __enter__(self) -> "FeatureFiles":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave the pass, complete or not, to whoever goes on with it."""
+        self.claim.close()
+
+    def write(self, numbers: Sequence[int], outputs: dict[int, np.ndarray]) -> None:
+        """Write the rows of some windows; save at every SAVE_EVERY-th call.
+
+        Args:
+          outputs: by pool, [layers, b, r, d]: of each window in its place the rows that it has, and
+            what fills rows and batch up.
+
+        Raises:
+          ValueError: a feature is not finite in float16.
+        """
         for pool, values in outputs.items():
-            _write(self.files[pool], values, self.first[pool], self.counts[pool], begin, end)
+            for i, window in enumerate(numbers):
+                first, count = self.first[pool][window], self.counts[pool][window]
+                rows = values[:, i, :count]
+                if not np.isfinite(rows).all():
+                    raise ValueError(
+                        f"features of window {window} are not finite in float16: the encoder is "
+                        "damaged, or its activations are beyond 65504"
+                    )
+                self.files[pool][:, first : first + count] = rows
 
+        self.written[list(numbers)] = True
         self.batches += 1
         if self.batches % SAVE_EVERY == 0:
-            for file in self.files.values():
-                file.flush()
-            self.progress.write_text(json.dumps({"windows": end, "pools": sorted(self.paths)}))
+            self.save()
+
+    def save(self) -> None:
+        """Note which windows are on the disk: all up to one of them, but for a few that wait."""
+        for file in self.files.values():
+            file.flush()
+        end = int(np.flatnonzero(self.written)[-1]) + 1 if self.written.any() else 0
+        waiting = np.flatnonzero(~self.written[:end]).tolist()
+        noted = {"windows": end, "waiting": waiting, "pools": sorted(self.paths)}
+        self.progress.write_text(json.dumps(noted))
 
     def finish(self) -> None:
         """Give the files their names."""
@@ -70,6 +116,54 @@ class FeatureFiles:
             file.flush()
             self.parts[pool].rename(self.paths[pool])
         self.progress.unlink(missing_ok=True)
+        _remove_leftovers(_name_of_pass(self.paths.values()))
+        self.claim.close()
+
+
+def await_others(paths: Collection[Path]) -> None:
+    """Wait while another process makes a pass that gives these very files, and say who does."""
+    if not paths:
+        return
+    claim = _beside(_name_of_pass(paths), ".claim")
+    for look in itertools.count():
+        other = host.owner(claim)
+        if other is None or all(path.exists() for path in paths):
+            return
+        if look % _SAY_EVERY == 0:
+            note(f"features for {claim.parent} are being extracted by {other}: waiting for its end")
+        time.sleep(_LOOK_EVERY)
+
+
+def _name_of_pass(paths: Collection[Path]) -> Path:
+    """Return what the names of a pass's unfinished files begin with, if one process makes it."""
+    return min(paths).with_suffix("")
+
+
+def _beside(name: Path, ending: str) -> Path:
+    return name.with_name(name.name + ending)
+
+
+def _own_name(name: Path) -> tuple[contextlib.ExitStack, Path]:
+    """Claim the name of a pass, or the first NAME.1, NAME.2, ... that no other process has.
+
+    Returns:
+      the claim, which is held until it is closed, and the name.
+    """
+    for number in itertools.count():
+        own = _beside(name, f".{number}" if number else "")
+        with contextlib.suppress(BlockingIOError), contextlib.ExitStack() as held:
+            held.enter_context(host.claim(_beside(own, ".claim")))
+            return held.pop_all(), own
+    raise AssertionError("numbers have no end")
+
+
+def _remove_leftovers(name: Path) -> None:
+    """Remove what other passes of this name have left that ended before they were complete."""
+    for part in name.parent.glob(f"{name.name}.*.part"):
+        of_pass = part.with_suffix("").with_suffix("")
+        if host.owner(_beside(of_pass, ".claim")) is None:
+            part.unlink(missing_ok=True)
+            _beside(of_pass, ".progress.json").unlink(missing_ok=True)
 
 
 def _check_space(folder: Path, needed: int) -> None:
@@ -93,41 +187,16 @@ def _open(path: Path, shape: tuple[int, ...], again: bool) -> np.memmap:
     return np.lib.format.open_memmap(path, "w+", np.float16, shape)
 
 
-def _resume_point(progress: Path, parts: dict[int, Path]) -> int:
-    """Return how many windows an interrupted pass has written of these very files."""
+def _written(progress: Path, parts: dict[int, Path], count: int) -> np.ndarray:
+    """Return which of `count` windows an interrupted pass has written of these very files."""
+    written = np.zeros(count, bool)
     if not progress.exists() or not all(part.exists() for part in parts.values()):
-        return 0
+        return written
     try:
         noted = json.loads(progress.read_text())
     except json.JSONDecodeError:
-        return 0
-    return noted["windows"] if noted["pools"] == sorted(parts) else 0
-
-
-def _write(
-    file: np.ndarray,
-    values: np.ndarray,
-    first: np.ndarray,
-    counts: np.ndarray,
-    begin: int,
-    end: int,
-) -> None:
-    """Put a batch into its rows of a file.
-
-    Args:
-      values: [layers, b, r, d], of windows begin to end; what is beyond `end` fills the batch up.
-      first: the first row of each window.
-      counts: how many of the r rows each window has.
-
-    Raises:
-      ValueError: a feature is not finite in float16.
-    """
-    values = values[:, : end - begin]
-    real = np.arange(values.shape[2]) < counts[begin:end, None]  # [b, r]
-    values = values[:, real]  # [layers, rows, d]
-    if not np.isfinite(values).all():
-        raise ValueError(
-            f"features of windows {begin} to {end} are not finite in float16: the encoder is "
-            "damaged, or its activations are beyond 65504"
-        )
-    file[:, first[begin] : first[begin] + values.shape[1]] = values
+        return written
+    if noted["pools"] == sorted(parts):
+        written[: noted["windows"]] = True
+        written[noted["waiting"]] = False
+    return written

@@ -1,12 +1,15 @@
 """Features of every layer of a frozen encoder, pooled over time, in one pass over the audio.
 
 Clips are cut into windows; each window goes through the encoder once and is averaged over all its
-frames, over groups of frames, or not at all (beat tracking). Rows are written to memory-mapped
-float16 files, one layer after another, so that a probe reads one layer alone and nothing has to fit
-in memory. A pass that is interrupted goes on where it stopped.
+frames, over groups of frames, or not at all (beat tracking). A remainder is heard at its own
+length: it is padded to one of a few lengths, which have a program each, and what is computed of it
+does not see the padding. Rows are written to memory-mapped float16 files, one layer after another,
+so that a probe reads one layer alone and nothing has to fit in memory. A pass that is interrupted
+goes on where it stopped.
 """
 
 import collections
+import contextlib
 import functools
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
@@ -23,13 +26,13 @@ from tqdm import tqdm
 
 from musicssl import audio
 from musicssl.exchange import pretrained
-from musicssl.features import windows
+from musicssl.features import cache, windows
 from musicssl.features.baselines import BASELINES
 from musicssl.features.cache import FeatureFiles
 from musicssl.model.encoder import Encoder
-from musicssl.runtime import sharding
+from musicssl.runtime import distributed, sharding
 
-_FORMAT = 1  # of the files; part of their name
+_FORMAT = 2  # of the files; part of their name
 AHEAD = 4  # batches that are read before they are needed
 
 
@@ -44,7 +47,8 @@ class FeatureSource(NamedTuple):
     normalize: whether it takes clips of mean 0 and variance 1.
     params: the first argument of `apply`.
     apply: (params, float audio [b, n]) to `layers` arrays [b, t, d], at 50 frames a second for
-      16 kHz audio.
+      16 kHz audio. A third argument, samples [b], tells the lengths of clips that are padded to n
+      with zeros: each then has the frames that it has alone, and others after them.
     """
 
     name: str
@@ -54,7 +58,7 @@ class FeatureSource(NamedTuple):
     sample_rate: int
     normalize: bool
     params: dict
-    apply: Callable[[dict, jax.Array], Sequence[jax.Array]]
+    apply: Callable[..., Sequence[jax.Array]]
 
     @property
     def frame_rate(self) -> float:
@@ -87,9 +91,7 @@ def open_source(spec: str, precision: str = "float32") -> FeatureSource:
         digest = f"random-{hashlib.sha256(repr(architecture).encode()).hexdigest()}"
         name = f"random initial values of {name}"
 
-    def apply(params: dict, x: jax.Array) -> Sequence[jax.Array]:
-        return hidden_states(encoder, params, x)
-
+    apply = functools.partial(hidden_states, encoder)
     return FeatureSource(
         name,
         f"{digest}-{precision}",
@@ -102,17 +104,19 @@ def open_source(spec: str, precision: str = "float32") -> FeatureSource:
     )
 
 
-def hidden_states(encoder: Encoder, params: dict, x: jax.Array) -> Sequence[jax.Array]:
-    """Return every hidden state [b, t, d] of audio [b, n]."""
-    output: Any = encoder.apply({"params": params}, x)
+def hidden_states(
+    encoder: Encoder, params: dict, x: jax.Array, samples: jax.Array | None = None
+) -> Sequence[jax.Array]:
+    """Return every hidden state [b, t, d] of audio [b, n], `samples` as of Encoder.__call__."""
+    output: Any = encoder.apply({"params": params}, x, samples=samples)
     return output.hidden
 
 
 def _open_baseline(name: str) -> FeatureSource:
     title, width, function = BASELINES[name]
 
-    def apply(params: dict, x: jax.Array) -> Sequence[jax.Array]:
-        return [function(x)]
+    def apply(params: dict, x: jax.Array, samples: jax.Array | None = None) -> Sequence[jax.Array]:
+        return [function(x, samples)]
 
     return FeatureSource(title, f"{name}-{width}", 1, width, audio.SAMPLE_RATE, False, {}, apply)
 
@@ -150,7 +154,10 @@ def extract(
     pools = sorted(set(pools))
     paths = {pool: folder / f"{_key(source, cut, pool, data)}.npy" for pool in pools}
 
-    # Extract what the cache lacks.
+    # Extract what the cache lacks, and no other process is extracting.
+    distributed.first_does(
+        lambda: cache.await_others([path for path in paths.values() if not path.exists()])
+    )
     cached = _from_first_process(np.array([paths[pool].exists() for pool in pools]))
     missing = [pool for pool, is_cached in zip(pools, cached, strict=True) if not is_cached]
     if missing:
@@ -170,7 +177,8 @@ def _from_first_process(value: np.ndarray) -> np.ndarray:
 
 def _key(source: FeatureSource, cut: windows.Windows, pool: int, data: str) -> str:
     """Return the name of a file: a digest of all that its features depend on."""
-    parts = (_FORMAT, source.digest, cut.size, len(cut.record), pool, data)
+    alone = source.normalize and cut.standardised_alone
+    parts = (_FORMAT, source.digest, cut.size, len(cut.record), alone, pool, data)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
 
 
@@ -183,106 +191,165 @@ def _fill(
     batch: int,
 ) -> None:
     """Write each pool's file, from where an interrupted pass stopped."""
-    # Process 0 has the files, and tells the others how much of them is written.
+    with contextlib.ExitStack() as held:
+        writer = None
+        if jax.process_index() == 0:  # it has the files
+            files = FeatureFiles(source.layers, source.width, cut, paths)
+            writer = held.enter_context(files)
+        _write_all(source, cut, read, sorted(paths), mesh, batch, writer)
+
+
+def _write_all(
+    source: FeatureSource,
+    cut: windows.Windows,
+    read: Callable[[int], np.ndarray],
+    pools: Sequence[int],
+    mesh: Mesh,
+    batch: int,
+    writer: FeatureFiles | None,
+) -> None:
+    """Compute the windows that are not written, and write them in the process that has the files.
+
+    Args:
+      writer: None in the other processes.
+    """
+    # Process 0 tells the others which windows are written.
     batch = -(-batch // mesh.size) * mesh.size
-    writer = None
-    if jax.process_index() == 0:
-        writer = FeatureFiles(source.layers, source.width, cut, paths)
-    done = int(_from_first_process(np.array(writer.done if writer else 0)))
+    written = _from_first_process(writer.written if writer else np.zeros(len(cut.record), bool))
 
     # Compute the rest, batch by batch.
-    step = _step(source, tuple(paths), mesh)
-    batches = _pipelined(step, _batches(source, cut, read, done, batch), mesh)
+    filled = _batches(source, cut, read, np.flatnonzero(~written).tolist(), batch)
+    outputs_of_batches = _pipelined(_step(source, tuple(pools), mesh), _ahead(filled), mesh)
     progress = tqdm(
         total=len(cut.record),
-        initial=done,
+        initial=int(written.sum()),
         desc="features",
         unit=" windows",
         delay=2,
         disable=writer is None,
     )
     with progress as bar:
-        for begin, end, outputs in batches:
+        try:
+            for numbers, outputs in outputs_of_batches:
+                if writer:
+                    writer.write(numbers, outputs)
+                bar.update(len(numbers))
+        finally:  # also of a pass that is preempted
             if writer:
-                writer.write(begin, end, outputs)
-            bar.update(end - begin)
+                writer.save()
     if writer:
         writer.finish()
 
 
 class _WindowBatch(NamedTuple):
-    """Windows begin to end, as `_program` takes them.
+    """Windows that are padded to one length, as `_program` takes them.
 
-    arrays: int16 audio [b, n] and, of each window [b], the mean that is subtracted, the scale that
-      is multiplied by, the real samples and the real frames.
+    numbers: of the windows; what the arrays have beyond them fills the batch up.
+    is_whole: whether none is padded.
+    sound: int16 [b, n].
+    mean, scale: what is subtracted from each window, and what it is multiplied by, [b].
+    samples: of each window, [b].
     """
 
-    begin: int
-    end: int
-    arrays: tuple[np.ndarray, ...]
+    numbers: list[int]
+    is_whole: bool
+    sound: np.ndarray
+    mean: np.ndarray
+    scale: np.ndarray
+    samples: np.ndarray
+
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """Return what the program takes beside the parameters."""
+        frames = audio.frame_counts(self.samples)
+        return self.sound, self.mean, self.scale, self.samples, frames
 
 
-_Outputs = tuple[int, int, dict[int, np.ndarray]]  # begin, end and {pool: [layers, b, r, d]}
+_Outputs = tuple[list[int], dict[int, np.ndarray]]  # numbers and {pool: [layers, b, r, d]}
 
 
 def _batches(
     source: FeatureSource,
     cut: windows.Windows,
     read: Callable[[int], np.ndarray],
-    done: int,
+    waiting: Sequence[int],
     batch: int,
 ) -> Iterator[_WindowBatch]:
-    """Read batches in a thread, AHEAD of their use; a record is read once for all its windows."""
+    """Fill batches with the waiting windows, a batch for each length; a record is read once."""
+    padded, is_whole = windows.padded(cut), cut.samples == cut.size
 
-    @functools.lru_cache(batch + 1)
+    @functools.lru_cache(1)  # windows are in the order of their records
     def record(number: int) -> tuple[np.ndarray, float, float]:
-        """Read a record: its audio, and the mean and scale that normalise it."""
         sound = read(number)
-        mean, scale = 0.0, 1.0
-        if source.normalize:  # over the whole clip, as MARBLE: each window is a part of it
-            x = sound.astype(np.float32) / 32768
-            mean, scale = float(x.mean()), float(1 / np.sqrt(x.var() + 1e-7))
-        return sound, mean, scale
+        by_record = source.normalize and not cut.standardised_alone  # as MARBLE, for most tasks
+        return sound, *(_standard(sound) if by_record else (0.0, 1.0))
 
-    def load(begin: int) -> _WindowBatch:
-        """Fill a batch with the windows from `begin` on."""
-        end = min(begin + batch, len(cut.record))
-        sound = np.zeros((batch, cut.size), np.int16)
-        mean, scale = np.zeros(batch, np.float32), np.ones(batch, np.float32)
-        samples = np.full(batch, cut.size)
-        for i, window in enumerate(range(begin, end)):
-            whole, mean[i], scale[i] = record(int(cut.record[window]))
-            start, samples[i] = cut.start[window], cut.samples[window]
-            sound[i, : samples[i]] = whole[start : start + samples[i]]
-        return _WindowBatch(begin, end, (sound, mean, scale, samples, windows.frames(samples)))
+    filling: dict[tuple[int, bool], _WindowBatch] = {}
+    for window in waiting:
+        kind = int(padded[window]), bool(is_whole[window])
+        if kind not in filling:
+            filling[kind] = _empty_batch(*kind, batch)
+        numbers, _, sound, mean, scale, samples = filling[kind]
+        i, start = len(numbers), cut.start[window]
 
-    # Keep AHEAD batches in work; windows are given out in their order.
-    waiting: collections.deque[Future[_WindowBatch]] = collections.deque()
-    with ThreadPoolExecutor(1) as pool:  # one thread: the records of a batch stay in its cache
-        for begin in range(done, len(cut.record), batch):
-            waiting.append(pool.submit(load, begin))
-            if len(waiting) > AHEAD:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        # Put the window into the next row.
+        of_record, mean[i], scale[i] = record(int(cut.record[window]))
+        heard = of_record[start : start + cut.samples[window]]
+        if source.normalize and cut.standardised_alone:
+            mean[i], scale[i] = _standard(heard)
+        sound[i, : len(heard)], samples[i] = heard, len(heard)
+        numbers.append(window)
+        if len(numbers) == batch:
+            yield filling.pop(kind)
+    yield from filling.values()
+
+
+def _standard(sound: np.ndarray) -> tuple[float, float]:
+    """Return the mean of int16 audio, and the factor that then makes its variance 1."""
+    x = sound.astype(np.float32) / 32768
+    return float(x.mean()), float(1 / np.sqrt(x.var() + 1e-7))
+
+
+def _empty_batch(size: int, is_whole: bool, batch: int) -> _WindowBatch:
+    """Return a batch that is filled up with silence."""
+    return _WindowBatch(
+        [],
+        is_whole,
+        np.zeros((batch, size), np.int16),
+        np.zeros(batch, np.float32),
+        np.ones(batch, np.float32),
+        np.full(batch, size, np.int32),
+    )
+
+
+def _ahead(batches: Iterator[_WindowBatch]) -> Iterator[_WindowBatch]:
+    """Fill AHEAD batches, in a thread, before they are needed."""
+    filling: collections.deque[Future[_WindowBatch | None]] = collections.deque()
+    with ThreadPoolExecutor(1) as pool:
+        while True:
+            filling.append(pool.submit(next, batches, None))
+            if len(filling) > AHEAD:
+                filled = filling.popleft().result()
+                if filled is None:
+                    return
+                yield filled
 
 
 def _pipelined(step: Callable, batches: Iterator[_WindowBatch], mesh: Mesh) -> Iterator[_Outputs]:
     """Run the step one batch ahead of the one whose values are fetched."""
     clips = NamedSharding(mesh, sharding.CLIPS)
-    running: collections.deque[tuple[int, int, dict[int, jax.Array]]] = collections.deque()
+    running: collections.deque[tuple[list[int], dict[int, jax.Array]]] = collections.deque()
 
     def fetch() -> _Outputs:
-        begin, end, outputs = running.popleft()
-        return begin, end, {pool: np.asarray(values) for pool, values in outputs.items()}
+        numbers, outputs = running.popleft()
+        return numbers, {pool: np.asarray(values) for pool, values in outputs.items()}
 
     # Start a batch, then fetch the one before it.
     for batch in batches:
         arrays = (
             jax.make_array_from_callback(array.shape, clips, array.__getitem__)
-            for array in batch.arrays
+            for array in batch.arrays()
         )
-        running.append((batch.begin, batch.end, step(*arrays)))
+        running.append((batch.numbers, step(batch.is_whole, *arrays)))
         if len(running) > 1:
             yield fetch()
     while running:
@@ -290,28 +357,28 @@ def _pipelined(step: Callable, batches: Iterator[_WindowBatch], mesh: Mesh) -> I
 
 
 def _step(source: FeatureSource, pools: tuple[int, ...], mesh: Mesh) -> Callable:
-    """Return the function of a batch's arrays to {pool: [layers, b, r, d] float16}."""
+    """Return the function of `_WindowBatch.is_whole` and arrays to {pool: [layers, b, r, d]}."""
     params = jax.device_put(source.params, NamedSharding(mesh, PartitionSpec()))
     run = _program(source.apply, pools, mesh)
 
-    def call(*arrays: jax.Array) -> dict[int, jax.Array]:
+    def call(is_whole: bool, *arrays: jax.Array) -> dict[int, jax.Array]:
         with jax.set_mesh(mesh):
-            return run(params, *arrays)
+            return run(is_whole, params, *arrays)
 
     return call
 
 
 @functools.lru_cache(8)  # splits and tasks of one encoder share their programs
 def _program(apply: Callable, pools: tuple[int, ...], mesh: Mesh) -> Callable:
-    """Return the jitted function of parameters and a batch's arrays to pooled features."""
+    """Return what computes pooled features, in float16: a program for each length of windows."""
     several = jax.process_count() > 1  # then process 0 writes what all have computed
     everywhere = NamedSharding(mesh, PartitionSpec()) if several else None
 
-    @functools.partial(jax.jit, out_shardings=everywhere)
-    def run(params, sound, mean, scale, samples, frames):
+    @functools.partial(jax.jit, static_argnums=0, out_shardings=everywhere)
+    def run(is_whole, params, sound, mean, scale, samples, frames):
         x = (audio.to_float(sound) - mean[:, None]) * scale[:, None]
         x = jnp.where(jnp.arange(x.shape[1]) < samples[:, None], x, 0)
-        hidden = apply(params, x)
+        hidden = apply(params, x, None if is_whole else samples)
         outputs = {}
         for pool in pools:
             layers = jnp.stack([_pooled(h, frames, pool) for h in hidden])

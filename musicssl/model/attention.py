@@ -22,16 +22,30 @@ LONG = 512  # frames from which on `attend_long` takes fewer cycles than `attend
 
 
 def attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, key: jax.Array | None, dropout: float
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    key: jax.Array | None,
+    dropout: float,
+    frames: jax.Array | None = None,
 ) -> jax.Array:
-    """Attend [b, t, h, d] each -> [b, t, h, d]; where there is a key, weights are dropped."""
+    """Attend [b, t, h, d] each -> [b, t, h, d]; where there is a key, weights are dropped.
+
+    Args:
+      frames: of each clip, [b], where what follows them is padding that nothing may attend to.
+
+    Raises:
+      ValueError: clips are padded and weights dropped, which no form here does together.
+    """
+    if key is not None and frames is not None:
+        raise ValueError("padded clips have no dropout: train on clips of one length")
     if sharding.platform() == "gpu":
         from musicssl.model import attention_gpu
 
         if attention_gpu.fits(q):
-            return _on_gpu(q, k, v, key, dropout)
+            return _on_gpu(q, k, v, key, dropout, frames)
     if key is None:
-        return jax.nn.dot_product_attention(q, k, v)
+        return jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=frames)
     if sharding.platform() == "tpu" and q.shape[1] >= _KERNEL:
         from musicssl.model import attention_kernel  # Pallas takes half a second to import
 
@@ -45,14 +59,20 @@ def attention(
 
 
 def _on_gpu(
-    q: jax.Array, k: jax.Array, v: jax.Array, key: jax.Array | None, dropout: float
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    key: jax.Array | None,
+    dropout: float,
+    frames: jax.Array | None,
 ) -> jax.Array:
     """Attend by cuDNN's fused kernel; with dropout by our own, whose masks follow from the key."""
     from musicssl.model import attention_gpu
 
     if key is None:
         fused = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
-        return sharding.by_clip(lambda x: fused(*x), (q, k, v))
+        clips = {"query": q, "key": k, "value": v, "key_value_seq_lengths": frames}
+        return sharding.by_clip(lambda x: fused(**x), clips)
     words = jnp.stack(salts(key, (q.shape[0], q.shape[2])), axis=-1)  # [b, h, 2]
     attend_rows = functools.partial(attention_gpu.attend, rate=dropout)
     return sharding.by_clip(lambda x: attend_rows(*x), (q, k, v, words))

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
+from musicssl.audio import STEM_WINDOW, frame_counts
 from musicssl.model.attention import attention
 from musicssl.model.dense import Dense
 from musicssl.model.dropout import Dropout, salts
@@ -115,7 +116,7 @@ class Attention(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool, frames: jax.Array | None = None) -> jax.Array:
         b, t, d = x.shape
 
         def project(name: str, y: jax.Array, alone: bool = False) -> jax.Array:
@@ -126,7 +127,7 @@ class Attention(nn.Module):
             for name in "qkv"
         )
         key = self.make_rng("dropout") if train and self.dropout else None
-        y = attention(q, k, v, key, self.dropout)
+        y = attention(q, k, v, key, self.dropout, frames)
         return project("out_proj", y.reshape(b, t, d))
 
 
@@ -157,7 +158,9 @@ class Block(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
+    def __call__(
+        self, x: jax.Array, train: bool, frames: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
         dropout = Dropout(self.dropout)
         drop = functools.partial(dropout, deterministic=not train)
         attention = Attention(self.heads, self.attention_dropout, self.dtype, name="attention")
@@ -165,10 +168,10 @@ class Block(nn.Module):
         if self.pre_norm:
             first = layer_norm("layer_norm", self.dtype)
             second = layer_norm("final_layer_norm", self.dtype)
-            x = x + drop(attention(first(x), train))
+            x = x + drop(attention(first(x), train, frames))
             y = ffn(second(x), train)
             return x + drop(y), y
-        x = self.normed_sum("layer_norm", x, attention(x, train), dropout, train)
+        x = self.normed_sum("layer_norm", x, attention(x, train, frames), dropout, train)
         y = ffn(x, train)
         return self.normed_sum("final_layer_norm", x, y, dropout, train), y
 
@@ -275,11 +278,27 @@ class Encoder(nn.Module):
         self.drop = Dropout(self.dropout)
         self.drop_input = Dropout(self.input_dropout)
 
-    def __call__(self, audio: jax.Array, train: bool = False) -> Output:
-        """Turn audio [b, n], normalised or raw as in training, into every hidden state."""
-        return self.contextualize(self.project(self.stem(audio)), train)
+    def __call__(
+        self, audio: jax.Array, train: bool = False, samples: jax.Array | None = None
+    ) -> Output:
+        """Turn audio [b, n], normalised or raw as in training, into every hidden state.
 
-    def stem(self, audio: jax.Array) -> jax.Array:
+        Args:
+          samples: of each clip, int [b], where clips of several lengths are padded to one with
+            zeros. The states of a clip's `audio.frame_counts(samples)` frames are then those of
+            the clip alone, and what follows them means nothing. A clip of less than one window
+            of the stem is heard with zeros up to it.
+
+        Raises:
+          ValueError: the audio holds no frame.
+        """
+        if samples is None:
+            return self.contextualize(self.project(self.stem(audio)), train)
+        samples = jnp.maximum(jnp.asarray(samples, jnp.int32), STEM_WINDOW)
+        x = self.project(self.stem(audio, samples))
+        return self.contextualize(x, train, frame_counts(samples))
+
+    def stem(self, audio: jax.Array, samples: jax.Array | None = None) -> jax.Array:
         """Turn [b, n] into [b, t, c], the features that HuBERT's penalty is computed on."""
         norms: list[Norm | None] = [Norm(*norm()) for norm in self.norms]
         norms += [None] * (len(self.convs) - len(norms))
@@ -288,7 +307,7 @@ class Encoder(nn.Module):
             for i, (conv, norm) in enumerate(zip(self.convs, norms, strict=True))
         ]
         axis = TIME if self.stem_norm == "group" else CHANNELS
-        x = stem(audio.astype(self.dtype), layers, axis)
+        x = stem(audio.astype(self.dtype), layers, axis, samples)
         return _scale_gradient(x, self.feature_grad_mult)
 
     def project(self, features: jax.Array) -> jax.Array:
@@ -300,20 +319,28 @@ class Encoder(nn.Module):
         x = self.drop_input(x, deterministic=not train)
         return jnp.where(mask[..., None], self.mask_embedding.astype(x.dtype), x)
 
-    def contextualize(self, x: jax.Array, train: bool = False) -> Output:
-        """Take projected features [b, t, d] through positional convolution and transformer."""
-        with jax.named_scope("positional"):
-            x = x + self.position(x)
-        return self.transform(x, train)
+    def contextualize(
+        self, x: jax.Array, train: bool = False, frames: jax.Array | None = None
+    ) -> Output:
+        """Take projected features [b, t, d] through positional convolution and transformer.
 
-    def transform(self, x: jax.Array, train: bool = False) -> Output:
+        Args:
+          frames: of each clip, [b], where what follows them is padding.
+        """
+        with jax.named_scope("positional"):
+            x = x + self.position(x, frames)
+        return self.transform(x, train, frames)
+
+    def transform(
+        self, x: jax.Array, train: bool = False, frames: jax.Array | None = None
+    ) -> Output:
         """Take frames that know their place [b, t, d] through the transformer."""
         x = x if self.pre_norm else self.encoder_norm(x)
         x = self.drop(x, deterministic=not train)
         hidden, ffn = [x], []
         keep = self.keep_layers(train)
         for block, kept in zip(self.blocks, keep, strict=True):
-            y, before_residual = block(x, train)
+            y, before_residual = block(x, train, frames)
             x = y if kept is None else jnp.where(kept, y, x)
             hidden.append(x)
             ffn.append(before_residual)
@@ -321,9 +348,11 @@ class Encoder(nn.Module):
             hidden[-1] = self.encoder_norm(x)
         return Output(hidden, ffn)
 
-    def position(self, x: jax.Array) -> jax.Array:
-        """Compute what the positional convolutions add to [b, t, d]."""
+    def position(self, x: jax.Array, frames: jax.Array | None = None) -> jax.Array:
+        """Compute what the positional convolutions add to [b, t, d]; they see zeros for padding."""
         for conv in self.pos_convs:
+            if frames is not None:
+                x = jnp.where(jnp.arange(x.shape[1])[:, None] < frames[:, None, None], x, 0)
             x = conv(x)
             if self.pos_conv_depth:
                 x = standardise(x).astype(self.dtype)

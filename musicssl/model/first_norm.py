@@ -17,15 +17,24 @@ NORM_EPSILON = 1e-5
 _EXACT = jax.lax.Precision.HIGHEST
 
 
-def over_time(audio: jax.Array, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
+def over_time(
+    audio: jax.Array, kernel: jax.Array, real: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
     """Return each channel's mean and inverse deviation [b, 1, c] in the convolved audio [b, n].
 
     Both come from the steps between samples, and from the kernel's sums from each sample on: the
     moments of neighbouring samples are so nearly equal that their difference loses its digits.
+
+    Args:
+      real: which frames are counted, bool [b, t]; None for all.
     """
     w = windows(audio, kernel.shape[0])  # [b, k, t]
     w = jnp.concatenate([w[:, :1], w[:, 1:] - w[:, :-1], jnp.ones_like(w[:, :1])], axis=1)
-    moments = jnp.einsum("bkt,blt->bkl", w, w, precision=_EXACT) / w.shape[2]
+    count: int | jax.Array = w.shape[2]
+    if real is not None:
+        w = jnp.where(real[:, None], w, 0)
+        count = real.sum(axis=1)[:, None, None]
+    moments = jnp.einsum("bkt,blt->bkl", w, w, precision=_EXACT) / count
     mean, moments = moments[:, -1, :-1], moments[:, :-1, :-1]  # [b, k], [b, k, k]
     moments -= mean[:, :, None] * mean[:, None]
     k = jnp.flip(jnp.cumsum(jnp.flip(kernel[:, 0].astype(jnp.float32), 0), 0), 0)  # [k, c]

@@ -26,7 +26,7 @@ _TPU_LANES = 128
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def grouped_conv(x: jax.Array, weight: jax.Array, groups: int) -> jax.Array:
-    """Convolve [b, t, d] with weight [k, d / groups, d] -> [b, t, d], padded by k // 2.
+    """Convolve [b, t, c] with weight [k, c / groups, d] -> [b, t, d], padded by k // 2.
 
     An even kernel's surplus last frame is cut, as in wav2vec 2.0.
     """
@@ -86,10 +86,10 @@ def _weight_gradient(x: jax.Array, weight: jax.Array, dy: jax.Array, groups: int
             window_strides=(1,),
             padding=[_padding(weight.shape[0])],
             dimension_numbers=("CWN", "IWO", "NWC"),
-        ).swapaxes(0, 1)  # [d / groups, k, d / groups] -> [k, d / groups, d / groups]
+        ).swapaxes(0, 1)  # [c / groups, k, d / groups] -> [k, c / groups, d / groups]
         for xg, dg in zip(jnp.split(x, groups, -1), jnp.split(dy, groups, -1), strict=True)
     ]
-    return jnp.concatenate(by_group, axis=-1)  # [k, d / groups, d]
+    return jnp.concatenate(by_group, axis=-1)  # [k, c / groups, d]
 
 
 _FOLD = 8  # frames that a GPU has side by side
@@ -110,9 +110,9 @@ def gradients_apart(
 
 
 def apart(x: jax.Array, weight: jax.Array, groups: int, pad: tuple[int, int]) -> jax.Array:
-    """Convolve [b, t, d] -> [b, t, d]; _FOLD frames of a group are the channels of one."""
+    """Convolve [b, t, c] -> [b, t, d]; _FOLD frames of a group are the channels of one."""
     b, t, _ = x.shape
-    k, c, _ = weight.shape
+    k, c, d = weight.shape[0], weight.shape[1], weight.shape[2] // groups  # of one group
     steps = -(-t // _FOLD)
     taps = -(-(k + _FOLD - 1) // _FOLD)
     x = jnp.pad(x, ((0, 0), (pad[0], (steps + taps - 1) * _FOLD - t - pad[0]), (0, 0)))
@@ -121,22 +121,22 @@ def apart(x: jax.Array, weight: jax.Array, groups: int, pad: tuple[int, int]) ->
     for xg, wg in zip(jnp.split(x, groups, -1), jnp.split(weight, groups, -1), strict=True):
         # tap i of output frame r sees input frame r + i
         shifted = [jnp.pad(wg, ((r, taps * _FOLD - k - r), (0, 0), (0, 0))) for r in range(_FOLD)]
-        wide = jnp.stack(shifted, axis=2).reshape(taps, _FOLD * c, _FOLD * c)
+        wide = jnp.stack(shifted, axis=2).reshape(taps, _FOLD * c, _FOLD * d)
         y = jax.lax.conv_general_dilated(
             xg.reshape(b, -1, _FOLD * c),
             wide,
             window_strides=(1,),
             padding="VALID",
             dimension_numbers=("NWC", "WIO", "NWC"),
-        )  # [b, steps, _FOLD * c]
-        results.append(y.reshape(b, steps * _FOLD, c)[:, :t])
+        )  # [b, steps, _FOLD * d]
+        results.append(y.reshape(b, steps * _FOLD, d)[:, :t])
     return jnp.concatenate(results, axis=-1)
 
 
 def convolve_packed(x: jax.Array, weight: jax.Array, groups: int) -> jax.Array:
     """Compute `convolve` with neighbouring groups as one."""
     together = groups_together(weight, groups)
-    return convolve(x, _pack(weight, together), groups // together)
+    return convolve(x, _pack(weight, groups, together), groups // together)
 
 
 def gradients_packed(
@@ -144,11 +144,11 @@ def gradients_packed(
 ) -> tuple[jax.Array, jax.Array]:
     """Compute `gradients` with neighbouring groups as one."""
     together = groups_together(weight, groups)
-    wide, fewer = _pack(weight, together), groups // together
+    wide, fewer = _pack(weight, groups, together), groups // together
     before, after = (weight.shape[0] - 1 - n for n in _padding(weight.shape[0]))
     dx = _padded(dy, _turned(wide, fewer), fewer, (before, after))
     dw = jax.vjp(lambda w: convolve(x, w, fewer), wide)[1](dy)[0]
-    return dx, _unpack(dw, together)
+    return dx, _unpack(dw, groups, together)
 
 
 def groups_together(weight: jax.Array, groups: int) -> int:
@@ -157,27 +157,30 @@ def groups_together(weight: jax.Array, groups: int) -> int:
     return max(n for n in range(1, most + 1) if groups % n == 0)
 
 
-def _pack(weight: jax.Array, together: int) -> jax.Array:
+def _pack(weight: jax.Array, groups: int, together: int) -> jax.Array:
     """Spread [k, c, d] to [k, together * c, d], zero between inputs and outputs of two groups."""
     if together == 1:
         return weight
-    place = jnp.arange(weight.shape[2]) // weight.shape[1] % together
+    d = weight.shape[2]
+    place = jnp.arange(d) // (d // groups) % together
     return jnp.concatenate([jnp.where(place == i, weight, 0) for i in range(together)], axis=1)
 
 
-def _unpack(wide: jax.Array, together: int) -> jax.Array:
+def _unpack(wide: jax.Array, groups: int, together: int) -> jax.Array:
     """Return the elements that `_pack` has put there: [k, together * c, d] -> [k, c, d]."""
-    parts = jnp.split(wide, together, axis=1)
-    place = jnp.arange(wide.shape[2]) // parts[0].shape[1] % together
+    parts, d = jnp.split(wide, together, axis=1), wide.shape[2]
+    place = jnp.arange(d) // (d // groups) % together
     own = [jnp.where(place == i, part, 0) for i, part in enumerate(parts)]
     return sum(own)  # type: ignore[return-value]  # an int only where there are no parts
 
 
 def _turned(weight: jax.Array, groups: int) -> jax.Array:
-    """Reverse each group's taps and exchange inputs and outputs: [k, c, d] -> [k, c, d].
+    """Reverse each group's taps, exchange inputs and outputs: [k, c, d] -> [k, d / groups, e].
+
+    There e is groups * c, the channels of the whole input.
 
     The barrier keeps XLA from doing so inside the convolution, which takes twice the cycles.
     """
     k, c, d = weight.shape
-    by_group = weight[::-1].reshape(k, c, groups, c).transpose(0, 3, 2, 1)
-    return jax.lax.optimization_barrier(by_group.reshape(k, c, d))
+    by_group = weight[::-1].reshape(k, c, groups, d // groups).transpose(0, 3, 2, 1)
+    return jax.lax.optimization_barrier(by_group.reshape(k, d // groups, groups * c))

@@ -42,20 +42,47 @@ class StemLayer(NamedTuple):
     norm: Norm | None
 
 
-def stem(audio: jax.Array, layers: list[StemLayer], axis: int) -> jax.Array:
-    """Turn audio [b, n] in the compute type into features [b, t, c]; norms go over `axis`."""
+def stem(
+    audio: jax.Array, layers: list[StemLayer], axis: int, samples: jax.Array | None = None
+) -> jax.Array:
+    """Turn audio [b, n] in the compute type into features [b, t, c]; norms go over `axis`.
+
+    Args:
+      samples: of each clip, [b], where clips of several lengths are padded to one. A clip's own
+        frames then have the values that it has alone; only a norm over time looks further than a
+        frame's own samples.
+
+    Raises:
+      ValueError: the audio holds no frame.
+    """
+    frame_count(audio.shape[1])
+    real = None
+    if samples is not None and axis == TIME:
+        first = (audio.shape[1] - KERNELS[0]) // STRIDES[0] + 1  # frames of the first layer
+        real = jnp.arange(first) * STRIDES[0] + KERNELS[0] <= samples[:, None]  # [b, t]
     if sharding.platform() == "tpu":
-        return in_pieces(audio, layers, axis)
+        return in_pieces(audio, layers, axis, real)
     if sharding.platform() == "gpu":
         from musicssl.model import first_layer_gpu
 
         if first_layer_gpu.fits(layers[0].kernel, audio.dtype):
-            return onward(first_on_gpu(audio, layers[0], axis), layers, axis, 1)
-    return onward(audio[..., None], layers, axis, 0)
+            return onward(first_on_gpu(audio, layers[0], axis, real), layers, axis, 1)
+    return onward(audio[..., None], layers, axis, 0, real)
 
 
-def onward(x: jax.Array, layers: list[StemLayer], axis: int, start: int) -> jax.Array:
-    """Take [b, n, c_in] through the layers from number `start` on."""
+def onward(
+    x: jax.Array,
+    layers: list[StemLayer],
+    axis: int,
+    start: int,
+    real: jax.Array | None = None,
+) -> jax.Array:
+    """Take [b, n, c_in] through the layers from number `start` on.
+
+    Args:
+      real: which frames of the first layer its norm over time counts, bool [b, t]; None for all.
+        No other layer of a stem has such a norm.
+    """
     for i, layer in enumerate(layers[start:], start):
         with jax.named_scope(f"stem_{i}"):
             x = jax.lax.conv_general_dilated(
@@ -66,29 +93,34 @@ def onward(x: jax.Array, layers: list[StemLayer], axis: int, start: int) -> jax.
                 dimension_numbers=("NWC", "WIO", "NWC"),
             )  # [b, (n - k) // stride + 1, c]
             x = x if layer.bias is None else x + layer.bias.astype(x.dtype)
-            x = gelu(x if layer.norm is None else _normed(x, layer.norm, axis))
+            x = gelu(x if layer.norm is None else _normed(x, layer.norm, axis, real))
     return x
 
 
-def _normed(x: jax.Array, norm: Norm, axis: int) -> jax.Array:
+def _normed(x: jax.Array, norm: Norm, axis: int, real: jax.Array | None) -> jax.Array:
     """Standardise over one axis in one pass, in float32, then scale and shift."""
     y = x.astype(jnp.float32)
-    mean = y.mean(axis=axis, keepdims=True)
-    variance = jnp.square(y).mean(axis=axis, keepdims=True) - jnp.square(mean)
+    where = None if real is None else real[..., None]
+    mean = y.mean(axis=axis, keepdims=True, where=where)
+    variance = jnp.square(y).mean(axis=axis, keepdims=True, where=where) - jnp.square(mean)
     inverse = jax.lax.rsqrt(jnp.maximum(variance, 0) + NORM_EPSILON) * norm.scale
     if axis == TIME:  # one factor and one summand a channel: two operations an element, not three
         return (y * inverse + (norm.offset - mean * inverse)).astype(x.dtype)
     return ((y - mean) * inverse + norm.offset).astype(x.dtype)
 
 
-def in_pieces(audio: jax.Array, layers: list[StemLayer], axis: int) -> jax.Array:
+def in_pieces(
+    audio: jax.Array, layers: list[StemLayer], axis: int, real: jax.Array | None = None
+) -> jax.Array:
     """Compute `onward` from the start for a TPU: the first norm from the audio, clips in pieces."""
     clips, frames = audio.shape[0], frame_count(audio.shape[1])
     pieces = pieces_of(frames, sharding.clips_here(clips))
     rows = cut(audio, frames, pieces)  # [b * pieces, n']
     with jax.named_scope("stem_0"):
-        form = _first_over_time if axis == TIME else _first_over_channels
-        x = form(audio, rows, layers[0])
+        if axis == TIME:
+            x = _first_over_time(audio, rows, layers[0], real)
+        else:
+            x = _first_over_channels(rows, layers[0])
         norm = _first_norm(layers[0])
         x = (x.astype(jnp.float32) * norm.scale + norm.offset).astype(x.dtype)
         x = gelu(x)
@@ -102,7 +134,9 @@ def _first_norm(layer: StemLayer) -> Norm:
     return layer.norm
 
 
-def first_on_gpu(audio: jax.Array, layer: StemLayer, axis: int) -> jax.Array:
+def first_on_gpu(
+    audio: jax.Array, layer: StemLayer, axis: int, real: jax.Array | None = None
+) -> jax.Array:
     """Compute the first layer with its norm and GELU: [b, n] -> [b, t, c]."""
     from musicssl.model import first_layer_gpu
 
@@ -112,7 +146,7 @@ def first_on_gpu(audio: jax.Array, layer: StemLayer, axis: int) -> jax.Array:
     with jax.named_scope("stem_0"):
         if axis == TIME:  # where a bias makes no difference
             kernel = layer.kernel.astype(audio.dtype)
-            mean, inverse = first_norm.over_time(audio, kernel)  # [b, 1, c]
+            mean, inverse = first_norm.over_time(audio, kernel, real)  # [b, 1, c]
             scale = (inverse * norm.scale)[:, 0]  # [b, c]
             offset = norm.offset - mean[:, 0] * scale
             rows = [kernel[:, 0].astype(jnp.float32)]
@@ -150,21 +184,23 @@ def cut(audio: jax.Array, frames: int, pieces: int) -> jax.Array:
     return jnp.stack(parts, axis=1).reshape(-1, crop_samples(each))
 
 
-def _first_over_time(audio: jax.Array, rows: jax.Array, layer: StemLayer) -> jax.Array:
+def _first_over_time(
+    audio: jax.Array, rows: jax.Array, layer: StemLayer, real: jax.Array | None
+) -> jax.Array:
     """Standardise each channel of a clip over time, where a bias makes no difference."""
     kernel = layer.kernel.astype(audio.dtype)
     each = len(rows) // len(audio)
     mean, inverse = (
         jnp.repeat(x, each, axis=1).reshape(len(rows), 1, -1)  # [b, 1, c] -> [b * pieces, 1, c]
-        for x in first_norm.over_time(audio, kernel)
+        for x in first_norm.over_time(audio, kernel, real)
     )
     return first_norm.standardised(rows, kernel, -mean, inverse)
 
 
-def _first_over_channels(audio: jax.Array, rows: jax.Array, layer: StemLayer) -> jax.Array:
+def _first_over_channels(rows: jax.Array, layer: StemLayer) -> jax.Array:
     """Standardise each frame over channels."""
     kernel = layer.kernel - layer.kernel.mean(axis=-1, keepdims=True)
-    kernel = kernel.astype(audio.dtype)
+    kernel = kernel.astype(rows.dtype)
     shift = jnp.zeros((1, 1, 1)) if layer.bias is None else layer.bias - layer.bias.mean()
     inverse = first_norm.over_channels(rows, kernel, None if layer.bias is None else shift)
     return first_norm.standardised(rows, kernel, shift.reshape(1, 1, -1), inverse)

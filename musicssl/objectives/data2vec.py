@@ -135,7 +135,7 @@ def after_update(
 ) -> Tree:
     """Return decay * teacher + (1 - decay) * student, after `updates` optimizer updates."""
     decay = ema_decay(config, updates)
-    student = averaged(params["encoder"])
+    student = {name: params["encoder"][name] for name in teacher["encoder"]}
     mix = jax.tree.map(lambda t, s: t + (1 - decay) * (s - t), teacher["encoder"], student)
     return {"encoder": mix}
 

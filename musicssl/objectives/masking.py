@@ -1,6 +1,6 @@
-"""Span masks for masked prediction, drawn on the device with static shapes.
+"""Masks for masked prediction, drawn on the device with static shapes.
 
-The rule is fairseq's compute_mask_indices (wav2vec 2.0, section 3.1): a clip of t frames gets
+Span masks follow fairseq's compute_mask_indices (wav2vec 2.0, section 3.1): a clip of t frames gets
 n = max(min_spans, floor(probability * t / span + r)) spans, r uniform in [0, 1), with distinct
 starts uniform over 0 .. t - span - 1; spans may overlap, so the masked fraction is smaller than
 the probability. fairseq then cuts every clip of one GPU's batch to the smallest masked count in
@@ -8,12 +8,15 @@ it, by dropping masked frames at random, which leaves holes in the spans (requir
 default in both recipes). `equal_counts` is that group of clips, for instance 7 for 30 s clips in
 music2vec; 0 keeps whole spans.
 
+Block masks follow fairseq's compute_block_mask_1d (data2vec 2.0, section 3.2): several masks of a
+clip, all of which mask the same number of its frames, known before any draw.
+
 Everything is drawn in global view: the masks of a batch do not depend on the devices it is
 sharded over.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +32,8 @@ class SpanMask(NamedTuple):
     """Which frames of a batch are masked, as a mask and as a list that has room for m in each clip.
 
     mask: bool [b, t]. frames: int32 [b, m], the masked frames of each clip and then others.
-    valid: bool [b, m], which of `frames` are masked.
+    valid: bool [b, m], which of `frames` are masked. Block masks have an axis for the copies of a
+    clip after the first, and list all frames: the masked ones and then the visible, each in order.
     """
 
     mask: jax.Array
@@ -50,6 +54,15 @@ class Batch(NamedTuple):
     mask: SpanMask
     masked: jax.Array
     clips: int
+
+
+def draw(key: jax.Array, clips: int, frames: int, **rule: Any) -> SpanMask:
+    """Draw the masks of a configuration's `mask` section, which has `copies` where they are blocks.
+
+    Raises:
+      ValueError: the clips or the batch do not fit the rule.
+    """
+    return (block_mask if "copies" in rule else span_mask)(key, clips, frames, **rule)
 
 
 def span_mask(
@@ -103,6 +116,61 @@ def span_mask(
         mask = _rank(order) < count[:, None]
     chosen = jnp.argsort(order, axis=1)[:, :capacity]  # [b, m]
     return SpanMask(mask, chosen, jnp.arange(capacity) < count[:, None])
+
+
+def block_mask(
+    key: jax.Array,
+    clips: int,
+    frames: int,
+    *,
+    copies: int,
+    probability: float,
+    span: int,
+    adjust: float,
+    inverse: bool,
+) -> SpanMask:
+    """Draw several masks of each clip: every one masks `masked_in_copy` frames.
+
+    Blocks of `span` frames are laid around centres that are drawn with replacement, as many as
+    would cover the probability and `adjust` more if none overlapped. Then single frames, drawn at
+    random, are added or taken away until the count is right. Blocks are masked, or left visible
+    where `inverse` is set.
+
+    Raises:
+      ValueError: the clip is too short for the blocks, or there are no copies.
+    """
+    covered = 1 - probability if inverse else probability
+    centres = int(frames * ((covered + adjust) / span)) if span > 0 else -1
+    masked = masked_in_copy(frames, probability, inverse)
+    if copies < 1:
+        raise ValueError(f"mask.copies is {copies}: use 1 or more")
+    if centres < 0 or span > frames or not 0 < masked < frames:
+        raise ValueError(
+            f"mask.probability {probability}, mask.span {span} and mask.adjust {adjust} do not fit "
+            f"a clip of {frames} frames: use a longer data.crop_frames"
+        )
+
+    # The frames that blocks cover: those that have a centre near enough on either side.
+    centre_key, cut_key = jax.random.split(key)
+    shape = (clips, copies, frames)
+    drawn = jax.random.randint(centre_key, (clips, copies, centres, 1), 0, frames)
+    is_centre = (drawn == jnp.arange(frames)).any(axis=2)  # [b, k, t]
+    begun = jnp.cumsum(jnp.pad(is_centre, ((0, 0), (0, 0), (0, span - 1))), axis=2)
+    ended = jnp.pad(begun, ((0, 0), (0, 0), (span, 0)))[..., : frames + span - 1]
+    before = span // 2  # of a block's frames lie before its centre
+    is_covered = (begun > ended)[..., before : before + frames]  # [b, k, t]
+
+    # As many frames as there are to be: of those that are covered first, or else of the others.
+    order = jax.random.uniform(cut_key, shape) + jnp.where(is_covered, 0, 1)
+    chosen = _rank(order) < (frames - masked if inverse else masked)
+    mask = ~chosen if inverse else chosen
+    listed = jnp.argsort(~mask, axis=2, stable=True)  # [b, k, t]
+    return SpanMask(mask, listed, jnp.broadcast_to(jnp.arange(frames) < masked, shape))
+
+
+def masked_in_copy(frames: int, probability: float, inverse: bool) -> int:
+    """Return how many frames of a clip each of its block masks masks."""
+    return frames - int(frames * (1 - probability)) if inverse else int(frames * probability)
 
 
 def _rank(x: jax.Array) -> jax.Array:

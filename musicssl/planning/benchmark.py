@@ -3,6 +3,7 @@
 The work around it is reading the input, extracting features, probing and fitting a codebook.
 """
 
+import functools
 import json
 import os
 import platform
@@ -25,7 +26,7 @@ from jax.sharding import Mesh
 
 from musicssl import audio, host
 from musicssl.model.encoder import make_encoder
-from musicssl.objectives import data2vec, hubert, kmeans, targets
+from musicssl.objectives import data2vec, data2vec2, hubert, kmeans, targets
 from musicssl.planning import compilation, report
 from musicssl.runtime import sharding
 from musicssl.training import flops, optim, step
@@ -143,21 +144,31 @@ def _programs(config: ml_collections.ConfigDict, mesh: Mesh) -> dict[str, Callab
         program = jax.jit(jax.grad(squares, argnums=(0, 1)))
         return lambda: program(*arguments)
 
-    # The parts of the encoder.
+    # The parts of the encoder, of which data2vec 2.0 gives each to other frames.
     z = jax.jit(lambda p, x: apply(p, apply(p, x, "stem"), "project"))(params, batch.encoder_input)
+    placed = encoded = z
+    if config.method == "data2vec2":
+        rows = [x.reshape(-1, x.shape[-1]) for x in batch.mask[:2]]  # [n, t], masks and their lists
+        visible = rows[1].shape[1] - int(rows[0][0].sum())
+        placed = jnp.repeat(z, config.mask.copies, axis=0)  # [n, t, d]
+        encoded = placed[:, :visible]
     stem = jax.jit(jax.grad(lambda p: jnp.square(apply(p, batch.encoder_input, "stem")).mean()))
     programs: dict[str, Callable[[], object]] = {
         "stem": lambda: stem(params),  # nothing asks for the gradient of audio
-        "positional": both_ways(lambda p, x: apply(p, x, "position"), params, z),
-        "transformer": both_ways(transform, params, z),
+        "positional": both_ways(lambda p, x: apply(p, x, "position"), params, placed),
+        "transformer": both_ways(transform, params, encoded),
     }
 
     # What makes the targets, and the head that predicts them.
-    if config.method == "data2vec":
+    options: dict[str, Any] = {}
+    if config.method in ("data2vec", "data2vec2"):
         targets = jax.jit(lambda p, t, z: data2vec.targets(encoder, config, p, t, z))
         programs["teacher"] = lambda: targets(state.params, state.teacher, z)
         head: nn.Module = data2vec.head(encoder)
         seen = z
+        if config.method == "data2vec2":
+            head, seen = data2vec2.head(encoder, config), encoded
+            options = {"mask": rows[0], "order": rows[1], "rngs": {"dropout": keys["dropout"]}}
     else:
         label = jax.jit(lambda t, x: hubert.labels(config, t, x))
         programs["labels"] = lambda: label(teacher, batch.waveform)
@@ -165,7 +176,7 @@ def _programs(config: ml_collections.ConfigDict, mesh: Mesh) -> dict[str, Callab
         seen = jnp.take_along_axis(z, batch.mask.frames[..., None], axis=1)  # [b, m, d]
 
     def predict(params: dict, x: jax.Array) -> Any:
-        return head.apply({"params": params}, x)
+        return head.apply({"params": params}, x, **options)
 
     programs["head"] = both_ways(predict, state.params["head"], seen)
 
@@ -243,10 +254,7 @@ def _extraction_row(config: ml_collections.ConfigDict, here: Machine) -> TimedRo
     encoder, b = make_encoder(config), config.batch_size
     n = audio.crop_samples(config.data.crop_frames)
     params = step.sharded_init(config, here.mesh).params["encoder"]
-
-    def apply(params: dict, x: jax.Array) -> Any:
-        outputs: Any = encoder.apply({"params": params}, x)
-        return outputs.hidden
+    apply = functools.partial(extract.hidden_states, encoder)
 
     # The forward pass alone.
     run = jax.jit(lambda p, x: jnp.stack([hidden.mean() for hidden in apply(p, x)]))

@@ -108,7 +108,7 @@ def with_batch(config: ml_collections.ConfigDict, clips: int) -> ml_collections.
     """Return the configuration with `clips` in its global batch and mask groups that divide it."""
     config = config.copy_and_resolve_references().unlock()
     config.batch_size = clips
-    if config.mask.equal_counts:
+    if config.mask.get("equal_counts"):
         config.mask.equal_counts = math.gcd(config.mask.equal_counts, clips)
     return config.lock()
 

@@ -29,6 +29,7 @@ SLICE_LINKS = 12.5e9  # bytes a second of a host's network between slices: 100 G
 # estimate for them. Its own schedule of attention's takes 25 % at 1496 frames and 23 % at 256, when
 # waiting for memory is left out: `python -m tests.benchmarks.attention_kernel`.
 _KERNEL_SHARE = 0.23
+_HOUR = 3600 * audio.SAMPLE_RATE // audio.STEM_HOP  # frames in an hour of targets
 _MEMORY_KINDS = ("argument", "output", "alias", "temp", "generated_code")
 # In the order in which a scope's names are looked for: a teacher's attention is the teacher's.
 _SCOPES = {
@@ -113,6 +114,18 @@ class Tried(TypedDict):
     fits: bool
 
 
+class Predicting(TypedDict):
+    """What a step costs, and what for.
+
+    by: the configuration, or the method that it is compared with. flops: of the global batch's
+    step. predictions: masked frames of it whose targets are predicted, in the mean.
+    """
+
+    by: str
+    flops: float
+    predictions: float
+
+
 class _Kernels(TypedDict, total=False):
     """What is known of Pallas kernels, for which the compiler has no estimate.
 
@@ -134,8 +147,9 @@ class Plan(_Kernels):
     device. global_batch: on all of them. crop_seconds: the length of a clip. steps: of the whole
     run. parameters: of the student, how many. checkpoint_bytes: of the whole state. flops: the
     model's operations a step on one device, by part. peak_flops: the device's peak rate, None where
-    it is not known. cycles: estimated by the compiler, by part. feed: for each pace of `seconds`.
-    attempts: every batch that was compiled. compile_seconds: what it took to make this plan.
+    it is not known. predicting: this configuration, and data2vec 1.0 beside data2vec 2.0. cycles:
+    estimated by the compiler, by part. feed: for each pace of `seconds`. attempts: every batch that
+    was compiled. compile_seconds: what it took to make this plan.
     """
 
     config: str
@@ -152,6 +166,7 @@ class Plan(_Kernels):
     memory: Memory
     flops: dict[str, float]
     peak_flops: float | None
+    predicting: list[Predicting]
     seconds: Seconds
     cycles: dict[str, int]
     collectives: list[Exchange]
@@ -230,6 +245,7 @@ def make_plan(
         "memory": _memory(shapes, mesh, limit, program, wanted),
         "flops": operations,
         "peak_flops": peak,
+        "predicting": predicting(config),
         "seconds": seconds,
         "cycles": cycles,
         "collectives": collectives,
@@ -266,6 +282,27 @@ def _operations(config: ml_collections.ConfigDict) -> dict[str, float]:
     whole = operations.pop("stem")
     layers = {f"stem {i}": whole * n / sum(stem) for i, n in enumerate(stem)}
     return layers | operations
+
+
+def predicting(config: ml_collections.ConfigDict) -> list[Predicting]:
+    """Return what a step costs and predicts; for data2vec 2.0 also what 1.0 would on those clips.
+
+    1.0 then masks as many frames of each clip as one of the copies does.
+    """
+    name = f"{config.name}:{config.variant}"
+    own = flops.predictions(config)
+    rows: list[Predicting] = [{"by": name, "flops": flops.train_step(config), "predictions": own}]
+    if config.method == "data2vec2":
+        first = config.copy_and_resolve_references()
+        first.method = "data2vec"
+        rows.append(
+            {
+                "by": "data2vec 1.0 on the same clips",
+                "flops": flops.train_step(first),
+                "predictions": own / config.mask.copies,
+            }
+        )
+    return rows
 
 
 def stored(tree: Any) -> int:
@@ -449,7 +486,7 @@ def size(count: int | None) -> str:
 def _detail(plan: Plan) -> list[str]:
     """Return the lines of one topology: verdict, memory, exchanges and the split by part."""
     memory = cast(dict[str, int], plan["memory"])  # whose kinds are looked up by name
-    lines = [_verdict(plan), "", "| bytes on one device | |", "|---|---|"]
+    lines = [_verdict(plan), "", *_costs(plan), "", "| bytes on one device | |", "|---|---|"]
     for kind in ("parameters", "teacher", "optimizer", *_MEMORY_KINDS):
         if kind in memory:
             lines.append(f"| {kind} | {size(memory[kind])} |")
@@ -461,6 +498,25 @@ def _detail(plan: Plan) -> list[str]:
         activations = len(x["activations"]) or "none"
         lines.append(f"| {x['kind']} | {x['count']} | {x['bytes'] / 1e6:,.1f} | {activations} |")
     return [*lines, "", *_parts(plan)]
+
+
+def _costs(plan: Plan) -> list[str]:
+    """Return a table of what updates and predictions cost; times are of one chip."""
+    lines = [
+        "| | TFLOP an update | predictions an update | MFLOP a prediction "
+        "| chip time an hour of targets, roofline to compiler's estimate |",
+        "|---|---|---|---|---|",
+    ]
+    compiler = plan["seconds"].get("compiler")
+    for row, seconds in zip(plan["predicting"], (compiler, None), strict=False):
+        each = row["flops"] / row["predictions"]
+        low = _HOUR * each / plan["peak_flops"] if plan["peak_flops"] else None
+        high = _HOUR * seconds * plan["devices"] / row["predictions"] if seconds else None
+        lines.append(
+            f"| {row['by']} | {row['flops'] / 1e12:,.3f} | {row['predictions']:,.0f} "
+            f"| {each / 1e6:,.1f} | {_between(low, high, 1, ' s')} |"
+        )
+    return lines
 
 
 def _verdict(plan: Plan) -> str:

@@ -1,14 +1,17 @@
-"""From frame activations to beats: the bar-pointer HMM of one beat, decoded by Viterbi; F-measure.
+"""From frame outputs to beats: the bar-pointer HMM of one beat, decoded by Viterbi; F-measure.
 
 The model of Krebs, Böck and Widmer (ISMIR 2015) with the parameters of madmom's
 DBNBeatTrackingProcessor, which MARBLE decodes with: 55 to 215 beats a minute, transition lambda
-100, observation lambda 16, each beat moved to the highest activation of its beat states. Here a
-state is (tempo, frames since the beat). Inside a beat the only way is one frame on, so scores are
-kept by tempo in a window that shifts, and only the moments of a beat have a choice to remember.
+100, observation lambda 16, each beat moved to the highest activation of its beat states. Inside a
+beat the only way is one frame on, so that a path is a row of beats, each with a first frame and a
+tempo, and what is remembered is the score at the end of each beat that a frame could begin. It is
+all in JAX, since a probe in training is scored by the beats that it would be decoded to.
+
+Axis letters: t frames, k clips, q tempi, r reference beats.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -17,9 +20,12 @@ import mir_eval
 import numpy as np
 
 _MIN_BPM, _MAX_BPM = 55.0, 215.0
-_TRANSITION_LAMBDA, _OBSERVATION_LAMBDA = 100.0, 16.0
+_TRANSITION_LAMBDA, _OBSERVATION_LAMBDA = 100.0, 16
+_LEAST_ACTIVATION = 1e-7  # and as far from 1 at most
 TOLERANCE = 0.07  # seconds
 _TRIM = 5.0  # seconds at the start that mir_eval's convention leaves out
+
+Monitor = Callable[[jax.Array, jax.Array], jax.Array]  # of labels and outputs
 
 
 def intervals(fps: float, min_bpm: float = _MIN_BPM, max_bpm: float = _MAX_BPM) -> np.ndarray:
@@ -46,84 +52,161 @@ def _tempo_transitions(lengths: np.ndarray) -> np.ndarray:
 
 
 class Path(NamedTuple):
-    """A way through the states.
+    """The beats of a way through the states, the last first; more places than beats.
 
-    tempo: index of the interval, [t].
-    position: frames since the beat began, [t].
+    first: the frame that each begins with; negative for one that is under way at the start. Places
+      that are left over have frames before any clip.
+    tempo: index of the interval.
     """
 
-    tempo: np.ndarray
-    position: np.ndarray
+    first: jax.Array
+    tempo: jax.Array
+
+
+def viterbi(outputs: jax.Array, frames: jax.Array, fps: float) -> Path:
+    """Return the most probable path through the states, from a uniform start.
+
+    A state's observation is log(a) in the first sixteenth of a beat, for an activation a, and
+    log((1 - a) / 15) elsewhere. Every path has one state a frame, so that the second can be taken
+    off both: what remains is log(a / (1 - a)) + log(15), of beat frames alone.
+
+    Args:
+      outputs: logits of a beat at each frame, [t].
+      frames: how many of them are real.
+    """
+    lengths = intervals(fps)
+    tempi, longest = np.arange(len(lengths)), int(lengths[-1])
+    transitions = jnp.asarray(_tempo_transitions(lengths), jnp.float32)  # [from, to]
+    t = len(outputs)
+
+    # What the beat frames of each beat are worth; row 0 is of beats that begin `longest` before
+    # the first frame.
+    most = np.log((1 - _LEAST_ACTIVATION) / _LEAST_ACTIVATION)
+    worth = jnp.clip(outputs, -most, most) + np.log(_OBSERVATION_LAMBDA - 1)
+    worth = jnp.where(jnp.arange(t) < frames, worth, 0)
+    beat = _beat_frames(lengths)  # [longest beat part, q]
+    padded = jnp.pad(worth, (longest, len(beat) - 1))
+    score = sum(padded[i : i + longest + t, None] * own for i, own in enumerate(beat))  # [.., q]
+
+    # From frame to frame, add the score of the best path up to a beat that begins there: it comes
+    # from the end of a beat of any tempo. Beats that are under way at the start have none.
+    def ends(score: jax.Array, first: jax.Array) -> jax.Array:
+        return score[jnp.maximum(longest + first - lengths, 0), tempi]  # [q]
+
+    def begin(score: jax.Array, first: jax.Array) -> tuple[jax.Array, None]:
+        arrivals = ends(score, first)[:, None] + transitions
+        return score.at[longest + first].add(arrivals.max(0)), None
+
+    score, _ = jax.lax.scan(begin, score, jnp.arange(1, t))
+
+    # The last beat is one that the last frame is in. Walk back from there.
+    first = jnp.arange(longest + t)[:, None] - longest
+    is_last = (first < frames) & (first + lengths >= frames)
+    last = jnp.where(is_last, score, -jnp.inf).argmax()
+
+    def before(path: Path, _: None) -> tuple[Path, Path]:
+        tempo = (ends(score, path.first) + transitions[:, path.tempo]).argmax()
+        first = path.first - jnp.asarray(lengths)[tempo]
+        none_before = path.first <= 0
+        return Path(jnp.where(none_before, -2 * longest, first), tempo), path
+
+    start = Path(last // len(lengths) - longest, last % len(lengths))
+    return jax.lax.scan(before, start, length=t // int(lengths[0]) + 2)[1]
+
+
+def _beat_frames(lengths: np.ndarray) -> np.ndarray:
+    """Return which frames of a beat are in its first sixteenth, by tempo: bool [frames, q]."""
+    count = -(-lengths // _OBSERVATION_LAMBDA)
+    return np.arange(count.max())[:, None] < count
+
+
+def _decoded(outputs: jax.Array, frames: jax.Array, fps: float) -> jax.Array:
+    """Return at which frames beats are: bool [t]. Arguments are those of `viterbi`."""
+    path = viterbi(outputs, frames, fps)
+    beat = _beat_frames(intervals(fps))
+    run = path.first[:, None] + np.arange(len(beat))  # [beats, frames]
+    heard = (run >= 0) & (run < frames) & jnp.asarray(beat.T)[path.tempo]
+    t = len(outputs)
+    peak = jnp.where(heard, outputs[jnp.clip(run, 0, t - 1)], -jnp.inf).argmax(1)
+    at = jnp.where(heard.any(1), path.first + peak, t)
+    return jnp.zeros(t + 1, bool).at[at].set(True)[:t]
 
 
 @functools.partial(jax.jit, static_argnames="fps")
-def _forward(activations: jax.Array, fps: float) -> tuple[jax.Array, jax.Array]:
-    """Score all paths up to each frame.
+def _decoded_clips(outputs: jax.Array, frames: jax.Array, fps: float) -> jax.Array:
+    return jax.vmap(lambda x, n: _decoded(x, n, fps))(outputs, frames)
+
+
+def decode(clips: Sequence[np.ndarray], fps: float) -> list[np.ndarray]:
+    """Return the beat times of each clip in seconds: the highest output in each run of beat states.
 
     Args:
-      activations: [t] in (0, 1).
-
-    Returns:
-      The scores at the last frame, [tempi, longest], -inf for positions past a tempo's interval;
-      and for each frame the tempo before a beat that begins there, [t, tempi].
+      clips: logits of a beat at each frame, [t] each. A clip without any activation (all of them
+        -inf) has no beats.
     """
-    lengths = intervals(fps)
-    tempi, longest = len(lengths), int(lengths[-1])
-    positions = np.arange(longest)
-    exists = positions[None] < lengths[:, None]  # [tempi, longest]
-    beat = positions[None] / lengths[:, None] < 1 / _OBSERVATION_LAMBDA
-    transitions = jnp.asarray(_tempo_transitions(lengths), jnp.float32)
-    uniform = jnp.where(exists, -np.log(float(lengths.sum())), -jnp.inf)
-
-    # In a frame every path moves a position on, or from the end of a beat to the start of the next.
-
-    def frame(score: jax.Array, activation: jax.Array) -> tuple[jax.Array, jax.Array]:
-        ends = score[np.arange(tempi), lengths - 1]
-        arrivals = ends[:, None] + transitions  # [from, to]
-        score = jnp.concatenate([arrivals.max(0)[:, None], score[:, :-1]], 1)
-        other = (1 - activation) / (_OBSERVATION_LAMBDA - 1)
-        score = score + jnp.where(beat, jnp.log(activation), jnp.log(other))
-        score = jnp.where(exists, score, -jnp.inf)
-        return score, arrivals.argmax(0).astype(jnp.uint8)
-
-    return jax.lax.scan(frame, uniform.astype(jnp.float32), activations)
+    frames = np.array([len(clip) for clip in clips])
+    outputs = np.full((len(clips), frames.max(initial=1)), -np.inf, np.float32)
+    for own, clip in zip(outputs, clips, strict=True):
+        own[: len(clip)] = clip
+    marks = np.asarray(_decoded_clips(outputs, frames, fps))
+    times = []
+    for own, mark in zip(outputs, marks, strict=True):
+        silent = np.isneginf(own).all()
+        times.append(np.zeros(0) if silent else np.flatnonzero(mark) / fps)
+    return times
 
 
-def viterbi(activations: np.ndarray, fps: float) -> Path:
-    """Return the most probable path through the states, from a uniform start.
+def monitor(references: Sequence[np.ndarray], places: Sequence[np.ndarray], fps: float) -> Monitor:
+    """Return the "f" of `f_measures` as a function, in JAX, of (anything, outputs [n, 1]).
 
     Args:
-      activations: [t], probability of a beat at each frame.
+      references: beat times of each clip, in seconds, ascending.
+      places: of each clip, the number of the output that each frame has.
     """
-    lengths = intervals(fps)
-    clipped = np.clip(activations, 1e-7, 1 - 1e-7).astype(np.float32)
-    score, before = (np.asarray(x) for x in _forward(clipped, fps))
+    frames = np.array([len(place) for place in places])
+    t = int(frames.max())
+    rows = np.stack([np.pad(place, (0, t - len(place)), mode="edge") for place in places])  # [k, t]
 
-    # Walk back from the best last state.
-    tempo, position = np.unravel_index(score.argmax(), score.shape)
-    path = Path(np.empty(len(clipped), int), np.empty(len(clipped), int))
-    for t in range(len(clipped) - 1, -1, -1):
-        path.tempo[t], path.position[t] = tempo, position
-        if position:
-            position -= 1
-        else:
-            tempo = before[t, tempo]
-            position = lengths[tempo] - 1
-    return path
+    # The frames that match each reference: as mir_eval has them, to the last bit. Places that are
+    # left over are matched by none.
+    time = np.arange(t) / fps
+    most = max(len(own) for own in references)
+    least = np.full((len(references), most), t)
+    greatest = np.full_like(least, -1)
+    for k, own in enumerate(references):
+        least[k, : len(own)] = np.searchsorted(time, own - TOLERANCE, side="left")
+        greatest[k, : len(own)] = np.searchsorted(time, own + TOLERANCE, side="right") - 1
+    total = sum(len(own) for own in references)
+
+    def f_measure(labels: jax.Array, outputs: jax.Array) -> jax.Array:
+        del labels
+        marks = _decoded_clips(outputs[:, 0][rows], frames, fps)  # [k, t]
+        hits = jax.vmap(_matched)(marks, jnp.asarray(least), jnp.asarray(greatest)).sum()
+        f = 2 * hits / (total + marks.sum())
+        return jnp.where(jnp.isfinite(outputs).all(), f, jnp.nan)
+
+    return f_measure
 
 
-def decode(activations: np.ndarray, fps: float) -> np.ndarray:
-    """Return beat times in seconds: the highest activation in each run of beat states.
+def _matched(marks: jax.Array, least: jax.Array, greatest: jax.Array) -> jax.Array:
+    """Count the pairs of the largest matching: each reference takes the earliest beat left to it.
 
-    Silence from end to end (no activation above 0) has no beats.
+    Args:
+      marks: at which frames beats are, bool [t].
+      least, greatest: the frames that match each reference, [r], both ascending.
     """
-    if not len(activations) or not (activations > 0).any():
-        return np.zeros(0)
-    path = viterbi(activations, fps)
-    beat = path.position / intervals(fps)[path.tempo] < 1 / _OBSERVATION_LAMBDA
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], beat, [False]]).astype(int)))
-    runs = edges.reshape(-1, 2)
-    return np.array([first + np.argmax(activations[first:end]) for first, end in runs]) / fps
+    t = len(marks)
+    frame = jnp.where(marks, jnp.arange(t), t)
+    following = jnp.append(jax.lax.cummin(frame, reverse=True), t)  # the first beat from here on
+
+    def take_one(
+        free: jax.Array, bounds: tuple[jax.Array, jax.Array]
+    ) -> tuple[jax.Array, jax.Array]:
+        beat = following[jnp.minimum(jnp.maximum(free, bounds[0]), t)]
+        hit = beat <= jnp.minimum(bounds[1], t - 1)
+        return jnp.where(hit, beat + 1, free), hit
+
+    return jax.lax.scan(take_one, jnp.int32(0), (least, greatest))[1].sum()
 
 
 def frame_targets(times: np.ndarray, frames: int, fps: float, neighbours: int) -> np.ndarray:

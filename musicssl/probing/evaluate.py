@@ -20,7 +20,7 @@ from musicssl.probing.search import Outcome
 from musicssl.probing.task_kinds import Answers, kind_of
 from musicssl.probing.tasks import SPLITS, Task
 
-_SETTINGS = (  # without which results do not compare
+SETTINGS = (  # without which results do not compare
     "kind", "standardise", "layers", "learning_rates", "seeds", "epochs", "batch_size", "limit",
 )  # fmt: skip
 
@@ -59,7 +59,9 @@ def evaluate(
     sources = chosen_sources(len(splits["train"].features), config.layers)
     rates, seeds = config.learning_rates, config.seeds
     load = _loader(splits, config, poll)
-    outcomes = search.search(protocol, kind.monitor, load, sources, rates, seeds, task.name)
+    validation = splits["validation"]
+    monitor = kind.monitor(validation.labels, validation.rows, fps)
+    outcomes = search.search(protocol, monitor, load, sources, rates, seeds, task.name)
     best = search.best(outcomes)
 
     # Score what all of them say of the test.
@@ -70,9 +72,12 @@ def evaluate(
         seed_scores[outcome.source] = [kind.score(answer) for answer in answers]
     results = {o.source: _layer_result(o, rates, seed_scores[o.source]) for o in outcomes}
 
-    # Of the source that is reported, take the interval of the seed that validation prefers.
+    # Of the source that is reported, score samples of the test items, the same for every seed.
+    draws = []
+    for seed in range(len(seeds)):
+        values = kind.resample(_answers(best, seed, splits["test"], fps))
+        draws.append([float(np.float32(value)) for value in values])
     best_seed = int(best.validation[:, best.rate].argmax())
-    draws = kind.resample(_answers(best, best_seed, splits["test"], fps))
     outputs_of_sources = {outcome.source: outcome.outputs for outcome in outcomes}
     return {
         "task": task.name,
@@ -82,8 +87,8 @@ def evaluate(
         "chosen": {
             **results[best.source],
             "test_seeds": [scores[kind.main_score] for scores in seed_scores[best.source]],
-            "interval": list(metrics.interval(draws)),
-            "draws": [float(np.float32(value)) for value in draws],
+            "interval": list(metrics.interval(metrics.over_seeds([draws]))),
+            "draws": draws,
         },
         "test_items": _digest(test),
         "layers": list(results.values()),
@@ -91,7 +96,7 @@ def evaluate(
         "chance": kind.chance(task, train, test),
         "items": {name: splits[name].labels.scored for name in SPLITS},
         "published_items": task.sizes,
-        "settings": {name: _json_value(config[name]) for name in _SETTINGS},
+        "settings": {name: _json_value(config[name]) for name in SETTINGS},
         "classes": list(classes),
         "confusion": _confusion(task, best.outputs[best_seed], test, outputs),
         "unscored_classes": _unscored(task, test, classes),
@@ -212,7 +217,7 @@ def _confusion(
     """Count test items by label (row) and answer (column), where an item has one class.
 
     Args:
-      answers: the chosen probe's outputs, [i, c].
+      answers: outputs of the probe seed that did best on validation, [i, c].
     """
     if not kind_of(task).one_class:
         return None

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from musicssl.probing import metrics
 from musicssl.probing.labels import Labels
 from musicssl.probing.schema import LevelResult
 
@@ -24,16 +25,16 @@ def by_level(
 
     Returns:
       By factor, the results of its levels in ascending order; `ALL` is the first factor. Means are
-      over seeds and items, intervals are of the percentile bootstrap over the level's items. It is
-      empty for a task without factors.
+      over seeds and items, intervals are of the percentile bootstrap over the level's items and the
+      seeds. It is empty for a task without factors.
     """
     if not test.levels:
         return {}
 
-    # Of each test item: the share of seeds that answer rightly, and of answers drawn at random.
+    # Of each test item: whether each seed answers rightly, and the share of random answers that do.
     right = {}
     for source, values in outputs.items():
-        right[source] = (values.argmax(-1) == test.labels).mean(0)  # [i]
+        right[source] = values.argmax(-1) == test.labels  # [s, i]
     answers, counts = np.unique(train.labels, return_counts=True)
     share = dict(zip(answers, counts / counts.sum(), strict=True))
     chance = np.array([share.get(label, 0.0) for label in test.labels])  # [i]
@@ -55,8 +56,8 @@ def _level(
         "chance": float(chance[here].mean()),
         "sources": {},
     }
-    for source, shares in right.items():
-        at_level = shares[here]
+    for source, all_items in right.items():
+        at_level = all_items[:, here]
         result["sources"][source] = {
             "mean": float(at_level.mean()),
             "interval": _interval(at_level),
@@ -64,7 +65,9 @@ def _level(
     return result
 
 
-def _interval(values: np.ndarray) -> list[float]:
-    """Return the 95 % interval of the mean of items [i]."""
-    drawn = np.random.default_rng(0).integers(0, len(values), (_DRAWS, len(values)))
-    return np.percentile(values[drawn].mean(1), [2.5, 97.5]).tolist()
+def _interval(right: np.ndarray) -> list[float]:
+    """Return the 95 % interval of the mean of seeds and items, bool [s, i]."""
+    items = right.shape[1]
+    drawn = np.random.default_rng(0).integers(0, items, (_DRAWS, items))
+    of_seeds = np.stack([seed[drawn].mean(1) for seed in right])  # [s, draws]
+    return list(metrics.interval(metrics.mean_of_drawn(of_seeds)))

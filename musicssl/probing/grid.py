@@ -1,17 +1,20 @@
 """Many small probes trained at once: every layer, learning rate and seed of a task's grid.
 
-The protocol is MARBLE's constrained track (arXiv:2306.10548, section 3.2 and appendix A): windows
-are samples, Adam on batches of 64, learning rate halved when the validation score stalls, early
-stopping on it, the best epoch kept. Validation and test outputs are averaged over the windows of an
-item before they are scored. All models of a call advance together in one XLA program; a model that
-has stopped keeps its best epoch and no longer decides when the program ends.
+The protocol is MARBLE's constrained track (arXiv:2306.10548, section 3.2 and appendix A): Adam on
+batches of 64, learning rate halved when the validation score stalls, early stopping on it, the best
+epoch kept. A sample is a single row, or a file with all of its windows: then batches differ in
+their numbers of rows, as those of MARBLE's DataLoader do, and the loss is the mean over the rows.
+The shapes of a program cannot differ, so such a batch is gone through in pieces of one size whose
+gradients are added. Validation and test outputs are averaged over the windows of an item before
+they are scored. All models of a call advance together in one XLA program; a model that has stopped
+keeps its best epoch and no longer decides when the program ends.
 
 A layer's features are a source of one row set; the weighted sum is a source of several, mixed with
 softmax weights that are trained too. What depends on the seed (initial values, order, dropout) is
 the same for every layer and learning rate, so those are compared under the same luck.
 
-Axis letters: g sources, s seeds, r learning rates, m mixed layers, n windows, b batch, d width,
-h hidden units, c outputs, i items.
+Axis letters: g sources, s seeds, r learning rates, m mixed layers, n rows, b batch, p rows of a
+piece, d width, h hidden units, c outputs, i items, k samples of several rows.
 """
 
 import dataclasses
@@ -27,7 +30,8 @@ from musicssl.features.rows import Stored, take
 
 Monitor = Callable[[jax.Array, jax.Array], jax.Array]
 
-BLOCK = 4096  # windows evaluated together
+BLOCK = 4096  # rows evaluated together
+_PIECE = 2  # rows that are trained on together, as a multiple of the samples in a batch
 _KEEP = round(0.8 * 2**16)  # dropout 0.2, compared with 16 random bits
 # torch.optim.lr_scheduler.ReduceLROnPlateau: better means better by this share
 _THRESHOLD = 1e-4
@@ -40,11 +44,10 @@ class Protocol:
     loss: "bce" (labels [n, c] of 0 and 1), "ce" (labels [n], int) or "mse" (labels [n, c]).
     outputs: c.
     hidden: units of the hidden layer, 0 for a linear probe.
-    batch: samples in an update.
+    batch: samples in an update. What a sample is, `Split.start` says.
     epochs: at most.
     plateau, patience: epochs without a gain before the rate is halved, and before training stops.
-    crop: 0 to draw windows singly; else each sample is this many neighbouring rows (frames of a
-      clip).
+    crop: 0, or how many neighbouring rows (frames of a clip) are drawn of each sample.
     """
 
     loss: str
@@ -64,7 +67,9 @@ class Split(NamedTuple):
     y: labels of windows, [n] or [n, c].
     item: the item of each window, int32 [n].
     labels: of items, [i] or [i, c]; they are what outputs are scored against.
-    start: the first row of each clip if samples are crops (`Protocol.crop`), int32 [k]; else empty.
+    start: the first row of each sample if samples have several rows, int32 [k]: a sample is a clip,
+      of which a crop is drawn (`Protocol.crop`) or which is trained on whole. Empty where samples
+      are single rows.
     """
 
     x: jax.Array | Stored
@@ -200,20 +205,31 @@ def _mapped(function: Callable, axes: _Axes) -> Callable:
     return call
 
 
-def _order(key: jax.Array, split: Split, protocol: Protocol) -> tuple[jax.Array, jax.Array]:
-    """Draw an epoch's rows and their weights, [steps, rows].
+class _Order(NamedTuple):
+    """What an epoch is trained on, in batches.
 
-    The last batch is filled up with rows of weight 0. With `crop`, the rows of a sample are
+    rows: of each batch, [steps, b]; samples in their place if a batch has all of their rows.
+    weights: of the same shape; 0 for what only fills a batch up.
+    """
+
+    rows: jax.Array
+    weights: jax.Array
+
+
+def _order(key: jax.Array, split: Split, protocol: Protocol) -> _Order:
+    """Draw the order of an epoch.
+
+    The last batch is filled up with samples of weight 0. With `crop`, the rows of a sample are
     neighbours, from a random place of its clip.
     """
     chosen, draw = jax.random.split(key)
-    samples = len(split.start) if protocol.crop else len(split.y)
+    samples = len(split.start) or len(split.y)
     steps = -(-samples // protocol.batch)
     order = jax.random.permutation(chosen, samples)
     order = jnp.resize(order, (steps, protocol.batch))
     weight = (jnp.arange(steps * protocol.batch) < samples).reshape(order.shape).astype(jnp.float32)
     if not protocol.crop:
-        return order, weight
+        return _Order(order, weight)
 
     # A clip ends where the next begins. Rows of a crop that are beyond its end have weight 0.
     ends = jnp.append(split.start[1:], len(split.y))
@@ -222,7 +238,24 @@ def _order(key: jax.Array, split: Split, protocol: Protocol) -> tuple[jax.Array,
     rows = (split.start + shift)[order][..., None] + jnp.arange(protocol.crop)
     inside = rows < ends[order][..., None]
     rows = jnp.minimum(rows, len(split.y) - 1).reshape(steps, -1)
-    return rows, (weight[..., None] * inside).reshape(steps, -1)
+    return _Order(rows, (weight[..., None] * inside).reshape(steps, -1))
+
+
+def _sizes(split: Split, samples: jax.Array, weights: jax.Array) -> jax.Array:
+    """Count the rows of samples, 0 of those that fill a batch up."""
+    rows = jnp.append(split.start[1:], len(split.y)) - split.start  # [k]
+    return rows[samples] * weights.astype(jnp.int32)
+
+
+def _rows_at(
+    split: Split, samples: jax.Array, sizes: jax.Array, place: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Return rows and weights at places [p] of a batch, where samples [b] stand row after row."""
+    ends = jnp.cumsum(sizes)
+    sample = jnp.minimum(jnp.searchsorted(ends, place, side="right"), len(samples) - 1)  # [p]
+    rows = split.start[samples[sample]] + place - (ends - sizes)[sample]
+    inside = place < ends[-1]
+    return jnp.where(inside, rows, 0), inside.astype(jnp.float32)
 
 
 def _epoch(
@@ -234,42 +267,61 @@ def _epoch(
     rates: jax.Array,
     epoch: jax.Array,
 ) -> tuple[dict, tuple[dict, dict]]:
-    """Train every model on all training windows once."""
-    # Draw the order of the windows, by seed.
+    """Train every model on all training samples once."""
+    # Draw the order of the samples, by seed.
     epoch_keys = jax.vmap(lambda key: jax.random.fold_in(key, epoch))(keys)
-    rows, weights = jax.vmap(lambda key: _order(key, train, protocol))(epoch_keys)  # [s, steps, b]
-    steps, hidden = rows.shape[1], protocol.hidden
+    order = jax.vmap(lambda key: _order(key, train, protocol))(epoch_keys)  # [s, steps, b]
+    steps = order.rows.shape[1]
 
-    # The update of one model, and then of all: those of a seed see the same windows and dropout.
-    def objective(params, x, y, weight, keep):
+    # The gradient of one model, and then of all: those of a seed see the same rows and dropout.
+    def objective(params, x, y, weight, total, keep):
         row_losses = _losses(protocol.loss, apply(params, x, keep), y)
-        return (weight * row_losses).sum() / weight.sum()
+        return (weight * row_losses).sum() / total
 
-    def update(params, moments, x, y, weight, keep, rate, count):
-        grads = jax.grad(objective)(params, x, y, weight, keep)
-        return _adam(params, moments, grads, rate, count)
-
-    update_all = _over_models(
-        update,
-        (0, 0, 0, None, None, None, 0, None),
-        (0, 0, 0, 0, 0, 0, 0, None),
-        (0, 0, None, None, None, None, 0, None),
+    gradient = _over_models(
+        jax.grad(objective),
+        (0, 0, None, None, None, None),
+        (0, 0, 0, 0, 0, 0),
+        (0, None, None, None, None, None),
     )
+    update = _over_models(_adam, (0, 0, 0, 0, None), (0, 0, 0, 0, None), (0, 0, 0, 0, None))
 
-    def dropout_bits(key: jax.Array, index: jax.Array) -> jax.Array:
-        shape = (rows.shape[2], hidden)
-        return jax.random.bits(jax.random.fold_in(key, index), shape, jnp.uint16)
-
-    def step(carry, index):
-        chosen, weight = rows[:, index], weights[:, index]  # [s, b]
-        x = take(train.x, chosen).astype(jnp.float32)  # [g, m, s, b, d]
+    def of_rows(params, rows, weights, total, dropout_keys):
+        """Return the gradient of rows [s, b] of a batch whose weights have the sum `total` [s]."""
+        x = take(train.x, rows).astype(jnp.float32)  # [g, m, s, b, d]
         x = jnp.moveaxis(x, 2, 1)  # [g, s, m, b, d]
         keep = None
-        if hidden:
-            bits = jax.vmap(dropout_bits, (0, None))(epoch_keys, index)  # [s, b, h]
-            keep = jnp.where(bits < _KEEP, 2**16 / _KEEP, 0.0)
+        if protocol.hidden:
+            shape = (rows.shape[1], protocol.hidden)
+            bits = jax.vmap(lambda key: jax.random.bits(key, shape, jnp.uint16))(dropout_keys)
+            keep = jnp.where(bits < _KEEP, 2**16 / _KEEP, 0.0)  # [s, b, h]
+        return gradient(params, x, train.y[rows], weights, total, keep)
+
+    def of_samples(params, samples, weights, dropout_keys):
+        """Return the gradient of samples [s, b] with all of their rows, piece by piece."""
+        sizes = _sizes(train, samples, weights)
+        total = sizes.sum(1)  # [s]
+        length = _PIECE * protocol.batch
+
+        def add(number, sums):
+            place = number * length + jnp.arange(length)
+            rows, inside = jax.vmap(_rows_at, (None, 0, 0, None))(train, samples, sizes, place)
+            piece_keys = jax.vmap(jax.random.fold_in, (0, None))(dropout_keys, number)
+            return jax.tree.map(jnp.add, sums, of_rows(params, rows, inside, total, piece_keys))
+
+        pieces = -(-total.max() // length)
+        return jax.lax.fori_loop(0, pieces, add, jax.tree.map(jnp.zeros_like, params))
+
+    def step(carry, index):
+        params, moments = carry
+        chosen, weights = order.rows[:, index], order.weights[:, index]  # [s, b]
+        dropout_keys = jax.vmap(jax.random.fold_in, (0, None))(epoch_keys, index)
+        if len(train.start) and not protocol.crop:
+            grads = of_samples(params, chosen, weights, dropout_keys)
+        else:
+            grads = of_rows(params, chosen, weights, weights.sum(1), dropout_keys)
         count = (epoch * steps + index + 1).astype(jnp.float32)
-        return update_all(*carry, x, train.y[chosen], weight, keep, rates, count), None
+        return update(params, moments, grads, rates, count), None
 
     return jax.lax.scan(step, (params, moments), jnp.arange(steps))[0]
 

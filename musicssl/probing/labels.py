@@ -27,7 +27,8 @@ class Labels(NamedTuple):
     y: labels of these rows, [n] or [n, c].
     item: the item that each row belongs to, [n].
     labels: of the items, [i] or [i, c].
-    start: of beat tasks, the first of `rows` of each record, where crops are drawn.
+    start: the first of `rows` of each record, of beat tasks and of tasks that are trained on whole
+      records of several rows; else empty.
     references: of beat tasks, the beat times of each record in seconds.
     levels: of each factor of the task, its level in each item.
     """
@@ -68,7 +69,7 @@ def item_labels(task: Task, records: Sequence[Record], rows: windows.Rows, fps: 
     member = np.ones(len(whole), bool)
     if task.dataset == "mtg_jamendo":
         member = np.asarray(whole.any(1))
-    used = np.flatnonzero(member[rows.record])
+    used = np.flatnonzero(member[rows.record] & _taken(task, rows))
     whole = whole.astype(np.float32 if whole.ndim == 2 else np.int32)
     y = whole[rows.record[used]]
     if not task.by_item:
@@ -79,7 +80,18 @@ def item_labels(task: Task, records: Sequence[Record], rows: windows.Rows, fps: 
     item = number[rows.record[used]]
     members = [record for record, belongs in zip(records, member, strict=True) if belongs]
     levels = _factor_levels(task, members)
-    return _checked(task, Labels(used, y, item, whole[member], used[:0], (), levels))
+    several = task.trained_whole and len(item) > len(members)
+    start = np.flatnonzero(np.diff(item, prepend=-1)) if several else used[:0]
+    return _checked(task, Labels(used, y, item, whole[member], start, (), levels))
+
+
+def _taken(task: Task, rows: windows.Rows) -> np.ndarray:
+    """Return which rows a task takes, bool [n]: without rests those of whole windows.
+
+    A record that is shorter than a window keeps the one that it has.
+    """
+    length = rows.end - rows.begin
+    return task.rests | (length > length.max() - 1e-6) | (rows.begin == 0)
 
 
 def _row_labels(task: Task, used: np.ndarray, y: np.ndarray) -> Labels:
@@ -157,8 +169,8 @@ PART_LABELS: dict[str, Part] = {
 def beat_labels(task: Task, records: Sequence[Record], rows: windows.Rows, fps: float) -> Labels:
     """Return the labels of frames, which are of beats, and the beat times of records.
 
-    Rows of records without beats take no part. Frames beside a beat count as beats in training (y)
-    and not in scoring (labels). Arguments and errors are those of `item_labels`.
+    Rows of records without beats take no part. Frames beside a beat count as beats: what is scored
+    are not frames. Arguments and errors are those of `item_labels`.
     """
     times = [_beat_times(task, record) for record in records]
 
@@ -169,7 +181,6 @@ def beat_labels(task: Task, records: Sequence[Record], rows: windows.Rows, fps: 
 
     # Mark the frames of beats, record by record.
     y = np.zeros((len(used), 1), np.float32)
-    exact = y.copy()
     starts = []
     for number in np.unique(record):
         here = np.flatnonzero(record == number)
@@ -177,11 +188,10 @@ def beat_labels(task: Task, records: Sequence[Record], rows: windows.Rows, fps: 
         frame = np.round(rows.begin[used][here] * fps).astype(int)
         frames = int(frame[-1]) + 1
         y[here, 0] = beats.frame_targets(times[number], frames, fps, 1)[frame]
-        exact[here, 0] = beats.frame_targets(times[number], frames, fps, 0)[frame]
 
     references = [times[number] for number in np.unique(record)]
     start = np.array(starts, np.int32)
-    return _checked(task, Labels(used, y, np.arange(len(y)), exact, start, references))
+    return _checked(task, Labels(used, y, np.arange(len(y)), y, start, references))
 
 
 def _beat_times(task: Task, record: Record) -> np.ndarray:
@@ -192,19 +202,27 @@ def _beat_times(task: Task, record: Record) -> np.ndarray:
 def beat_estimates(
     outputs: np.ndarray, labels: Labels, rows: windows.Rows, fps: float
 ) -> list[np.ndarray]:
-    """Return the beat times of each record from frame outputs [n, 1], before the sigmoid.
+    """Return the beat times of each record from frame outputs [n, 1], before the sigmoid."""
+    return beats.decode([outputs[own, 0] for own in _frame_places(labels, rows, fps)], fps)
 
-    Frames that no window holds (between two windows, one is cut off) have the activation of the
-    nearest frame before them.
+
+def beat_monitor(labels: Labels, rows: windows.Rows, fps: float) -> beats.Monitor:
+    """Return what scores the frame outputs of a split by the beats that they are decoded to."""
+    return beats.monitor(labels.references, _frame_places(labels, rows, fps), fps)
+
+
+def _frame_places(labels: Labels, rows: windows.Rows, fps: float) -> list[np.ndarray]:
+    """Return, of each record, the place among the labels' rows of each frame's row.
+
+    Frames that no window holds (between two windows, one is cut off) have that of the nearest frame
+    before them.
     """
-    activations = 1 / (1 + np.exp(-outputs[:, 0].astype(np.float64)))
-    ends = np.append(labels.start[1:], len(outputs))
-    estimates = []
-    for first, end in zip(labels.start, ends, strict=True):
+    places = []
+    for first, end in zip(labels.start, np.append(labels.start[1:], len(labels.rows)), strict=True):
         frame = np.round(rows.begin[labels.rows[first:end]] * fps).astype(int)
         place = np.searchsorted(frame, np.arange(frame[-1] + 1), side="right") - 1
-        estimates.append(beats.decode(activations[first:end][np.maximum(place, 0)], fps))
-    return estimates
+        places.append(first + np.maximum(place, 0))
+    return places
 
 
 CLASS_NAMES = {  # of the classes that are defined here, and of those of emomusic

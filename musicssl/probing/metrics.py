@@ -9,7 +9,7 @@ import contextlib
 import functools
 import itertools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -21,6 +21,8 @@ import sklearn.metrics
 from tqdm import tqdm
 
 Score = Callable[[np.ndarray, np.ndarray], float]
+
+_SEEDS = 1  # tells the random numbers that draw seeds from those that draw items
 
 
 def scorable(labels: np.ndarray) -> np.ndarray:
@@ -146,23 +148,6 @@ def _mid_rank(ordered: jax.Array, values: jax.Array) -> jax.Array:
     return (below + through + 1) / 2
 
 
-def monitor_average_precision(labels: jax.Array, outputs: jax.Array) -> jax.Array:
-    """Return `average_precision`, in JAX: precision at each positive, ties counted together."""
-    return _over_scorable(
-        jax.vmap(_precision_of_class, (1, 1))(labels, outputs),
-        labels.sum(0),
-        len(labels) - labels.sum(0),
-    )
-
-
-def _precision_of_class(labels: jax.Array, outputs: jax.Array) -> jax.Array:
-    order = jnp.argsort(-outputs)
-    ordered, hits = -outputs[order], labels[order].astype(jnp.float32)
-    last = jnp.searchsorted(ordered, ordered, side="right") - 1  # of each run of equal outputs
-    precision = jnp.cumsum(hits)[last] / (last + 1)
-    return (hits * precision).sum() / hits.sum()
-
-
 def _over_scorable(scores: jax.Array, positives: jax.Array, negatives: jax.Array) -> jax.Array:
     """Average over the classes that have positives and negatives."""
     known = (positives > 0) & (negatives > 0)
@@ -174,9 +159,9 @@ def bootstrap(
 ) -> np.ndarray:
     """Score `draws` samples of the test items, drawn with replacement: [draws].
 
-    The samples depend on the seed and the number of items alone, so that draw i of two encoders is
-    of the same items: see `paired`. A score that is not defined, for want of positives of any
-    class, is NaN.
+    The samples depend on the seed and the number of items alone, so that draw i of two probes is of
+    the same items: see `over_seeds` and `paired`. A score that is not defined, for want of
+    positives of any class, is NaN.
     """
     random = np.random.default_rng(seed)
     values = np.full(draws, np.nan)
@@ -189,6 +174,35 @@ def bootstrap(
     return values
 
 
+# Of each training run: `bootstrap`'s values of each of its probe seeds, [s, draws].
+Draws = Sequence[npt.ArrayLike]
+
+
+def over_seeds(runs: Draws, stream: int = 0) -> np.ndarray:
+    """Draw seeds with each sample of test items: the mean score of the seeds drawn, [draws].
+
+    Seeds are those of the probe or, if there are several training runs, the runs: then a run counts
+    with the mean of its probe seeds, whose spread is a part of that between runs (Davison and
+    Hinkley, Bootstrap Methods and their Application, 1997, section 3.8). Of n seeds n - 1 are drawn
+    with replacement, so that the variance of their mean is on average the right one for the mean of
+    n (Rao and Wu, JASA 83, 1988, pages 231 to 241). A single seed has no spread to be drawn.
+
+    Args:
+      stream: which of several independent sequences of seeds is drawn.
+    """
+    seeds = [np.asarray(run, float) for run in runs]  # [s, draws] each
+    values = seeds[0] if len(runs) == 1 else np.stack([run.mean(0) for run in seeds])
+    return mean_of_drawn(values, stream)
+
+
+def mean_of_drawn(values: np.ndarray, stream: int = 0) -> np.ndarray:
+    """Return the mean, in each column of [n, draws], of n - 1 rows drawn with replacement."""
+    n, draws = values.shape
+    random = np.random.default_rng([_SEEDS, stream])
+    chosen = random.integers(0, n, (max(n - 1, 1), draws))
+    return np.take_along_axis(values, chosen, 0).mean(0)
+
+
 def interval(values: np.ndarray) -> tuple[float, float]:
     """Return the 95 % percentile interval of `bootstrap`'s values, without those not defined."""
     values = values[np.isfinite(values)]
@@ -199,9 +213,8 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 
 
 class Difference(NamedTuple):
-    """One encoder's score less another's, on the same test items.
+    """One encoder's mean score less another's, on the same test items.
 
-    mean: over the draws, so that all four are of the same outputs.
     low, high: the 95 % interval.
     p: of the two-sided test.
     """
@@ -212,16 +225,19 @@ class Difference(NamedTuple):
     p: float
 
 
-def paired(ours: npt.ArrayLike, theirs: npt.ArrayLike) -> Difference:
-    """Test two encoders' `bootstrap` values on the same items against each other.
+def paired(ours: Draws, theirs: Draws, mean: float) -> Difference:
+    """Test two encoders' scores on the same test items against each other.
 
-    p is twice the smaller share of draws at or beyond no difference, counted so that it is never 0
-    (Davison and Hinkley, Bootstrap Methods and their Application, 1997, section 4.2).
+    Each sample of test items is the same for both, and seeds are drawn for each by itself. p is
+    twice the smaller share of samples at or beyond no difference, counted so that it is never 0
+    (Davison and Hinkley, 1997, section 4.2).
+
+    Args:
+      mean: the difference of the means over all seeds.
     """
-    differences = np.asarray(ours, float) - np.asarray(theirs, float)
+    differences = over_seeds(ours, 1) - over_seeds(theirs, 2)
     differences = differences[np.isfinite(differences)]
     tail = min((differences <= 0).sum(), (differences >= 0).sum())
     p = min(1.0, 2 * float(tail + 1) / (len(differences) + 1))
-    mean = float(differences.mean()) if len(differences) else float("nan")
     low, high = interval(differences)
     return Difference(mean, low, high, p)

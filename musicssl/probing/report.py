@@ -7,7 +7,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
-from musicssl.probing import curves, metrics, published
+from musicssl.probing import columns, curves, published
 from musicssl.probing.schema import About, Results, TaskResult
 
 matplotlib.use("agg")
@@ -61,6 +61,10 @@ def load(out: Path) -> Results:
     for settings in (held.get("config"), *(x.get("settings") for x in held["tasks"].values())):
         if settings and "probe" in settings:  # as older versions called the leaf `kind`
             settings["kind"] = settings.pop("probe")
+    for task in held["tasks"].values():
+        draws = task.get("chosen", {}).get("draws", [])
+        if draws and not isinstance(draws[0], list):  # older versions wrote those of one seed
+            task["chosen"]["draws"] = [draws]
     return held
 
 
@@ -88,7 +92,7 @@ def _markdown(results: Results) -> str:
     lines = [
         f"Encoder: {results['features']}. Probe: {probe}. Scores x 100; the layer "
         "and learning rate are chosen on validation; mean over seeds ± their standard deviation, "
-        "and the 95 % bootstrap interval over test items of the seed that did best on validation.",
+        "and the mean's 95 % bootstrap interval over test items and seeds.",
         "",
         "| task | score | test | interval | layer | chance | published |",
         "|---|---|---|---|---|---|---|",
@@ -98,10 +102,28 @@ def _markdown(results: Results) -> str:
     for name, task in tasks.items():
         lines += [f"| {' | '.join(cells)} |" for cells in _score_rows(name, task)]
 
-    if any(published.scores(name) for name in tasks):
-        lines += ["", f"Published: {published.MARBLE} (frozen encoder, the same grid)."]
+    lines += _published_lines(tasks)
     lines += ["", *_factor_table(tasks), *notes(tasks)]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _published_lines(tasks: Mapping[str, TaskResult]) -> list[str]:
+    """Say what published figures are of, and how the probes beside them differ."""
+    differing: dict[str, list[str]] = {}
+    for name, task in tasks.items():
+        if published.scores(name):
+            differing.setdefault(published.apart(task.get("settings")), []).append(name)
+    if not differing:
+        return []
+
+    lines = [f"Published: {published.MARBLE}, of frozen encoders; {published.DEVIATIONS}."]
+    if list(differing) == [""]:
+        lines.append("The grid of probes is the same.")
+    else:
+        for settings, names in differing.items():
+            grid = f"another grid: {settings}" if settings else "the same grid"
+            lines.append(f"- {', '.join(names)}: {grid}")
+    return ["", *lines]
 
 
 def _score_rows(name: str, task: TaskResult) -> list[list[str]]:
@@ -150,8 +172,10 @@ def notes(tasks: Mapping[str, TaskResult]) -> list[str]:
     lines = []
     first = next(iter(tasks.values()))
     for name, task in tasks.items():
-        if settings := unlike(task, first):
+        if settings := columns.unlike(task, first):
             lines.append(f"- {name}: probed with {settings}")
+        if columns.of_one_seed(task):
+            lines.append(f"- {name}: {columns.ONE_SEED}")
         if task["unscored_classes"]:
             lines.append(f"- {name}: not in the averages, for want of test items with and "
                          f"without: {', '.join(task['unscored_classes'])}")  # fmt: skip
@@ -164,115 +188,88 @@ def notes(tasks: Mapping[str, TaskResult]) -> list[str]:
     return lines
 
 
-def unlike(task: TaskResult, other: TaskResult) -> str:
-    """Return in words which settings of a result's probes are not another's, of those in both."""
-    ours, theirs = task.get("settings", {}), other.get("settings", {})
-    changed = [name for name in ours.keys() & theirs.keys() if ours[name] != theirs[name]]
-    return ", ".join(f"{name} {ours[name]} instead of {theirs[name]}" for name in sorted(changed))
-
-
 def compare(folders: Sequence[Path], out: Path) -> str:
     """Write a table and pictures of several encoders' main scores, and return the table.
 
-    Scores are means over seeds. The 95 % interval over test items and, from the second encoder on,
-    p of the paired test against the first are of the seed that did best on validation.
+    Results of runs that differ in their training seed alone are one column. Scores are means over
+    seeds. Beside them are the 95 % interval over test items and seeds and, from the second column
+    on, p of the paired test against the first.
 
     Raises:
       ValueError: the results have no task in common.
     """
     encoders = [load(folder) for folder in folders]
-    names = [_short_name(encoder) for encoder in encoders]
-    tasks = [encoder["tasks"] for encoder in encoders]
-    shared = [name for name in tasks[0] if _all_have(tasks, name)]
+    shared = [name for name in encoders[0]["tasks"] if _all_have(encoders, name)]
     if not shared:
         raise ValueError("the results to compare have no task in common")
 
     # The table: a row a task, a column an encoder.
+    shown = columns.of_results(encoders)
+    names = [column.name for column in shown]
     lines = [
         f"| task | score | {' | '.join(names)} | chance |",
         "|---" * (len(names) + 3) + "|",
     ]
     for name in shared:
-        first = tasks[0][name]
+        first = encoders[0]["tasks"][name]
         score = first["score"]
-        cells = [_compared_cell(of_encoder[name], first) for of_encoder in tasks]
+        cells = [_compared_cell(column, shown[0], name) for column in shown]
         chance = 100 * first["chance"][score]
         lines.append(f"| {first['title']} | {score} | {' | '.join(cells)} | {chance:.1f} |")
 
     # What is to be known of it.
-    lines += ["", f"p: paired bootstrap test against {names[0]} on the same test items."]
-    for name in shared:
-        for encoder, of_encoder in zip(names[1:], tasks[1:], strict=True):
-            if settings := unlike(of_encoder[name], tasks[0][name]):
-                lines.append(f"- {name}: {encoder} was probed with {settings}")
+    lines += [
+        "",
+        "Scores x 100, means over seeds, with the mean's 95 % bootstrap interval over test items "
+        f"and seeds. p: paired bootstrap test of that mean against {names[0]} on the same samples "
+        "of test items, seeds drawn for each column by itself.",
+        *columns.notes(shown, shared),
+    ]
     table = "\n".join(lines) + "\n"
 
-    # Write it, and draw the same.
+    # Write it, and draw the same; pictures by factor have a curve for each training seed.
     out.mkdir(parents=True, exist_ok=True)
     (out / "compare.md").write_text(table)
-    common = []
-    for of_encoder in tasks:
-        common.append({name: of_encoder[name] for name in shared})
-    _draw_bars(common, names, out / "compare.png")
-    curves.draw(curves.of_encoders(names, common), out / "compare-factors.png")
+    _draw_bars(shown, shared, out / "compare.png")
+    own = [{name: encoder["tasks"][name] for name in shared} for encoder in encoders]
+    of_each = curves.of_encoders([columns.short_name(encoder) for encoder in encoders], own)
+    curves.draw(of_each, out / "compare-factors.png")
     return table
 
 
-def _all_have(encoders: Sequence[Mapping[str, TaskResult]], task: str) -> bool:
-    return all(task in tasks for tasks in encoders)
+def _all_have(encoders: Sequence[Results], task: str) -> bool:
+    return all(task in encoder["tasks"] for encoder in encoders)
 
 
-def _short_name(results: Results) -> str:
-    kind, colon, path = results["encoder"].rpartition(":")
-    return f"{kind}{colon}{Path(path).name}"
-
-
-def _compared_cell(task: TaskResult, first: TaskResult) -> str:
-    """Return an encoder's main score, its interval, and p against the first encoder."""
-    mean = task["chosen"]["test"][first["score"]]["mean"]
-    low, high = task["chosen"]["interval"]
+def _compared_cell(column: columns.Column, first: columns.Column, task: str) -> str:
+    """Return a column's main score, its interval, and p against the first column."""
+    mean, low, high = columns.main_score(column.results(task))
     text = f"{100 * mean:.1f} ({100 * low:.1f} to {100 * high:.1f})"
-    difference = None if task is first else against(task, first)
+    if column is first:
+        return text
+    difference = columns.against(column.results(task), first.results(task))
     return f"{text}, p {difference.p:.3f}" if difference else text
 
 
-def against(task: TaskResult, other: TaskResult) -> metrics.Difference | None:
-    """Return the paired test of two encoders' results, or None where the test items differ."""
-    if task.get("test_items") is None or task["test_items"] != other.get("test_items"):
-        return None
-    return metrics.paired(task["chosen"]["draws"], other["chosen"]["draws"])
+def _draw_bars(shown: Sequence[columns.Column], tasks: Sequence[str], path: Path) -> None:
+    """Draw main test scores: a group of bars a task, 95 % intervals, chance as a line."""
+    figure, axes = pyplot.subplots(figsize=(1.6 + 1.6 * len(tasks), 3.6), layout="constrained")
 
-
-def _main_score(result: TaskResult) -> float:
-    return result["chosen"]["test"][result["score"]]["mean"]
-
-
-def _draw_bars(
-    encoders: Sequence[Mapping[str, TaskResult]], names: Sequence[str], path: Path
-) -> None:
-    """Draw main test scores: a group of bars a task, intervals over items, chance as a line.
-
-    Args:
-      encoders: results of the same tasks, of each encoder.
-      names: of the encoders.
-    """
-    first = encoders[0]
-    figure, axes = pyplot.subplots(figsize=(1.6 + 1.6 * len(first), 3.6), layout="constrained")
-
-    # Bars, of one encoder after another.
-    wide = 0.8 / len(encoders)
-    for number, (encoder, name) in enumerate(zip(encoders, names, strict=True)):
-        values = [_main_score(result) for result in encoder.values()]
-        low, high = np.array([result["chosen"]["interval"] for result in encoder.values()]).T
-        place = np.arange(len(encoder)) + (number - (len(encoders) - 1) / 2) * wide
-        error = np.maximum([np.subtract(values, low), np.subtract(high, values)], 0)
-        axes.bar(place, values, wide, yerr=error, label=name, error_kw={"lw": 0.8})
+    # Bars, of one column after another.
+    wide = 0.8 / len(shown)
+    for number, column in enumerate(shown):
+        scores = [columns.main_score(column.results(name)) for name in tasks]
+        values, low, high = np.array(scores).T
+        place = np.arange(len(tasks)) + (number - (len(shown) - 1) / 2) * wide
+        error = np.maximum([values - low, high - values], 0)
+        axes.bar(place, values, wide, yerr=error, label=column.name, error_kw={"lw": 0.8})
 
     # Chance, and what stands below.
-    for x, result in enumerate(first.values()):
+    first = [shown[0].results(name)[0] for name in tasks]
+    for x, result in enumerate(first):
         axes.hlines(result["chance"][result["score"]], x - 0.45, x + 0.45, "k", "dotted")
-    labels = [f"{name}\n{result['score']}" for name, result in first.items()]
-    axes.set_xticks(range(len(first)), labels, fontsize=8)
+    labels = [f"{name}\n{result['score']}" for name, result in zip(tasks, first, strict=True)]
+    axes.set_xticks(range(len(tasks)), labels, fontsize=8)
     axes.set_ylabel("test score (dotted: chance)")
     axes.legend(fontsize=8)
     _close(figure, path)

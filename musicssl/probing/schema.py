@@ -32,19 +32,23 @@ class ChosenResult(LayerResult):
     """The source with the best validation score, which is the one that is reported.
 
     test_seeds: the main test score of each seed.
-    interval: 95 % bootstrap interval of the main score over test items, of the seed that did best
-      on validation.
-    draws: the main score of each of the bootstrap's samples, of that seed. Two encoders' draws are
-      of the same items, so that their differences are a paired test.
+    interval: 95 % bootstrap interval of the mean of these, over test items and seeds.
+    draws: of each seed, the main score of each bootstrap sample of the test items: [s][draws].
+      Those of two encoders are of the same items, so that their differences are a paired test.
+      Earlier versions wrote those of the seed that did best on validation alone, [draws], and its
+      interval; they are read as those of one seed.
     """
 
     test_seeds: list[float]
     interval: list[float]
-    draws: list[float]
+    draws: list[list[float]]
 
 
 class LevelScore(TypedDict):
-    """Accuracy at a level of a factor, over seeds and items, with its 95 % bootstrap interval."""
+    """Accuracy at a level of a factor, the mean over seeds and items.
+
+    interval: 95 % of the bootstrap, over both.
+    """
 
     mean: float
     interval: list[float]
@@ -104,6 +108,17 @@ class TaskResult(TypedDict):
     seconds: float
 
 
+class TrainedBy(TypedDict):
+    """The training run whose encoder was evaluated.
+
+    config: the leaves of its configuration, by dotted names.
+    step: of the checkpoint.
+    """
+
+    config: dict[str, Any]
+    step: int
+
+
 class About(TypedDict):
     """What an evaluation was of, and what it was made with.
 
@@ -111,6 +126,7 @@ class About(TypedDict):
     features: the encoder's name in reports.
     digest: of all that its features depend on; one results.json holds results of one digest.
     config: of the evaluation.
+    run: of an encoder that was read from a workdir, else None.
     command, commit: that made the last of the results.
     jax, device, machine: the version and hardware that it ran with.
     """
@@ -119,6 +135,7 @@ class About(TypedDict):
     features: str
     digest: str
     config: dict[str, Any]
+    run: NotRequired[TrainedBy | None]
     command: str
     commit: NotRequired[str]
     jax: str

@@ -1,6 +1,7 @@
 """One evaluation from an encoder's name to its tables: features, probes, results, comparisons."""
 
 import contextlib
+import functools
 import json
 import platform
 import shlex
@@ -21,11 +22,11 @@ from musicssl.features import extract, windows
 from musicssl.features.baselines import BASELINES
 from musicssl.features.extract import FeatureSource, hidden_states
 from musicssl.model.encoder import make_encoder
-from musicssl.probing import evaluate, labels, report, tasks
-from musicssl.probing.schema import About, TaskResult
+from musicssl.probing import evaluate, labels, published, report, tasks
+from musicssl.probing.schema import About, TaskResult, TrainedBy
 from musicssl.probing.task_kinds import kind_of
 from musicssl.runtime import sharding
-from musicssl.runtime.workdir import git_commit
+from musicssl.runtime.workdir import flat, git_commit, steps_on_disk
 
 # How far the chance level of the labels built may be from that of the published ones. R2 may differ
 # more: since a test set of 125 has a mean of its own, that alone makes about .01.
@@ -56,6 +57,12 @@ def run(config: ml_collections.ConfigDict) -> str:
     with _naming("config.tasks"):
         chosen = tasks.choose(config.tasks)
     out = _results_dir(config)
+    with host.claimed(out, "wait for its end, or use another --config.results"):
+        return _run_into(out, chosen, config)
+
+
+def _run_into(out: Path, chosen: Sequence[tasks.Task], config: ml_collections.ConfigDict) -> str:
+    """Evaluate config.encoder, and the encoders beside it; write to `out`, return the tables."""
     table = _run_encoder(config.encoder, chosen, out, config)
 
     # What is evaluated for comparison has a directory of its own each.
@@ -73,7 +80,7 @@ def _run_encoder(
 ) -> str:
     """Evaluate an encoder that `extract.open_source` takes; write to `out`, return a table."""
     mesh = sharding.make_mesh(config.mesh.fsdp)
-    source = extract.open_source(spec, config.precision)
+    source, run = extract.open_source(spec, config.precision), _trained_by(spec)
     check_settings(config, source.layers, source.sample_rate)
     session = Session(source, config, mesh, lambda: None)
     for number, task in enumerate(chosen, 1):
@@ -81,7 +88,7 @@ def _run_encoder(
         result = run_task(task, chosen, session)
         if result is not None:
             warn_of_chance(task, result["chance"], config.limit)
-            report.save(out, result, _about(spec, config, source))
+            report.save(out, result, _about(spec, config, source, run))
     return "" if jax.process_index() else report.write(out)
 
 
@@ -130,7 +137,8 @@ def check_settings(
         evaluate.chosen_sources(layers, settings.layers)
     with _naming(f"{section}.tasks"):
         chosen = tasks.choose(settings.tasks)
-    for name in dict.fromkeys(task.dataset for task in chosen):
+    needed = dict.fromkeys(task.dataset for task in chosen)
+    for name in sorted(needed, key=host.SYNTHESISED.__contains__):  # what is composed comes last
         host.require_labelled(name, settings.data_dir, sample_rate)
 
 
@@ -153,19 +161,31 @@ def _results_dir(config: ml_collections.ConfigDict) -> Path:
     return Path("results") / f"{kind}{'-' * len(colon)}{Path(path).name}"
 
 
-def _about(spec: str, config: ml_collections.ConfigDict, source: FeatureSource) -> About:
+def _about(
+    spec: str, config: ml_collections.ConfigDict, source: FeatureSource, run: TrainedBy | None
+) -> About:
     """Return what a results.json says of its run."""
     return {
         "encoder": spec,
         "features": source.name,
         "digest": source.digest,
         "config": json.loads(config.to_json()),
+        "run": run,
         "command": shlex.join(["python", "-m", "musicssl.probe", *sys.argv[1:]]),
         "commit": git_commit(),
         "jax": jax.__version__,
         "device": jax.devices()[0].device_kind,
         "machine": platform.processor() or platform.machine(),
     }
+
+
+def _trained_by(spec: str) -> TrainedBy | None:
+    """Return the run whose workdir an encoder is read from, None for any other encoder."""
+    steps = steps_on_disk(Path(spec))
+    if not steps:
+        return None
+    saved = Path(spec) / "checkpoints" / str(steps[-1]) / "about" / "metadata"
+    return {"config": flat(json.loads(saved.read_text())["config"]), "step": steps[-1]}
 
 
 def run_task(
@@ -203,7 +223,7 @@ def _pool_frames(task: tasks.Task, source: FeatureSource) -> int:
 
 def _audio_of(task: tasks.Task) -> tuple:
     """Return what two tasks must share to have their features from one pass over the audio."""
-    return task.dataset, task.prefix, task.window
+    return task.dataset, task.prefix, task.window, task.standardised_alone
 
 
 def prepare(
@@ -224,7 +244,7 @@ def prepare(
     _warn_of_sizes(task, split, data.sizes, config.limit)
 
     # Extract this task's rows and the others', or read them from the cache.
-    cut = windows.cut(data.lengths, task.window, rate)
+    cut = windows.cut(data.lengths, task.window, rate, task.standardised_alone)
 
     def read(record: int) -> np.ndarray:
         session.poll()
@@ -260,11 +280,10 @@ def _warn_of_sizes(
     """Warn where a split has not the published number of records, unless a limit was asked for."""
     if limit:
         return
-    wanted = {split, task.split(split), f"{task.label}/{split}"}
-    for name in wanted & set(sizes):
-        built, published = sizes[name]["built"], sizes[name]["published"]
-        if published not in (None, built):
-            note(f"{task.dataset} {name} has {built} items, published are {published}")
+    for name in {split, task.split(split), f"{task.label}/{split}"} & set(sizes):
+        built, wanted = sizes[name]["built"], sizes[name]["published"]
+        if wanted not in (None, built):
+            note(f"{task.dataset} {name} has {built} items, published are {wanted}")
 
 
 def warn_of_chance(task: tasks.Task, chance: Mapping[str, float], limit: int) -> None:
@@ -273,21 +292,31 @@ def warn_of_chance(task: tasks.Task, chance: Mapping[str, float], limit: int) ->
     Args:
       chance: every score of the best answer that ignores the audio, on the labels built.
     """
-    if limit or task.chance is None:
+    known = published.chance(task.name)
+    if limit or known is None:
         return
-    score, published = task.chance
+    score, level = known
     tolerance = _R2_TOLERANCE if score == "r2" else _CHANCE_TOLERANCE
-    if abs(chance[score] - published) > tolerance:
+    if abs(chance[score] - level) > tolerance:
         note(
             f"{task.name}: without the audio {score} is {chance[score]:.4f}, from the published "
-            f"labels {published:.4f}: scores cannot be compared with published ones"
+            f"labels {level:.4f}: scores cannot be compared with published ones"
         )
 
 
 def of_training(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """Return the section `probe` of a training run; it takes the run's data_dir if it has none."""
+    """Return the section `probe` of a training run, with the data_dir of its tasks' data sets.
+
+    If it has none, that is the run's. Where the run's holds none of them, and they can be composed,
+    it is the default one: a folder of one's own music is left alone.
+    """
     settings = ml_collections.ConfigDict(dict(**config.probe))
-    settings.data_dir = settings.data_dir or config.data.data_dir
+    if not settings.data_dir:
+        with _naming("config.probe.tasks"):
+            needed = {task.dataset for task in tasks.choose(settings.tasks)}
+        built = any(host.is_built(name, config.data.data_dir) for name in needed)
+        elsewhere = needed <= {*host.SYNTHESISED} and not built
+        settings.data_dir = host.DATA_DIR if elsewhere else config.data.data_dir
     return settings
 
 
@@ -309,13 +338,9 @@ def quick(
     """
     # The encoder in training is a source of features like any other.
     encoder = make_encoder(config)
-
-    def apply(params: dict, x: jax.Array) -> Sequence[jax.Array]:
-        return hidden_states(encoder, params, x)
-
     source = FeatureSource(
-        f"step {step}", f"step-{step}", encoder.layers + 1, encoder.width,
-        config.data.sample_rate, config.data.normalize, params, apply,
+        f"step {step}", f"step-{step}", encoder.layers + 1, encoder.width, config.data.sample_rate,
+        config.data.normalize, params, functools.partial(hidden_states, encoder),
     )  # fmt: skip
 
     # Evaluate the tasks with a cache that goes away.

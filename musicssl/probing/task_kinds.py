@@ -34,7 +34,8 @@ class Kind:
     """What tasks of one kind are labelled, trained and scored with.
 
     loss: of `grid.Protocol`.
-    monitor: the score that early stopping and the choice of a layer look at, of validation items.
+    monitor: gives the score that early stopping and the choice of a layer look at, from the
+      validation split's labels, its feature rows and encoder frames a second.
     score_names: the names of all scores; the first is the one that is reported.
     label: gives a split its labels, from (task, records, feature rows, encoder frames a second).
     score: gives every score of a probe's answers.
@@ -47,7 +48,7 @@ class Kind:
     """
 
     loss: str
-    monitor: grid.Monitor
+    monitor: Callable[[Labels, windows.Rows, float], grid.Monitor]
     score_names: tuple[str, ...]
     label: Callable[[Task, Sequence[Record], windows.Rows, float], Labels]
     score: Callable[[Answers], dict[str, float]]
@@ -105,7 +106,7 @@ def _item_kind(
         return score_outputs(test.labels, constant(task, train, test))
 
     return Kind(
-        loss, monitor, tuple(scores), labels.item_labels, score, resample, chance,
+        loss, lambda *_: monitor, tuple(scores), labels.item_labels, score, resample, chance,
         one_class=one_class, tags=tags,
     )  # fmt: skip
 
@@ -130,7 +131,7 @@ def _best_constant_key(task: Task, train: Labels, test: Labels) -> np.ndarray:
     return np.broadcast_to(worth, (len(test.labels), len(worth)))
 
 
-# Beats: an item is a frame, but what is scored are the beat times decoded from a record's frames.
+# Beats: a row is a frame, but what is scored are the beat times decoded from a record's frames.
 
 
 def _score_beats(answers: Answers) -> dict[str, float]:
@@ -189,10 +190,9 @@ KINDS = {
         {"r2": metrics.r2, "r2_arousal": metrics.r2_arousal, "r2_valence": metrics.r2_valence},
         _training_mean,
     ),
-    # While a probe trains, its frames are scored; beats are decoded from the test's frames alone.
     "beat": Kind(
         "bce",
-        metrics.monitor_average_precision,
+        labels.beat_monitor,
         ("f", "f_20ms", "f_mean"),
         labels.beat_labels,
         _score_beats,

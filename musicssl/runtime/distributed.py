@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import NoReturn, cast
 
 import jax
+import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
 
@@ -53,6 +54,7 @@ _LOST = (  # words of errors that another process's end causes
     "arrier",
 )
 TICK = 1.0  # seconds
+_LONGEST = 2000  # bytes of a reason that process 0 tells the others
 _AGREED = (None, 0, 3, 75)  # exit codes that all processes come to together
 
 
@@ -145,6 +147,35 @@ def meet(what: str) -> None:
     """
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
+
+
+def first_does(work: Callable[[], object]) -> None:
+    """Let process 0 do what is done once for all, while the others wait for it.
+
+    Raises:
+      ValueError: in every process, where process 0 met a ValueError or an OSError.
+    """
+    if jax.process_count() == 1:
+        work()
+        return
+    meet("before the first does it")
+    reason = ""
+    if jax.process_index() == 0:
+        try:
+            work()
+        except (ValueError, OSError) as error:
+            reason = str(error) or repr(error)
+    said = np.frombuffer(reason.encode()[:_LONGEST].ljust(_LONGEST, b"\0"), np.uint8)
+    said = np.asarray(multihost_utils.broadcast_one_to_all(said), np.uint8)
+    if reason := said.tobytes().rstrip(b"\0").decode(errors="ignore"):
+        raise ValueError(reason)
+
+
+def all_say(yes: bool) -> bool:
+    """Return whether all processes say yes."""
+    if jax.process_count() == 1:
+        return yes
+    return bool(multihost_utils.process_allgather(np.array(yes)).all())
 
 
 def check_shared(path: Path) -> None:

@@ -14,7 +14,8 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-_ByClip = jax.Array | tuple[jax.Array, ...]  # whose rows are a batch's clips
+# Arrays whose rows are a batch's clips.
+_ByClip = jax.Array | tuple[jax.Array, ...] | dict[str, jax.Array | None]
 CLIPS = P(("data", "fsdp"))
 SMALLEST_SHARDED = 2**16  # elements; below this a parameter is replicated
 

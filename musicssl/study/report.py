@@ -168,12 +168,12 @@ def _scores(study: Study) -> str:
     # What the numbers mean, and then the tables.
     base = escape(reference(study))
     parts = [
-        "<p>Scores times 100, the mean of several seeds of the classifier; below, the 95 % "
-        "bootstrap interval over test items, of the seed that did best on validation. "
+        "<p>Scores times 100, the mean of several seeds of the classifier; below, the mean's 95 % "
+        "bootstrap interval over test items and seeds. "
         f"<b class='up'>▲</b> and <b class='down'>▼</b>: above or below {base} "
-        f"with p &lt; {LIKELY} in a paired bootstrap test on the same test items, of that seed, "
-        "and by the mean over seeds too. It tells what other test items would give, not what "
-        "another training run would: there is one of each. Shaded from chance to the best of the "
+        f"with p &lt; {LIKELY} in a paired bootstrap test of the means on the same test items. It "
+        "tells what other test items and seeds of the classifier would give, not what another "
+        "training run would: there is one of each. Shaded from chance to the best of the "
         "column.</p>"
     ]
     parts.append(f"<p class='small'>{_GLOSSARY}</p>")
@@ -181,9 +181,8 @@ def _scores(study: Study) -> str:
         heading = _SUITES.get(suite, "Music data sets")
         parts.append(f"<h3>{heading}</h3><div class='wide'>{score_table(study, tasks)}</div>")
         parts.append(
-            f"<details class='tests'><summary>Differences from {base}, of the "
-            f"seed that is tested</summary><div class='wide'>{difference_table(study, tasks)}</div>"
-            "</details>"
+            f"<details class='tests'><summary>Differences from {base}</summary>"
+            f"<div class='wide'>{difference_table(study, tasks)}</div></details>"
         )
         parts.append(provenance(study, makers(study, _datasets(tasks))))
     return "".join(parts)
@@ -217,9 +216,8 @@ def _ablations(study: Study) -> str:
         return ""
     note = (
         "<p>The score times 100 with its 95 % interval, one chart a task; dotted: chance. Hollow: "
-        f"the paired difference from the base has p above {LIKELY}, or the seeds disagree. There "
-        "is one training run of each: how far two runs of one configuration would lie apart was "
-        "not measured.</p>"
+        f"the paired difference from the base has p above {LIKELY}. There is one training run of "
+        "each: how far two runs of one configuration would lie apart was not measured.</p>"
     )
     return note + "".join(parts)
 

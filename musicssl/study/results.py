@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from musicssl.probing import published, report
+from musicssl.probing import columns, published, report
 from musicssl.probing.schema import TaskResult
 from musicssl.runtime.workdir import git_commit, read_leaves, steps_on_disk
 from musicssl.study.schema import (
@@ -271,14 +271,12 @@ def _paired_test(task: TaskResult, other: TaskResult | None) -> PairedTest | Non
     """Test a result against another's; None against itself or on other test items."""
     if other is None or other is task:
         return None
-    difference = report.against(task, other)
+    difference = columns.against([task], [other])
     if difference is None:
         return None
-    ours, theirs = (x["chosen"]["test"][x["score"]]["mean"] for x in (task, other))
     return {
         "mean": difference.mean,
         "interval": [difference.low, difference.high],
         "p": difference.p,
-        "of_means": ours - theirs,
-        "likely": difference.p < LIKELY and difference.mean * (ours - theirs) > 0,
+        "likely": difference.p < LIKELY,
     }

@@ -150,15 +150,14 @@ class StudyTask(TypedDict):
 class PairedTest(TypedDict):
     """The paired test of an encoder against another on the same test items.
 
-    mean, interval, p: of one seed of the probe: the difference, its 95 % interval, the two-sided p.
-    of_means: the difference of the means over the seeds.
-    likely: whether p is below `results.LIKELY` and both differences have the same sign.
+    mean, interval, p: the difference of the means over the probe's seeds, its 95 % interval over
+      test items and seeds, the two-sided p.
+    likely: whether p is below `results.LIKELY`.
     """
 
     mean: float
     interval: list[float]
     p: float
-    of_means: float
     likely: bool
 
 
@@ -166,7 +165,7 @@ class EncoderScore(TypedDict):
     """An encoder's main score of a task.
 
     mean, sd: over the seeds of the probe.
-    interval: 95 % over test items, of one seed.
+    interval: 95 % over test items and seeds, of the mean.
     layer: the source of features that validation chose.
     layers: the mean score of each source.
     factors: as in the task's result.

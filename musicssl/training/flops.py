@@ -66,6 +66,7 @@ def train_parts(config: ml_collections.ConfigDict) -> dict[str, float]:
     """Return the operations of one step by part.
 
     What learns takes three passes, and what gives the targets takes one.
+    data2vec 2.0's student takes them for every copy of a clip, without what that copy masks.
     HuBERT's heads see the masked frames alone. A frozen encoder, whose shape the configuration
     does not hold, counts as one of this configuration's shape up to the layer that is taken.
     """
@@ -75,9 +76,13 @@ def train_parts(config: ml_collections.ConfigDict) -> dict[str, float]:
     clip = {name: 3 * n for name, n in passes.items()}
     if not config.encoder.feature_grad_mult:
         clip["stem"] = passes["stem"]
+    teacher = passes["positional"] + passes["attention"] + passes["ffn"]
     if config.method == "data2vec":
         clip["head"] = 3 * 2 * config.encoder.width**2 * frames
-        clip["teacher"] = passes["positional"] + passes["attention"] + passes["ffn"]
+        clip["teacher"] = teacher
+    elif config.method == "data2vec2":
+        clip |= _copies(config)
+        clip["teacher"] = teacher
     elif config.method == "hubert":
         c, masked = config.hubert, masking.mask_capacity(frames, **config.mask)
         classes = [config.encoder.width + target.clusters for target in targets.of(config)]
@@ -86,6 +91,41 @@ def train_parts(config: ml_collections.ConfigDict) -> dict[str, float]:
     else:
         raise ValueError(f"no operations are counted for method {config.method!r}: add a case here")
     return {name: config.batch_size * n for name, n in clip.items()}
+
+
+def _copies(config: ml_collections.ConfigDict) -> dict[str, float]:
+    """Return the operations of what data2vec 2.0 does to each copy of one clip, by part.
+
+    Positional and decoder's convolutions see all frames, the transformer the visible alone, the
+    decoder's last layer those that are masked.
+    """
+    frames, copies = config.data.crop_frames, config.mask.copies
+    masked = masking.masked_in_copy(frames, config.mask.probability, config.mask.inverse)
+    visible, d, c = forward(config.encoder, frames - masked), config.encoder.width, config.decoder
+    inputs = d + (c.layers - 1) * c.width  # of all the decoder's convolutions together
+    convolutions = c.kernel * inputs // c.groups * c.width * frames
+    passes = {
+        "positional": forward(config.encoder, frames)["positional"],
+        "attention": visible["attention"],
+        "ffn": visible["ffn"],
+        "head": 2 * (convolutions + c.width * d * masked),
+    }
+    return {name: 3 * copies * n for name, n in passes.items()}
+
+
+def predictions(config: ml_collections.ConfigDict) -> float:
+    """Return how many frames one step predicts the targets of, in the mean.
+
+    Counts of span masks are taken before they are made equal.
+    """
+    frames, mask = config.data.crop_frames, config.mask
+    if "copies" in mask:
+        masked = masking.masked_in_copy(frames, mask.probability, mask.inverse)
+        return config.batch_size * mask.copies * masked
+    expected = masking.expected_count(
+        frames, probability=mask.probability, span=mask.span, min_spans=mask.min_spans
+    )
+    return config.batch_size * expected
 
 
 def _labels(config: ml_collections.ConfigDict, passes: dict[str, float]) -> float:

@@ -1,4 +1,4 @@
-"""Adam and the learning-rate schedules of the two recipes, as pure functions of the step."""
+"""Adam and the learning-rate schedules of the recipes, as pure functions of the step."""
 
 import math
 from collections.abc import Callable
@@ -36,6 +36,17 @@ def polynomial(peak: float, steps: int, warmup: int) -> Schedule:
     return rate
 
 
+def cosine(peak: float, steps: int, warmup: int) -> Schedule:
+    """Rise linearly from 0, then fall to 0 along half a cosine (fairseq cosine)."""
+
+    def rate(step: jax.Array) -> jax.Array:
+        remaining = jnp.clip((steps - step) / max(1, steps - warmup), 0, 1)
+        falling = jnp.square(jnp.sin(0.5 * math.pi * remaining))  # (1 + cos) / 2, also near 0
+        return peak * jnp.where(step < warmup, step / max(1, warmup), falling)
+
+    return rate
+
+
 def learning_rate(config: ml_collections.ConfigDict) -> Schedule:
     """Return the schedule of a configuration's `optim` section over its `steps`.
 
@@ -51,11 +62,15 @@ def learning_rate(config: ml_collections.ConfigDict) -> Schedule:
         return tri_stage(optim.learning_rate, config.steps, optim.phases, optim.end_scale)
     if optim.schedule == "polynomial":
         return polynomial(optim.learning_rate, config.steps, optim.warmup_steps)
-    raise ValueError(f"optim.schedule is {optim.schedule!r}: use 'tri_stage' or 'polynomial'")
+    if optim.schedule == "cosine":
+        return cosine(optim.learning_rate, config.steps, optim.warmup_steps)
+    raise ValueError(
+        f"optim.schedule is {optim.schedule!r}: use 'tri_stage', 'polynomial' or 'cosine'"
+    )
 
 
 def adam(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
-    """Return Adam with decoupled weight decay on every parameter, as both recipes have it.
+    """Return Adam with decoupled weight decay on every parameter, as all recipes have it.
 
     optax adds epsilon after the bias correction, like the fused Adam that fairseq uses on GPUs.
     """

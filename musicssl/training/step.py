@@ -20,13 +20,17 @@ from jax.sharding import PartitionSpec as P
 
 from musicssl import audio
 from musicssl.model.encoder import make_encoder
-from musicssl.objectives import data2vec, hubert
-from musicssl.objectives.masking import Batch, span_mask
+from musicssl.objectives import data2vec, data2vec2, hubert
+from musicssl.objectives.masking import Batch, draw
 from musicssl.objectives.objective import Objective
 from musicssl.runtime import sharding
 from musicssl.training import optim
 
-OBJECTIVES: dict[str, Objective] = {"data2vec": data2vec, "hubert": hubert}
+OBJECTIVES: dict[str, Objective] = {
+    "data2vec": data2vec,
+    "data2vec2": data2vec2,
+    "hubert": hubert,
+}
 STREAMS = ("init", "mask", "dropout", "layerdrop")
 
 
@@ -179,7 +183,7 @@ def prepare(config: ml_collections.ConfigDict, key: jax.Array, clips: jax.Array)
     """Turn int16 audio [b, n] into the encoder's input, and draw its masks."""
     waveform = audio.to_float(clips)
     count, samples = clips.shape
-    mask = span_mask(key, count, audio.frame_count(samples), **config.mask)
+    mask = draw(key, count, audio.frame_count(samples), **config.mask)
     encoder_input = audio.normalize(waveform) if config.data.normalize else waveform
     masked = mask.mask.sum().astype(jnp.float32)
     return Batch(encoder_input, waveform, mask, masked, count)

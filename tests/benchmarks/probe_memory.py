@@ -14,18 +14,19 @@ import jax
 import numpy as np
 
 from configs import probe as probe_config
+from musicssl.features import windows
 from musicssl.features.rows import SUM, Stored
-from musicssl.probing import grid, search, tasks
+from musicssl.probing import grid, labels, search, tasks
 from musicssl.probing.grid import Protocol, Split
 from musicssl.probing.task_kinds import kind_of
 
 LAYERS, WIDTH, FPS = 12, 768, 50
 LIMIT = 24.0
 TRACKS = {"gtzan_beat": (443, 197, 290)}
-WINDOWS = {  # of 30 s in MTG-Jamendo, 5 s in EmoMusic, 3 s in VocalSet (10.1 h, split 2 : 1 : 1)
+WINDOWS = {  # of 30 s in MTG-Jamendo, 30 and 15 s in EmoMusic, 3 s in VocalSet (10.1 h, 2 : 1 : 1)
     "giantsteps_key": (3687, 942, 2406),
     "gtzan_beat": tuple(1499 * n for n in TRACKS["gtzan_beat"]),
-    "emomusic": (9 * 504, 9 * 115, 9 * 125),
+    "emomusic": (2 * 504, 2 * 115, 2 * 125),
     "vocalset_technique": (6060, 3030, 3030),
     "vocalset_singer": (6060, 3030, 3030),
     "mtg_instrument": (118_886, 42_993, 45_136),
@@ -46,13 +47,26 @@ def shaped(task: tasks.Task, number: int, mixed: int, held: bool) -> Split:
     label = ((), np.int32) if kind.loss == "ce" else ((outputs,), np.float32)
     row = np.broadcast_to(np.float16(0), (rows, WIDTH))  # takes no memory
     x = Stored((row,) * mixed, np.arange(rows))
+    samples = task.sizes[number] if kind.crop_seconds or task.trained_whole else 0
     return Split(
         jax.ShapeDtypeStruct(x.shape, np.float16) if held else x,
         jax.ShapeDtypeStruct((rows, *label[0]), label[1]),
         jax.ShapeDtypeStruct((rows,), np.int32),
         jax.ShapeDtypeStruct((items, *label[0]), label[1]),
-        jax.ShapeDtypeStruct((task.sizes[number] if kind.crop_seconds else 0,), np.int32),
+        jax.ShapeDtypeStruct((samples,), np.int32),
     )
+
+
+def monitor_of(task: tasks.Task) -> grid.Monitor:
+    """What scores a validation split, which for beats depends on its clips and references."""
+    clips = task.sizes[1] if kind_of(task).crop_seconds else 0
+    number = np.arange(WINDOWS[task.name][1] if clips else 0)
+    record, frame = np.divmod(number, 1499)
+    y = np.zeros((len(number), 1), np.float32)
+    references = [np.arange(0.3, 30, 0.4)] * clips
+    of_split = labels.Labels(number, y, number, y, np.arange(clips) * 1499, references)
+    rows = windows.Rows(record, frame / FPS, (frame + 1) / FPS)
+    return kind_of(task).monitor(of_split, rows, FPS)
 
 
 def needed(name: str, source: str, cores: int) -> tuple[float, float]:
@@ -72,12 +86,12 @@ def needed(name: str, source: str, cores: int) -> tuple[float, float]:
     )
     rates = np.array(config.learning_rates, np.float32)
     groups = search.groups(train, rates, np.array(config.seeds))
-    program = grid.fit.lower(protocol, kind.monitor, train, validation, *groups[0]).compile()
+    program = grid.fit.lower(protocol, monitor_of(task), train, validation, *groups[0]).compile()
     memory = program.memory_analysis()
     at_once = search.at_once(groups, cores)
     each = memory.temp_size_in_bytes + memory.output_size_in_bytes
     if not held:  # a batch as it is read, twice: gathered, and given to the program
-        each += 2 * config.batch_size * max(1, protocol.crop) * mixed * WIDTH * 2
+        each += 2 * config.batch_size * max(2, protocol.crop) * mixed * WIDTH * 2
     placed = max(rows) / sum(rows)  # a split is there twice while it is given to JAX
     return held * features * (1 + placed), at_once * each / 2**30
 

@@ -130,9 +130,9 @@ def test_the_start_is_as_near_at_any_step(dataset, monkeypatch):
     reads = []
     original = batches.Dataset.read
 
-    def counted(self, record, start, out):
+    def counted(self, record, *arguments):
         reads.append(record)
-        original(self, record, start, out)
+        original(self, record, *arguments)
 
     monkeypatch.setattr(batches.Dataset, "read", counted)
     stream = batches.iterate(
@@ -311,9 +311,9 @@ def test_no_more_is_read_ahead_than_waits(dataset, monkeypatch):
     reads, idle = [], threading.Event()
     original = batches.Dataset.read
 
-    def counted(self, record, start, out):
+    def counted(self, record, *arguments):
         reads.append(record)
-        original(self, record, start, out)
+        original(self, record, *arguments)
 
     monkeypatch.setattr(batches.Dataset, "read", counted)
     stream = batches.iterate(dataset, seed=5, batch_size=4, samples=500, threads=2)

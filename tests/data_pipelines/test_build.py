@@ -5,19 +5,23 @@ import grp
 import io
 import os
 import pwd
+import shutil
 import signal
 import socket
 import sys
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import tensorflow as tf
 
-from data_pipelines import batches, build, decode, workers
+from data_pipelines import batches, build, claim, decode, paths, workers
 from data_pipelines.shards import ShardedBuilder
 from tests.support import commands
+from tests.support.bucket import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +84,61 @@ def test_built_is_left_alone(built, music, capsys):
     other = refused(capsys, "music_folder", f"--data_dir={data}", f"--manual_dir={data}")
     assert f"was built from {music}" in other and f"another --data_dir for {data}" in other
     assert {path: path.stat().st_mtime_ns for path in data.rglob("*")} == before
+
+
+def test_a_bucket_is_built_into_like_a_disk(built, music, bucket, capsys):
+    data, said = built
+    flags = [f"--data_dir={ROOT}/built", f"--manual_dir={music}", "--workers=1"]
+    assert build.main(["music_folder", *flags]) == 0
+    there = bucket.files("built/")
+    local = {f"built/{x.relative_to(data)}": x for x in data.rglob("*") if x.is_file()}
+    assert {name for name in there if not name.endswith("/")} == set(local)
+    for name, path in local.items():
+        if ".tfrecord-" in name or path.suffix in (".tsv", ".txt"):
+            assert there[name] == path.read_bytes()
+    out = capsys.readouterr().out
+    assert out.splitlines()[1:4] == said.splitlines()[1:4]
+
+    # once more, and without its index
+    index = next(name for name in there if name.endswith("train.index.npz"))
+    bucket.delete(index)
+    with bucket.suffering():
+        assert build.main(["music_folder", *flags]) == 0
+        assert "is already built (3 records)" in capsys.readouterr().out
+    with np.load(io.BytesIO(bucket.files()[index])) as again, np.load(local[index]) as first:
+        assert all(np.array_equal(again[key], first[key]) for key in first)
+    dataset = batches.open_dataset("music_folder", f"{ROOT}/built", "train")
+    assert dataset.samples.tolist() == [64_000] * 2
+
+    # of a build that was killed while its folder was given its name
+    bucket.copy(data, "cut")
+    bucket.delete(f"cut/music_folder/16khz/1.0.0/{build.SOURCE}")
+    line = refused(capsys, "music_folder", f"--data_dir={ROOT}/cut", f"--manual_dir={music}")
+    assert "holds no complete data set; remove it" in line
+
+
+def test_a_bucket_that_is_away_ends_a_build_that_may_be_started_again(music, bucket, capsys):
+    flags = [f"--data_dir={ROOT}/away", f"--manual_dir={music}", "--workers=1"]
+
+    def away(*_: object) -> None:
+        raise tf.errors.UnavailableError(None, None, "503\nand more")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ShardedBuilder, "_run", away)
+        assert build.main(["music_folder", *flags]) == 74
+    assert capsys.readouterr().err.splitlines()[-1] == "build: 503 and more"
+    assert build.main(["music_folder", *flags]) == 0
+    assert not [name for name in bucket.files("away/") if "claim" in name or "incomplete" in name]
+
+
+def test_paths_that_cannot_be(music, tmp_path, capsys):
+    data = f"--data_dir={tmp_path}"
+    line = refused(capsys, "music_folder", data, "--manual_dir=gs://b/music")
+    assert "gs://b/music has to be a folder of this machine: copy it to a disk" in line
+    line = refused(capsys, "music_folder", "--data_dir=s3://b/d", f"--manual_dir={music}")
+    assert "s3:// is not supported (Orbax does not save there" in line and "use gs://" in line
+    assert "names no bucket" in refused(capsys, "music_folder", "--data_dir=gs://")
+    assert paths.anywhere("gs://b/~x") == "gs://b/~x"
 
 
 def test_wrong_flags_are_refused_by_name(music, tmp_path, capsys):
@@ -193,6 +252,28 @@ def test_second_start_is_told_who_builds_and_a_killed_one_is_followed(music, tmp
     assert build.main(flags) == 0
     assert "3 (train 2, validation 1)" in capsys.readouterr().out
     assert not list(folder.glob(".*claim"))
+
+
+def test_a_build_waits_for_one_that_is_under_way_and_uses_what_it_made(
+    built, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(claim, "_LOOK_EVERY", 0.02)
+    shutil.copytree(built[0], tmp_path, dirs_exist_ok=True)
+    made = tmp_path / "music_folder/16khz/1.0.0"
+    aside = made.rename(made.with_name("incomplete"))
+    other = claim.claim(made.with_name(".1.0.0.claim"))
+    other.__enter__()
+
+    def end() -> None:
+        aside.rename(made)
+        other.__exit__(None, None, None)
+
+    threading.Timer(0.2, end).start()
+    assert build.main(["music_folder", f"--data_dir={tmp_path}", "--wait"]) == 0
+    said = capsys.readouterr()
+    assert "is already built (3 records)" in said.out
+    assert f"is being built by process {os.getpid()} on" in said.err
+    assert said.err.endswith(": waited 0 s\n") and said.err.count("\n") == 1
 
 
 def test_folders_by_any_name(music, tmp_path, capsys, monkeypatch):

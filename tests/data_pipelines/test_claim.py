@@ -54,11 +54,98 @@ def test_only_one_of_many_has_it(tmp_path):
     assert set(most) == {1} and held
 
 
+def test_the_next_waits_for_the_owner_and_is_told_of_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(claim, "_LOOK_EVERY", 0.01)
+    path, told = tmp_path / "claim", []
+    first = claim.claim(path)
+    first.__enter__()
+
+    def waiting(other: claim.Claimed, seconds: float) -> None:
+        told.append((str(other), round(seconds)))
+        threading.Timer(0.1, first.__exit__, (None, None, None)).start()
+
+    with claim.claim(path, patience=30, waiting=waiting):
+        assert path.exists()
+    ((owner, seconds),) = told
+    assert owner.startswith(f"process {os.getpid()} on ") and seconds == 0
+    with claim.claim(path), pytest.raises(claim.Claimed):
+        claim.claim(path, patience=0.02).__enter__()
+
+
+def test_owner_is_told_without_taking_the_claim(tmp_path):
+    path = tmp_path / "claim"
+    assert claim.owner(path) is None
+    with claim.claim(path):
+        assert str(claim.owner(path)).startswith(f"process {os.getpid()} on ")
+        assert str(claim.owner(path)).startswith(f"process {os.getpid()} on ")
+    path.write_text("left")
+    assert claim.owner(path) is None and path.read_text() == "left"
+
+
+def silent(path: Path, seconds: float) -> None:
+    """Make a claim one that was last renewed so many seconds ago."""
+    then = time.time() - seconds
+    os.utime(path, (then, then))
+
+
+def test_a_lock_that_a_machine_left_behind_on_a_file_server(tmp_path, monkeypatch):
+    """The owner's machine is another one, as in a claim of a pod that was deleted."""
+    path = tmp_path / "claim"
+    with claim.claim(path):
+        silent(path, 1000)
+        with pytest.raises(claim.Claimed):  # here the lock tells, however slow its owner is
+            claim.claim(path).__enter__()
+        monkeypatch.setattr(claim, "_machine", lambda: "another")
+        silent(path, 20)
+        with pytest.raises(claim.Claimed, match=f"process {os.getpid()}"):
+            claim.claim(path).__enter__()
+        silent(path, 60)
+        with claim.claim(path):
+            own = path.stat().st_ino
+            monkeypatch.undo()
+            with pytest.raises(claim.Claimed):
+                claim.claim(path).__enter__()
+            assert path.stat().st_ino == own
+
+
+def test_a_machine_that_was_taken_for_dead_leaves_the_next_ones_claim(tmp_path, monkeypatch):
+    path = tmp_path / "claim"
+    first, second = claim.claim(path), claim.claim(path)
+    first.__enter__()
+    silent(path, 60)
+    monkeypatch.setattr(claim, "_machine", lambda: "another")
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert path.exists()
+    second.__exit__(None, None, None)
+    assert not path.exists()
+
+
+def test_a_claim_is_renewed(tmp_path, monkeypatch):
+    monkeypatch.setattr(claim, "RENEWED_EVERY", 0.01)
+    path = tmp_path / "claim"
+    with claim.claim(path):
+        silent(path, 1000)
+        before = path.stat().st_mtime
+        while path.stat().st_mtime == before:
+            time.sleep(0.01)
+
+
 def test_file_systems_without_locks(tmp_path, monkeypatch):
+    """There who made the file has the claim, until it is silent."""
+
     def no_locks(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
-    with claim.claim(tmp_path / "claim"):
+    path = tmp_path / "claim"
+    with claim.claim(path), pytest.raises(claim.Claimed, match=f"process {os.getpid()}"):
+        claim.claim(path).__enter__()
+    assert list(tmp_path.iterdir()) == []
+    path.write_text('{"process": 1, "host": "x", "since": "2020"}')  # as a killed one leaves it
+    with pytest.raises(claim.Claimed, match="process 1 on x since 2020"):
+        claim.claim(path).__enter__()
+    silent(path, 60)
+    with claim.claim(path):
         pass
-    assert list(Path(tmp_path).iterdir()) == []
+    assert list(tmp_path.iterdir()) == []

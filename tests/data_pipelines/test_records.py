@@ -1,4 +1,5 @@
-import dataclasses
+import errno
+import os
 import shutil
 import struct
 from concurrent.futures import ThreadPoolExecutor
@@ -8,8 +9,9 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from data_pipelines import record_index, records
+from data_pipelines import ranges, record_index, records, retries
 from tests.support import record_files
+from tests.support.bucket import ROOT, Fault
 
 SHARDS = [4, 1, 3]
 LENGTHS = [1, 32_768, 32_769, 90_000, 70_001, 65_536, 40_000, 100_000]  # blocks hold 32,768
@@ -86,7 +88,7 @@ def test_short_records_are_repeated_from_where_they_were_entered(built):
 
 
 def test_threads_may_share_a_data_set_that_keeps_few_files_open(built, monkeypatch):
-    monkeypatch.setattr(records, "OPEN_FILES", 1)
+    monkeypatch.setattr(ranges, "OPEN_FILES", 1)
     dataset, expected = opened(built), clips()
 
     def right(record: int) -> bool:
@@ -96,15 +98,45 @@ def test_threads_may_share_a_data_set_that_keeps_few_files_open(built, monkeypat
         assert all(pool.map(right, np.random.default_rng(3).integers(0, 8, 2000)))
 
 
-def test_shards_on_tensorflows_file_systems(built):
-    dataset = opened(built)
-    remote = tuple("file://" + path for path in dataset.layout.shards)
-    remote = dataclasses.replace(dataset, layout=dataset.layout._replace(shards=remote))
-    np.testing.assert_array_equal(read(remote, 3, 40_000, 30_000), clips()[3][40_000:70_000])
-    for path in built.glob("clips-train.tfrecord*"):
-        path.unlink()
-    with pytest.raises(records.Damaged, match=r"00000-of-00003, record 3 \(byte "):
-        read(remote, 3, 40_000, 30_000)
+def test_a_data_set_in_a_bucket_is_indexed_and_read_there(built, bucket):
+    bucket.copy(built, "records/clips/16khz/1.0.0")
+    root = f"{ROOT}/records"
+    dataset = records.open_dataset("clips", root, "train")
+    assert "records/clips/16khz/1.0.0/clips-train.index.npz" in bucket.files()
+    for record, clip in enumerate(clips()):
+        np.testing.assert_array_equal(read(dataset, record, 0, len(clip)), clip)
+    with bucket.suffering():
+        np.testing.assert_array_equal(read(dataset, 3, 0, 30_000), clips()[3][:30_000])
+        assert bucket.counts["bytes_read"] == 2 * 32_768  # its block, and nothing ahead
+    again = records.open_dataset("clips", root, "train")
+    assert again.samples.tolist() == LENGTHS
+    name = again.layout.shards[0].removeprefix(f"{ROOT}/")
+    bucket.put(name, bucket.files()[name][: int(dataset.index.offset[3]) + 70_000])
+    np.testing.assert_array_equal(read(dataset, 3, 0, 32_768), clips()[3][:32_768])
+    with pytest.raises(records.Damaged, match=r"00000-of-00003, record 3 .*: the shard is cut off"):
+        read(dataset, 3, 0, 40_000)
+
+
+def test_errors_that_pass_are_no_damage(built, bucket, monkeypatch):
+    monkeypatch.setattr(retries, "_FIRST_PAUSE", 0.01)
+    bucket.copy(built, "passing/clips/16khz/1.0.0")
+    dataset = records.open_dataset("clips", f"{ROOT}/passing", "train")
+    with bucket.suffering(Fault("503", "GET .*tfrecord", every=2), Fault("reset", "", every=3)):
+        for record, clip in enumerate(clips()):
+            np.testing.assert_array_equal(read(dataset, record, 0, len(clip)), clip)
+        assert bucket.counts["faults_503"] >= 8 and bucket.counts["faults_reset"] >= 2
+    reads, pread = [], os.pread
+
+    def fails_twice(*arguments) -> bytes:
+        reads.append(arguments)
+        if len(reads) < 3:
+            raise OSError(errno.ESTALE if len(reads) == 1 else errno.EIO, "away")
+        return pread(*arguments)
+
+    local = opened(built)
+    monkeypatch.setattr(os, "pread", fails_twice)
+    np.testing.assert_array_equal(read(local, 2, 5, 100), clips()[2][5:105])
+    assert len(reads) == 3
 
 
 def test_silence_and_features_named_like_it(tmp_path):
@@ -179,16 +211,19 @@ def test_damage_after_indexing_is_named_and_confined_to_its_block(built):
         np.testing.assert_array_equal(found, clips()[3][start : start + samples])
 
 
-def test_shards_cut_off_or_removed_after_indexing(built):
+def test_shards_cut_off_or_removed_after_indexing(built, monkeypatch):
     dataset = opened(built)
     with shard(built, 2).open("r+b") as file:
         file.truncate(int(dataset.index.offset[7]) + 70_000)
     np.testing.assert_array_equal(read(dataset, 7, 0, 32_768), clips()[7][:32_768])
     with pytest.raises(records.Damaged, match=r"00002-of-00003, record 2 .*: the shard is cut off"):
         read(dataset, 7, 0, 40_000)
+    monkeypatch.setattr(retries, "PATIENCE", 0.0)
     shard(built, 1).unlink()
-    with pytest.raises(records.Damaged, match=r"00001-of-00003, record 0 .*: .*No such file"):
+    with pytest.raises(retries.Unreachable, match=r"00001-of-00003, record 0 .*: no longer there"):
         read(dataset, 4, 0, 10)
+    with pytest.raises(records.Damaged, match=r"00001-of-00003, record 0 .*: missing"):
+        read(opened(built), 4, 0, 10)
 
 
 @pytest.mark.parametrize(

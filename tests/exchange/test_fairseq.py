@@ -13,7 +13,7 @@ import torch
 from flax import traverse_util
 
 from musicssl.exchange import fairseq
-from tests.support import torch_models
+from tests.support import odd_files, torch_models
 
 # transformers' names to those of fairseq's data2vec_audio.py, hubert.py and wav2vec2.py.
 RENAMES = (
@@ -200,4 +200,7 @@ def test_other_files(hubert):
             fairseq.read_checkpoint(path)
     path.write_bytes(path.read_bytes()[:-50])
     with pytest.raises(ValueError, match="is damaged"):
+        fairseq.read_checkpoint(path)
+    path.write_bytes(odd_files.LFS_POINTER)
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is a pointer of Git LFS"):
         fairseq.read_checkpoint(path)

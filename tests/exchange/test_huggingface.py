@@ -1,5 +1,6 @@
 """Hugging Face directories in and out, against transformers itself."""
 
+import json
 from pathlib import Path
 
 import jax
@@ -12,12 +13,15 @@ import torch
 from transformers import (
     AutoFeatureExtractor,
     AutoModel,
+    Wav2Vec2CTCTokenizer,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2Processor,
 )
 
 from musicssl import audio
-from musicssl.exchange import huggingface, state_dict
+from musicssl.exchange import huggingface, model_card, state_dict
 from musicssl.exchange.loaded import with_digest
-from tests.support import torch_models
+from tests.support import odd_files, torch_models
 from tests.support.saved_models import MASKING, model_type, same_tree
 
 
@@ -74,6 +78,38 @@ def test_our_features_in_transformers(kind, normalize, tmp_path):
             np.testing.assert_allclose(a, b, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["data2vec", "hubert", "hubert-large"])
+def test_padding_in_transformers_does_what_the_model_card_says(kind, tmp_path):
+    model = torch_models.small(kind)
+    encoder, params = torch_models.ours(model)
+    loaded = with_digest(encoder, params, True, 16_000, "test")
+    huggingface.write(tmp_path / "out", loaded, model_type(kind), MASKING, "card")
+    extractor = AutoFeatureExtractor.from_pretrained(tmp_path / "out")
+    long, short = (torch_models.noise(n, clips=1)[0] for n in (12_000, 8_001))
+
+    def states(clips: list[np.ndarray], **options) -> tuple[torch.Tensor, ...]:
+        inputs = extractor(clips, sampling_rate=16_000, return_tensors="pt", **options)
+        with torch.no_grad():
+            output = model(**inputs, output_hidden_states=True)
+        return (*output.hidden_states[:-1], output.last_hidden_state)
+
+    def moved(**options) -> list[float]:
+        """How far the nearest frame of each layer is from where it is when the clip is alone."""
+        both = states([long, short], padding=True, **options)
+        pairs = zip(both, states([short]), strict=True)
+        return [float((x[1, : y.shape[1]] - y[0]).norm(dim=1).min()) for x, y in pairs]
+
+    masked, unmasked = (moved(return_attention_mask=mask) for mask in (True, False))
+    said = model_card.padding(encoder)
+    assert min(unmasked) > 1e-3
+    if kind == "hubert-large":
+        assert max(masked) < 1e-5
+        assert said.startswith("Clips of different lengths can share a batch")
+    else:  # layer 0 is before attention: there a convolution reaches only the last frames
+        assert min(masked[kind == "data2vec" :]) > 1e-3
+        assert said.startswith("Give clips of different lengths one at a time")
+
+
 def test_bfloat16_safetensors(saved, weights):
     expected = {name: torch.from_numpy(x).bfloat16() for name, x in weights.items()}
     safetensors.torch.save_file(expected, saved / "model.safetensors", {"format": "pt"})
@@ -105,6 +141,71 @@ def test_no_mask_embedding_where_nothing_is_masked(tmp_path):
     theirs = torch_models.tensors(model)
     assert ours.keys() - theirs.keys() == {"masked_spec_embed"}
     assert all(np.array_equal(ours[name], x) for name, x in theirs.items())
+
+
+def test_no_mask_embedding_though_masks_are_configured(saved, weights, capsys):
+    """As in facebook/wav2vec2-base-960h."""
+    expected = huggingface.read_directory(saved).params
+    assert capsys.readouterr().err == ""
+    rewrite(saved, {k: v for k, v in weights.items() if k != "masked_spec_embed"})
+    params = huggingface.read_directory(saved).params
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "has no mask embedding (masked_spec_embed): zeros" in said
+    assert expected["mask_embedding"].any()
+    assert same_tree(params, expected | {"mask_embedding": np.zeros(48, np.float32)})
+
+
+def test_a_processor_as_transformers_5_saves_it(saved):
+    """With the extractor inside, which goes before a file of its own; without, that file counts."""
+    own = saved / "preprocessor_config.json"
+    inside = json.loads(own.read_text()) | {"do_normalize": False, "sampling_rate": 24_000}
+    processor = saved / "processor_config.json"
+    for name in ("feature_extractor", "audio_processor"):
+        processor.write_text(json.dumps({name: inside, "processor_class": "Wav2Vec2Processor"}))
+        loaded = huggingface.read_directory(saved)
+        assert (loaded.normalize, loaded.sample_rate) == (False, 24_000)
+    processor.write_text('{"processor_class": "Wav2Vec2Processor"}')  # as version 4 did
+    assert huggingface.read_directory(saved).sample_rate == 16_000
+    own.unlink()
+    with pytest.raises(FileNotFoundError, match=r"preprocessor_config\.json is missing"):
+        huggingface.read_directory(saved)
+    saved_by_5 = Wav2Vec2Processor(
+        Wav2Vec2FeatureExtractor(do_normalize=False), Wav2Vec2CTCTokenizer(vocabulary(saved))
+    )
+    saved_by_5.save_pretrained(saved)
+    assert not own.exists() and huggingface.read_directory(saved).normalize is False
+
+
+def vocabulary(folder: Path) -> str:
+    path = folder / "letters.json"
+    path.write_text('{"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3, "|": 4, "a": 5}')
+    return str(path)
+
+
+def test_heads_in_shards_of_their_own_are_left_out(saved, weights):
+    """A shard of heads alone has no name that begins with the model's."""
+    expected = huggingface.read_directory(saved).params
+    (saved / "model.safetensors").unlink()
+    shards = {
+        "a.safetensors": {f"hubert.{name}": x for name, x in weights.items()},
+        "b.safetensors": {"regressor.weight": np.zeros((3, 48), np.float32)},
+    }
+    for name, tensors in shards.items():
+        safetensors.numpy.save_file(tensors, saved / name, {"format": "pt"})
+    listed = {name: shard for shard, tensors in shards.items() for name in tensors}
+    index = saved / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": listed}))
+    assert same_tree(huggingface.read_directory(saved).params, expected)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "pytorch_model.bin"])
+def test_a_pointer_of_git_lfs_is_called_one(saved, name):
+    (saved / "model.safetensors").rename(saved / "weights")
+    if name == "config.json":
+        (saved / "weights").rename(saved / "model.safetensors")
+    (saved / name).write_bytes(odd_files.LFS_POINTER)
+    with pytest.raises(ValueError, match=f"{name} is a pointer of Git LFS .*: run git lfs pull"):
+        huggingface.read_directory(saved)
 
 
 def test_damaged_tensors(saved, weights):

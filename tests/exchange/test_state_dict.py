@@ -5,12 +5,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 from transformers import (
     Data2VecAudioForCTC,
     HubertForCTC,
     Wav2Vec2ForPreTraining,
     Wav2Vec2ForSequenceClassification,
+    Wav2Vec2ForXVector,
 )
 
 from musicssl.exchange import huggingface, model_config, state_dict
@@ -60,6 +62,7 @@ def test_the_table_is_the_full_size_model(size):
         ("hubert", HubertForCTC),
         ("wav2vec2", Wav2Vec2ForPreTraining),
         ("wav2vec2-large", Wav2Vec2ForSequenceClassification),
+        ("wav2vec2", Wav2Vec2ForXVector),
     ],
 )
 def test_heads_are_left_out(kind, head_class, tmp_path):
@@ -70,6 +73,35 @@ def test_heads_are_left_out(kind, head_class, tmp_path):
     loaded = huggingface.read_directory(torch_models.save(model, tmp_path / "saved"))
     assert len(model.state_dict()) > len(model.base_model.state_dict())
     assert same_tree(loaded.params, torch_models.ours(model.base_model)[1])
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        "_orig_mod.{}",  # of torch.compile
+        "module.{}",  # of DistributedDataParallel
+        "module._orig_mod.hubert.{}",
+        "hubert._orig_mod.{}",
+        "_fsdp_wrapped_module.hubert._fsdp_wrapped_module.{}",
+    ],
+)
+def test_wrappers_are_taken_off_and_what_has_none_is_left_out(saved, weights, wrap):
+    expected = huggingface.read_directory(saved).params
+    wrapped = {wrap.format(name): x for name, x in weights.items()}
+    wrapped["n_averaged"] = np.ones((), np.int64)  # torch's AveragedModel has it beside its module
+    safetensors.numpy.save_file(wrapped, saved / "model.safetensors", {"format": "pt"})
+    assert same_tree(huggingface.read_directory(saved).params, expected)
+
+
+def test_heads_by_any_name():
+    """What stands beside a model of a known name, even under a name of one of its modules."""
+    names = ["wav2vec2.encoder.layer_norm.bias", "wav2vec2.masked_spec_embed"]
+    heads = ["regressor.out.weight", "feature_extractor.bias", "tdnn.0.kernel.weight", "lm_head.a"]
+    assert state_dict.canonical(names + heads) == {
+        name: name.removeprefix("wav2vec2.") for name in names
+    }
+    bare = ["encoder.layer_norm.bias", "regressor.out.weight"]
+    assert state_dict.canonical(bare) == {name: name for name in bare}  # it may be a mistake
 
 
 def test_old_names_prefix_pickle_and_half_precision(saved, weights):

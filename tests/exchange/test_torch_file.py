@@ -20,6 +20,16 @@ def test_truncated_pickle(saved, weights, keep):
         huggingface.read_directory(saved)
 
 
+@pytest.mark.parametrize("content", [b"<html>not found</html>", bytes(200), b"\x80\x04\x95"])
+def test_what_is_no_pickle_is_told_without_advice_to_run_it(saved, content):
+    (saved / "model.safetensors").unlink()
+    (saved / "pytorch_model.bin").write_bytes(content)
+    told = "damaged or no PyTorch file: UnpicklingError: Unsupported operand"
+    with pytest.raises(ValueError, match=told) as error:
+        huggingface.read_directory(saved)
+    assert "weights_only" not in str(error.value) and "issue" not in str(error.value)
+
+
 class Harmful:
     def __reduce__(self):
         return os.system, ("touch harmed",)

@@ -26,6 +26,19 @@ def test_there_is_a_row_for_each_frame_of_an_encoder(name: str) -> None:
         assert np.isfinite(silent).all()
 
 
+@pytest.mark.parametrize("name", BASELINES)
+def test_a_padded_clip_has_the_features_that_it_has_alone(name: str) -> None:
+    """Also where the last frame of 20 ms has one frame of 10 ms, and where there is but one."""
+    source = extract.open_source(name)
+    lengths = np.array([18_000, 16_080, 16_241, 250])
+    x = np.random.default_rng(1).standard_normal((4, 18_000)).astype(np.float32) / 10
+    x *= np.arange(18_000) < lengths[:, None]
+    (together,) = jax.jit(source.apply)(source.params, x, lengths)
+    for i, n in enumerate(lengths):
+        (alone,) = source.apply(source.params, x[i : i + 1, : max(n, 400)])
+        np.testing.assert_allclose(together[i, : alone.shape[1]], alone[0], 1e-5, 1e-5)
+
+
 @pytest.mark.parametrize("samples", [2 * RATE, 16_080, 400])
 def test_pairs_are_the_two_frames_of_each_20_ms(samples: int) -> None:
     x = jnp.asarray(tones()[:, :samples])

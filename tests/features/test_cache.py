@@ -1,21 +1,26 @@
 """The cache of features: whole after an interruption, by encoder, refused where it cannot be."""
 
+import contextlib
 import json
+import os
 import shutil
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from musicssl.features import cache, extract
-from tests.support.feature_sources import get, read, source
+from musicssl.command import note
+from musicssl.features import cache, extract, windows
+from tests.support.feature_sources import LENGTHS, RATE, SECONDS, get, read, source
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
 def test_an_interrupted_pass_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = get(tmp_path / "whole")
-    monkeypatch.setattr(cache, "SAVE_EVERY", 1)
     monkeypatch.setattr(extract, "AHEAD", 0)
     asked = []
 
@@ -28,7 +33,9 @@ def test_an_interrupted_pass_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(OSError, match="went away"):
         get(tmp_path / "cut", read=failing)
     progress = next((tmp_path / "cut").rglob("*.progress.json"))
-    assert 0 < json.loads(progress.read_text())["windows"] < 7
+    # the first batch is written, of records 0 and 1, and the remainder of record 0 waits for others
+    noted = json.loads(progress.read_text())
+    assert (noted["windows"], noted["waiting"]) == (4, [2])
     asked.clear()
 
     def counting(record: int) -> np.ndarray:
@@ -36,11 +43,32 @@ def test_an_interrupted_pass_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
         return read(record)
 
     again = get(tmp_path / "cut", read=counting)
-    assert 0 not in asked  # what was written is not read again
-    assert 3 in asked
+    assert asked == [0, 2, 3]  # what was written is not read again
     for pool, values in whole.items():
         np.testing.assert_array_equal(values, again[pool])
     assert not list((tmp_path / "cut").rglob("*.part"))
+
+
+def test_a_killed_pass_knows_which_windows_are_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "SAVE_EVERY", 2)
+    cut, path = windows.cut(LENGTHS, SECONDS, RATE), tmp_path / "features.npy"
+    rows = [cut.record, cut.samples]  # layers 1, width 2
+
+    def written(numbers: list[int]) -> dict[int, np.ndarray]:
+        return {windows.WHOLE: np.stack([x[numbers] % 2048 for x in rows], -1)[None, :, None]}
+
+    files = cache.FeatureFiles(1, 2, cut, {windows.WHOLE: path})
+    for numbers in ([0, 1, 3], [2, 6], [4, 5]):  # the last is written, but not yet saved
+        files.write(numbers, written(numbers))
+    files.claim.close()  # which ends with a process
+    again = cache.FeatureFiles(1, 2, cut, {windows.WHOLE: path})
+    assert np.flatnonzero(~again.written).tolist() == [4, 5, 7]
+    again.write([7, 4, 5], written([7, 4, 5]))
+    again.finish()
+    np.testing.assert_array_equal(np.load(path), written(list(range(8)))[windows.WHOLE][:, :, 0])
+    assert [x.name for x in tmp_path.iterdir()] == ["features.npy"]
 
 
 def test_the_cache_is_by_encoder_and_read_only_once(tmp_path: Path) -> None:
@@ -61,3 +89,76 @@ def test_a_disk_that_is_too_small_is_told_before(tmp_path, monkeypatch) -> None:
     with pytest.raises(OSError, match=r"0.00 GB free and these features take .*config.cache"):
         get(tmp_path)
     assert not list(tmp_path.rglob("*.part"))
+
+
+@pytest.mark.parametrize("second_ends", ["complete", "stopped"])
+def test_two_passes_at_once_leave_no_row_of_zeros(tmp_path, monkeypatch, second_ends) -> None:
+    """The same pass begins again in the middle of the first, as on a disk without locks."""
+    whole = get(tmp_path / "whole")
+    monkeypatch.setattr(cache, "await_others", lambda paths: None, raising=False)
+    monkeypatch.setattr(extract, "AHEAD", 0)
+
+    def stopping(record: int) -> np.ndarray:
+        if record == 1 and second_ends == "stopped":
+            raise OSError("asked to end")
+        return read(record)
+
+    def beginning_again(record: int) -> np.ndarray:
+        if record == 3:
+            with contextlib.suppress(OSError):
+                get(tmp_path / "twice", read=stopping)
+        return read(record)
+
+    found = get(tmp_path / "twice", read=beginning_again)
+    for pool, values in whole.items():
+        np.testing.assert_array_equal(values, found[pool])
+    names = {path.suffix for path in (tmp_path / "twice").rglob("*") if path.is_file()}
+    assert names == {".npy"}
+
+
+def test_a_pass_that_another_process_makes_is_waited_for(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(cache, "_LOOK_EVERY", 0.02)
+    begun, told = threading.Event(), threading.Event()
+
+    def slow(record: int) -> np.ndarray:
+        begun.set()
+        assert told.wait(60)
+        return read(record)
+
+    def noted(line: str) -> None:
+        told.set()
+        note(line)
+
+    def refuse(record: int) -> np.ndarray:
+        raise AssertionError(f"record {record} was read by both")
+
+    monkeypatch.setattr(cache, "note", noted)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(get, tmp_path, read=slow)
+        assert begun.wait(60)
+        second = get(tmp_path, read=refuse)
+        assert second.keys() == first.result().keys()
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and f"are being extracted by process {os.getpid()} on" in said
+
+
+def test_passes_of_other_pools_do_not_mix(tmp_path, monkeypatch) -> None:
+    """Both are interrupted; the first goes on with its own files."""
+    whole = get(tmp_path / "whole")
+    monkeypatch.setattr(cache, "SAVE_EVERY", 1)
+    monkeypatch.setattr(extract, "AHEAD", 0)
+
+    def until(last: int) -> Callable[[int], np.ndarray]:
+        def failing(record: int) -> np.ndarray:
+            if record > last:
+                raise OSError("the disk went away")
+            return read(record)
+
+        return failing
+
+    for pools, last in (((0, 25, 1), 2), ((0,), -1), ((25,), -1), ((1,), -1)):
+        with pytest.raises(OSError, match="went away"):
+            get(tmp_path / "cut", pools, until(last))
+    found = get(tmp_path / "cut")
+    for pool, values in whole.items():
+        np.testing.assert_array_equal(values, found[pool])

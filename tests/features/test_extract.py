@@ -8,44 +8,46 @@ import numpy as np
 import pytest
 from absl import flags
 
-from musicssl import audio
 from musicssl.features import extract, windows
-from musicssl.runtime import distributed
+from musicssl.runtime import distributed, sharding
 from tests.support import commands, tiny
-from tests.support.feature_sources import LENGTHS, RATE, get, read, source
+from tests.support.feature_sources import LENGTHS, RATE, SECONDS, get, read, source
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
+SIZE = round(SECONDS * RATE)
 
 
-def direct(of: extract.FeatureSource) -> list[np.ndarray]:
-    """Real frames [layers, t, d] of each window, the encoder applied to one at a time."""
+def direct(of: extract.FeatureSource, alone: bool) -> list[np.ndarray]:
+    """Frames [layers, t, d] of each window, the encoder applied to its samples and no others."""
     apply, found = jax.jit(of.apply), []
-    for record in range(len(LENGTHS)):
+    for record, length in enumerate(LENGTHS):
         x = read(record).astype(np.float32) / 32768
-        if of.normalize:
-            x = (x - x.mean()) / np.sqrt(x.var() + 1e-7)
-        for start in range(0, max(len(x), 1), RATE):
-            window = x[start : start + RATE]
+        for start in range(0, length, SIZE):
+            window = x[start : start + SIZE]
             if start and len(window) < RATE:
-                continue  # all remainders here are shorter than a second
-            padded = np.pad(window, (0, RATE - len(window)))
-            hidden = np.stack(apply(of.params, padded[None]))[:, 0]
-            found.append(hidden[:, : audio.frame_count(len(window))])
+                continue
+            if of.normalize:
+                over = window if alone else x
+                window = (window - over.mean()) / np.sqrt(over.var() + 1e-7)
+            found.append(np.stack(apply(of.params, window[None]))[:, 0])
     return found
 
 
-@pytest.mark.parametrize("normalize", [True, False])
-def test_rows_are_means_of_the_encoders_frames(normalize: bool, tmp_path: Path) -> None:
-    of = source(normalize)
-    found = get(tmp_path, of=of)
-    frames = direct(of)
-    assert [f.shape[1] for f in frames] == [49, 49, 49, 49, 49, 49, 27]
+@pytest.mark.parametrize(
+    ("stem_norm", "normalize", "alone"),
+    [("layer", True, False), ("layer", True, True), ("group", False, False)],
+)
+def test_rows_are_means_of_the_frames_that_a_window_has_alone(
+    stem_norm: str, normalize: bool, alone: bool, tmp_path: Path
+) -> None:
+    of = source(normalize, stem_norm=stem_norm)
+    found = get(tmp_path, of=of, standardised_alone=alone)
+    frames = direct(of, alone)
+    assert [f.shape[1] for f in frames] == [74, 74, 49, 74, 74, 74, 74, 53]
     wanted = {
         windows.WHOLE: [f.mean(1, keepdims=True) for f in frames],
         25: [
-            np.stack([part.mean(1) for part in np.split(f, [25], 1)], 1)
-            if f.shape[1] > 37
-            else f[:, :25].mean(1, keepdims=True)
+            np.stack([f[:, i : i + 25].mean(1) for i in range(0, f.shape[1] - 12, 25)], 1)
             for f in frames
         ],
         1: frames,
@@ -54,13 +56,62 @@ def test_rows_are_means_of_the_encoders_frames(normalize: bool, tmp_path: Path) 
         value = np.concatenate(parts, 1)
         assert found[pool].shape == value.shape
         assert found[pool].dtype == np.float16
-        np.testing.assert_allclose(found[pool].astype("f4"), value, atol=4e-3)
+        # a unit in float16's last place
+        np.testing.assert_allclose(found[pool].astype("f4"), value, rtol=1.01e-3, atol=1e-5)
     assert np.abs(found[1][0].astype("f4") - found[1][1].astype("f4")).max() > 0.04  # layers differ
+
+
+def test_records_of_any_length_have_features(tmp_path: Path) -> None:
+    """One frame at least: less than a window of the stem is heard with zeros up to it."""
+    lengths = np.array([16_000, 400, 300, 1, 5_999])
+    sounds = [np.random.default_rng(n).integers(-9000, 9000, n, np.int16) for n in lengths]
+    of, mesh = extract.open_source("logmel"), sharding.make_mesh()
+    cut = windows.cut(lengths, 1.0, RATE)
+    where = tmp_path, "data", mesh, 2
+    found = extract.extract(of, cut, sounds.__getitem__, (windows.WHOLE,), *where)[windows.WHOLE]
+    for i, sound in enumerate(sounds):
+        heard = np.pad(sound, (0, max(400 - len(sound), 0)))[None] / np.float32(32768)
+        (alone,) = of.apply(of.params, heard)
+        np.testing.assert_allclose(found[0, i], alone[0].mean(0), rtol=1.01e-3, atol=1e-4)
+
+
+def test_batches_are_of_one_length_and_read_each_record_once() -> None:
+    """Whole windows are never beside padded ones, so that they have a program of their own."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 100_000, 40)
+    cut, asked = windows.cut(lengths, SECONDS, RATE), []
+
+    def loud(record: int) -> np.ndarray:
+        asked.append(record)
+        return np.arange(1, lengths[record] + 1).astype(np.int16)
+
+    waiting = [i for i in range(len(cut.record)) if i % 7]
+    batches = list(extract._batches(source(False), cut, loud, waiting, 4))
+    assert asked == sorted(set(cut.record[waiting]))
+    assert sorted(i for batch in batches for i in batch.numbers) == waiting
+    assert len({(batch.sound.shape, batch.is_whole) for batch in batches}) == 5
+    assert len(batches) <= len(waiting) // 4 + 5
+    for batch in batches:
+        assert {cut.samples[i] == cut.size for i in batch.numbers} == {batch.is_whole}
+        assert batch.sound.shape == (4, windows.padded(cut)[batch.numbers[0]])
+        for i, row, samples in zip(batch.numbers, batch.sound, batch.samples, strict=False):
+            own = loud(cut.record[i])[cut.start[i] : cut.start[i] + cut.samples[i]]
+            assert samples == len(own) and not row[samples:].any()
+            np.testing.assert_array_equal(row[:samples], own)
+
+
+def test_what_is_standardised_over_has_features_of_its_own(tmp_path: Path) -> None:
+    for of in (source(True), source(False)):
+        keys = {
+            extract._key(of, windows.cut(LENGTHS, SECONDS, RATE, alone), 0, "data")
+            for alone in (False, True)
+        }
+        assert len(keys) == 1 + of.normalize  # without normalisation they are the same
 
 
 def test_features_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     of = source()
-    broken = of._replace(apply=lambda params, x: [h * 1e9 for h in of.apply(params, x)])
+    broken = of._replace(apply=lambda *x: [h * 1e9 for h in of.apply(*x)])
     with pytest.raises(ValueError, match="not finite in float16"):
         get(tmp_path, of=broken)
 

@@ -1,12 +1,9 @@
 """Windows of records, and the times of their rows."""
 
 import numpy as np
-import pytest
 
 from musicssl.features import windows
-from tests.support.feature_sources import LENGTHS, RATE
-
-pytestmark = pytest.mark.usefixtures("compiled_once")
+from tests.support.feature_sources import LENGTHS, RATE, SECONDS
 
 
 def test_windows_drop_short_remainders_and_keep_short_records() -> None:
@@ -18,10 +15,21 @@ def test_windows_drop_short_remainders_and_keep_short_records() -> None:
     assert windows.cut(np.array([69, 30]), 3, 10).record.tolist() == [0, 0, 1]
 
 
+def test_windows_are_padded_to_few_lengths() -> None:
+    lengths = np.array([400, 101, 7_919, 7_920, 31_679, 31_680, 20_000, 1])
+    cut = windows.cut(lengths, 1.98, RATE)
+    assert windows.padded(cut).tolist() == [7920, 7920, 7920, 7920, 31680, 31680, 23760, 7920]
+    for short in ([700, 300], [300, 200]):  # never less than the stem's window
+        cut = windows.cut(np.array(short), 1.98, RATE)
+        assert windows.padded(cut).tolist() == [max(short[0], 400), 400]
+
+
 def test_rows_know_their_times() -> None:
-    cut = windows.cut(LENGTHS, 1.0, RATE)
+    """Windows of 74 frames; a remainder of 49, and a short record of 53."""
+    cut = windows.cut(LENGTHS, SECONDS, RATE)
     rows = windows.rows(cut, 25, RATE)
-    assert rows.record.tolist() == [0] * 4 + [1] * 2 + [2] * 6 + [3]
-    np.testing.assert_allclose(rows.begin[:4], [0, 0.5, 1, 1.5])
-    np.testing.assert_allclose(rows.end[:4], [0.5, 0.98, 1.5, 1.98])
-    assert len(windows.rows(cut, 1, RATE).record) == 6 * 49 + 27
+    assert rows.record.tolist() == [0] * 8 + [1] * 3 + [2] * 9 + [3] * 2
+    np.testing.assert_allclose(rows.begin[:8], [0, 0.5, 1, 1.5, 2, 2.5, 3, 3.5])
+    np.testing.assert_allclose(rows.end[:8], [0.5, 1, 1.48, 2, 2.5, 2.98, 3.5, 3.98])
+    assert len(windows.rows(cut, 1, RATE).record) == 6 * 74 + 49 + 53
+    assert windows.rows_in(cut, windows.WHOLE).tolist() == [1] * 8

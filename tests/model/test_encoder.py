@@ -17,6 +17,8 @@ TOLERANCE = 1e-4
 # Half the time to compile; what is compared is small.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 LENGTHS = (719, 8000)  # one frame, 24
+# of clips in one batch: odd ones, just over a second, a sample more than a frame needs or less
+MIXED = (24_000, 16_001, 16_080, 16_079, 9_137, 23_999, 400)
 
 
 def outputs(encoder: subject.Encoder, params: dict, audio: np.ndarray) -> subject.Output:
@@ -45,6 +47,47 @@ def test_every_layer_of_every_kind(kind):
         assert difference(ours.hidden, torch_models.hidden_states(model, audio)) < TOLERANCE
         assert difference(ours.ffn, [x.numpy() for x in ffn]) < TOLERANCE
         ffn.clear()
+
+
+@pytest.mark.parametrize("kind", ["data2vec", "data2vec-even", "hubert", "hubert-large"])
+def test_padded_clips_have_the_states_that_each_has_alone(kind):
+    """Both kinds of stem and of positional convolution, beside transformers and beside itself."""
+    model = torch_models.small(kind)
+    encoder, params = torch_models.ours(model)
+    clips = [torch_models.noise(n, clips=1) for n in (*MIXED, 250)]
+    lengths = np.array([x.shape[1] for x in clips])
+    batch = np.concatenate([np.pad(x, ((0, 0), (0, MIXED[0] - x.shape[1]))) for x in clips])
+    run = jit(lambda x, samples=None: encoder.apply({"params": params}, x, samples=samples).hidden)
+
+    together = run(batch, lengths)
+    for i, clip in enumerate(clips):
+        if clip.shape[1] < 400:  # less than one window of the stem: with zeros up to it
+            clip = np.pad(clip, ((0, 0), (0, 400 - clip.shape[1])))
+        frames = (clip.shape[1] - 400) // 320 + 1
+        ours = [x[i : i + 1, :frames] for x in together]
+        theirs = torch_models.hidden_states(model, clip)
+        for a, b in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-5)
+        if i == 1:
+            for a, b in zip(ours, run(clip), strict=True):
+                np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5)
+
+
+def test_padded_clips_are_refused_where_weights_are_dropped():
+    encoder, params = small_encoder(attention_dropout=0.1)
+    audio, rngs = torch_models.noise(4000), {"dropout": jax.random.key(0)}
+
+    def trained(params: dict) -> subject.Output:
+        return encoder.apply({"params": params}, audio, True, np.array([4000, 3000]), rngs=rngs)
+
+    with pytest.raises(ValueError, match="train on clips of one length"):
+        jax.eval_shape(trained, params)
+
+
+def test_audio_of_less_than_one_window_is_refused():
+    encoder, params = small_encoder()
+    with pytest.raises(ValueError, match=r"399 samples holds no encoder frame: give 400 samples"):
+        encoder.apply({"params": params}, torch_models.noise(399))
 
 
 @pytest.mark.parametrize("family, parameters", [("data2vec", 93_164_288), ("hubert", 94_371_712)])

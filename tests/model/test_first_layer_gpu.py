@@ -44,6 +44,21 @@ def test_values_and_gradients_are_those_of_convolution_norm_and_gelu(
     assert_close(ours, both_ways(written, values, dy), 8e-3)
 
 
+def test_the_norm_over_time_counts_a_padded_clips_own_frames(interpreted):
+    rng = np.random.default_rng(2)
+    kernel = jnp.asarray(rng.normal(size=(stem.KERNELS[0], 1, WIDTH)) / 3, jnp.float32)
+    layer = stem.StemLayer(kernel, None, stem.Norm(jnp.ones(WIDTH), jnp.zeros(WIDTH)))
+    alone = jnp.asarray(0.3 * rng.normal(size=(1, 1_203)), jnp.bfloat16)
+    padded = jnp.pad(alone, ((0, 0), (0, 800)))
+    wanted = np.asarray(stem.first_on_gpu(alone, layer, stem.TIME), np.float32)
+    frames = wanted.shape[1]
+    real = jnp.arange((2_003 - 10) // 5 + 1)[None] < frames
+    found = np.asarray(stem.first_on_gpu(padded, layer, stem.TIME, real), np.float32)[:, :frames]
+    np.testing.assert_allclose(found, wanted, atol=2e-2)  # a unit in bfloat16's last place
+    unaware = np.asarray(stem.first_on_gpu(padded, layer, stem.TIME), np.float32)[:, :frames]
+    assert np.abs(unaware - wanted).mean() > 0.05
+
+
 def test_the_normal_distribution_function_is_that_of_erf():
     z = np.linspace(-6, 6, 2001)
     below, density = first_layer_gpu._normal(jnp.asarray(z, jnp.float32))

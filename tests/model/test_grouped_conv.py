@@ -16,11 +16,15 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(
-    "kernel, width, groups", [(16, 192, 4), (19, 96, 16), (5, 48, 3), (4, 520, 4)]
+    "kernel, width, outputs, groups",
+    [
+        *((16, 192, 192, 4), (19, 96, 96, 16), (5, 48, 48, 3), (4, 520, 520, 4)),
+        *((7, 96, 48, 16), (7, 32, 64, 4)),  # a decoder's first, and one that widens
+    ],
 )
-def test_equal_to_torch(form, kernel, width, groups):
+def test_equal_to_torch(form, kernel, width, outputs, groups):
     rng = np.random.default_rng(kernel)
-    shapes = (2, 23, width), (kernel, width // groups, width), (2, 23, width)
+    shapes = (2, 23, width), (kernel, width // groups, outputs), (2, 23, outputs)
     x, weight, dy = (rng.normal(size=shape).astype(np.float32) for shape in shapes)
     theirs_x = torch.tensor(x.swapaxes(1, 2), requires_grad=True)
     theirs_w = torch.tensor(weight.transpose(2, 1, 0), requires_grad=True)

@@ -45,6 +45,20 @@ def test_in_pieces_values_and_gradients_are_those_of_the_stem(axis, norms, bias,
             np.testing.assert_allclose(a / scale, b / scale, atol=5e-4)
 
 
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+@pytest.mark.parametrize("axis, norms", [(stem.TIME, 1), (stem.CHANNELS, 7)])
+def test_a_padded_clip_has_the_features_that_it_has_alone(axis, norms, platform, monkeypatch):
+    monkeypatch.setattr(sharding, "platform", lambda: platform)
+    made, lengths = layers(False, norms), np.array([5_137, 9_001, 9_001])
+    x = sound(9_001) * (np.arange(9_001) < lengths[:, None])
+    together = jax.jit(lambda x: stem.stem(x, made, axis, lengths))(x)
+    for clips, n in ((slice(0, 1), 5_137), (slice(1, 3), 9_001)):
+        alone = jax.jit(lambda x: stem.onward(x[..., None], made, axis, 0))(x[clips, :n])
+        scale = max(float(np.abs(alone).max()), 1.0)
+        ours = together[clips, : alone.shape[1]]
+        np.testing.assert_allclose(ours / scale, alone / scale, atol=5e-4)
+
+
 @pytest.mark.parametrize(
     "frames, clips, pieces",
     [(256, 16, 2), (1496, 8, 4), (1496, 4, 8), (256, 64, 1), (1499, 8, 1), (256, 1, 16)],

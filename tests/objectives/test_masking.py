@@ -194,3 +194,113 @@ def test_refusals_name_the_field():
         draw(4, 8, probability=2.0, span=1)
     with pytest.raises(ValueError, match=r"mask\.span 0"):
         draw(4, 100, span=0)
+
+
+BLOCKS = {"copies": 4, "probability": 0.5, "span": 5, "adjust": 0.05, "inverse": False}
+block_mask = functools.partial(jax.jit, static_argnums=(1, 2), static_argnames=BLOCKS)(
+    masking.block_mask
+)
+
+
+def draw_blocks(clips: int, frames: int, seed: int = 0, **rule) -> masking.SpanMask:
+    drawn = block_mask(jax.random.key(seed), clips, frames, **BLOCKS | rule)
+    return jax.tree.map(np.asarray, drawn)
+
+
+# frames, probability, span, adjust, inverse, then masked frames of each copy, mean runs of masked
+# and of visible frames: 2,000 draws of fairseq's compute_block_mask_1d.
+MEASURED_BLOCKS = [
+    (1488, 0.5, 5, 0.05, False, 744, 4.45, 4.44),
+    (1488, 0.5, 5, 0.05, True, 744, 4.43, 4.43),
+    (1488, 0.8, 10, 0.1, True, 1191, 13.89, 3.50),
+    (249, 0.65, 10, 0.0, False, 161, 4.95, 2.71),
+    (96, 0.5, 4, 0.05, False, 48, 3.92, 3.84),
+]
+
+
+@pytest.mark.parametrize(
+    "frames, probability, span, adjust, inverse, count, masked_run, visible_run", MEASURED_BLOCKS
+)
+def test_blocks_have_the_counts_and_runs_of_fairseqs(
+    frames, probability, span, adjust, inverse, count, masked_run, visible_run
+):
+    rule = {"probability": probability, "span": span, "adjust": adjust, "inverse": inverse}
+    drawn = draw_blocks(64, frames, **rule)
+    assert drawn.mask.shape == drawn.frames.shape == (64, 4, frames)
+    assert set(drawn.mask.sum(-1).flat) == {count}
+    assert masking.masked_in_copy(frames, probability, inverse) == count
+    rows = drawn.mask.reshape(-1, frames)
+    assert mean_run(rows) == pytest.approx(masked_run, rel=0.05)
+    assert mean_run(~rows) == pytest.approx(visible_run, rel=0.05)
+    assert len({row.tobytes() for row in rows}) == len(rows)  # a mask of its own for every copy
+
+
+@pytest.mark.parametrize("span, adjust, probability", [(5, 0.05, 0.5), (4, 0.6, 0.3), (1, 0, 0.4)])
+@pytest.mark.parametrize("inverse", [False, True])
+def test_a_block_mask_is_what_its_draws_give_by_the_published_rule(
+    span, adjust, probability, inverse
+):
+    """Block by block and frame by frame, from the numbers that were drawn."""
+    clips, frames, copies = 3, 60, 4
+    rule = {"span": span, "adjust": adjust, "probability": probability, "inverse": inverse}
+    drawn = draw_blocks(clips, frames, seed=7, **rule)
+    share = 1 - probability if inverse else probability
+    wanted, blocks = int(frames * share), int(frames * ((share + adjust) / span))
+    keys = jax.random.split(jax.random.key(7))
+    centres = jax.random.randint(keys[0], (clips, copies, blocks, 1), 0, frames)[..., 0]
+    order = np.asarray(jax.random.uniform(keys[1], (clips, copies, frames)))
+    added = taken = 0
+    for clip, copy in itertools.product(range(clips), range(copies)):
+        covered = set()
+        for centre in np.asarray(centres[clip, copy]):
+            block = range(centre - span // 2, centre - span // 2 + span)
+            covered |= {min(max(frame, 0), frames - 1) for frame in block}
+        by_draw = sorted(range(frames), key=lambda t, x=order[clip, copy]: x[t])
+        surplus = len(covered) - wanted
+        added, taken = added + (surplus < 0), taken + (surplus > 0)
+        # the frames of lowest number stay, and join
+        chosen = {t for t in by_draw if t in covered}
+        if surplus > 0:
+            chosen = set([t for t in by_draw if t in covered][:wanted])
+        chosen |= set([t for t in by_draw if t not in covered][: max(0, -surplus)])
+        expected = np.isin(np.arange(frames), sorted(chosen)) ^ inverse
+        np.testing.assert_array_equal(drawn.mask[clip, copy], expected)
+    assert (taken if adjust > 0.5 else added) > 0
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+def test_masked_frames_are_listed_before_the_visible_and_all_in_order(inverse):
+    drawn = draw_blocks(2, 50, probability=0.3, inverse=inverse)
+    for mask, frames, valid in zip(*(x.reshape(8, 50) for x in drawn), strict=True):
+        count = mask.sum()
+        np.testing.assert_array_equal(frames[:count], np.flatnonzero(mask))
+        np.testing.assert_array_equal(frames[count:], np.flatnonzero(~mask))
+        np.testing.assert_array_equal(valid, np.arange(50) < count)
+
+
+def test_block_masks_depend_on_the_key_alone():
+    masks_twice = draw_blocks(8, 100).mask, draw_blocks(8, 100).mask
+    np.testing.assert_array_equal(*masks_twice)
+    assert (masks_twice[0] != draw_blocks(8, 100, seed=1).mask).any()
+
+
+def test_a_section_with_copies_draws_blocks():
+    for rule, shape in ((BLOCKS, (2, 4, 50)), (DEFAULTS, (2, 50))):
+        sample = functools.partial(masking.draw, clips=2, frames=50, **rule)
+        assert jax.eval_shape(sample, jax.random.key(0)).mask.shape == shape
+
+
+@pytest.mark.parametrize(
+    "rule, said",
+    [
+        ({"copies": 0}, r"mask\.copies is 0"),
+        ({"span": 0}, r"mask\.span 0"),
+        ({"span": 101}, r"mask\.span 101 .* 100 frames: use a longer data\.crop_frames"),
+        ({"probability": 1.0}, r"mask\.probability 1\.0"),
+        ({"probability": 0.001}, r"mask\.probability 0\.001"),
+        ({"adjust": -0.9}, r"mask\.adjust -0\.9"),
+    ],
+)
+def test_block_refusals_name_the_field(rule, said):
+    with pytest.raises(ValueError, match=said):
+        masking.block_mask(jax.random.key(0), 4, 100, **BLOCKS | rule)

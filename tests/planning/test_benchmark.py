@@ -21,9 +21,11 @@ def rows(config, only: list[str]) -> dict[str, benchmark.TimedRow]:
     return {row.name: row for row in benchmark.measured(config, here, only)}
 
 
-@pytest.mark.parametrize("method", ["data2vec", "hubert"])
+@pytest.mark.parametrize("method", ["data2vec", "data2vec2", "hubert"])
 def test_each_part_of_a_step_has_its_operations(method):
     config, only = tiny.config({"batch_size": 4}), ["step", "teacher", "optimizer"]
+    if method == "data2vec2":
+        config, only = tiny.copies_config({"batch_size": 4}), PARTS
     if method == "hubert":
         config, only = musichubert.get_config("demo_multi"), [*PARTS, "labels"]
         leaves = tiny.LEAVES.items()
@@ -34,14 +36,15 @@ def test_each_part_of_a_step_has_its_operations(method):
         config.update_from_flattened_dict(shared)
     by_name = rows(config, only)
     assert set(by_name) == set(only)
-    counts = flops.train_parts(config)
+    parts = flops.train_parts(config)
+    counts = parts | {"transformer": parts["attention"] + parts["ffn"]}
     for name, row in by_name.items():
         assert row.seconds > 0
         if name in counts:
             assert row.figure * row.seconds * 1e9 == pytest.approx(counts[name])
             assert (row.unit, row.limit) == ("GFLOP/s", 1e3)
     whole = by_name["step"].figure * by_name["step"].seconds * 1e9
-    assert whole == pytest.approx(flops.train_step(config)) == pytest.approx(sum(counts.values()))
+    assert whole == pytest.approx(flops.train_step(config)) == pytest.approx(sum(parts.values()))
     state = step.state_shapes(config)
     moved = 7 * 4 * sum(x.size for x in jax.tree.leaves(state.params))
     moved += 2 * 4 * sum(x.size for x in jax.tree.leaves(state.teacher))

@@ -6,7 +6,7 @@ Where libtpu is installed test_plan_tpu.py compiles for TPUs as well.
 import jax
 import pytest
 
-from configs import music2vec, musichubert
+from configs import music2vec, music2vec2, musichubert
 from musicssl.planning import compilation
 from musicssl.planning.compilation import BatchAttempt
 
@@ -66,6 +66,7 @@ def test_masks_of_equal_counts_follow_the_batch():
     assert compilation.with_batch(config, 112).mask.equal_counts == 7
     assert compilation.with_batch(config, 64).mask.equal_counts == 1
     assert config.batch_size == 112
+    assert compilation.with_batch(music2vec2.get_config(), 5).mask.copies == 8
 
 
 @pytest.mark.parametrize(
@@ -73,6 +74,7 @@ def test_masks_of_equal_counts_follow_the_batch():
     [
         (music2vec, {"data2vec.top_layers": 1}),
         (music2vec, {"data2vec.top_layers": 1, "accumulate": 2}),
+        (music2vec2, {"data2vec.top_layers": 1, "accumulate": 2}),
         (musichubert, {}),
         (musichubert, {"teacher.feature": "layer", "teacher.layer": 1}),
         (musichubert, MULTI),

@@ -4,7 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from configs import music2vec, music2vec2
 from musicssl.planning import hlo, report, topology
+from musicssl.training import flops
 
 
 @pytest.mark.parametrize(
@@ -45,3 +47,36 @@ def test_kernels_are_entered_at_the_stated_share_of_peak():
     kernels = [hlo.Kernel("jit(step)/layer_0/attention/call", 460), hlo.Kernel("x", None)]
     assert report.enter_kernels(cycles, kernels, 2.0) == 1000
     assert cycles == {"attention": 1100}
+
+
+def test_a_prediction_of_data2vec_2_stands_beside_one_of_data2vec_1():
+    """Eight copies of a clip against one, with half of the frames masked in each."""
+    config = music2vec2.get_config()
+    own, first = report.predicting(config)
+    assert own["flops"] == flops.train_step(config)
+    assert (own["predictions"], first["predictions"]) == (16 * 8 * 744, 16 * 744)
+    one = music2vec.get_config()
+    one.batch_size, one.data.crop_frames = 16, 1488
+    assert first["flops"] == flops.train_step(one)
+    (alone,) = report.predicting(one)
+    assert alone["flops"] == first["flops"]
+    assert alone["predictions"] == pytest.approx(16 * 1488 * 0.490, rel=0.01)  # fairseq's sampler
+    a_prediction = [x["flops"] / x["predictions"] for x in (own, first)]
+    assert a_prediction[1] / a_prediction[0] == pytest.approx(3.2, abs=0.1)
+
+
+def test_an_hour_of_targets_takes_the_time_of_180000_predictions():
+    plan = {
+        "seconds": {"roofline": 1.0, "compiler": 4.0},
+        "devices": 2,
+        "peak_flops": 1e12,
+        "predicting": [
+            {"by": "ours", "flops": 3e12, "predictions": 90_000},
+            {"by": "theirs", "flops": 1e12, "predictions": 10_000},
+        ],
+    }
+    rows = report._costs(plan)[2:]
+    assert rows == [
+        "| ours | 3.000 | 90,000 | 33.3 | 6.0 to 16.0 s |",
+        "| theirs | 1.000 | 10,000 | 100.0 | 18.0 s |",
+    ]

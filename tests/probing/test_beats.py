@@ -1,8 +1,10 @@
 """Beat decoding against a dense HMM over all states, and F-measures against mir_eval."""
 
+import jax
 import mir_eval
 import numpy as np
 import pytest
+import scipy.special
 
 from musicssl.probing import beats
 
@@ -57,31 +59,96 @@ def test_intervals_at_50_frames_a_second() -> None:
     assert (lengths[0], lengths[-1], len(lengths)) == (14, 55, 42)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1, 2, 3])
 def test_path_is_that_of_a_dense_model(seed: int) -> None:
     fps = 12  # 3 to 13 frames a beat: a matrix that is small enough to be filled
-    period = (0.5, 0.62, 0.8)[seed]
+    period = (0.5, 0.62, 0.8, 0.3)[seed]
     activations = pulses(np.arange(0.3, 12, period), 140, fps, seed)
-    path = beats.viterbi(activations, fps)
-    tempo, position = dense_viterbi(activations, fps)
-    np.testing.assert_array_equal(path.tempo, tempo)
-    np.testing.assert_array_equal(path.position, position)
+    outputs = np.append(scipy.special.logit(activations), np.full(31, 9.0))  # those take no part
+    found = jax.jit(beats.viterbi, static_argnames="fps")(outputs.astype("f4"), 140, fps=fps)
+    tempo, position = np.zeros((2, 140), int)
+    for first, number in zip(*map(np.asarray, found), strict=True):
+        for at in range(beats.intervals(fps)[number]):
+            if 0 <= first + at < 140:
+                tempo[first + at], position[first + at] = number, at
+    wanted_tempo, wanted_position = dense_viterbi(activations, fps)
+    np.testing.assert_array_equal(tempo, wanted_tempo)
+    np.testing.assert_array_equal(position, wanted_position)
     assert (position == 0).sum() > 10
+
+
+def decoded(activations: np.ndarray, fps: float = 50) -> np.ndarray:
+    (found,) = beats.decode([scipy.special.logit(activations)], fps)
+    return found
 
 
 def test_a_steady_pulse_with_noise_and_a_gap_is_followed() -> None:
     times = np.arange(0.4, 30, 0.5)
     heard = times[(times < 12) | (times > 14)]
-    found = beats.decode(pulses(heard, 1500, 50, 3), 50)
+    found = decoded(pulses(heard, 1500, 50, 3))
     assert beats.f_measures([times], [found])["f"] > 0.97
     assert beats.f_measures([times], [heard[::2]])["f"] < 0.8
 
 
 def test_the_beat_is_moved_to_the_highest_activation() -> None:
     times = np.arange(1, 20, 0.75)
-    found = beats.decode(pulses(times, 1000, 50, 4), 50)
+    activations = pulses(times, 1000, 50, 4)
+    found = decoded(activations)
     inner = found[(found > 1) & (found < 19)]
     assert np.abs(inner[:, None] - times).min(1).max() <= 0.045
+    frame = np.round(inner * 50).astype(int)
+    assert (activations[frame] >= activations[frame + 1]).mean() > 0.9
+
+
+def test_a_clip_is_decoded_alike_beside_longer_ones() -> None:
+    clips = [
+        scipy.special.logit(pulses(np.arange(0.3, 30, 0.4 + 0.1 * i), n, 50, i))
+        for i, n in enumerate((900, 1499, 40))
+    ]
+    together = beats.decode(clips, 50)
+    for clip, found in zip(clips, together, strict=True):
+        np.testing.assert_array_equal(found, beats.decode([clip], 50)[0])
+        assert found.max() < len(clip) / 50
+
+
+@pytest.mark.parametrize("fps", [50, 75])
+def test_the_monitor_is_the_f_of_decoded_beats(fps: int) -> None:
+    """With clips of several lengths, references on frames, behind the clip, and none at all."""
+    random = np.random.default_rng(fps)
+    sizes = (700, 500, 333)
+    places = [start + np.arange(n) for start, n in zip((0, 700, 1200), sizes, strict=True)]
+    references = []
+    for period, digits in ((0.5, 2), (0.62, 6)):
+        times = np.arange(0.4, 16, period)
+        times += 0.02 * random.standard_normal(len(times))
+        references.append(np.round(times, digits))
+    references.append(np.zeros(0))
+    heard = [pulses(r, n, fps, 1) for r, n in zip(references[:2], sizes[:2], strict=True)]
+    outputs = scipy.special.logit(np.concatenate(heard))
+    outputs = np.append(outputs, random.standard_normal(333)).astype("f4")
+    several = np.stack([outputs, random.standard_normal(len(outputs)).astype("f4")])
+    monitor = beats.monitor(references, places, fps)
+    scores = jax.jit(jax.vmap(lambda x: monitor(None, x[:, None])))(several)
+    for x, score in zip(several, scores, strict=True):
+        found = beats.decode([x[place] for place in places], fps)
+        assert float(score) == pytest.approx(beats.f_measures(references, found)["f"], abs=1e-6)
+    assert 0.1 < float(scores[1]) < float(scores[0]) < 0.95
+    several[0, 3] = np.nan
+    assert np.isnan(monitor(None, several[0][:, None]))
+
+
+def test_the_largest_matching_is_mir_evals() -> None:
+    """Times that are multiples of 10 ms, so that many lie 70 ms apart to the last bit."""
+    random = np.random.default_rng(0)
+    matched = jax.jit(beats._matched)
+    for _ in range(50):
+        marks = random.random(120) < 0.3
+        reference = np.sort(random.integers(0, 250, 60)) / 100
+        time = np.arange(120) / 50
+        least = np.searchsorted(time, reference - 0.07, side="left")
+        greatest = np.searchsorted(time, reference + 0.07, side="right") - 1
+        wanted = beats.matches(reference, np.flatnonzero(marks) / 50, 0.07)
+        assert int(matched(marks, least, greatest)) == wanted
 
 
 def test_reference_beats_as_estimates_score_one() -> None:
@@ -101,7 +168,7 @@ def test_micro_and_mean_f_differ_as_they_should() -> None:
 
 
 def test_no_beats_and_no_activations() -> None:
-    assert len(beats.decode(np.zeros(100), 50)) == 0
+    assert len(decoded(np.zeros(100))) == 0
     assert beats.f_measures([np.arange(9.0)], [np.zeros(0)])["f"] == 0
     assert np.isnan(beats.f_measures([np.zeros(0)], [np.zeros(0)])["f_mean"])
 

@@ -9,7 +9,7 @@ import pytest
 
 from musicssl.features import rows as feature_rows
 from musicssl.features import windows
-from musicssl.probing import evaluate, labels, report, tasks
+from musicssl.probing import columns, evaluate, labels, metrics, report, tasks
 from tests.support.probes import config, nothing
 
 pytestmark = pytest.mark.usefixtures("few_draws")
@@ -41,6 +41,23 @@ def test_the_layer_with_the_answer_is_chosen_on_validation(tmp_path: Path) -> No
     assert result["chosen"]["source"] == chosen["source"] in ("1", "sum")
     low, high = result["chosen"]["interval"]
     assert low < result["chosen"]["test"]["accuracy"]["mean"] < high
+
+
+def test_every_seed_has_the_scores_of_its_own_answers_on_the_same_samples(tmp_path: Path) -> None:
+    splits = {name: separable(i, 100) for i, name in enumerate(tasks.SPLITS)}
+    settings = config(tmp_path, epochs=2, layers="2")
+    settings.seeds = (1, 2, 3)
+    task = tasks.TASKS["gtzan_genre"]
+    chosen = evaluate.evaluate(task, splits, "abcdefghij", 50, settings, nothing)["chosen"]
+    assert np.shape(chosen["draws"]) == (3, 20) and len(chosen["test_seeds"]) == 3
+    assert chosen["test"]["accuracy"]["mean"] == pytest.approx(np.mean(chosen["test_seeds"]))
+    wanted = metrics.interval(metrics.over_seeds([chosen["draws"]]))
+    assert chosen["interval"] == list(wanted)
+    one = settings.copy_and_resolve_references()
+    one.seeds = (2,)  # alone, it has the draws that it has beside others
+    alone = evaluate.evaluate(task, splits, "abcdefghij", 50, one, nothing)["chosen"]
+    assert alone["draws"] == chosen["draws"][1:2]
+    assert alone["interval"] == list(metrics.interval(np.array(alone["draws"][0])))
 
 
 def test_features_that_do_not_fit_are_read_as_they_are_trained(tmp_path: Path) -> None:
@@ -90,4 +107,4 @@ def test_classes_without_training_items_are_named(tmp_path: Path) -> None:
     other = result | {"settings": result["settings"] | {"kind": "linear", "seeds": [1, 2]}}
     note = "- b: probed with kind linear instead of mlp, seeds [1, 2] instead of [1]"
     assert note in report.notes({"a": result, "b": other})
-    assert report.unlike(result, json.loads(json.dumps(result))) == ""
+    assert columns.unlike(result, json.loads(json.dumps(result))) == ""

@@ -32,7 +32,7 @@ def test_levels_have_their_own_scores_and_chance() -> None:
 def test_intervals_are_scipys_percentile_bootstrap() -> None:
     random = np.random.default_rng(0)
     y = random.integers(0, 4, 200)
-    answers = np.where(random.random((3, 200)) < 0.6, y, (y + 1) % 4)
+    answers = np.where(random.random((1, 200)) < 0.6, y, (y + 1) % 4)
     of = labelled(y, octave=np.full(200, 4))
     (level,) = factors.by_level({"sum": np.eye(4)[answers]}, of, of)["octave"]
     score = level["sources"]["sum"]
@@ -40,6 +40,17 @@ def test_intervals_are_scipys_percentile_bootstrap() -> None:
     wanted = scipy.stats.bootstrap((each,), np.mean, n_resamples=4000, method="percentile")
     np.testing.assert_allclose(score["interval"], wanted.confidence_interval, atol=0.012)
     assert score["mean"] == pytest.approx(each.mean())
+
+
+def test_intervals_are_over_seeds_too() -> None:
+    """Three seeds that are right about 90, 60 and 60 % of many items, which alone vary little."""
+    y = np.zeros(5000, int)
+    share = np.array([[0.9], [0.6], [0.6]])
+    answers = (np.random.default_rng(0).random((3, 5000)) > share).astype(int)
+    of = labelled(y, octave=y)
+    (level,) = factors.by_level({"sum": np.eye(2)[answers]}, of, of)["octave"]
+    low, high = level["sources"]["sum"]["interval"]
+    assert (low, high) == (pytest.approx(0.6, abs=0.02), pytest.approx(0.9, abs=0.02))
 
 
 def test_a_task_without_factors_has_none() -> None:

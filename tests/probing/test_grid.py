@@ -1,11 +1,15 @@
 """The grid against the same probes trained one by one with PyTorch, on the same features."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
 import torch
 
-from musicssl.probing import grid, metrics
+from configs import probe as probe_config
+from musicssl.features.rows import Stored
+from musicssl.probing import grid, metrics, tasks
 from musicssl.probing.grid import Protocol, Split
 from tests.benchmarks import probe_memory
 
@@ -97,45 +101,137 @@ def test_scores_match_pytorchs_within_the_spread_of_seeds() -> None:
         assert mine.mean() > 0.5  # chance is 0.2
 
 
+def dropout_masks(key: jax.Array, rows: int, whole: bool, batch: int) -> np.ndarray:
+    """What the grid keeps of a batch's rows, drawn piece after piece if samples are whole."""
+    keys, size = [key], rows
+    if whole:
+        size = 2 * batch
+        keys = [jax.random.fold_in(key, piece) for piece in range(-(-rows // size))]
+    bits = np.concatenate([jax.random.bits(k, (size, 16), np.uint16) for k in keys])
+    return (bits[:rows] < 52429) / np.float32(52429 / 65536)
+
+
 def one_epoch_in_torch(
     protocol: Protocol, params: dict, train: Split, keys: jax.Array
 ) -> dict[str, np.ndarray]:
-    """The same batches and dropout masks through torch.optim.Adam."""
+    """The same batches and dropout masks through torch.optim.Adam.
+
+    Samples of several rows are files, as MARBLE's DataLoader has them: their rows are stacked.
+    """
     tensors = {
         k: torch.from_numpy(np.array(v[0, 0, 0])).requires_grad_() for k, v in params.items()
     }
+    x, y = (torch.from_numpy(np.array(a)) for a in (train.x[0].astype("f4"), train.y))
+    of_file = [np.flatnonzero(np.asarray(train.item) == i) for i in range(len(train.labels))]
     optimizer = torch.optim.Adam(tensors.values(), 1e-2)
     key = jax.random.fold_in(keys[0], 0)
-    rows, weights = (np.asarray(a) for a in grid._order(key, train, protocol))
-    for index, (chosen, weight) in enumerate(zip(rows, weights, strict=True)):
-        bits = jax.random.bits(jax.random.fold_in(key, index), (len(chosen), 16), np.uint16)
-        keep = torch.from_numpy((np.asarray(bits) < 52429) / np.float32(52429 / 65536))
-        x = torch.from_numpy(np.asarray(train.x[0][:, chosen], "f4"))
-        z = torch.einsum("m,mbd->bd", torch.softmax(tensors["mix"], 0), x)
+    whole = len(train.start) > 0
+    for index, (chosen, weight) in enumerate(zip(*grid._order(key, train, protocol), strict=True)):
+        chosen = np.asarray(chosen)[np.asarray(weight) > 0]
+        rows = np.concatenate([of_file[i] for i in chosen]) if whole else chosen
+        features = torch.vstack([x[:, row][None] for row in rows])  # [rows, m, d]
+        dropout_key = jax.random.fold_in(key, index)
+        keep = torch.from_numpy(dropout_masks(dropout_key, len(rows), whole, protocol.batch))
+        z = torch.einsum("m,bmd->bd", torch.softmax(tensors["mix"], 0), features)
         z = torch.relu(z @ tensors["w1"] + tensors["b1"]) * keep
         z = z @ tensors["w2"] + tensors["b2"]
-        real = torch.from_numpy(weight > 0)
-        y = torch.from_numpy(np.array(train.y[chosen])).long()
         optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(z[real], y[real]).backward()
+        if protocol.loss == "ce":
+            torch.nn.functional.cross_entropy(z, y[rows].long()).backward()
+        else:
+            torch.nn.functional.binary_cross_entropy_with_logits(z, y[rows]).backward()
         optimizer.step()
     return {k: v.detach().numpy() for k, v in tensors.items()}
 
 
-def test_an_epoch_of_the_weighted_sum_is_pytorchs_to_rounding() -> None:
-    protocol = Protocol("ce", CLASSES, hidden=16)
-    train = features(0, 150, mixed=3)  # a batch of 22 comes last
+def epoch_as_in_torch(protocol: Protocol, train: Split) -> None:
+    """Trains an epoch with the grid and with PyTorch, and compares every parameter."""
     keys = jax.vmap(jax.random.key)(np.array([3]))
-    start = grid.initial(keys[0], WIDTH, 3, protocol)
+    start = grid.initial(keys[0], WIDTH, train.x.shape[1], protocol)
     params = jax.tree.map(lambda p: p[None, None, None], start)
     zeros = jax.tree.map(np.zeros_like, params)
     rates = np.full((1, 1, 1), 1e-2, np.float32)
-    after, _ = grid._epoch(protocol, train, keys, params, (zeros, zeros), rates, 0)
-    wanted = one_epoch_in_torch(protocol, params, train, keys)
+    epoch = jax.jit(functools.partial(grid._epoch, protocol))
+    after, _ = epoch(train, keys, params, (zeros, zeros), rates, 0)
+    held = train
+    if isinstance(train.x, Stored):
+        held = train._replace(x=train.x.whole())
+    wanted = one_epoch_in_torch(protocol, params, held, keys)
     assert set(after) == set(wanted)
     for name, value in wanted.items():
         np.testing.assert_allclose(np.asarray(after[name])[0, 0, 0], value, atol=2e-5)
         assert np.abs(value - np.asarray(params[name])[0, 0, 0]).max() > 1e-3
+
+
+def test_an_epoch_of_the_weighted_sum_is_pytorchs_to_rounding() -> None:
+    train = features(0, 150, mixed=3)  # a batch of 22 comes last
+    epoch_as_in_torch(Protocol("ce", CLASSES, hidden=16), train)
+
+
+def whole_files(sizes: np.ndarray, stored: bool = False) -> Split:
+    """Files of so many windows each, with tags; each is a sample with all of its windows."""
+    random = np.random.default_rng(4)
+    item = np.repeat(np.arange(len(sizes)), sizes)
+    labels = (random.random((len(sizes), CLASSES)) < 0.4).astype(np.float32)
+    x = random.standard_normal((3, len(item), WIDTH)).astype(np.float16)
+    start = np.cumsum(sizes) - sizes
+    x = Stored(tuple(x), np.arange(len(item))) if stored else x[None]
+    return grid.split_of(x, labels[item], item, labels, start)
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_batch_is_64_files_with_all_their_windows(stored: bool) -> None:
+    sizes = np.random.default_rng(5).integers(1, 12, 150)
+    sizes[7], sizes[8:20] = 300, 1  # one has more windows than others have together
+    epoch_as_in_torch(Protocol("bce", CLASSES, hidden=16), whole_files(sizes, stored))
+
+
+def test_files_of_one_window_are_trained_on_as_single_windows() -> None:
+    """The same order, and the same values where there is no dropout, whose keys are a piece's."""
+    ones = whole_files(np.ones(150, int))
+    alone = ones._replace(start=ones.start[:0])
+    protocol = Protocol("bce", CLASSES, hidden=0, epochs=3)
+    rates, seeds = np.array([1e-2], np.float32), np.array([1, 2])
+    fits = [
+        grid.fit(protocol, metrics.monitor_roc_auc, split, alone, rates, seeds)
+        for split in (ones, alone)
+    ]
+    for mine, theirs in zip(*map(jax.tree.leaves, fits), strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-6)
+
+
+def test_seeds_whose_batches_differ_in_size_do_not_touch_each_other() -> None:
+    train = whole_files(np.random.default_rng(6).integers(1, 30, 40))
+    protocol = Protocol("bce", CLASSES, hidden=16, batch=8, epochs=2)
+    rates, monitor = np.array([1e-3, 1e-2], np.float32), metrics.monitor_roc_auc
+    together = grid.fit(protocol, monitor, train, train, rates, np.array([1, 2]))
+    alone = grid.fit(protocol, monitor, train, train, rates[1:], np.array([2]))
+    for mine, theirs in zip(*map(jax.tree.leaves, (together.params, alone.params)), strict=True):
+        np.testing.assert_allclose(mine[0, 1, 1], theirs[0, 0, 0], atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "updates"),
+    [
+        ("emomusic", 8),
+        ("mtg_instrument", 225),
+        ("mtg_moodtheme", 156),
+        ("mtg_genre", 509),
+        ("mtg_top50", 503),
+        ("giantsteps_key", 58),  # of 3,687 windows, which are files of their own
+        ("gtzan_genre", 7),
+        ("magnatagatune", 293),
+        ("nsynth_pitch", 4519),
+        ("gtzan_beat", 7),
+    ],
+)
+def test_updates_of_an_epoch_on_the_published_sizes(name: str, updates: int) -> None:
+    train = probe_memory.shaped(tasks.TASKS[name], 0, 1, held=True)
+    batch = probe_config.get_config().batch_size
+    protocol = Protocol("bce", 1, batch=batch, crop=500 if name == "gtzan_beat" else 0)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    order = jax.eval_shape(lambda key, split: grid._order(key, split, protocol), key, train)
+    assert len(order.rows) == updates
 
 
 def test_every_row_is_visited_once_an_epoch() -> None:

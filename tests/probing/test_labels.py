@@ -40,10 +40,33 @@ def test_tracks_outside_a_subset_take_no_part() -> None:
 
 
 def test_every_vocalset_chunk_is_an_item() -> None:
-    records = [{"technique": 2}, {"technique": 0}]
-    labelled = labels.item_labels(TASKS["vocalset_technique"], records, rows_of([7, 3], 3), FPS)
-    assert labelled.labels.tolist() == [2, 2, 2, 0]
+    """Those of a singer with what is left of a recording, those of a technique without."""
+    records = [{"technique": 2, "singer": 7}, {"technique": 0, "singer": 8}]
+    rows = rows_of([7, 2], TASKS["vocalset_singer"].window)
+    labelled = labels.item_labels(TASKS["vocalset_singer"], records, rows, FPS)
+    assert labelled.labels.tolist() == [7, 7, 7, 8]
     assert labelled.item.tolist() == [0, 1, 2, 3]
+    labelled = labels.item_labels(TASKS["vocalset_technique"], records, rows, FPS)
+    assert labelled.labels.tolist() == [2, 2, 0]
+    assert labelled.rows.tolist() == [0, 1, 3]
+
+
+def test_clips_of_giantsteps_are_whole() -> None:
+    records = [{"key": 5}, {"key": 3}]
+    rows = rows_of([119.9, 45], 30)
+    labelled = labels.item_labels(TASKS["giantsteps_key"], records, rows, FPS)
+    assert labelled.rows.tolist() == [0, 1, 2, 4]
+    assert labelled.item.tolist() == [0, 0, 0, 1]
+
+
+def test_records_that_are_trained_on_whole_say_where_they_begin() -> None:
+    records = [{"emotion": np.array([0.5, i], np.float32)} for i in range(3)]
+    rows = rows_of([45, 20, 45], 30, windows.WHOLE)
+    labelled = labels.item_labels(TASKS["emomusic"], records, rows, FPS)
+    assert labelled.item.tolist() == [0, 0, 1, 2, 2]
+    assert labelled.start.tolist() == [0, 2, 3]
+    once = labels.item_labels(TASKS["emomusic"], records, rows_of([30] * 3, 30, 0), FPS)
+    assert len(once.start) == 0  # records of one window are single rows
 
 
 def song() -> dict:
@@ -93,8 +116,6 @@ def test_beat_labels_and_estimates_across_windows() -> None:
     labelled = labels.beat_labels(TASKS["synth_beat"], records, rows, FPS)
     assert labelled.start.tolist() == [0]
     assert labelled.rows[0] == 49  # the record without beats takes no part
-    at = rows.begin[labelled.rows][labelled.labels[:, 0] == 1]
-    np.testing.assert_allclose(at, [1.5])
     near = rows.begin[labelled.rows][labelled.y[:, 0] == 1]
     np.testing.assert_allclose(near, [0.96, 1.0, 1.48, 1.5, 1.52])
     assert labelled.references[0].tolist() == [0.98, 1.5, 9.0]

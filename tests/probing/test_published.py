@@ -1,9 +1,13 @@
 """Published figures: of tasks and scores that exist, and with the chance that they imply."""
 
+import json
+
 import numpy as np
 import pytest
 
-from musicssl.probing import labels, metrics, published
+from configs import probe as probe_config
+from data_pipelines import counts
+from musicssl.probing import evaluate, labels, metrics, published
 from musicssl.probing.task_kinds import kind_of
 from musicssl.probing.tasks import TASKS
 
@@ -17,29 +21,71 @@ def test_published_rows_are_of_tasks_and_scores_that_exist() -> None:
     assert published.scores("synth_key") == []
 
 
-def of_counts(counts: list[int]) -> labels.Labels:
-    y = np.repeat(np.arange(len(counts)), counts)
-    return labels.Labels(np.arange(len(y)), y, np.arange(len(y)), y, np.zeros(0), ())
+def test_the_settings_of_the_protocol_are_the_defaults() -> None:
+    def leaves(variant: str, **changed) -> dict:
+        given = json.loads(probe_config.get_config(variant).to_json()) | changed
+        return {name: given[name] for name in evaluate.SETTINGS}
+
+    assert published.apart(leaves("full")) == ""
+    assert published.apart(leaves("full", seeds=[1])) == ""
+    assert published.apart(leaves("quick", epochs=2, limit=30)) == (
+        "kind linear instead of mlp, standardise True instead of False, learning_rates [0.005] "
+        "instead of [5e-05, 0.0001, 0.0005, 0.001, 0.005, 0.01], epochs 2 instead of the task's, "
+        "limit 30 instead of all"
+    )
+    assert published.apart(None) == "its settings are not known"
 
 
-def test_chance_of_published_class_counts() -> None:
+def labelled(y: np.ndarray) -> labels.Labels:
+    number = np.arange(len(y))
+    return labels.Labels(number, y, number, y, number[:0], ())
+
+
+def classes(items: list[int]) -> labels.Labels:
+    """So many items of each class."""
+    return labelled(np.repeat(np.arange(len(items)), items))
+
+
+def test_chance_of_counted_labels_is_what_built_labels_score() -> None:
     """Labels in the published numbers, scored as built ones are; and by hand."""
-    genres = [46, 48, 45, 42, 47, 43, 44, 41, 43, 44]  # in train
-    for name, counts in published.TEST_COUNTS.items():
-        assert sum(counts.items) == TASKS[name].sizes[2]
-        train = genres if name == "gtzan_genre" else np.eye(24, dtype=int)[counts.answer]
-        scores = kind_of(TASKS[name]).chance(TASKS[name], of_counts(train), of_counts(counts.items))
-        score, chance = TASKS[name].chance
-        assert scores[score] == pytest.approx(chance)
-    assert TASKS["gtzan_genre"].chance[1] == pytest.approx(31 / 290)
-    assert TASKS["nsynth_instrument"].chance[1] == pytest.approx(843 / 4096)
+    genres = counts.read("gtzan_genre")
+    train = classes([46, 48, 45, 42, 47, 43, 44, 41, 43, 44])
+    scores = kind_of(TASKS["gtzan_genre"]).chance(
+        TASKS["gtzan_genre"], train, classes([*genres.positives.values()])
+    )
+    assert published.chance("gtzan_genre") == ("accuracy", pytest.approx(scores["accuracy"]))
+    assert scores["accuracy"] == pytest.approx(31 / 290) and round(31 / 290, 6) == 0.106897
+    keys = counts.read("giantsteps_key").positives
+    test = classes([keys[key] for key in metrics.KEYS])
+    scores = kind_of(TASKS["giantsteps_key"]).chance(
+        TASKS["giantsteps_key"], labelled(np.array([12, 12, 3])), test
+    )
+    assert published.chance("giantsteps_key") == ("weighted", pytest.approx(scores["weighted"]))
     # C minor to itself, to F minor a fifth below, to E flat major and to C major
-    keys = dict(zip(metrics.KEYS, published.TEST_COUNTS["giantsteps_key"].items, strict=True))
     right = keys["C minor"] + 0.5 * keys["F minor"] + 0.3 * keys["Eb major"] + 0.2 * keys["C major"]
-    assert TASKS["giantsteps_key"].chance[1] == pytest.approx(right / 604)
-    assert TASKS["giantsteps_key"].chance[1] == pytest.approx(0.1576, abs=5e-5)
-    # the same test split's published PR-AUC of a constant
-    assert published.TAG_SHARES["mtg_moodtheme"] == pytest.approx(0.031924, abs=5e-7)
+    assert scores["weighted"] == pytest.approx(right / 604) and round(right / 604, 6) == 0.157616
+    assert published.chance("nsynth_instrument") == ("accuracy", 843 / 4096)
+    assert published.chance("nsynth_pitch") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "level"),
+    [
+        ("magnatagatune", 0.053102),
+        ("mtg_instrument", 0.060938),
+        ("mtg_moodtheme", 0.031924),
+        ("mtg_genre", 0.027695),
+        ("mtg_top50", 0.061427),
+    ],
+)
+def test_chance_of_counted_tags_is_the_ap_of_a_constant(name: str, level: float) -> None:
+    found = counts.read(name)
+    assert found.items == TASKS[name].sizes[2]
+    tags = np.stack([np.arange(found.items) < n for n in found.positives.values()], 1)
+    constant = np.zeros(tags.shape)
+    wanted = metrics.average_precision(tags.astype(int), constant)
+    assert published.chance(name) == ("ap", pytest.approx(wanted, abs=1e-9))
+    assert wanted == pytest.approx(level, abs=5e-7)
 
 
 # Tracks of each tag in the whole of MTG-Jamendo, which the splits divide by artist:
@@ -68,4 +114,4 @@ def test_chance_of_tags_is_near_that_of_the_whole_data_set(name: str, apart: flo
     """A split by artist has its own counts, and leaves out 1 of 41 instruments, 8 of 95 genres."""
     tracks, counts = JAMENDO_TRACKS[f"mtg_{name}"]
     share = np.mean([int(count) / tracks for count in counts.split()])
-    assert TASKS[f"mtg_{name}"].chance[1] == pytest.approx(share, rel=apart)
+    assert published.chance(f"mtg_{name}")[1] == pytest.approx(share, rel=apart)

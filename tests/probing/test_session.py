@@ -1,5 +1,6 @@
 """The evaluator end to end: every task on a fabricated miniature, the command, its reports."""
 
+import dataclasses
 import functools
 import json
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import tensorflow_datasets as tfds
 from data_pipelines import labelled_records
 from data_pipelines.build import load_builder
 from data_pipelines.synth_music.synth_music_dataset_builder import SynthMusicConfig
+from musicssl import host
 from musicssl.features import extract
 from musicssl.model.encoder import Encoder
 from musicssl.probing import evaluate, session, tasks
@@ -79,6 +81,26 @@ def test_each_of_the_13_tasks_runs_to_a_score(
         assert result["items"] == {"train": 4, "validation": 4, "test": 5}
 
 
+def test_windows_are_standardised_by_themselves_where_the_task_says_so(
+    synth_dir: str, logmel: extract.FeatureSource, tmp_path: Path
+) -> None:
+    source = logmel._replace(normalize=True)
+    settings = config(tmp_path, data_dir=synth_dir)
+    given = session.Session(source, settings, sharding.make_mesh(), nothing)
+    data = host.open_labelled("synth_music", synth_dir, "test", 16_000, 0)
+    sound = data.read(1).astype(np.float32) / 32768
+    window = sound[80_000:]  # the remainder of 6 s
+    found = []
+    for alone, over in ((False, sound), (True, window)):
+        task = dataclasses.replace(tasks.TASKS["synth_key"], standardised_alone=alone)
+        prepared, _ = session.prepare(task, "test", set(), given)
+        found.append(prepared.features[0, 3])  # the second window of record 1
+        x = (window - over.mean()) / np.sqrt(over.var() + 1e-7)
+        wanted = np.asarray(source.apply({}, x[None])[0][0].mean(0))
+        np.testing.assert_allclose(found[-1], wanted, rtol=2e-3, atol=2e-3)
+    assert np.abs(found[0].astype("f4") - found[1]).max() > 0.02
+
+
 def test_the_command_writes_results_table_and_pictures(synth_dir: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = [
@@ -97,6 +119,7 @@ def test_the_command_writes_results_table_and_pictures(synth_dir: str, tmp_path:
     assert output.strip() == (out / "results.md").read_text().strip()
     held = json.loads((out / "results.json").read_text())
     assert list(held["tasks"]) == ["synth_key", "synth_polyphony"]
+    assert held["run"] is None  # nobody has trained a log-mel spectrogram
     for name in ("layers", "synth_key-layers", "synth_key-confusion", "synth_polyphony-confusion"):
         assert (out / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
     code, output, errors = command(
@@ -104,8 +127,22 @@ def test_the_command_writes_results_table_and_pictures(synth_dir: str, tmp_path:
     )
     assert code == 0, errors[-3000:]
     assert "| logmel | logmel | chance |" in output
-    assert "), p 1.000 |" in output and "paired bootstrap test against logmel" in output
+    assert "), p 1.000 |" in output and "bootstrap test of that mean against logmel" in output
     assert (tmp_path / "both" / "compare.png").exists()
+
+
+def test_a_workdir_says_which_run_was_evaluated(tmp_path: Path) -> None:
+    saved = tmp_path / "checkpoints"
+    for step, seed in ((20, 3), (40, 4)):
+        about = saved / str(step) / "about"
+        about.mkdir(parents=True)
+        (about / "metadata").write_text(json.dumps({"config": {"seed": seed, "mask": {"span": 5}}}))
+    assert session._trained_by(str(tmp_path)) == {
+        "config": {"seed": 4, "mask.span": 5},
+        "step": 40,
+    }
+    for other in ("logmel", f"random:{tmp_path}", str(saved)):
+        assert session._trained_by(other) is None
 
 
 def command(arguments: list[str]) -> tuple[int, str, str]:
@@ -142,10 +179,17 @@ def test_what_cannot_be_done_is_said(
 def test_probes_of_a_training_run_are_looked_at_before_it(synth_dir: str) -> None:
     run = tiny.config({"probe.tasks": "synth_key"})
     run.data.data_dir = synth_dir
+    assert session.of_training(run).data_dir == synth_dir
     session.check_settings(session.of_training(run), 3, 16_000)
     run.probe.tasks = "synth_key,gtzan_genre"
     with pytest.raises(FileNotFoundError, match=r"data_pipelines.build gtzan"):
         session.check_settings(session.of_training(run), 3, 16_000)
+    run.data.data_dir = str(Path(synth_dir) / "none")
+    assert session.of_training(run).data_dir == run.data.data_dir  # gtzan cannot be composed
+    run.probe.tasks = "synth_key"
+    assert session.of_training(run).data_dir == "data"
+    run.probe.data_dir = synth_dir
+    assert session.of_training(run).data_dir == synth_dir
     run.probe.layers = "0,7"
     with pytest.raises(ValueError, match="there is no '7'; there are 0,1,2,sum"):
         session.check_settings(session.of_training(run), 3, 16_000)

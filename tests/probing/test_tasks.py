@@ -1,9 +1,11 @@
 """The table of tasks, and what it says of the data sets' sizes and labels."""
 
+from pathlib import Path
+
 import pytest
 
 from data_pipelines.build import load_builder
-from musicssl.probing import session, tasks
+from musicssl.probing import published, session, tasks
 from musicssl.probing.task_kinds import kind_of
 from musicssl.probing.tasks import TASKS
 
@@ -22,6 +24,12 @@ def test_unknown_tasks_are_refused(names: str, message: str) -> None:
         tasks.choose(names)
 
 
+def test_windows_are_standardised_alone_where_marbles_code_does_so() -> None:
+    """It cuts GiantSteps and VocalSet into files of 30 s and 3 s, and standardises each file."""
+    alone = {name for name, task in TASKS.items() if task.standardised_alone}
+    assert alone == {"giantsteps_key", "vocalset_technique", "vocalset_singer"}
+
+
 @pytest.mark.parametrize("name", tasks.SUITES["mir"])
 def test_sizes_are_those_the_builder_expects(name: str, tmp_path) -> None:
     task = TASKS[name]
@@ -34,11 +42,11 @@ def test_sizes_are_those_the_builder_expects(name: str, tmp_path) -> None:
         assert task.sizes == tuple(expected[prefix + split] for split in tasks.SPLITS)
 
 
-@pytest.mark.parametrize("name", [n for n in tasks.SUITES["mir"] if TASKS[n].chance])
+@pytest.mark.parametrize("name", [n for n in tasks.SUITES["mir"] if published.chance(n)])
 def test_labels_that_are_not_the_published_ones_are_told(
     name: str, capsys: pytest.CaptureFixture
 ) -> None:
-    score, published_chance = TASKS[name].chance
+    score, published_chance = published.chance(name)
     assert score in kind_of(TASKS[name]).score_names
     near, far = (-0.03, -0.1) if score == "r2" else (0.002, 0.02)
     session.warn_of_chance(TASKS[name], {score: published_chance + near}, limit=0)
@@ -46,3 +54,11 @@ def test_labels_that_are_not_the_published_ones_are_told(
     assert not capsys.readouterr().err
     session.warn_of_chance(TASKS[name], {score: published_chance + far}, limit=0)
     assert f"{name}: without the audio {score} is" in capsys.readouterr().err
+
+
+def test_the_table_of_deviations_names_tasks_that_exist() -> None:
+    text = (Path(tasks.__file__).parent / "README.md").read_text()
+    rows = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("| ")][1:]
+    named = [name.strip(" `") for row in rows for name in row[0].split(",")]
+    assert len(rows) > 12 and all(len(row) == 4 and all(x.strip() for x in row) for row in rows)
+    assert set(named) - {"all"} <= set(tasks.SUITES["mir"])

@@ -130,19 +130,38 @@ def digests(config, fsdp: int, devices: int) -> list[str]:
     return found
 
 
-def probe(data_dir: str, coordinator: str, process: str) -> None:
-    """Print digests of the meshes that these devices make."""
-    from configs import music2vec
+def claim_twice(folder: Path) -> None:
+    """Print what the second claim of a folder is told."""
+    from musicssl import host
 
-    config = music2vec.get_config("demo")
-    leaves = runs.LEAVES | runs.OF_CONFIG[runs.MUSIC2VEC] | LEAVES | {"data.data_dir": data_dir}
-    config.update_from_flattened_dict(leaves)
+    host.PATIENCE = 0.0
+    with host.claimed(folder, "another one"):
+        try:
+            host.claimed(folder, "another one").__enter__()
+        except ValueError as error:
+            print("REFUSED", error, flush=True)
+
+
+def probe(data_dir: str, coordinator: str, process: str) -> None:
+    """Print digests of the meshes that these devices make: span masks, then masks of copies."""
+    from configs import music2vec, music2vec2
+
+    configs = []
+    for family, of_config in ((music2vec, runs.MUSIC2VEC), (music2vec2, runs.MUSIC2VEC2)):
+        configs.append(family.get_config("demo"))
+        leaves = runs.LEAVES | runs.OF_CONFIG[of_config] | LEAVES | {"data.data_dir": data_dir}
+        configs[-1].update_from_flattened_dict(leaves)
+
+    def both(fsdp: int, devices: int) -> list[str]:
+        return [x for config in configs for x in digests(config, fsdp, devices)]
+
     if coordinator:
         jax.distributed.initialize(coordinator, 2, int(process))
-        found = {f"2 processes fsdp={fsdp}": digests(config, fsdp, 8) for fsdp in (1, 2)}
+        claim_twice(Path(data_dir) / "run")
+        found = {f"2 processes fsdp={fsdp}": both(fsdp, 8) for fsdp in (1, 2)}
     else:
         meshes = ((1, 1), (1, 8), (2, 8), (8, 8))
-        found = {f"{n} devices fsdp={fsdp}": digests(config, fsdp, n) for fsdp, n in meshes}
+        found = {f"{n} devices fsdp={fsdp}": both(fsdp, n) for fsdp, n in meshes}
     print("FOUND", json.dumps(found), flush=True)
 
 
@@ -154,12 +173,18 @@ def test_batches_and_masks_are_the_same_to_the_bit(root):
         commands.Process(probe, str(root / "data"), coordinator, process, devices=devices)
         for coordinator, process, devices in cases
     ]
-    found = {}
+    found, refused = {}, set()
     for number, process in enumerate(processes):
         output, errors = process.communicate()
         assert process.returncode == 0, errors
         seen = json.loads(re.search(r"FOUND (.*)", output).group(1))
         found |= {f"process {number}, {name}": value for name, value in seen.items()}
+        refused |= set(re.findall(r"REFUSED .*", output))
     assert len(found) == 8
     assert {tuple(value) for value in found.values()} == {tuple(next(iter(found.values())))}
-    assert len(set(next(iter(found.values())))) == 2  # one step is not the next
+    assert len(set(next(iter(found.values())))) == 4  # one step is not the next
+
+    # A folder is of the whole job, and all processes are told alike of one that they cannot have.
+    (told,) = refused
+    owner = f"is in use by process {processes[1].process.pid} on {socket.gethostname()} since 20"
+    assert owner in told and told.endswith(": another one")

@@ -118,6 +118,14 @@ def main(pause: float, *arguments: str) -> None:
     module("musicssl.main", *arguments)
 
 
+def impatient(*arguments: str) -> None:
+    """The main command, which does not wait for the end of another job."""
+    from musicssl import host
+
+    host.PATIENCE = 0.0
+    main(0, *arguments)
+
+
 def module(name: str, *arguments: str) -> None:
     """What `python -m name` with these arguments does."""
     sys.argv = [name, *arguments]

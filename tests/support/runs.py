@@ -18,6 +18,7 @@ from tests.support import record_files
 
 ROOT = Path(__file__).parents[2]
 MUSIC2VEC, MUSICHUBERT = "configs/music2vec.py:demo", "configs/musichubert.py:demo"
+MUSIC2VEC2 = "configs/music2vec2.py:demo"
 MULTI = "configs/musichubert.py:demo_multi"
 LEAVES = {
     "steps": 40,
@@ -34,12 +35,20 @@ LEAVES = {
     "encoder.pos_conv_groups": 4,
     "encoder.pos_conv_kernel": 5,
     "mask.span": 4,
-    "mask.equal_counts": 4,
     "probe.at_end": False,
 }
 OF_CONFIG = {
-    MUSIC2VEC: {"encoder.pos_conv_depth": 1, "data2vec.top_layers": 1},
+    MUSIC2VEC: {"encoder.pos_conv_depth": 1, "data2vec.top_layers": 1, "mask.equal_counts": 4},
+    MUSIC2VEC2: {
+        "encoder.pos_conv_depth": 1,
+        "data2vec.top_layers": 1,
+        "mask.copies": 2,
+        "decoder.layers": 2,
+        "decoder.width": 16,
+        "decoder.groups": 4,
+    },
     MUSICHUBERT: {
+        "mask.equal_counts": 4,
         "then": "",
         "hubert.final_dim": 16,
         "teacher.clusters": 8,

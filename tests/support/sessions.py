@@ -41,6 +41,11 @@ def config(leaves: dict | None = None) -> ml_collections.ConfigDict:
     return tiny.config(LEAVES | (leaves or {}))
 
 
+def copies_config() -> ml_collections.ConfigDict:
+    """The same of data2vec 2.0."""
+    return tiny.copies_config({k: v for k, v in LEAVES.items() if k != "mask.equal_counts"})
+
+
 def clips(tiny_config: ml_collections.ConfigDict, step: int) -> np.ndarray:
     """The batch of a step: int16 [b, n]."""
     return tiny.clips(tiny_config, seed=step)

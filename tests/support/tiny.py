@@ -7,7 +7,7 @@ from collections.abc import Callable
 import ml_collections
 import numpy as np
 
-from configs import music2vec
+from configs import music2vec, music2vec2
 from musicssl import audio
 from tests.support import commands
 
@@ -38,6 +38,15 @@ def config(leaves: dict | None = None) -> ml_collections.ConfigDict:
     """The demo shrunk further, then `leaves`, spelt as on the command line."""
     tiny = music2vec.get_config("demo")
     tiny.update_from_flattened_dict(LEAVES | (leaves or {}))
+    return tiny
+
+
+def copies_config(leaves: dict | None = None) -> ml_collections.ConfigDict:
+    """The same of data2vec 2.0."""
+    tiny = music2vec2.get_config("demo")
+    own = {"mask.copies": 2, "decoder.layers": 2, "decoder.width": 16, "decoder.groups": 4}
+    shared = {name: x for name, x in LEAVES.items() if not name.startswith("mask.")}
+    tiny.update_from_flattened_dict(shared | own | (leaves or {}))
     return tiny
 
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import common, music2vec, musichubert
+from configs import common, music2vec, music2vec2, musichubert
 from musicssl import audio
 from musicssl.model.encoder import Encoder
 from musicssl.objectives import masking
@@ -74,6 +74,27 @@ def test_step_is_three_passes_of_the_student_and_one_of_the_teacher_without_stem
     assert flops.train_step(config) == pytest.approx(112 * clip, rel=1e-6)
     config.accumulate = 4
     assert flops.train_step(config) == pytest.approx(112 * clip, rel=1e-6)
+
+
+def test_parts_of_a_step_of_masked_copies_by_hand():
+    """Stem and teacher once a clip, the rest for each copy, whose student sees 744 frames."""
+    config = music2vec2.get_config()
+    frames, visible, masked = 1488, 744, 744
+    whole = flops.forward(config.encoder, frames)
+    blocks = 12 * visible * (2 * (4 * 768**2 + 2 * 768 * 3072) + 4 * 768 * visible)
+    convolutions = 2 * 7 * frames * (768 // 16 * 384 + 3 * 384 // 16 * 384)
+    by_hand = {
+        "stem": 3 * whole["stem"],
+        "projection": 3 * whole["projection"],
+        "positional": 3 * 8 * whole["positional"],
+        "transformer": 3 * 8 * blocks,
+        "head": 3 * 8 * (convolutions + 2 * 384 * 768 * masked),
+        "teacher": whole["positional"] + whole["attention"] + whole["ffn"],
+    }
+    parts = flops.train_parts(config)
+    parts["transformer"] = parts.pop("attention") + parts.pop("ffn")
+    assert parts == pytest.approx({name: 16 * n for name, n in by_hand.items()})
+    assert flops.predictions(config) == 16 * 8 * masked
 
 
 @pytest.mark.parametrize("fields", [base(layers=3), hubert() | {"layers": 3}])
@@ -156,17 +177,21 @@ def test_the_frozen_encoder_of_iteration_2():
 
 
 @pytest.mark.parametrize(
-    "leaves",
+    "family, leaves",
     [
-        {},
-        {"teacher.feature": "partials", "encoder.feature_grad_mult": 0.0},
-        {"teacher.feature": "layer", "teacher.layer": 1},
-        {"teacher.feature": "", "teacher.targets": "mel:random:2x64,cqt,onset:kmeans:16"},
+        (musichubert, {}),
+        (musichubert, {"teacher.feature": "partials", "encoder.feature_grad_mult": 0.0}),
+        (musichubert, {"teacher.feature": "layer", "teacher.layer": 1}),
+        (
+            musichubert,
+            {"teacher.feature": "", "teacher.targets": "mel:random:2x64,cqt,onset:kmeans:16"},
+        ),
+        (music2vec2, {"decoder.width": 256}),
     ],
 )
-def test_xla_counts_the_same_for_a_whole_step(leaves):
+def test_xla_counts_the_same_for_a_whole_step(family, leaves):
     """Optimizer, masks and dropout add to it, and the stem has no gradient for the audio."""
-    config = musichubert.get_config("demo")
+    config = family.get_config("demo")
     size = {"data.crop_frames": 128, "encoder.width": 256, "encoder.ffn_width": 1024}
     config.update_from_flattened_dict(size | {"batch_size": 8} | leaves)
     lowered = compilation.lower(config, sharding.make_mesh(1, jax.devices()[:1]))

@@ -10,7 +10,7 @@ import pytest
 from musicssl.runtime.workdir import steps_on_disk
 from musicssl.training import loop
 from tests.support import runs
-from tests.support.sessions import STEPS, Session, clips, config, with_codebook
+from tests.support.sessions import STEPS, Session, clips, config, copies_config, with_codebook
 
 pytestmark = pytest.mark.usefixtures("compiled_once", "silence_is_nan", "traced_once", "sigterm")
 
@@ -54,6 +54,29 @@ def test_a_crash_costs_the_steps_since_the_last_save(unbroken, tmp_path, at, cap
     assert f"going on from step {at // 3 * 3} of {STEPS}" in capsys.readouterr().out
     assert runs.differences(runs.state(unbroken.workdir), runs.state(tmp_path)) == []
     assert again.logged("loss")[-1:] == unbroken.logged("loss")[-1:]
+
+
+def test_a_run_of_masked_copies_goes_on_after_a_crash_with_the_same_bits(tmp_path):
+    """data2vec 2.0, whose decoder draws noise besides masks and dropout."""
+    short = copies_config()
+    short.steps, short.log_every = 5, 1
+    whole, broken = (Session(short, tmp_path / name) for name in ("whole", "broken"))
+    assert whole.run()
+
+    def crashing(step: int) -> np.ndarray:
+        if step == 4:
+            raise Crash
+        return clips(broken.config, step)
+
+    broken.batch = crashing
+    with pytest.raises(Crash):
+        broken.run()
+    assert Session(broken.config, broken.workdir).run()
+    saved = runs.state(whole.workdir)
+    assert runs.differences(saved, runs.state(broken.workdir)) == []
+    assert all(np.isfinite(x).all() for x in saved.values())
+    losses = [loss for _, loss in whole.logged("loss")]
+    assert len(set(losses)) == len(losses) and min(losses) > 0
 
 
 def test_sigterm_saves_where_it_is_and_the_run_goes_on(unbroken, tmp_path, capsys):

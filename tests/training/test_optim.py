@@ -9,7 +9,7 @@ import optax
 import pytest
 import torch
 
-from configs import common, music2vec
+from configs import common, music2vec, music2vec2
 from musicssl.training import optim
 
 
@@ -28,6 +28,12 @@ def fairseq_polynomial(step: int, peak: float, warmup: int, steps: int) -> float
     if step <= warmup:
         return peak * step / warmup
     return peak * (1 - (step - warmup) / (steps - warmup)) if step < steps else 0.0
+
+
+def fairseq_cosine(step: int, peak: float, warmup: int, steps: int) -> float:
+    if step < warmup:
+        return step * peak / warmup
+    return 0.5 * peak * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
 
 
 def assert_same_rates(schedule, expected, steps):
@@ -69,9 +75,21 @@ def test_polynomial_at_its_boundaries():
     assert_same_rates(schedule, lambda s: fairseq_polynomial(s, 5e-4, 32_000, 400_000), steps)
 
 
+def test_cosine_at_its_boundaries():
+    """music2vec2: 8,000 steps from 0 to 7.5e-4, then half a cosine to 0 at the last one."""
+    schedule = optim.learning_rate(music2vec2.get_config())
+    assert float(schedule(8_000)) == pytest.approx(7.5e-4, rel=1e-6)
+    assert float(schedule(204_000)) == pytest.approx(3.75e-4, rel=1e-5)
+    assert float(schedule(400_000)) == float(schedule(500_000)) == 0
+    steps = [0, 1, 4_000, 7_999, 8_000, 8_001, 100_000, 300_000, 399_000]
+    assert_same_rates(schedule, lambda s: fairseq_cosine(s, 7.5e-4, 8_000, 400_000), steps)
+
+
 def test_schedules_without_warm_up_start_at_the_peak():
     assert float(optim.tri_stage(1.0, 10, (0, 0.5, 0.5), 0.01)(0)) == 1
-    assert float(optim.polynomial(1.0, 10, 0)(jnp.int32(5))) == pytest.approx(0.5)
+    for falling in (optim.polynomial, optim.cosine):
+        assert float(falling(1.0, 10, 0)(jnp.int32(5))) == pytest.approx(0.5)
+    assert float(optim.cosine(1.0, 10, 0)(jnp.int32(0))) == pytest.approx(1)
 
 
 def test_unusable_schedules_are_refused():
@@ -83,8 +101,8 @@ def test_unusable_schedules_are_refused():
     config.optim.end_scale = 0.0
     with pytest.raises(ValueError, match=r"optim\.end_scale is 0\.0"):
         optim.learning_rate(config)
-    config.optim.schedule = "cosine"
-    with pytest.raises(ValueError, match=r"optim\.schedule is 'cosine'"):
+    config.optim.schedule = "cosines"
+    with pytest.raises(ValueError, match=r"optim\.schedule is 'cosines'"):
         optim.learning_rate(config)
 
 

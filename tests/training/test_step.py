@@ -107,6 +107,27 @@ def test_four_parts_give_the_update_of_the_whole_batch():
     assert accumulated.updates == STEPS  # one teacher update a step, not one a part
 
 
+def test_parts_give_the_gradients_of_all_masked_copies():
+    """data2vec 2.0: a clip's copies stay together."""
+    still = SMALL | {"decoder.dropout": 0.0, "decoder.noise": 0.0, "batch_size": 4}
+    config = tiny.copies_config(still)
+    keys = step.streams(config.seed, 1)
+    state = step.sharded_init(config, one_device())
+    batch = step.prepare(config, keys["mask"], jnp.asarray(tiny.clips(config)))
+    measured = []
+    for parts in (1, 2):
+        config.accumulate = parts
+        gradients = jax.jit(functools.partial(step.accumulate, config))
+        lowered = gradients.lower(state.params, state.teacher, batch, keys)
+        measured.append(lowered.compile(QUICK)(state.params, state.teacher, batch, keys))
+    (loss, sums, whole), (of_parts, sums_of_parts, gradients) = measured
+    assert float(of_parts) == pytest.approx(float(loss), rel=1e-5)
+    assert largest_difference(sums_of_parts, sums) < 1e-4
+    assert largest_difference(gradients, whole) < 1e-3
+    assert not whole["encoder"].pop("mask_embedding").any()  # zeros stand in its place
+    assert all(x.any() for x in jax.tree.leaves(whole))
+
+
 def test_parts_take_every_nth_clip_and_have_dropout_of_their_own(monkeypatch):
     """An objective whose sums show which clips, masks and keys it was given."""
 

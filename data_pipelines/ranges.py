@@ -1,0 +1,105 @@
+"""Parts of files by their bytes: local ones by pread, those on gs:// by requests for ranges.
+
+TensorFlow's files on gs:// open a connection for every read and occupy a thread while they wait.
+tensorstore keeps its connections, and a read that was begun needs no thread.
+"""
+
+import errno
+import functools
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import tensorstore
+
+_ANSWER = 60.0  # seconds in which a bucket has to have answered
+OPEN_FILES = 128  # local files that are kept open
+_LOCAL_READERS = 4  # threads that read what was begun on a local disk
+_LASTING = ("PERMISSION_DENIED", "UNAUTHENTICATED", "INVALID_ARGUMENT", "NOT_FOUND")
+# Few repetitions of its own: how long errors are borne with is for `retries` to say.
+_CONTEXT = {
+    "gcs_request_retries": {"max_retries": 1, "initial_delay": "100ms"},
+    "gcs_request_concurrency": {"limit": 64},
+}
+
+
+class _File:
+    """A local file, open until nothing refers to it."""
+
+    descriptor = -1
+
+    def __init__(self, path: str):
+        self.descriptor = os.open(path, os.O_RDONLY)
+
+    def read(self, begin: int, size: int) -> bytes:
+        return os.pread(self.descriptor, size, begin)
+
+    def __del__(self, close=os.close):
+        if self.descriptor >= 0:
+            close(self.descriptor)
+
+
+class Ranges:
+    """Reads of the files that somebody works with; threads may share it.
+
+    Every error is an OSError, of a bucket with EIO where it may pass and EACCES where it will not.
+    A file that is no longer there is a stale one (ESTALE), since it was there when its size was
+    taken: a disk of the network may be away for a while.
+    """
+
+    def __init__(self) -> None:
+        self._open = functools.lru_cache(OPEN_FILES)(_File)
+        self._pool = functools.cache(lambda: ThreadPoolExecutor(_LOCAL_READERS, "ranges"))
+
+    def read(self, path: str, begin: int, size: int) -> bytes:
+        """Return bytes of a file, fewer than `size` if it ends before."""
+        return self._pread(path, begin, size) if "://" not in path else _bucket(path, begin, size)()
+
+    def begin(self, path: str, begin: int, size: int) -> Callable[[], bytes]:
+        """Begin to read as `read` does; what is returned waits for the bytes."""
+        if "://" in path:
+            return _bucket(path, begin, size)
+        return self._pool().submit(self._pread, path, begin, size).result
+
+    def _pread(self, path: str, begin: int, size: int) -> bytes:
+        try:
+            return self._open(path).read(begin, size)  # a method holds its file open
+        except FileNotFoundError as error:
+            raise _gone(path) from error
+        except OSError:
+            self._open.cache_clear()  # a stale descriptor stays stale
+            raise
+
+
+def _bucket(path: str, begin: int, size: int) -> Callable[[], bytes]:
+    """Begin to read from a bucket; return what waits for it."""
+    folder, _, name = path.rpartition("/")
+    future = store(folder).read(name, byte_range=slice(begin, begin + size))
+
+    def result() -> bytes:
+        try:
+            found = future.result(timeout=_ANSWER)
+        except ValueError as error:
+            code, _, reason = str(error).partition(": ")
+            if code == "OUT_OF_RANGE":  # the file ends before
+                return b""
+            raise OSError(
+                errno.EACCES if code in _LASTING else errno.EIO, reason or code, path
+            ) from error
+        if found.state == "missing":
+            raise _gone(path)
+        return found.value
+
+    return result
+
+
+@functools.lru_cache(16)
+def store(folder: str) -> tensorstore.KvStore:
+    """Open a folder of a bucket, with a slash at its end or without."""
+    bucket, _, inside = folder.removeprefix("gs://").rstrip("/").partition("/")
+    spec = {"driver": "gcs", "bucket": bucket, "path": f"{inside}/" if inside else ""}
+    return tensorstore.KvStore.open(spec, context=tensorstore.Context(_CONTEXT)).result()
+
+
+def _gone(path: str) -> OSError:
+    return OSError(errno.ESTALE, "no longer there", path)

@@ -1,0 +1,119 @@
+"""Errors of storage that pass are no damage: the same is read again, with growing pauses.
+
+A bucket that is busy (503), a connection that is lost, a disk of the network that does not answer
+(EIO, ESTALE): none of them says anything about what is stored. So a read is tried again until
+PATIENCE seconds after its first error, and then ends in Unreachable, after which the same command
+may be started again. An error that stays the same however often one asks, such as a permission
+that is missing, is raised at once.
+"""
+
+import errno
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import tensorflow as tf
+
+PATIENCE = 300.0  # seconds from a read's first error to the last time that it is tried again
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 30.0  # seconds; each is twice the one before it
+_TOLD_EVERY = 10.0  # seconds, by all threads of a process together
+
+# Errors that asking again does not change; all others of an operating system are taken to pass.
+_LASTING = frozenset(
+    (
+        *(errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
+        *(errno.EINVAL, errno.ENAMETOOLONG, errno.ELOOP, errno.EBADF, errno.ENOSPC, errno.EDQUOT),
+        *(errno.EROFS, errno.EFBIG),
+    )
+)
+_PASSING = (  # of TensorFlow's errors
+    *(tf.errors.CANCELLED, tf.errors.UNKNOWN, tf.errors.DEADLINE_EXCEEDED, tf.errors.ABORTED),
+    *(tf.errors.RESOURCE_EXHAUSTED, tf.errors.INTERNAL, tf.errors.UNAVAILABLE),
+)
+
+_Result = TypeVar("_Result")
+
+
+class Unreachable(OSError):
+    """Storage that did not answer for PATIENCE seconds: one line; its errno is EIO."""
+
+    def __init__(self, text: str):
+        super().__init__(text)
+        self.errno = errno.EIO
+
+
+class Closed(Exception):
+    """Nobody wants what is being read any more."""
+
+
+def passes(error: BaseException) -> bool:
+    """Return whether the same request may do without this error later."""
+    if isinstance(error, tf.errors.OpError):
+        return error.error_code in _PASSING
+    if isinstance(error, OSError) and error.errno is None:
+        return isinstance(error, (TimeoutError, ConnectionError))
+    return isinstance(error, OSError) and error.errno not in _LASTING
+
+
+def patiently(
+    read: Callable[[], _Result], what: Callable[[], str], closed: threading.Event | None = None
+) -> _Result:
+    """Return what `read` returns, calling it again after each error that passes.
+
+    Args:
+      what: returns the name of what is read, for messages.
+      closed: is set when nobody wants it any more.
+
+    Raises:
+      Unreachable: the errors did not end within PATIENCE seconds.
+      Closed: `closed` was set meanwhile.
+      OSError: an error that does not pass, TensorFlow's too.
+    """
+    closed = closed or threading.Event()
+    began, pause = None, _FIRST_PAUSE
+    while True:
+        try:
+            return read()
+        except Exception as error:
+            if isinstance(error, tf.errors.NotFoundError):
+                raise FileNotFoundError(_said(error)) from error
+            if isinstance(error, tf.errors.OpError) and not passes(error):
+                raise OSError(f"{what()}: {_said(error)}") from error
+            if isinstance(error, Unreachable) or not passes(error):
+                raise
+            now = time.monotonic()
+            began = now if began is None else began
+            line = f"{what()}: {_said(error)}"
+            if now - began >= PATIENCE:
+                raise Unreachable(
+                    f"{line}; tried again for {now - began:.0f} s: see to the storage and start "
+                    "the same command again"
+                ) from error
+        _tell(f"{line}; trying again for up to {PATIENCE:.0f} s")
+        # at random, so that many hosts do not come back all at once
+        remaining = max(began + PATIENCE - time.monotonic(), 0.0)
+        if closed.wait(min(pause * random.uniform(0.5, 1.0), remaining)):
+            raise Closed(what())
+        pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def _said(error: BaseException) -> str:
+    """Return an error's reason in a line."""
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return next(iter(reason.strip().splitlines()), repr(error))
+
+
+_told_at, _telling = float("-inf"), threading.Lock()
+
+
+def _tell(line: str) -> None:
+    """Log a line, unless another one was logged just now: all threads meet the same outage."""
+    global _told_at
+    with _telling:
+        if time.monotonic() < _told_at + _TOLD_EVERY:
+            return
+        _told_at = time.monotonic()
+    logging.getLogger(__name__).warning("%s", line)

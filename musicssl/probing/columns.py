@@ -1,0 +1,158 @@
+"""Columns of a comparison: an encoder's results, or those of its runs from several training seeds.
+
+Results whose training runs differ in their seed alone are one column. Its score is the mean over
+probe seeds and then over training seeds, and its interval and tests are of that mean: seeds and
+test items are drawn together.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from musicssl.probing import metrics
+from musicssl.probing.schema import Results, TaskResult, TrainedBy
+from musicssl.runtime.workdir import MAY_CHANGE
+
+
+class Column(NamedTuple):
+    """What a comparison shows in one column.
+
+    name: of the encoder, and its training seeds if there are several.
+    runs: the results of each training seed; one if there are no several.
+    """
+
+    name: str
+    runs: Sequence[Results]
+
+    def results(self, task: str) -> list[TaskResult]:
+        """Return the results of a task, of each training seed."""
+        return [run["tasks"][task] for run in self.runs]
+
+
+class MainScore(NamedTuple):
+    """A column's main score of a task: the mean over seeds, and its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def of_results(results: Sequence[Results]) -> list[Column]:
+    """Put results into columns, in the order in which each column's first result comes.
+
+    A result joins the first column of runs like its own that lacks its training seed, so that the
+    same results given twice are two columns.
+    """
+    groups: list[list[Results]] = []
+    for result in results:
+        for group in groups:
+            if _alike(group[0], result) and _seed(result) not in map(_seed, group):
+                group.append(result)
+                break
+        else:
+            groups.append([result])
+    return [Column(_name(group), group) for group in groups]
+
+
+def _alike(one: Results, other: Results) -> bool:
+    """Return whether two results are of runs, and of probes, that may differ in their seed alone.
+
+    What was not trained by a known run has none like it.
+    """
+    mine, theirs = one.get("run"), other.get("run")
+    if mine is None or theirs is None:
+        return False
+    if mine["step"] != theirs["step"] or _seedless(mine) != _seedless(theirs):
+        return False
+    for name in one["tasks"].keys() & other["tasks"].keys():
+        tasks = one["tasks"][name], other["tasks"][name]
+        if unlike(*tasks) or tasks[0].get("test_items") != tasks[1].get("test_items"):
+            return False
+    return True
+
+
+def _seedless(run: TrainedBy) -> dict[str, Any]:
+    """Return the leaves of a run's configuration, without its seed and what changes no result."""
+    leaves = run["config"].items()
+    return {name: x for name, x in leaves if name != "seed" and not name.startswith(MAY_CHANGE)}
+
+
+def _seed(results: Results) -> int | None:
+    run = results.get("run")
+    return run["config"].get("seed") if run else None
+
+
+def short_name(results: Results) -> str:
+    """Return the last part of the encoder's path, with the kind that stands before it."""
+    kind, colon, path = results["encoder"].rpartition(":")
+    return f"{kind}{colon}{Path(path).name}"
+
+
+def _name(group: Sequence[Results]) -> str:
+    names = ", ".join(dict.fromkeys(short_name(results) for results in group))
+    if len(group) == 1:
+        return names
+    return f"{names} (training seeds {', '.join(str(_seed(results)) for results in group)})"
+
+
+def main_score(results: Sequence[TaskResult]) -> MainScore:
+    """Return the main score of a task's results, one of each training seed."""
+    low, high = metrics.interval(metrics.over_seeds([task["chosen"]["draws"] for task in results]))
+    return MainScore(_mean(results), low, high)
+
+
+def _mean(results: Sequence[TaskResult]) -> float:
+    return float(np.mean([task["chosen"]["test"][task["score"]]["mean"] for task in results]))
+
+
+def against(ours: Sequence[TaskResult], theirs: Sequence[TaskResult]) -> metrics.Difference | None:
+    """Return the paired test of two columns' results of a task.
+
+    It is None where test items differ, or are not known.
+    """
+    items = {(task.get("test_items"), len(task["chosen"]["draws"][0])) for task in (*ours, *theirs)}
+    if len(items) > 1 or None in next(iter(items)):
+        return None
+    draws = [[task["chosen"]["draws"] for task in results] for results in (ours, theirs)]
+    return metrics.paired(draws[0], draws[1], _mean(ours) - _mean(theirs))
+
+
+def of_one_seed(task: TaskResult) -> bool:
+    """Return whether a result's draws are of one of its several probe seeds.
+
+    They are in the files of earlier versions: of the seed that did best on validation.
+    """
+    return len(task["chosen"]["draws"]) < len(task["chosen"]["test_seeds"])
+
+
+def notes(columns: Sequence[Column], tasks: Sequence[str]) -> list[str]:
+    """Say which of the columns' figures are not of what the others are of."""
+    lines = []
+    first = columns[0].runs[0]["tasks"]
+    for name in tasks:
+        for column in columns:
+            results = column.results(name)
+            settings = dict.fromkeys(unlike(task, first[name]) for task in results)
+            lines += [
+                f"- {name}: {column.name} was probed with {text}" for text in settings if text
+            ]
+            if any(map(of_one_seed, results)):
+                lines.append(f"- {name}: {column.name}: {ONE_SEED}")
+            if column is not columns[0] and against(results, columns[0].results(name)) is None:
+                lines.append(f"- {name}: {column.name}: test items are not the same: no test")
+    return lines
+
+
+ONE_SEED = (
+    "interval and p are of the one probe seed that did best on validation, as an earlier version "
+    "wrote them; the score is the mean over seeds"
+)
+
+
+def unlike(task: TaskResult, other: TaskResult) -> str:
+    """Return in words which settings of a result's probes are not another's, of those in both."""
+    ours, theirs = task.get("settings", {}), other.get("settings", {})
+    changed = [name for name in ours.keys() & theirs.keys() if ours[name] != theirs[name]]
+    return ", ".join(f"{name} {ours[name]} instead of {theirs[name]}" for name in sorted(changed))
