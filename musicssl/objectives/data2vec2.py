@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from musicssl.model import dropout
+from musicssl.model.dropout import Dropout, bits
 from musicssl.model.encoder import Encoder, standardise, torch_init
 from musicssl.model.gelu import gelu
 from musicssl.model.grouped_conv import grouped_conv
@@ -82,7 +82,7 @@ class Decoder(nn.Module):
         """
         count = mask.shape[1] - x.shape[1]
         masked, visible = order[:, :count], order[:, count:]
-        x = dropout.Dropout(self.dropout)(x.astype(self.dtype), deterministic=False)
+        x = Dropout(self.dropout)(x.astype(self.dtype), deterministic=False)
         noise = self.noise * normal(self.make_rng("dropout"), (*mask.shape, x.shape[-1]))
         x = jnp.where(mask[..., None], noise.astype(x.dtype), spread(x, ~mask, visible))
         for i in range(self.layers):
@@ -102,7 +102,7 @@ class Decoder(nn.Module):
 
 def normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Draw standard normal numbers, float32, from the bits that dropout draws."""
-    uniform = (dropout.bits(key, shape) >> 9).astype(jnp.float32) + 0.5  # of (0, 2**23), exact
+    uniform = (bits(key, shape) >> 9).astype(jnp.float32) + 0.5  # of (0, 2**23), exact
     return math.sqrt(2) * jax.lax.erf_inv(uniform / 2**22 - 1)
 
 

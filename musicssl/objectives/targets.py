@@ -116,7 +116,7 @@ def _read(word: str, clusters: int) -> list[Target]:
             f"teacher.targets has a feature {feature!r}: use some of {', '.join(FEATURES)}, "
             "separated by commas"
         )
-    quantizer, codes, *more = *rest, *("kmeans", str(clusters))[len(rest) :]
+    quantizer, codes, *more = rest + ["kmeans", str(clusters)][len(rest) :]
     if quantizer not in QUANTIZERS:
         raise ValueError(
             f"teacher.targets has a quantiser {quantizer!r} in {word!r}: use "

@@ -148,10 +148,9 @@ def _programs(config: ml_collections.ConfigDict, mesh: Mesh) -> dict[str, Callab
     z = jax.jit(lambda p, x: apply(p, apply(p, x, "stem"), "project"))(params, batch.encoder_input)
     placed = encoded = z
     if config.method == "data2vec2":
-        rows = [x.reshape(-1, x.shape[-1]) for x in batch.mask[:2]]  # [n, t], masks and their lists
-        visible = rows[1].shape[1] - int(rows[0][0].sum())
+        mask, order, _ = (x.reshape(-1, x.shape[-1]) for x in batch.mask)  # [n, t], of each copy
         placed = jnp.repeat(z, config.mask.copies, axis=0)  # [n, t, d]
-        encoded = placed[:, :visible]
+        encoded = placed[:, : mask.shape[1] - int(mask[0].sum())]  # [n, v, d]
     stem = jax.jit(jax.grad(lambda p: jnp.square(apply(p, batch.encoder_input, "stem")).mean()))
     programs: dict[str, Callable[[], object]] = {
         "stem": lambda: stem(params),  # nothing asks for the gradient of audio
@@ -159,24 +158,24 @@ def _programs(config: ml_collections.ConfigDict, mesh: Mesh) -> dict[str, Callab
         "transformer": both_ways(transform, params, encoded),
     }
 
-    # What makes the targets, and the head that predicts them.
-    options: dict[str, Any] = {}
-    if config.method in ("data2vec", "data2vec2"):
-        targets = jax.jit(lambda p, t, z: data2vec.targets(encoder, config, p, t, z))
-        programs["teacher"] = lambda: targets(state.params, state.teacher, z)
-        head: nn.Module = data2vec.head(encoder)
-        seen = z
-        if config.method == "data2vec2":
-            head, seen = data2vec2.head(encoder, config), encoded
-            options = {"mask": rows[0], "order": rows[1], "rngs": {"dropout": keys["dropout"]}}
-    else:
+    # What makes the targets, and the head that predicts them, with what it is told besides.
+    head: nn.Module
+    told: dict[str, Any] = {}
+    if config.method == "hubert":
         label = jax.jit(lambda t, x: hubert.labels(config, t, x))
         programs["labels"] = lambda: label(teacher, batch.waveform)
         head = hubert.head(encoder, config)
         seen = jnp.take_along_axis(z, batch.mask.frames[..., None], axis=1)  # [b, m, d]
+    else:
+        targets = jax.jit(lambda p, t, z: data2vec.targets(encoder, config, p, t, z))
+        programs["teacher"] = lambda: targets(state.params, state.teacher, z)
+        head, seen = data2vec.head(encoder), z
+    if config.method == "data2vec2":
+        head, seen = data2vec2.head(encoder, config), encoded
+        told = {"mask": mask, "order": order, "rngs": {"dropout": keys["dropout"]}}
 
     def predict(params: dict, x: jax.Array) -> Any:
-        return head.apply({"params": params}, x, **options)
+        return head.apply({"params": params}, x, **told)
 
     programs["head"] = both_ways(predict, state.params["head"], seen)
 

@@ -110,8 +110,7 @@ _MIR = (
     # Each chunk is an item.
     Task(
         "vocalset_technique", "VocalSet, technique", "vocalset", "technique", "class", _CHUNK, 5,
-        10, by_item=False, rests=False, prefix="technique_", outputs=10,
-        standardised_alone=True,
+        10, by_item=False, rests=False, prefix="technique_", outputs=10, standardised_alone=True,
     ),
     Task(
         "vocalset_singer", "VocalSet, singer", "vocalset", "singer", "class", _CHUNK, 5, 20,
