@@ -12,6 +12,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from logging import StreamHandler, getLogger
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -96,6 +97,9 @@ def keep_streams() -> None:
             lines = stream.line_buffering
             kept = io.TextIOWrapper(raw, stream.encoding, "backslashreplace", line_buffering=lines)
             setattr(sys, name, kept)
+            for handler in getLogger().handlers:
+                if isinstance(handler, StreamHandler) and handler.stream is stream:
+                    handler.setStream(kept)
 
 
 def define_path(name: str, what: str, values: flags.FlagValues = flags.FLAGS) -> None:

@@ -1,14 +1,18 @@
 """The manners of the commands: what they list, how they refuse, what --help says."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
+from tqdm import tqdm
 
 from configs import common, probe
 from data_pipelines import build
 from musicssl import usage
+from musicssl.command import keep_streams, note, say
 from tests.support import commands, full_size, runs
 
 ROOT = Path(__file__).parent.parent
@@ -97,6 +101,9 @@ def test_what_is_no_flag(command):
         ),
         ("probe", ["--config.probe=mlp"], 'is not in the configuration. Did you mean "kind"?'),
         ("main", [DEMO, "--config.probe.probe=mlp"], "--config.probe.probe is not in the"),
+        ("main", [DEMO, "--workdir=gs://a/b"], "--workdir=gs://a/b: gs://a/b is no path on this"),
+        ("main", [DEMO, "--config.start_from=~nobody-here/x"], "start_from: ~nobody-here/x: no"),
+        ("export", ["--workdir=run", "--output=s3://a"], "--output=s3://a: s3://a is no path on"),
     ],
 )
 def test_what_a_flag_does_not_take(command, arguments, message):
@@ -132,6 +139,63 @@ def test_a_build_refuses_alike(arguments, tmp_path, monkeypatch, capsys):
     except SystemExit as leaving:
         code = leaving.code
     assert code == 2 and "build: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_what_nobody_reads_is_dropped(name, monkeypatch):
+    """As after `| head`, or where the terminal of a run is gone; a full disk is the other case."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    for descriptor in (writer, os.open("/dev/full", os.O_WRONLY)):
+        stream = open(descriptor, "w", encoding="utf-8")  # noqa: SIM115
+        with monkeypatch.context() as patch:
+            for place in (name, f"__{name}__"):
+                patch.setattr(sys, place, stream)
+            keep_streams()
+            for line in ("a line", "b" * 100_000):
+                say(line)
+                note(line)
+            for _ in tqdm(range(3), mininterval=0):
+                getattr(sys, name).flush()
+            getattr(sys, name).close()
+
+
+def test_what_is_read_is_written(monkeypatch, tmp_path):
+    with (tmp_path / "out").open("w", encoding="utf-8") as stream, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", stream)
+        patch.setattr(sys, "__stdout__", stream)
+        keep_streams()
+        say(b"caf\xe9 \xc3\xa9".decode("utf-8", "surrogateescape"))
+    assert (tmp_path / "out").read_text("utf-8") == "caf\\udce9 é\n"
+
+
+def test_a_stream_that_was_closed_before_the_start(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    keep_streams()
+    say("nobody hears this")
+    sys.stdout.close()
+
+
+def interrupted() -> None:
+    """A command whose work Ctrl-C ends, begun where the environment asks for 64 bits."""
+    from musicssl import command
+
+    def work(argv: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    jax.config.update("jax_enable_x64", True)
+    sys.argv = ["command"]
+    command.run(work, lambda: None)
+
+
+def test_ctrl_c_is_told_in_a_line_and_so_is_a_setting_without_effect():
+    process = commands.Process(interrupted)
+    output, errors = process.communicate()
+    assert (process.returncode, output) == (130, "")
+    assert errors.splitlines() == [
+        "musicssl: these have no effect here: JAX_ENABLE_X64=True",
+        "musicssl: interrupted",
+    ]
 
 
 def test_the_commands_are_listed_with_a_line_each():

@@ -27,10 +27,13 @@ OTHERWISE = {
 def drawn() -> list:
     """A step's masks and a little of its dropout."""
     config = tiny.config()
-    keys = step.streams(config.seed, 7)
-    mask = span_mask(keys["mask"], 4, 37, **config.mask)
-    noise = jax.random.bits(keys["dropout"], (3, 1000))
-    return [np.asarray(mask.mask).tolist(), np.asarray(noise).tolist()]
+
+    def draw() -> tuple[jax.Array, jax.Array]:
+        keys = step.streams(config.seed, 7)
+        mask = span_mask(keys["mask"], 4, 37, **config.mask)
+        return mask.mask, jax.random.bits(keys["dropout"], (3, 1000))
+
+    return [np.asarray(x).tolist() for x in jax.jit(draw)()]
 
 
 def drawn_elsewhere() -> list:

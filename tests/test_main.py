@@ -1,5 +1,6 @@
 """The main command: what it writes, what it refuses, and what it leaves alone."""
 
+import ctypes
 import functools
 import hashlib
 import importlib
@@ -7,6 +8,7 @@ import os
 import shutil
 import signal
 import socket
+import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -63,10 +65,11 @@ def flags(root: Path, workdir: Path, leaves: dict | None = None, config: str = r
 
 @pytest.fixture(scope="module")
 def finished(root, command) -> Path:
-    """The workdir of a complete run of music2vec."""
-    code, _, errors = command(flags(root, root / "finished"))
+    """The workdir of a complete run of music2vec, with a name that some take for a pattern."""
+    workdir = root / "finished[1]"
+    code, _, errors = command(flags(root, workdir))
     assert code == 0, errors
-    return root / "finished"
+    return workdir
 
 
 @pytest.fixture
@@ -100,6 +103,51 @@ def test_a_complete_run_says_so(root, command, finished):
     code, output, _ = command(flags(root, finished))
     assert code == 0 and "complete: step 6 of 6 is in" in output
     assert contents(finished / "checkpoints") == before
+
+
+def test_a_run_goes_on_where_nobody_reads_what_it_says(root, tmp_path, finished):
+    """As before `| head`, or after a connection is lost."""
+    process = AT_WORK(flags(root, tmp_path / "run"), root / "cache")
+    process.stdout.close()
+    process.stderr.close()
+    assert process.wait() == 0
+    assert steps_on_disk(tmp_path / "run") == steps_on_disk(finished)
+    assert runs.differences(runs.state(tmp_path / "run"), runs.state(finished)) == []
+
+
+def test_a_workdir_that_is_read_only(root, workdir):
+    """Whether its run is complete or not."""
+    arguments = flags(root, workdir)
+    try:
+        for path in (workdir, workdir / "checkpoints"):
+            path.chmod(0o555)
+        code, output, errors = unprivileged(arguments, root / "cache")
+        assert (code, errors) == (0, "") and "complete: step 6 of 6 is in" in output
+    finally:
+        for path in (workdir, workdir / "checkpoints"):
+            path.chmod(0o755)
+    shutil.rmtree(workdir / "checkpoints/6")
+    before = contents(workdir)
+    workdir.chmod(0o555)
+    code, _, errors = unprivileged(arguments, root / "cache")
+    workdir.chmod(0o755)
+    assert code == 2 and errors.startswith("musicssl: ") and errors.count("\n") == 1
+    assert f"{workdir} cannot be written to (Permission denied)" in errors
+    assert contents(workdir) == before
+
+
+def unprivileged(arguments: list[str], cache: Path) -> tuple[int, str, str]:
+    """Run the main command where even root obeys the rights of files."""
+    process = commands.Process(as_anybody, *arguments, cache=cache)
+    said = process.communicate()
+    return process.returncode, *said
+
+
+def as_anybody(*arguments: str) -> None:
+    """Give up the capabilities of this process (capset, with none in any set)."""
+    version = struct.pack("Ii", 0x20080522, 0)
+    assert ctypes.CDLL(None, use_errno=True).capset(version, bytes(24)) == 0
+    commands.module("musicssl.main", *arguments)
 
 
 @pytest.mark.parametrize(
@@ -311,17 +359,20 @@ def test_a_damaged_record_is_skipped_and_counted(root, command, damaged_data, st
     assert runs.scalars(workdir)[-1]["damaged_records"] == 1
 
 
+DAMAGED = [b"\0\0\xff\n", b"# mine\n", b'{"step": 8, "lo']  # lines of metrics.jsonl
+
+
 @pytest.fixture(scope="module")
 def gone_on(root, command, stopped) -> tuple[Path, str]:
     """The workdir of a run that went on to its end after all this, and what it said.
 
     A damaged record stopped it at step 4, where its data were mended. Its newest checkpoint was
-    damaged, and in its metrics lines follow of steps that it has not kept.
+    damaged, and in its metrics lines follow of steps that it has not kept, and of nothing.
     """
     workdir = shutil.copytree(stopped[0], root / "gone-on")
     HARM["data cut off"](workdir / "checkpoints/4")
-    with (workdir / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 7, "loss": 1.0}\n{"step": 8, "lo')
+    with (workdir / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"step": 7, "loss": 1.0}\n' + b"".join(DAMAGED))
     code, output, errors = command(flags(root, workdir, {"checkpoint.on_damage": "older"}))
     assert code == 0, errors
     return workdir, output
@@ -344,13 +395,20 @@ def test_lines_past_the_restored_step_are_written_again(gone_on, finished):
         assert measured(line) == measured(other)
 
 
+def test_lines_that_cannot_be_read_are_set_aside_and_told(gone_on):
+    workdir, output = gone_on
+    assert f"{workdir}/metrics.jsonl had 3 lines that cannot be read" in output
+    assert (workdir / "metrics.jsonl.damaged").read_bytes() == b"".join(DAMAGED)
+
+
 def measured(line: dict[str, float]) -> dict[str, float]:
     """What does not depend on the clock."""
     clock = ("time/", "audio_seconds_per_second")
     return {name: value for name, value in line.items() if not name.startswith(clock)}
 
 
-def test_the_second_iteration_is_told_what_the_first_was(root, tmp_path, monkeypatch):
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_the_second_iteration_is_told_what_the_first_was(tmp_path, monkeypatch, elsewhere):
     """`exec_next_run`, with what it would become written down instead."""
     config = musichubert.get_config("demo")
     leaves = {"data.data_dir": "my data", "data.normalize": True, "mesh.fsdp": 1}
@@ -359,9 +417,13 @@ def test_the_second_iteration_is_told_what_the_first_was(root, tmp_path, monkeyp
     called = []
     monkeypatch.setattr(os, "execv", lambda path, arguments: called.append(arguments))
     monkeypatch.setattr(distributed, "as_flags", lambda: ["--coordinator=a:1"])
+    monkeypatch.chdir(tmp_path if elsewhere else runs.ROOT)
     main.exec_next_run(config, tmp_path)
+    main.exec_final_probe(config, tmp_path)
+    configs = f"{runs.ROOT}/configs" if elsewhere else "configs"
+    assert f"--config={configs}/probe.py" in called[1]
     assert {
-        "--config=configs/musichubert.py:demo_iter2",
+        f"--config={configs}/musichubert.py:demo_iter2",
         f"--config.teacher.encoder={tmp_path}",
         f"--workdir={tmp_path}-demo_iter2",
         "--config.data.data_dir=my data",
@@ -408,24 +470,24 @@ def test_probes_whose_data_cannot_be_composed_are_left_out(own_music, monkeypatc
     assert without.to_dict() | {"probe": without.probe.to_dict() | probe} == before
 
 
-def ended(study: kill.Study, name: str, phase: str) -> str:
-    """Start a run, end it by SIGTERM in a phase, and return the last line that it said."""
+def ended(study: kill.Study, name: str, phase: str, number: int) -> str:
+    """Start a run, end it by a signal in a phase, and return the last line that it said."""
     life = study.live(name, "cache")
     while not life.count(phase):
         assert life.process.poll() is None
         time.sleep(0.002)
-    life.process.send_signal(signal.SIGTERM)
+    life.process.send_signal(number)
     errors = life.end()
     assert life.process.returncode == 75, errors
     return life.lines[-1]
 
 
 def test_music2vec_stopped_at_any_moment_ends_as_if_never_stopped(tmp_path):
-    """One run, ended by SIGTERM, then killed in training, then killed while saving."""
+    """One run, ended by Ctrl-C, then killed in training, then killed while saving."""
     runs.write_clips(tmp_path / "data")
     often = {"steps": 32, "checkpoint.every": 4, "log_every": 1}
     study = kill.Study(runs.MUSIC2VEC, tmp_path, AT_WORK, often)
-    said = ended(study, "run-4", "training")
+    said = ended(study, "run-4", "training", signal.SIGINT)
     assert said.startswith("asked to end at step ")
     step = int(said.split()[5].rstrip(":"))
     assert steps_on_disk(tmp_path / "run-4")[-1] == step < often["steps"]
@@ -434,7 +496,7 @@ def test_music2vec_stopped_at_any_moment_ends_as_if_never_stopped(tmp_path):
 
 
 def test_musichubert_stopped_at_any_moment_ends_as_if_never_stopped(study):
-    """One run ended by SIGTERM and then killed, both while its codebook is fitted."""
-    assert ended(study, "run-3", "fitting").startswith("codebook pass ")
+    """One run ended by a hang-up and then killed, both while its codebook is fitted."""
+    assert ended(study, "run-3", "fitting", signal.SIGHUP).startswith("codebook pass ")
     kills, wrong = study.run(3, "cache", ["fitting"])
     assert not wrong and kills["fitting"] == 1

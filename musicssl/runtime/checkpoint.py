@@ -205,7 +205,10 @@ class Checkpoints:
 
     def require_saved(self, directory: Path) -> None:
         """Raise OSError where a directory does not hold the arrays that were saved last."""
-        if different := _difference(directory, self.shapes):
+        manifest = "manifest.ocdbt"  # which leads to every array
+        whole = (directory / manifest).is_file()
+        different = _difference(directory, self.shapes) if whole else f"{manifest} is missing"
+        if different:
             raise OSError(f"what was written cannot be read back: {different}")
 
     @contextlib.contextmanager

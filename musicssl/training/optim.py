@@ -17,9 +17,9 @@ def tri_stage(
     """Rise from scale * peak, hold, and decay exponentially back to it (fairseq tri_stage).
 
     A phase's steps are rounded and the decay takes the rest. This deviates from fairseq, which cuts
-    off the fractions of all three, and stays at the decay's end for the rest, at most two steps. For
-    the paper's 400,000 and 800,000 steps both give the same phases; for 400,001 the rates differ by
-    0.02 %.
+    off the fractions of all three, and stays at the decay's end for the rest, at most two steps.
+    For the paper's 400,000 and 800,000 steps both give the same phases; for 400,001 the rates
+    differ by 0.02 %.
     """
     warmup, hold = (round(steps * phase) for phase in phases[:2])
     decay = max(1, steps - warmup - hold)

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+from musicssl import paths
 from musicssl.runtime import checkpoint, sharding
 from musicssl.runtime.checkpoint import Checkpoints
 from musicssl.runtime.workdir import steps_on_disk
@@ -109,6 +110,75 @@ def test_a_forced_save_between_intervals(saved):
     checkpoints.close()
     assert steps_on_disk(saved)[-1] == 5
     assert same(restore(saved, 5), made_state(5))
+
+
+def test_a_workdir_s_name_is_no_pattern(tmp_path):
+    """Others stand beside it that such patterns mean."""
+    workdirs = [tmp_path / name for name in ("run[1]", "run1", "a*b?", "a-bc")]
+    for seed, workdir in enumerate(workdirs, 1):
+        checkpoints = Checkpoints(workdir, config())
+        assert checkpoints.save(2, made_state(seed))
+        checkpoints.close()
+    for seed, workdir in enumerate(workdirs, 1):
+        assert same(restore(workdir, 2), made_state(seed))
+        params, *_ = checkpoint.load_params(workdir)
+        assert same(params, made_state(seed).params)
+
+
+def test_a_save_that_cannot_be_opened_never_counts(saved, monkeypatch):
+    """Orbax merges what processes have written, and merges nothing where it finds nothing."""
+    with monkeypatch.context() as patch:
+        patch.setattr(paths.Literal, "glob", lambda *_: iter(()))
+        keep = {"checkpoint.keep": 1, "checkpoint.keep_every": 99}
+        checkpoints = Checkpoints(saved, config(keep))
+        assert checkpoints.save(6, made_state(6))
+        with pytest.raises(OSError, match=r"could not be written .*run the same") as error:
+            checkpoints.save(8, made_state(8))
+        checkpoints.close()
+    assert "\n" not in str(error.value) and "manifest.ocdbt is missing" in str(error.value)
+    assert steps_on_disk(saved) == [2, 4]  # though one alone is to be kept
+    assert same(restore(saved, 4), made_state(4))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("at_close", [False, True])
+def test_a_save_that_is_lost_after_its_commit_ends_the_run(saved, at_close):
+    checkpoints = Checkpoints(saved, config())
+    assert checkpoints.save(6, made_state(6))
+    checkpoints.manager.wait_until_finished()
+    (saved / "checkpoints/6/state/manifest.ocdbt").unlink()
+    with pytest.raises(OSError, match=r"could not be written .*Those before it are whole"):
+        if at_close:
+            checkpoints.close()
+        else:
+            checkpoints.save(8, made_state(8))
+    checkpoints.close()
+    gc.collect()
+    assert steps_on_disk(saved)[-1] == 6
+
+
+def test_a_save_without_an_array_is_told_by_the_array_s_name(saved):
+    checkpoints = Checkpoints(saved, config())
+    assert checkpoints.save(6, made_state(6))
+    checkpoints.shapes.params["head"]["bias"] = jax.ShapeDtypeStruct((4,), np.float32)
+    with pytest.raises(OSError, match=r"params\.head\.bias is none there and float32\[4\] here"):
+        checkpoints.close()
+
+
+def test_a_run_says_what_has_changed_since_a_save(saved):
+    checkpoints = Checkpoints(saved, config())
+    assert checkpoints.changes(4) == ""
+    checkpoints.about["commit"] = "later"
+    checkpoints.about["environment"] |= {"jax": "9.9", "XLA_FLAGS": ""}
+    changes = checkpoints.changes(4)
+    assert f"jax ({jax.__version__} then, 9.9 now)" in changes and " then, later now)" in changes
+    assert re.search(r"XLA_FLAGS \(.+ then, none now\)", changes)
+    about = saved / "checkpoints/4/about/metadata"  # as older versions wrote it
+    old = json.loads(about.read_text())
+    del old["environment"]
+    about.write_text(json.dumps(old))
+    assert re.fullmatch(r"commit \(.* then, later now\)", checkpoints.changes(4))
+    checkpoints.close()
 
 
 def test_what_a_killed_save_leaves_is_not_a_checkpoint(saved):

@@ -1,5 +1,6 @@
 """Where compiled programs are kept."""
 
+import pwd
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +29,18 @@ def test_they_are_in_the_users_cache_by_kind_of_processor(monkeypatch, tmp_path)
     folder = Path(getattr(jax.config, DIRECTORY))
     assert folder == tmp_path / "musicssl/xla" / compile_cache.machine()
     assert getattr(jax.config, LEAST) == 0.1
+
+
+def test_a_user_without_a_home_has_no_cache(monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("HOME", raising=False)
+
+    def nobody(number: int) -> None:
+        raise KeyError(f"uid not found: {number}")
+
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    compile_cache.keep()
+    assert getattr(jax.config, DIRECTORY) is None
 
 
 def test_what_the_user_has_set_stays(monkeypatch, tmp_path):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from configs import musichubert
-from musicssl.runtime.workdir import claim, flat
+from musicssl.runtime.workdir import claim, flat, metrics, require_writable
 from tests.support.saved_states import config
 
 
@@ -81,6 +81,24 @@ def test_claim_of_a_run_without_checkpoints_starts_anew(tmp_path):
     claim(tmp_path / "a" / "b", config({"seed": 9}))
     assert json.loads((tmp_path / "a" / "b" / "config.json").read_text())["seed"] == 9
     assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["config.json"]
+
+
+def test_lines_of_metrics_that_cannot_be_read_are_told_from_others(tmp_path):
+    good = [b'{"step": 1, "loss": 2.5}\n', b'{"step": 2, "loss": NaN}\n']
+    bad = [b"\0\0\0\n", b"\xff\xfe\n", b"# mine\n", b"[1]\n", b'{"loss": 1.0}\n', b"\n"]
+    bad += [b'{"step": 2, "note": "mine"}\n', b'{"step": 3, "lo']
+    (tmp_path / "metrics.jsonl").write_bytes(b"".join([good[0], *bad[:3], good[1], *bad[3:]]))
+    lines = metrics(tmp_path)
+    assert [line for line, scalars in lines if scalars] == good
+    assert [line for line, scalars in lines if scalars is None] == bad
+    assert metrics(tmp_path / "absent") == []
+
+
+def test_a_workdir_that_cannot_be_written_to_is_told(tmp_path):
+    require_writable(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(OSError, match=r"absent cannot be written to \(No such file .*--workdir"):
+        require_writable(tmp_path / "absent")
 
 
 def test_flat_spells_leaves_as_flags_do():
