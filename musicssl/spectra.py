@@ -98,7 +98,7 @@ def partials(x: jax.Array, ceps: int = 13) -> jax.Array:
 
 def mel(x: jax.Array) -> jax.Array:
     """Return 80 log mel bands, those below QUIET raised to it: [b, n] to [b, t, 80]."""
-    return jnp.maximum(audio.log_mel(x, BANDS, audio.STEM_HOP), QUIET)
+    return jnp.maximum(audio.log_mel(x, BANDS, hop=audio.STEM_HOP), QUIET)
 
 
 def onset(x: jax.Array) -> jax.Array:
