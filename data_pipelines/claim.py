@@ -67,7 +67,7 @@ def claim(
 def owner(path: Path) -> Claimed | None:
     """Return who holds the claim in a file, None where it is free."""
     try:
-        descriptor = os.open(path, os.O_RDWR)
+        descriptor, _ = _opened(path)
     except FileNotFoundError:
         return None
     try:
@@ -96,13 +96,13 @@ def _taken_within(path: Path, patience: float, waiting: Callable[[Claimed, float
 def _taken(path: Path) -> int:
     """Take the claim, if it is free; return the file's descriptor."""
     while True:
-        is_new = True
+        is_new = is_own = True
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         except FileExistsError:
             is_new = False
             try:
-                descriptor = os.open(path, os.O_RDWR)
+                descriptor, is_own = _opened(path)
             except FileNotFoundError:  # it was removed in between
                 continue
         try:
@@ -110,11 +110,21 @@ def _taken(path: Path) -> int:
             if other:
                 raise other
             if _is_of(path, descriptor):
-                return descriptor
+                if is_own:
+                    return descriptor
+                path.unlink(missing_ok=True)  # a dead process's of another user
         except OSError:
             os.close(descriptor)
             raise
         os.close(descriptor)  # its owner has removed it since it was opened
+
+
+def _opened(path: Path) -> tuple[int, bool]:
+    """Open the file of a claim; return its descriptor, and whether it may be written."""
+    try:
+        return os.open(path, os.O_RDWR), True
+    except PermissionError:
+        return os.open(path, os.O_RDONLY), False
 
 
 def _owner(path: Path, descriptor: int, lock: int, is_new: bool = False) -> Claimed | None:
@@ -158,9 +168,9 @@ def _sign(descriptor: int) -> None:
 def _said(content: bytes) -> tuple[str, str]:
     """Return the owner that a claim names, in words, and the owner's machine."""
     try:
-        owner = json.loads(content)
-        words = f"process {owner['process']} on {owner['host']} since {owner['since']}"
-        return words, owner.get("machine", "")
+        said = json.loads(content)
+        words = f"process {said['process']} on {said['host']} since {said['since']}"
+        return words, said.get("machine", "")
     except (ValueError, KeyError, TypeError, AttributeError):  # it has just begun
         return "another process", ""
 

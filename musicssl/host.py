@@ -141,7 +141,9 @@ def claimed(folder: Path, remedy: str) -> Iterator[None]:
 
         def take() -> None:
             try:
-                folder.mkdir(parents=True, exist_ok=True)
+                if not folder.exists():
+                    folder.mkdir(parents=True, exist_ok=True)
+                    held.callback(_remove_if_empty, folder)
                 held.enter_context(claim(folder / ".claim", PATIENCE, waiting))
             except BlockingIOError as other:
                 raise ValueError(f"{folder} is in use by {other}: {remedy}") from None
@@ -151,6 +153,11 @@ def claimed(folder: Path, remedy: str) -> Iterator[None]:
 
         distributed.first_does(take)
         yield
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def claim(

@@ -23,8 +23,11 @@ def test_a_folder_is_of_one_job_and_the_next_is_told_whose(tmp_path, monkeypatch
     with host.claimed(run, REMEDY), pytest.raises(ValueError, match=owner):
         host.claimed(run, REMEDY).__enter__()
     with host.claimed(run, REMEDY):
+        (run / "config.json").touch()
+    assert [path.name for path in run.iterdir()] == ["config.json"]
+    with host.claimed(tmp_path / "refused", REMEDY):  # nothing comes of it
         pass
-    assert list(run.iterdir()) == []
+    assert not (tmp_path / "refused").exists()
 
 
 def test_a_job_that_still_saves_is_waited_for(tmp_path, monkeypatch, capsys):

@@ -1,10 +1,11 @@
-"""A folder of odd files from the first command to the last, in a job of two processes."""
+"""A folder of odd files from the first command to the last."""
 
 import contextlib
 import io
 import json
-import socket
+import os
 import subprocess
+import sys
 
 from data_pipelines import build
 from tests.support import commands, odd_files, runs
@@ -14,7 +15,7 @@ LEAVES = {
     "steps": 4,
     "log_every": 2,
     "checkpoint.every": 2,
-    "probe.every": 2,
+    "probe.every": 4,
     "probe.at_end": True,
     "probe.tasks": "synth_key",
     "probe.layers": "1",
@@ -25,7 +26,10 @@ LEAVES = {
 
 
 def main(composed: str, *arguments: str) -> None:
-    """The main command, whose probes' data set is composed at `composed`, of few clips."""
+    """The main command, whose probes' data set is composed at `composed`, of few clips.
+
+    The command that would take its place is printed.
+    """
     from data_pipelines.synth_music import synth_music_dataset_builder as synth_music
     from musicssl import host
 
@@ -35,11 +39,23 @@ def main(composed: str, *arguments: str) -> None:
         if command[1:4] != ["-m", "data_pipelines.build", "synth_music"]:
             return run(command, **options)
         size = synth_music.SynthMusicConfig("short", seconds=6.0, train=6, validation=4, test=4)
-        synth_music.Builder(data_dir=composed, config=size).download_and_prepare()
+        with contextlib.redirect_stdout(sys.stderr):
+            synth_music.Builder(data_dir=composed, config=size).download_and_prepare()
         return subprocess.CompletedProcess(command, 0)
 
-    host.DATA_DIR, subprocess.run = composed, compose
+    def follow(path: str, command: list[str]) -> None:
+        print("THEN", json.dumps(command), flush=True)
+        sys.exit(0)
+
+    host.DATA_DIR, subprocess.run, os.execv = composed, compose, follow
     commands.module("musicssl.main", *arguments)
+
+
+def succeed(process: commands.Process) -> str:
+    """Wait for a process; return what it said."""
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    return output
 
 
 def test_a_folder_of_odd_files_is_built_trained_on_probed_and_exported(tmp_path):
@@ -50,35 +66,32 @@ def test_a_folder_of_odd_files_is_built_trained_on_probed_and_exported(tmp_path)
         flags = [f"--manual_dir={music}", f"--data_dir={data}", "--workers=1", "--max_lost=0.6"]
         assert build.main(["music_folder", *flags]) == 0
 
-    # one clear line for each file that cannot be used
+    # One clear line for each file that cannot be used.
     lines = (data / "music_folder/16khz/1.0.0/skipped.tsv").read_text().splitlines()
     told = dict(line.removeprefix("broken/").split("\t") for line in lines)
     assert told.keys() == unusable.keys() and len(lines) == len(told)
     assert {name: told[name] for name in told if not told[name].startswith(unusable[name])} == {}
     assert "skipped  17 of 33 files" in out.getvalue()
 
-    # two processes train, and the first probes what they have trained
-    port = socket.create_server(("localhost", 0)).getsockname()[1]
-    arguments = runs.flags(runs.MUSIC2VEC, run, data, LEAVES)
-    arguments += [f"--coordinator=localhost:{port}", "--processes=2"]
-    composed = str(tmp_path / "composed")
-    job = [
-        commands.Process(main, composed, *arguments, f"--process={number}", cache=tmp_path / "xla")
-        for number in range(2)
-    ]
-    said = [process.communicate() for process in job]
-    assert [process.returncode for process in job] == [0, 0], said
+    # Training, with a probe of its own, for which music is composed elsewhere than in the data.
+    flags = runs.flags(runs.MUSIC2VEC, run, data, LEAVES)
+    said = succeed(commands.Process(main, str(tmp_path / "composed"), *flags))
     assert not (data / "synth_music").exists()
     probed = [line["step"] for line in runs.scalars(run) if "probe/synth_key" in line]
-    assert probed == [2, 4]
+    assert probed == [4]
+
+    # The command that follows it, and the export.
+    then = json.loads(said.rpartition("THEN")[2])
+    assert then[:3] == [sys.executable, "-m", "musicssl.probe"]
+    succeed(commands.Process(commands.module, *then[2:]))
     results = json.loads((run / "probe/results.json").read_text())
     assert list(results["tasks"]) == ["synth_key"]
-    assert "random initial values" in (run / "probe/compare.md").read_text()
-
-    export = ["musicssl.export", f"--workdir={run}", f"--output={tmp_path / 'model'}"]
-    process = commands.Process(commands.module, *export)
-    said = process.communicate()
-    assert process.returncode == 0, said
-    assert {"config.json", "model.safetensors", "README.md"} <= {
-        path.name for path in (tmp_path / "model").iterdir()
-    }
+    assert "random:" in (run / "probe/compare.md").read_text()
+    model = tmp_path / "model"
+    succeed(
+        commands.Process(
+            commands.module, "musicssl.export", f"--workdir={run}", f"--output={model}"
+        )
+    )
+    names = {path.name for path in model.iterdir()}
+    assert {"config.json", "model.safetensors", "README.md"} <= names

@@ -82,6 +82,24 @@ def test_owner_is_told_without_taking_the_claim(tmp_path):
     assert claim.owner(path) is None and path.read_text() == "left"
 
 
+def test_the_file_of_another_user(tmp_path, monkeypatch):
+    """It can be read alone; a dead process's is replaced, a living one's left."""
+    path, opened = tmp_path / "claim", os.open
+
+    def read_only(name: os.PathLike, flags: int, *mode: int) -> int:
+        if flags == os.O_RDWR:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return opened(name, flags, *mode)
+
+    path.write_text("left")
+    monkeypatch.setattr(os, "open", read_only)
+    with claim.claim(path):
+        assert str(claim.owner(path)).startswith(f"process {os.getpid()} on ")
+        with pytest.raises(claim.Claimed, match=f"process {os.getpid()} on"):
+            claim.claim(path).__enter__()
+    assert not path.exists()
+
+
 def silent(path: Path, seconds: float) -> None:
     """Make a claim one that was last renewed so many seconds ago."""
     then = time.time() - seconds

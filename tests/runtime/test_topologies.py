@@ -14,7 +14,7 @@ import pytest
 from jax.experimental import multihost_utils
 from jax.sharding import PartitionSpec as P
 
-from musicssl.runtime import sharding
+from musicssl.runtime import distributed, sharding
 from musicssl.runtime.workdir import steps_on_disk
 from musicssl.training import step as step_lib
 from tests.support import commands, runs
@@ -158,6 +158,8 @@ def probe(data_dir: str, coordinator: str, process: str) -> None:
     if coordinator:
         jax.distributed.initialize(coordinator, 2, int(process))
         claim_twice(Path(data_dir) / "run")
+        said = [distributed.all_say(yes) for yes in (True, jax.process_index() == 0)]
+        assert said == [True, False]
         found = {f"2 processes fsdp={fsdp}": both(fsdp, 8) for fsdp in (1, 2)}
     else:
         meshes = ((1, 1), (1, 8), (2, 8), (8, 8))
