@@ -129,8 +129,10 @@ class _Work:
             self.slots.put(cores[job::jobs] or cores)
 
     def run(self) -> int:
-        """Do as the function `run` says, with SIGTERM and Ctrl-C going on to the commands."""
-        before = {x: signal.signal(x, self._ask) for x in (signal.SIGTERM, signal.SIGINT)}
+        """Do as the function `run` says, with requests to end going on to the commands."""
+        asking = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        heard = [x for x in asking if signal.getsignal(x) != signal.SIG_IGN]  # as by nohup
+        before = {x: signal.signal(x, self._ask) for x in heard}
         try:
             return self._run_all()
         finally:
@@ -290,4 +292,5 @@ def _clocked(duration: float) -> str:
 
 
 def _say(line: str) -> None:
-    print(f"study: {line}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # where nobody reads it any more, it is dropped
+        print(f"study: {line}", file=sys.stderr, flush=True)

@@ -34,6 +34,7 @@ sys.path.insert(0, str(_ROOT))
 
 from launch import stages, study_cost  # noqa: E402
 from launch.stages import Stage  # noqa: E402
+from musicssl import paths  # noqa: E402
 from musicssl.exchange import huggingface, model_config  # noqa: E402
 from musicssl.features.baselines import BASELINES  # noqa: E402
 from musicssl.probing import tasks  # noqa: E402
@@ -143,7 +144,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--scale", choices=_SCALES, required=True)
     add("--models", default="*", help="names or patterns, baselines too, comma-separated")
     add("--tasks", default="", help="names or suites of probing/tasks.py (by default the scale's)")
-    add("--encoders", default="", help="Hugging Face directories to probe too, comma-separated")
+    add(
+        "--encoders",
+        type=lambda text: [_place(x) for x in text.split(",") if x],
+        default=[],
+        help="Hugging Face directories to probe too, comma-separated",
+    )
     add("--workdir", type=_place, default=Path("runs/study"))
     add("--data_dir", type=_place, default=Path("data"), help="where data sets are built")
     add("--manual_dir", type=_place, help="has the files of data set NAME in the folder NAME")
@@ -158,7 +164,6 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     if options.jobs is None:  # small models take as much processor time on one core as on two
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
         options.jobs = min(cores, _MOST_JOBS) if options.scale == "demo" else 1
-    options.encoders = [_place(x) for x in options.encoders.split(",") if x]
     other = [x for x in options.flags if not x.startswith("--config.")]
     if other:
         parser.error(f"{other[0]}: what comes after -- are --config. flags for pre-training")
@@ -168,8 +173,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def _place(path: str) -> Path:
-    """Return a path as the caller's shell means it, spelt in one way: commands are compared."""
-    whole = Path(os.path.abspath(path))
+    """Return a path as the caller means it, spelt in one way: commands are compared."""
+    try:
+        whole = Path(os.path.abspath(paths.local(path)))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
     return whole.relative_to(_ROOT) if whole.is_relative_to(_ROOT) else whole
 
 

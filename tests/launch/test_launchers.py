@@ -205,7 +205,9 @@ def test_beam_knows_the_options_of_a_cluster(cloud, arguments):
     assert options.get_all_options(retain_unknown_options=True) == options.get_all_options()
 
 
-@pytest.mark.parametrize(("code", "lives"), [(0, 1), (2, 1), (3, 1), (69, 3), (75, 3), (134, 3)])
+@pytest.mark.parametrize(
+    ("code", "lives"), [(0, 1), (2, 1), (3, 1), (130, 1), (69, 3), (75, 3), (134, 3)]
+)
 def test_a_command_is_run_again_where_that_can_help(tmp_path, code, lives):
     count = tmp_path / "count"
     command = ["--restarts=2", "--wait=0", "--", "bash", "-c", f"echo >> {count}; exit {code}"]
@@ -217,16 +219,33 @@ def test_a_command_is_run_again_where_that_can_help(tmp_path, code, lives):
     assert done.stderr.count("running it again") == lives - 1
 
 
-def test_sigterm_goes_on_to_a_command_that_is_run_again():
-    inner = "trap 'echo asked; exit 75' TERM; echo ready; while true; do sleep 0.02; done"
+def repeated(inner: str) -> subprocess.Popen:
+    """A shell command that is run again, once it is ready."""
     process = subprocess.Popen(
         [LAUNCH / "again.sh", "--wait=0", "--", "bash", "-c", inner],
         stdout=subprocess.PIPE,
         text=True,
     )
     assert process.stdout.readline() == "ready\n"
-    process.send_signal(signal.SIGTERM)
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_command_that_is_run_again_is_asked_to_end_by_sigterm(number):
+    process = repeated(
+        "trap 'echo asked; exit 75' TERM; echo ready; while true; do sleep 0.02; done"
+    )
+    process.send_signal(number)
     assert process.communicate(timeout=30)[0] == "asked\n" and process.returncode == 75
+
+
+def test_a_second_ctrl_c_kills_a_command_that_is_run_again():
+    process = repeated("trap 'echo asked' TERM; echo ready; while true; do sleep 0.02; done")
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        if process.stdout.readline() != "asked\n":
+            break
+    assert process.wait(timeout=30) == 128 + signal.SIGKILL
 
 
 def test_shellcheck_has_nothing_to_say():

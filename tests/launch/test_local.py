@@ -89,18 +89,44 @@ def test_a_job_that_ends_well_is_not_started_again(tmp_path):
     assert sorted(output.splitlines()) == ["[0] False", "[0] True", "[1] False", "[1] True"]
 
 
-def test_sigterm_reaches_every_process_and_ends_the_restarts():
+def waiting(at_sigterm: str) -> subprocess.Popen:
+    """A job of two processes that wait, once both do."""
     source = (
         "import os, signal, sys, time\n"
-        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n"
-        "print('ready', flush=True)\ntime.sleep(60)"
+        f"signal.signal(signal.SIGTERM, lambda *_: {at_sigterm})\n"
+        "print('ready', flush=True)\nwhile True: time.sleep(60)"
     )
     process = start(["--restarts=3"], [sys.executable, "-S", "-c", source])
     assert {process.stdout.readline() for _ in range(2)} == {"[0] ready\n", "[1] ready\n"}
-    process.send_signal(signal.SIGTERM)
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_every_process_is_asked_to_end_and_none_is_started_again(number):
+    process = waiting("sys.exit(75)")
+    process.send_signal(number)
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 75 and output == ""
     assert "starting again" not in errors
+
+
+def test_a_second_ctrl_c_kills_every_process():
+    process = waiting("print('asked', flush=True)")
+    process.send_signal(signal.SIGINT)
+    assert {process.stdout.readline() for _ in range(2)} == {"[0] asked\n", "[1] asked\n"}
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGKILL
+
+
+def test_a_job_goes_on_where_nobody_reads_what_it_says(tmp_path):
+    say = "import os, sys; [print('x' * 1000, flush=True) for _ in range(200)]; "
+    done = f"open({str(tmp_path)!r} + '/' + os.environ['JAX_PROCESS_ID'], 'w')"
+    process = start([], [sys.executable, "-S", "-c", say + done])
+    process.stdout.close()
+    process.stderr.close()
+    assert process.wait(timeout=60) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1"]
 
 
 @pytest.mark.parametrize("flag", ["--dry_run", "--dry-run"])

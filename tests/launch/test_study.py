@@ -37,6 +37,17 @@ def test_a_dry_run_prints_every_stage_in_an_order_that_runs(scale, datasets, tmp
     assert f"--config.teacher.encoder={tmp_path}/musichubert-k2000_iter1" in second
 
 
+def test_homes_are_written_out_in_its_paths(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    given = ["--workdir=~/w", "--data_dir=~/d", "--manual_dir=~/m", "--encoders=~/a,~/b"]
+    options = study.parse(["--scale=demo", *given])
+    places = [options.workdir, options.data_dir, options.manual_dir, *options.encoders]
+    assert places == [tmp_path / name for name in "wdmab"]
+    with pytest.raises(SystemExit):
+        study.parse(["--scale=demo", "--workdir=gs://a"])
+    assert "gs://a is no path on this machine" in capsys.readouterr().err
+
+
 def test_a_dry_run_is_asked_for_in_either_spelling(tmp_path, capsys):
     printed = dry_run(capsys, "--scale=demo", f"--workdir={tmp_path}")
     assert study.main(["--dry-run", "--scale=demo", f"--workdir={tmp_path}"]) == 0
