@@ -67,7 +67,8 @@ def of(config: ml_collections.ConfigDict) -> tuple[Target, ...]:
                 f"teacher.targets names {feature} twice: name it once; {feature}:random:2x512 has "
                 "two codebooks"
             )
-    weights = t.weights or (1.0,) * len(made)
+    given = [weight for weight in t.weights if weight != ""]  # --config.teacher.weights= has one
+    weights = given or [1.0] * len(made)
     if len(weights) != len(made):
         raise ValueError(
             f"teacher.weights has {len(weights)} numbers and teacher.targets {len(made)} targets: "

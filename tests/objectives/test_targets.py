@@ -45,6 +45,13 @@ def test_one_may_be_written_in_the_list():
     assert targets.of(config_of(targets="mfcc:kmeans:500", weights=(1.0,))) == wanted
 
 
+def test_weights_may_be_emptied_on_the_command_line():
+    """ml_collections reads --config.teacher.weights= as one empty word."""
+    for emptied in ((), ("",)):
+        wanted = targets.of(config_of(targets="mel,chroma", weights=emptied))
+        assert [target.weight for target in wanted] == [1.0, 1.0]
+
+
 def test_widths_are_those_of_the_features():
     config = config_of(targets=",".join(targets.FEATURES), ceps=20)
     widths = {x.name: targets.width(config, x) for x in targets.of(config)}
