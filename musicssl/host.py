@@ -6,6 +6,7 @@ data_pipelines/ loads TensorFlow, so nothing of it is imported before something 
 import contextlib
 import errno
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ SYNTHESISED = ("synth_music", "synth_polyphony")  # data sets that need no downl
 # what schedulers let a job save for (Slurm's KillWait is 30 s), and than a machine that is gone
 # keeps a claim on a file server.
 PATIENCE = 60.0
+_ENDED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit codes of who was asked to end
 _UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -105,6 +107,8 @@ def _compose(name: str, data_dir: str) -> None:
         command = ["-m", "data_pipelines.build", name, f"--data_dir={data_dir}"]
         # its summary goes where progress goes: a command's own stdout is for results
         done = subprocess.run([sys.executable, *command, "--wait"], stdout=2, check=False)
+        if done.returncode in _ENDED:  # this process too, though it may wait for a place to save
+            raise KeyboardInterrupt
         if done.returncode:
             words = " ".join(["python", *command])
             raise ValueError(f"{name} was not built: see above, or build it with {words}")

@@ -74,10 +74,10 @@ def train(
     """
     # Inside this block a ValueError is a request that cannot be met; after it, it is a bug.
     with command.refusing(), distributed.together(), goodput.lost("start"):
-        preemption = Preemption()
         mesh = sharding.make_mesh(config.mesh.fsdp)
         loop.check(config, mesh)
         held.enter_context(host.claimed(workdir, "wait for its end, or use another --workdir"))
+        preemption = Preemption()  # a signal before this ends the process: there is nothing to save
         claim(workdir, config)
         distributed.check_shared(workdir / "config.json")
         batches = Batches(config, mesh)
