@@ -32,6 +32,8 @@ def get_config() -> ml_collections.ConfigDict:
     data.crop_frames = 1496  # 20 ms encoder frames in a crop
     data.normalize = True  # zero mean, unit variance per clip
     data.on_damage = "stop"  # or "skip": what a damaged record does
+    data.order = "shuffled"  # or "blocks": neighbours are read at once, where a read takes long
+    data.mirror = ""  # a folder of each host, such as /dev/shm/data, that the data are copied to
 
     config.encoder = encoder = ml_collections.ConfigDict()  # fields of model.encoder.Encoder
     encoder.layers = 12

@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from data_pipelines.block_order import Blocks
 from data_pipelines.lookahead import Lookahead
+from data_pipelines.mirror import mirror
 from data_pipelines.order import InOrder, Shuffled, StreamPlan
 from data_pipelines.record_index import Damaged, complete_index, write_index
 from data_pipelines.records import Dataset, is_built, open_dataset
@@ -30,11 +31,13 @@ __all__ = [
     "complete_index",
     "is_built",
     "iterate",
+    "mirror",
     "open_dataset",
     "sequential",
     "write_index",
 ]
 
+ORDERS = ("shuffled", "blocks")
 _ENDLESS = 1 << 40  # steps
 _FAILED = -2  # in place of a record; -1 is a row without one
 _PIECE = 8  # rows that a thread reads in one go
@@ -95,12 +98,11 @@ def iterate(
       OSError: of storage that cannot be read, as `retries.patiently` has it.
     """
     check_crop(dataset, samples)
-    if order == "shuffled":
-        plan = Shuffled(dataset.samples, seed, samples)
-    elif order == "blocks":
+    if order not in ORDERS:
+        raise ValueError(f"order is {order!r}: use {' or '.join(ORDERS)}")
+    plan: StreamPlan = Shuffled(dataset.samples, seed, samples)
+    if order == "blocks":
         plan = Blocks(dataset.samples, seed, samples, max(batch_size, 1))
-    else:
-        raise ValueError(f'order is {order!r}: use "shuffled" or "blocks"')
     reader = _Reader(dataset, plan, batch_size, samples, rows, on_damage)
     return Batches(reader, range(start_step, _ENDLESS), threads)
 

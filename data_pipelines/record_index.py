@@ -97,8 +97,8 @@ def write_index(directory: str) -> None:
     """
     for layout in layouts(epath.Path(directory)).values():
         layout.path.unlink(missing_ok=True)
-        sizes = _shard_sizes(layout)
-        _save(layout, sizes, _scan(layout, sizes))
+        sizes = shard_sizes(layout)
+        save(layout, sizes, _scan(layout, sizes))
 
 
 def complete_index(directory: str) -> None:
@@ -113,18 +113,18 @@ def read_index(layout: Layout) -> Index:
 
     Damage is no error here, and is not saved: it may be mended.
     """
-    sizes = _shard_sizes(layout)
+    sizes = shard_sizes(layout)
     index = _load(layout, sizes)
     if index is None:
         index = _scan(layout, sizes)
         try:
-            _save(layout, sizes, index)
+            save(layout, sizes, index)
         except OSError as error:
             logging.getLogger(__name__).warning("indexed in memory only: %s", error)
     return index
 
 
-def _shard_sizes(layout: Layout) -> np.ndarray:
+def shard_sizes(layout: Layout) -> np.ndarray:
     """Return the bytes of each shard, 0 for one that is missing, int64 [shards]."""
 
     def size(shard: str) -> int:
@@ -166,7 +166,7 @@ def _load(layout: Layout, sizes: np.ndarray) -> Index | None:
     return Index(**arrays)
 
 
-def _save(layout: Layout, sizes: np.ndarray, index: Index) -> None:
+def save(layout: Layout, sizes: np.ndarray, index: Index) -> None:
     """Write the index aside and rename it, unless a record is damaged.
 
     It is made in memory: NumPy goes back in a file that it writes, which one on gs:// cannot do.

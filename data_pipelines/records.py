@@ -124,7 +124,15 @@ def open_dataset(name: str, data_dir: str | os.PathLike, split: str) -> Dataset:
       FileNotFoundError: the data set is not built.
       ValueError: no such split, or several configs are there and none is the default.
     """
-    directory = require(name, data_dir)
+    return open_directory(require(name, data_dir), split)
+
+
+def open_directory(directory: epath.Path, split: str) -> Dataset:
+    """Open a split of a data set's version directory, as `open_dataset` does.
+
+    Raises:
+      ValueError: no such split.
+    """
     splits = layouts(directory)
     if split not in splits:
         raise ValueError(f"{directory} has no records in split {split!r}, but in {sorted(splits)}")

@@ -22,7 +22,7 @@ from musicssl.command import note
 from musicssl.runtime import distributed, sharding
 
 if TYPE_CHECKING:
-    from data_pipelines import labelled_records
+    from data_pipelines import labelled_records, records
 
 DATA_DIR = "data"  # where data sets are, if nothing else is said
 SYNTHESISED = ("synth_music", "synth_polyphony")  # data sets that need no download
@@ -51,7 +51,7 @@ class Batches:
         self.config, self.mesh = config, mesh
         self.reading: batches.Batches | None = None
         self.iterate = batches.iterate
-        self.dataset = batches.open_dataset(data.name, data.data_dir, "train")
+        self.dataset = _open(config)
         if self.dataset.sample_rate != data.sample_rate:
             raise ValueError(
                 f"data.sample_rate is {data.sample_rate} Hz and {self.dataset.directory} holds "
@@ -71,6 +71,7 @@ class Batches:
             start_step=first,
             rows=rows,
             on_damage=config.data.on_damage,
+            order=config.data.order,
         )
         return (
             sharding.place_clips(self.mesh, config.batch_size, rows, batch["audio"])
@@ -89,6 +90,19 @@ class Batches:
         if self.config.data.on_damage == "stop" or self.reading is None:
             return {}
         return {"damaged_records": len(self.reading.damaged)}
+
+
+def _open(config: ml_collections.ConfigDict) -> "records.Dataset":
+    """Open the records to train on, in a copy on this machine where data.mirror says so."""
+    from data_pipelines import batches
+
+    data = config.data
+    if not data.mirror:
+        return batches.open_dataset(data.name, data.data_dir, "train")
+    distributed.meet("before the data are copied")  # else Gloo waits for the last for 30 s at most
+    dataset = batches.mirror(data.name, data.data_dir, "train", data.mirror)
+    distributed.meet("the data are copied")
+    return dataset
 
 
 def _compose(name: str, data_dir: str) -> None:

@@ -2,8 +2,8 @@
 
 Running the same command again goes on from the newest checkpoint, or says that the run is
 complete. Exit codes: 0 complete, 2 a request that cannot be met, 3 training stopped (collapse, or
-a loss that is not finite), 69 another process of the job was lost, 75 ended after saving, by
-SIGTERM, Ctrl-C or a hang-up.
+a loss that is not finite), 69 another process of the job was lost, 74 a disk or a bucket did not
+answer for minutes, 75 ended after saving, by SIGTERM, Ctrl-C or a hang-up.
 """
 
 import contextlib

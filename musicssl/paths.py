@@ -73,6 +73,7 @@ LEAVES: dict[str, Callable[[str], str]] = {
     "start_from": local,
     "teacher.encoder": local,
     "data.data_dir": data,
+    "data.mirror": local,
     "probe.data_dir": data,
     "data_dir": data,
     "encoder": encoder,

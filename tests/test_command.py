@@ -1,5 +1,6 @@
 """The manners of the commands: what they list, how they refuse, what --help says."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -10,9 +11,9 @@ import pytest
 from tqdm import tqdm
 
 from configs import common, probe
-from data_pipelines import build
+from data_pipelines import build, retries
 from musicssl import usage
-from musicssl.command import keep_streams, note, say
+from musicssl.command import keep_streams, note, refusing, say
 from tests.support import commands, full_size, runs
 
 ROOT = Path(__file__).parent.parent
@@ -208,6 +209,21 @@ def test_the_commands_are_listed_with_a_line_each():
         for name in ("main", "probe", "export", "plan", "benchmark", "study_report")
     ]
     assert all(len(line) < 120 and len(line.split()) > 5 for line in lines[:-1])
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (retries.Unreachable("the bucket does not answer"), 74),
+        (OSError(errno.ESTALE, "stale"), 74),
+        (OSError(errno.ENOSPC, "full"), 2),
+        (ValueError("no such layer"), 2),
+    ],
+)
+def test_storage_that_is_away_has_an_exit_code_of_its_own(error, code):
+    with pytest.raises(SystemExit) as left, refusing():
+        raise error
+    assert left.value.code == code
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -104,7 +104,7 @@ for _name in ("mask.min_spans", "mask.equal_counts", "optim.phases", "optim.end_
 # What the recipes say nothing of.
 OURS = {
     *("name", "variant", "then", "precision", "nonfinite"),
-    *("data.name", "data.data_dir", "data.on_damage"),
+    *("data.name", "data.data_dir", "data.on_damage", "data.order", "data.mirror"),
     *(
         "checkpoint.every",
         "checkpoint.keep",

@@ -26,6 +26,7 @@ from musicssl.runtime import digests, distributed
 from musicssl.runtime.workdir import steps_on_disk
 from tests.faults import kill
 from tests.support import commands, runs
+from tests.support.bucket import ROOT, Fault
 
 SHORT = {"steps": 6, "checkpoint.every": 2, "log_every": 2}
 AT_WORK = functools.partial(commands.start, pause=0.02)
@@ -96,6 +97,20 @@ def test_tensorboard_and_metrics_jsonl_hold_the_same_values(finished):
         found = [(e.step, make_ndarray(e.tensor_proto).item()) for e in events.Tensors(tag)]
         expected = [(line["step"], np.float32(line[tag])) for line in lines]
         assert found == expected
+
+
+def test_data_in_a_bucket_train_like_those_on_a_disk(root, command, finished, bucket, tmp_path):
+    """Through errors that pass, of which none is damage and none changes a batch."""
+    bucket.copy(root / "data", "main")
+    leaves = {"data.data_dir": f"{ROOT}/main", "data.on_damage": "skip"}
+    with bucket.suffering(Fault("503", "GET .*tfrecord", every=3), Fault("reset", "", every=20)):
+        code, _, errors = command(flags(root, tmp_path / "run", leaves))
+        assert code == 0, errors
+        assert bucket.counts["faults_503"] > 10
+    lines = runs.scalars(tmp_path / "run")
+    assert [line["damaged_records"] for line in lines] == [0, 0, 0]
+    undisturbed = [(line["loss"], line["grad_norm"]) for line in runs.scalars(finished)]
+    assert [(line["loss"], line["grad_norm"]) for line in lines] == undisturbed
 
 
 def test_a_complete_run_says_so(root, command, finished):

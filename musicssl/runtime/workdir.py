@@ -17,6 +17,7 @@ MAY_CHANGE = (
     "probe.",
     "mesh.",
     "data.data_dir",
+    "data.mirror",
     "data.on_damage",
     "data2vec.guard_after",
     "data2vec.min_",
@@ -27,7 +28,12 @@ MAY_CHANGE = (
 )
 RENAMED = {"probe.probe": "probe.kind"}  # leaves in configurations that older versions wrote
 # Leaves that older versions did not have, with the values that mean what those did.
-ADDED = {"teacher.targets": "", "teacher.weights": [], "teacher.projection": 16}
+ADDED = {
+    "teacher.targets": "",
+    "teacher.weights": [],
+    "teacher.projection": 16,
+    "data.order": "shuffled",
+}
 
 
 def flat(config: dict, prefix: str = "") -> dict:

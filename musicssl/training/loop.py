@@ -27,6 +27,7 @@ from musicssl.training import step as step_lib
 _CHOICES = {
     "nonfinite": ("stop", "skip"),
     "data.on_damage": ("stop", "skip"),
+    "data.order": ("shuffled", "blocks"),
     "checkpoint.on_damage": ("stop", "older"),
     "precision": ("float32", "bfloat16"),
 }

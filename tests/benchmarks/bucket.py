@@ -94,11 +94,11 @@ def measure(bucket: Bucket, name: str, order: str, latency: float, seconds: floa
     reads = after["reads"] - before.get("reads", 0)
     read = after["bytes_read"] - before.get("bytes_read", 0)
     used = steps * len(rows) * 2 * samples
+    told = f" (limit {limit})" if order == "blocks" else ""
     print(
         f"{name}, {order}, {latency * 1e3:.0f} ms a request: {took / steps * 1e3:.0f} ms an update"
-        f"{f' (limit {limit})' * (order == 'blocks')}; {reads / took:.0f} reads/s, {read / took / 1e6:.0f} MB/s, "
-        f"{read / used:.2f} bytes read for one used (limit {OVER_USED}); "
-        f"{busy / took:.1f} cores busy",
+        f"{told}; {reads / took:.0f} reads/s, {read / took / 1e6:.0f} MB/s, {read / used:.2f} "
+        f"bytes read for one used (limit {OVER_USED}); {busy / took:.1f} cores busy",
         flush=True,
     )
 

@@ -148,5 +148,5 @@ def test_damage_is_replaced_alike_on_all_hosts(harm, data_dir, tmp_path, expecte
 
 def test_an_order_that_is_not_known(data_dir):
     dataset = batches.open_dataset("clips", data_dir, "train")
-    with pytest.raises(ValueError, match='order is \'random\': use "shuffled" or "blocks"'):
+    with pytest.raises(ValueError, match="order is 'random': use shuffled or blocks"):
         batches.iterate(dataset, **OPTIONS | {"order": "random"})

@@ -178,7 +178,9 @@ def test_the_manifest_is_filled_in(cloud):
     assert json.dumps(manifest).count("tpu-v5-lite-podslice") == 1
 
 
-@pytest.mark.parametrize(("code", "requeued"), [(0, 0), (2, 0), (3, 0), (69, 1), (75, 1), (137, 1)])
+@pytest.mark.parametrize(
+    ("code", "requeued"), [(0, 0), (2, 0), (3, 0), (69, 1), (74, 1), (75, 1), (137, 1)]
+)
 def test_slurm_puts_a_job_back_that_can_go_on(cloud, code, requeued):
     done = cloud("slurm.sh", "--config=a", "--workdir=my runs", CODE=str(code), SLURM_JOB_ID="7")
     assert done.returncode == (0 if requeued else code)
@@ -206,7 +208,7 @@ def test_beam_knows_the_options_of_a_cluster(cloud, arguments):
 
 
 @pytest.mark.parametrize(
-    ("code", "lives"), [(0, 1), (2, 1), (3, 1), (130, 1), (69, 3), (75, 3), (134, 3)]
+    ("code", "lives"), [(0, 1), (2, 1), (3, 1), (130, 1), (69, 3), (74, 3), (75, 3), (134, 3)]
 )
 def test_a_command_is_run_again_where_that_can_help(tmp_path, code, lives):
     count = tmp_path / "count"

@@ -29,6 +29,7 @@ def test_claim_takes_what_may_change(saved):
         "mesh.fsdp": 2,
         "data.data_dir": "elsewhere",
         "data.on_damage": "skip",
+        "data.mirror": "/dev/shm/data",
         "data2vec.guard_after": 7,
         "data2vec.min_target_std": 0.05,
     }
@@ -42,6 +43,17 @@ def test_claim_refuses_a_change_of_what_is_computed(saved, leaf):
     value = flat(config().to_dict())[leaf]
     with pytest.raises(ValueError, match=leaf.replace(".", r"\.")):
         claim(saved, config({leaf: value * 2}))
+
+
+def test_claim_holds_the_order_of_the_data(saved):
+    with pytest.raises(ValueError, match=r"data\.order \('shuffled' there, 'blocks' here\)"):
+        claim(saved, config({"data.order": "blocks"}))
+    older = json.loads((saved / "config.json").read_text())
+    del older["data"]["order"], older["data"]["mirror"]  # as before there were such leaves
+    (saved / "config.json").write_text(json.dumps(older))
+    with pytest.raises(ValueError, match=r"data\.order \('shuffled' there, 'blocks' here\)"):
+        claim(saved, config({"data.order": "blocks"}))
+    claim(saved, config())
 
 
 def test_claim_refuses_checkpoints_without_a_readable_config(saved):

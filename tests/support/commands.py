@@ -44,7 +44,8 @@ class Process:
     ):
         ends = [FORKS.Pipe(duplex=False) for _ in range(2)]
         self.stdout, self.stderr = (os.fdopen(os.dup(read.fileno())) for read, _ in ends)
-        given = (*(write for _, write in ends), devices, cache, function, arguments)
+        environment = dict(os.environ)  # as it is here and now
+        given = (*(write for _, write in ends), environment, devices, cache, function, arguments)
         self.process = FORKS.Process(target=live, args=given)
         self.process.start()
         for end in (*ends[0], *ends[1]):
@@ -80,6 +81,7 @@ class Process:
 def live(
     output: Connection,
     errors: Connection,
+    environment: dict[str, str],
     devices: int,
     cache: Path | None,
     function: Callable,
@@ -91,6 +93,8 @@ def live(
         os.dup2(pipe.fileno(), descriptor)
         pipe.close()
     signal.alarm(LONGEST)
+    os.environ.clear()
+    os.environ.update(environment)
     os.environ["XLA_FLAGS"] = compiling.xla_flags(devices)
     jax.config.update("jax_platforms", "cpu")
     if cache:
