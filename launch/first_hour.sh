@@ -122,12 +122,19 @@ run() {
     return
   fi
   echo "first_hour.sh: $part, $((SECONDS / 60)) of $minutes minutes over" >&2
-  "$@" > >(tee -a "$output/$part.txt") 2>&1 &
+  local told=$output/$part.txt before showing
+  touch "$told"
+  before=$(wc -c <"$told")
+  "$@" >>"$told" 2>&1 &
   child=$!
+  tail -c "+$((before + 1))" -s 0.1 --pid="$child" -f "$told" &
+  showing=$!
   wait "$child" || true
   while kill -0 "$child" 2>/dev/null; do wait "$child" || true; done # a signal interrupts a wait
   wait "$child" || code=$? # bash remembers it
   child=0
+  wait "$showing" || true
+  sed -i 's/.*\r//' "$told" # of a progress bar, the last state
   if $asked; then
     echo "first_hour.sh: asked to end; the same command goes on" >&2
     exit 75
@@ -136,12 +143,12 @@ run() {
 
 fail() {
   failed+=("$1")
-  echo "first_hour.sh: $1 failed: see $output/$1.txt" >&2
+  echo "first_hour.sh: $1 failed: ${2:-see $output/$1.txt}" >&2
 }
 
 # A part of tests.benchmarks.gpu: rows that have no result yet, as long as there is time for them.
 rows() {
-  local part=$1 row extra=()
+  local part=$1 row extra=() most=$((seconds / 5 > 120 ? seconds / 5 : 120))
   shift
   if $toy; then extra=(--toy); fi
   for row in "$@"; do
@@ -150,8 +157,11 @@ rows() {
       echo "$row: left out, no time left for it" | tee -a "$output/$part.txt" >&2
       continue
     fi
-    run "$part" timeout 600 "$python" -m tests.benchmarks.gpu "--rows=$row" "--output=$output" \
+    run "$part" timeout "$most" "$python" -m tests.benchmarks.gpu "--rows=$row" "--output=$output" \
       ${extra[@]+"${extra[@]}"}
+    if ((code == 124)); then
+      echo "$row: given up after $most s" | tee -a "$output/$part.txt" >&2
+    fi
     if ((code)); then fail "$part"; fi
   done
 }
@@ -194,6 +204,9 @@ train_flags() {
   fi
 }
 
+# Whether the run has saved anything.
+has_run() { [[ -n $(compgen -G "$work/run/checkpoints/[0-9]*") ]]; }
+
 train() {
   local left code=0 own
   if $dry_run; then
@@ -206,7 +219,8 @@ train() {
   run train timeout --preserve-status --signal=TERM --kill-after=120 $((left > 60 ? left : 60)) \
     "$python" -m musicssl.main "--config=$config" "--workdir=$work/run" "${own[@]}" \
     ${flags[@]+"${flags[@]}"}
-  if ((code == 75)); then
+  if $dry_run; then return; fi
+  if ((code == 75)) && has_run; then
     echo "the time is over: saved" | tee -a "$output/train.txt" >&2
   elif ((code)); then
     fail train
@@ -220,6 +234,10 @@ probe() {
   local extra=()
   if $toy; then extra=(--config.limit=8 --config.epochs=2 "--config.layers=0,2"); fi
   if [[ -e $output/probe/results.json ]]; then return; fi
+  if ! $dry_run && ! has_run; then
+    fail probe "there is no save of the run"
+    return
+  fi
   run probe "$python" -m musicssl.probe --config=configs/probe.py:quick \
     "--config.encoder=$work/run" "--config.data_dir=$work/data" "--config.beside=random,logmel" \
     "--config.cache=$work/features" "--config.results=$output/probe" ${extra[@]+"${extra[@]}"}
@@ -228,6 +246,10 @@ probe() {
 
 export_model() {
   if [[ -e $work/model ]]; then return; fi
+  if ! $dry_run && ! has_run; then
+    fail export "there is no save of the run"
+    return
+  fi
   run export "$python" -m musicssl.export "--workdir=$work/run" "--output=$work/model"
   if ((code)); then fail export; fi
 }

@@ -22,17 +22,18 @@ ROWS = [
     *("musichubert-30s", "transformers-30s", "music2vec-5s", "music2vec-30s"),
 ]
 # Writes its arguments down and ends as it is told; scripts on stdin but the first run for real.
-STAND_IN = f"""#!/usr/bin/env bash
+STAND_IN = """#!/usr/bin/env bash
 if [[ $1 == - ]]; then
   if [[ $2 == true || $2 == false ]]; then exit; fi
-  exec {sys.executable} "$@"
+  exec "$REAL_PYTHON" "$@"
 fi
 printf '%s\\n' "$*" >> "$RECORDS"
 case "$*" in
+  *musicssl.main*) if [[ $SAVES == True ]]; then mkdir -p "${4#--workdir=}/checkpoints/20"; fi ;;
+esac
+case "$*" in
   *"$FAIL_AT"*) exit "$FAIL_WITH" ;;
-  *--row*)
-    row=${{3#--rows=}} output=${{4#--output=}}
-    echo '{{"ms a step": 50.0, "clips": 2}}' > "$output/$row.json" ;;
+  *--row*) echo '{"ms a step": 50.0, "clips": 2}' > "${4#--output=}/${3#--rows=}.json" ;;
 esac
 """
 
@@ -51,9 +52,15 @@ class FirstHour:
         return [str(SCRIPT), f"--output={self.folder}/out", f"--work={self.folder}/work"]
 
     def __call__(
-        self, *arguments: str, fail_at: str = "nothing", code: int = 1, python: str = ""
+        self,
+        *arguments: str,
+        fail_at: str = "nothing",
+        code: int = 1,
+        python: str = "",
+        saves: bool = True,
     ) -> subprocess.CompletedProcess[str]:
         told = {"FAIL_AT": fail_at, "FAIL_WITH": str(code), "RECORDS": f"{self.folder}/calls"}
+        told |= {"SAVES": str(saves), "REAL_PYTHON": sys.executable}
         return subprocess.run(
             [*self.arguments, *arguments],
             env=os.environ | {"PYTHON": python or str(self.python)} | told,
@@ -131,6 +138,12 @@ def test_a_run_whose_time_is_over_has_saved(first_hour):
     done = first_hour("--toy", "--only=train,export", fail_at="musicssl.main", code=75)
     assert done.returncode == 0 and "the time is over: saved" in done.stderr
     assert first_hour.modules() == ["musicssl.main", "musicssl.export"]
+
+
+def test_a_run_whose_time_is_over_before_it_saves_has_failed(first_hour):
+    done = first_hour("--toy", "--only=train,probe", fail_at="main", code=75, saves=False)
+    assert done.returncode == 1 and first_hour.modules() == ["musicssl.main"]
+    assert done.stderr.splitlines()[-1] == "first_hour.sh: failed: train probe"
 
 
 def test_sigterm_reaches_the_part_and_the_next_does_not_begin(first_hour):
