@@ -7,6 +7,7 @@ pip install 'jax[cuda13]'.
 import gc
 import importlib.util
 import os
+import signal
 from collections.abc import Generator, Iterator
 
 import pytest
@@ -22,6 +23,14 @@ collect_ignore = ([] if HAS_LIBTPU else OF_TPUS) + ([] if HAS_CUDA else OF_GPUS)
 if HAS_LIBTPU or HAS_CUDA:  # else jax would look for a device in every process of the suite
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = compiling.xla_flags()  # here and in the processes that tests start
+
+# Who starts the tests may ignore these, as nohup does, and then so do the processes of tests.
+for _number, _handler in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if signal.getsignal(_number) == signal.SIG_IGN:
+        signal.signal(_number, _handler)
 
 # Begun first, so that workers end together.
 LONGEST = (
