@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import struct
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -162,6 +163,7 @@ def as_anybody(*arguments: str) -> None:
     """Give up the capabilities of this process (capset, with none in any set)."""
     version = struct.pack("Ii", 0x20080522, 0)
     assert ctypes.CDLL(None, use_errno=True).capset(version, bytes(24)) == 0
+    del sys.modules["musicssl.main"]  # of this file's import: it is run as a command
     commands.module("musicssl.main", *arguments)
 
 

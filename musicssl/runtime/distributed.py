@@ -207,7 +207,8 @@ def together() -> Iterator[Callable[[], None]]:
     except Exception as error:
         if jax.process_count() == 1:
             raise
-        if not isinstance(error, OSError) and any(word in str(error) for word in _LOST):
+        of_storage = isinstance(error, OSError) and error.errno is not None
+        if not of_storage and any(word in str(error) for word in _LOST):
             leave(EXIT_PEER, f"{_here()} lost another one ({first_line(error)})")
         if isinstance(error, (ValueError, OSError)):  # one line tells those, further up
             raise

@@ -19,7 +19,7 @@ from data_pipelines.synth_music.synth_music_dataset_builder import SynthMusicCon
 from musicssl import host
 from musicssl.features import extract
 from musicssl.model.encoder import Encoder
-from musicssl.probing import evaluate, report, session, tasks
+from musicssl.probing import columns, evaluate, session, tasks
 from musicssl.runtime import sharding
 from musicssl.runtime.preemption import Preempted
 from tests.support import commands, feature_sources, mir_fixtures, tiny
@@ -161,7 +161,7 @@ def test_results_go_beside_others_whatever_an_encoder_s_path_is(tmp_path: Path) 
     for encoder, name in names.items():
         assert session._results_dir(config(tmp_path, encoder=encoder)) == Path("results", name)
         results = {"encoder": encoder}
-        assert report._short_name(results) == name.replace("random-", "random:")
+        assert columns.short_name(results) == name.replace("random-", "random:")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Joining other processes, and leaving them, without any other process."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -111,6 +112,13 @@ def test_what_the_others_cannot_know_ends_a_process_at_once(two, error, code):
         raise error
     assert two[0][0] == code
     assert (code == 69) == ("process 0 of 2 lost another one" in two[0][1])
+
+
+def test_a_connection_that_storage_closed_is_no_lost_process(two):
+    reset = ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+    with pytest.raises(ConnectionResetError), distributed.together():
+        raise reset
+    assert two == []
 
 
 @pytest.mark.parametrize("error", [SystemExit(0), SystemExit(75), ValueError("a wrong flag")])
