@@ -414,7 +414,7 @@ def test_lines_past_the_restored_step_are_written_again(gone_on, finished):
 
 def test_lines_that_cannot_be_read_are_set_aside_and_told(gone_on):
     workdir, output = gone_on
-    assert f"{workdir}/metrics.jsonl had 3 lines that cannot be read" in output
+    assert f"{workdir}/metrics.jsonl: lines that could not be read are now in" in output
     assert (workdir / "metrics.jsonl.damaged").read_bytes() == b"".join(DAMAGED)
 
 

@@ -16,6 +16,9 @@ from musicssl.probing import metrics
 from musicssl.probing.schema import Results, TaskResult, TrainedBy
 from musicssl.runtime.workdir import MAY_CHANGE
 
+# Leaves that a run may find elsewhere when it goes on; of two runs they may be two sources.
+_LEARNT_FROM = ("data.data_dir", "teacher.encoder")
+
 
 class Column(NamedTuple):
     """What a comparison shows in one column.
@@ -77,7 +80,8 @@ def _alike(one: Results, other: Results) -> bool:
 def _seedless(run: TrainedBy) -> dict[str, Any]:
     """Return the leaves of a run's configuration, without its seed and what changes no result."""
     leaves = run["config"].items()
-    return {name: x for name, x in leaves if name != "seed" and not name.startswith(MAY_CHANGE)}
+    ignored = tuple(name for name in MAY_CHANGE if name not in _LEARNT_FROM)
+    return {name: x for name, x in leaves if name != "seed" and not name.startswith(ignored)}
 
 
 def _seed(results: Results) -> int | None:
@@ -154,6 +158,8 @@ ONE_SEED = (
 
 def unlike(task: TaskResult, other: TaskResult) -> str:
     """Return in words which settings of a result's probes are not another's, of those in both."""
-    ours, theirs = task.get("settings", {}), other.get("settings", {})
+    ours, theirs = (
+        x.get("settings", {}) | {"protocol version": x.get("protocol", 1)} for x in (task, other)
+    )
     changed = [name for name in ours.keys() & theirs.keys() if ours[name] != theirs[name]]
     return ", ".join(f"{name} {ours[name]} instead of {theirs[name]}" for name in sorted(changed))

@@ -15,7 +15,7 @@ from musicssl.features import rows as feature_rows
 from musicssl.features import windows
 from musicssl.probing import factors, grid, metrics, search
 from musicssl.probing.labels import Labels
-from musicssl.probing.schema import LayerResult, SeedScore, TaskResult
+from musicssl.probing.schema import PROTOCOL, LayerResult, SeedScore, TaskResult
 from musicssl.probing.search import Outcome
 from musicssl.probing.task_kinds import Answers, kind_of
 from musicssl.probing.tasks import SPLITS, Task
@@ -97,6 +97,7 @@ def evaluate(
         "items": {name: splits[name].labels.scored for name in SPLITS},
         "published_items": task.sizes,
         "settings": {name: _json_value(config[name]) for name in SETTINGS},
+        "protocol": PROTOCOL,
         "classes": list(classes),
         "confusion": _confusion(task, best.outputs[best_seed], test, outputs),
         "unscored_classes": _unscored(task, test, classes),

@@ -8,7 +8,7 @@ import matplotlib
 import numpy as np
 
 from musicssl.probing import columns, curves, published
-from musicssl.probing.schema import About, Results, TaskResult
+from musicssl.probing.schema import PROTOCOL, About, Results, TaskResult
 
 matplotlib.use("agg")
 from matplotlib import pyplot
@@ -112,7 +112,9 @@ def _published_lines(tasks: Mapping[str, TaskResult]) -> list[str]:
     differing: dict[str, list[str]] = {}
     for name, task in tasks.items():
         if published.scores(name):
-            differing.setdefault(published.apart(task.get("settings")), []).append(name)
+            older = task.get("protocol", 1) != PROTOCOL
+            apart = "an earlier version's" if older else published.apart(task.get("settings"))
+            differing.setdefault(apart, []).append(name)
     if not differing:
         return []
 

@@ -5,6 +5,10 @@ Fields that are `NotRequired` are missing in the files of earlier versions.
 
 from typing import Any, NotRequired, TypedDict
 
+# Of what probes hear and how they are trained; results of two versions do not compare. In 1 windows
+# at the end of a record were filled with zeros, and batches were of windows, not of files.
+PROTOCOL = 2
+
 
 class SeedScore(TypedDict):
     """A test score over the seeds of a probe: their mean and standard deviation (0 of one seed)."""
@@ -82,6 +86,7 @@ class TaskResult(TypedDict):
     items: how many things are scored, of "train", "validation" and "test".
     published_items: the published numbers of the same, None where none are published.
     settings: the leaves of the configuration without which results do not compare.
+    protocol: PROTOCOL of the version that wrote it; 1 where it is missing.
     classes: names of the outputs, none where the data set has no names.
     confusion: test items by label (row) and answer (column), of tasks with one class an item.
     unscored_classes: tags that no test item has or every one has, which averages leave out.
@@ -101,6 +106,7 @@ class TaskResult(TypedDict):
     items: dict[str, int]
     published_items: tuple[int, int, int] | None
     settings: NotRequired[dict[str, Any]]
+    protocol: NotRequired[int]
     classes: list[str]
     confusion: list[list[int]] | None
     unscored_classes: list[str]

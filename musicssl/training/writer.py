@@ -41,7 +41,7 @@ class Writer:
             aside = self.path.with_suffix(".jsonl.damaged")
             with aside.open("ab") as file:
                 file.writelines(damaged)
-            say(f"{self.path} had {len(damaged)} lines that cannot be read: see {aside.name}")
+            say(f"{self.path}: lines that could not be read are now in {aside.name}")
         temporary = self.path.with_suffix(".tmp")
         temporary.write_bytes(b"".join(kept))
         temporary.rename(self.path)

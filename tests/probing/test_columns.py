@@ -63,6 +63,9 @@ def test_runs_that_differ_in_their_seed_alone_are_one_column() -> None:
         ("run", None),
         ("tasks/a/test_items", "others"),
         ("tasks/a/settings/kind", "linear"),
+        ("tasks/a/protocol", 2),  # the other is of an earlier version
+        ("run/config/teacher.encoder", "another"),
+        ("run/config/data.data_dir", "another"),
     ],
 )
 def test_others_are_columns_of_their_own(path: str, value) -> None:

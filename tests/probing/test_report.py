@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from musicssl.probing import columns, report
+from musicssl.probing import columns, report, schema
 
 
 def task(name: str, **fields) -> dict:
@@ -32,6 +32,7 @@ def task(name: str, **fields) -> dict:
         "items": {"train": 443, "validation": 197, "test": 290},
         "published_items": [443, 197, 290],
         "settings": {"kind": "mlp", "epochs": 0, "limit": 0},
+        "protocol": schema.PROTOCOL,
         "classes": [],
         "confusion": None,
         "unscored_classes": [],
