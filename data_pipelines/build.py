@@ -316,7 +316,9 @@ def _leave(number: int, frame: object) -> NoReturn:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _leave)  # an exception, so that TFDS removes what is half done
+    for asked in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(asked) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(asked, _leave)  # an exception, so that TFDS removes what is half done
     logging.getLogger().setLevel(logging.ERROR)
     with contextlib.suppress(OSError):  # a stream that was written to need not allow it
         assert isinstance(sys.stdout, io.TextIOWrapper)

@@ -14,10 +14,7 @@ import numpy as np
 from musicssl import paths
 from musicssl.probing import metrics
 from musicssl.probing.schema import Results, TaskResult, TrainedBy
-from musicssl.runtime.workdir import MAY_CHANGE
-
-# Leaves that a run may find elsewhere when it goes on; of two runs they may be two sources.
-_LEARNT_FROM = ("data.data_dir", "teacher.encoder")
+from musicssl.runtime.workdir import CHANGES_NOTHING
 
 
 class Column(NamedTuple):
@@ -80,8 +77,8 @@ def _alike(one: Results, other: Results) -> bool:
 def _seedless(run: TrainedBy) -> dict[str, Any]:
     """Return the leaves of a run's configuration, without its seed and what changes no result."""
     leaves = run["config"].items()
-    ignored = tuple(name for name in MAY_CHANGE if name not in _LEARNT_FROM)
-    return {name: x for name, x in leaves if name != "seed" and not name.startswith(ignored)}
+    ignored = ("seed", *CHANGES_NOTHING)
+    return {name: x for name, x in leaves if not name.startswith(ignored)}
 
 
 def _seed(results: Results) -> int | None:

@@ -9,22 +9,27 @@ from typing import Any
 import jax
 import ml_collections
 
-# Leaves that may differ when a run goes on: they change where and how, not what is computed.
-MAY_CHANGE = (
+# Leaves that change how a run goes, not what it computes.
+CHANGES_NOTHING = (
     "log_every",
     "nonfinite",
     "checkpoint.",
     "probe.",
     "mesh.",
-    "data.data_dir",
     "data.mirror",
     "data.on_damage",
     "data2vec.guard_after",
     "data2vec.min_",
     "hubert.min_",
     "hubert.unmasked_accuracy",
-    "teacher.encoder",  # the codebook's digest refuses another one
     "then",
+)
+# Leaves that may differ when a run goes on: what it reads may have moved meanwhile. Of two runs the
+# same leaves may name two data sets or teachers.
+MAY_CHANGE = (
+    *CHANGES_NOTHING,
+    "data.data_dir",
+    "teacher.encoder",  # the codebook's digest refuses another one
 )
 RENAMED = {"probe.probe": "probe.kind"}  # leaves in configurations that older versions wrote
 # Leaves that older versions did not have, with the values that mean what those did.
