@@ -216,16 +216,17 @@ def stalled(*arguments: str) -> None:
     commands.module("data_pipelines.build", *arguments)
 
 
-def test_stopped_build_leaves_nothing_and_the_next_one_succeeds(music, tmp_path):
-    """SIGTERM while a file is decoded, in a process of its own."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_stopped_build_leaves_nothing_and_the_next_one_succeeds(music, tmp_path, number):
+    """A signal while a file is decoded, in a process of its own."""
     command = ["music_folder", f"--data_dir={tmp_path}", f"--manual_dir={music}", "--workers=1"]
     process = commands.Process(stalled, *command)
     folder = tmp_path / "music_folder/16khz"
     assert process.stdout.readline() == "decoding\n"
     assert len(list(folder.glob("incomplete.*"))) == 1
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     process.communicate()
-    assert process.returncode == 128 + signal.SIGTERM
+    assert process.returncode == 128 + number
     assert list(folder.iterdir()) == []
     (folder / "incomplete.ABCDEF_1.0.0").mkdir()  # as SIGKILL would leave it
     process = commands.Process(commands.module, "data_pipelines.build", *command)
