@@ -44,8 +44,7 @@ DEMO: Leaves = {
     "data2vec.ema_steps": 200,
     "data2vec.guard_after": 100,
     "probe.at_end": True,
-    "probe.limit": 24,
-    "probe.epochs": 6,
+    "probe.kind": "ridge",
 }
 VARIANTS: dict[str, Leaves] = {"base": {}, "demo": DEMO}
 

@@ -86,7 +86,7 @@ LARGE: Leaves = {
     "hubert.final_dim": 768,
 }
 SECOND: Leaves = {"teacher.feature": "layer"}
-PROBES: Leaves = {"probe.at_end": True, "probe.limit": 24, "probe.epochs": 6}
+PROBES: Leaves = {"probe.at_end": True, "probe.kind": "ridge"}
 # What launch/study.py compares: the paper's variants. Another one is a line here and a line there.
 STUDIED: dict[str, Leaves] = {
     "k500": {},

@@ -7,17 +7,19 @@
 
 "full" is that protocol; musicssl/probing/README.md says where a task differs from MARBLE's code.
 "quick" is a look within minutes: linear probes on standardised features, which take few epochs and
-one learning rate, three seeds. The demos of both methods end with it on fewer clips, beside random
-initial values and a log-mel baseline. "polyphony" is such a look at the tasks on polyphony, with a
-hidden layer: which interval or chord sounds is a relation of notes that may be anywhere, so that no
-linear probe of a spectrum can tell it.
+one learning rate, three seeds. "ridge" is another: ridge regression in closed form on every layer
+and on all of them side by side, which has neither rates nor seeds. The demos end with it, beside
+random initial values and a log-mel baseline. "polyphony" is a look at the tasks on polyphony, with
+a hidden layer: which interval or chord sounds is a relation of notes that may be anywhere, so that
+no linear probe of a spectrum can tell it.
 """
 
 import ml_collections
 
 QUICK = {"kind": "linear", "standardise": True, "learning_rates": (5e-3,), "epochs": 15}
 POLYPHONY = QUICK | {"tasks": "poly", "kind": "mlp", "learning_rates": (2e-3,), "epochs": 20}
-VARIANTS = {"full": {}, "quick": QUICK, "polyphony": POLYPHONY}
+RIDGE = {"kind": "ridge"}
+VARIANTS = {"full": {}, "quick": QUICK, "ridge": RIDGE, "polyphony": POLYPHONY}
 
 
 def settings() -> ml_collections.ConfigDict:
@@ -26,9 +28,10 @@ def settings() -> ml_collections.ConfigDict:
     config.tasks = "synth"  # names and suites (mir, synth, poly) of musicssl/probing/tasks.py
     config.data_dir = ""  # where they are built; by default that of the training run, or data
     config.limit = 0  # records of each split that are used, 0 for all
-    config.kind = "mlp"  # of probe: with a hidden layer, or "linear"
+    config.kind = "mlp"  # of probe: with a hidden layer; "linear"; or "ridge", which is solved
     config.standardise = False  # each channel at zero mean, unit variance over training windows
-    config.layers = "all"  # or a comma-separated list such as 0,6,12,sum; baselines have but one
+    config.layers = "all"  # or a list such as 0,6,12,sum (ridge: 12,concat); baselines have but one
+    config.penalties = (10.0, 1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5)  # of ridge regression
     config.learning_rates = (5e-5, 1e-4, 5e-4, 1e-3, 5e-3, 1e-2)
     config.seeds = (1, 2, 3)
     config.epochs = 0  # at most; 0 for the task's

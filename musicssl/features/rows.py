@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-SUM = "sum"
+SUM, CONCAT = "sum", "concat"  # the weighted sum of the blocks; all layers side by side
 _BLOCK = 2**15  # rows in float32 at a time
 
 Scale = tuple[tuple[np.ndarray, np.ndarray], ...]
@@ -73,11 +73,21 @@ def stored(features: np.ndarray, source: str, rows: np.ndarray) -> Stored:
     """Return rows of a source of features [l, all rows, d].
 
     Args:
-      source: a layer, "0" to "12", or "sum": every layer but 0.
+      source: as of `layers_of`.
       rows: the numbers of the rows that are taken.
     """
-    layers = range(1, len(features)) if source == SUM else [int(source)]
-    return Stored(tuple(features[i] for i in layers), rows)
+    return Stored(tuple(features[i] for i in layers_of(source, len(features))), rows)
+
+
+def layers_of(source: str, layers: int) -> list[int]:
+    """Return the numbers of a source's layers, of so many that there are.
+
+    Args:
+      source: a layer, "0" to "12", "sum" (every layer but 0) or "concat" (every layer).
+    """
+    if source == SUM:
+        return list(range(1, layers))
+    return list(range(layers)) if source == CONCAT else [int(source)]
 
 
 def take(x: jax.Array | Stored, rows: jax.Array) -> jax.Array:

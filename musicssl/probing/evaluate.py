@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from musicssl.features import rows as feature_rows
 from musicssl.features import windows
-from musicssl.probing import factors, grid, metrics, search
+from musicssl.probing import factors, grid, metrics, ridge, search
 from musicssl.probing.labels import Labels
 from musicssl.probing.schema import PROTOCOL, LayerResult, SeedScore, TaskResult
 from musicssl.probing.search import Outcome
@@ -23,6 +23,7 @@ from musicssl.probing.tasks import SPLITS, Task
 SETTINGS = (  # without which results do not compare
     "kind", "standardise", "layers", "learning_rates", "seeds", "epochs", "batch_size", "limit",
 )  # fmt: skip
+RIDGE_SETTINGS = ("kind", "layers", "penalties", "limit")
 
 
 class Prepared(NamedTuple):
@@ -41,40 +42,37 @@ def evaluate(
     config: ml_collections.ConfigDict,
     poll: Callable[[], None],
 ) -> TaskResult:
-    """Train a task's grid of probes, choose on validation, and return the result of the test.
+    """Fit a task's probes, choose among them on validation, and return the result of the test.
 
     Args:
       splits: by the names of SPLITS.
       classes: names of the outputs, none if there are no names.
       fps: encoder frames a second.
       config: the settings of probes.
-      poll: called before each source is trained; what it raises ends the evaluation.
+      poll: called between pieces of work; what it raises ends the evaluation.
     """
     begin = time.monotonic()
     kind = kind_of(task)
     outputs = task.outputs or len(classes) or _count_classes(splits)
-    protocol = _protocol(task, outputs, fps, config)
 
-    # Train every probe, and choose a source of features by validation alone.
-    sources = chosen_sources(len(splits["train"].features), config.layers)
-    rates, seeds = config.learning_rates, config.seeds
-    load = _loader(splits, config, poll)
-    validation = splits["validation"]
-    monitor = kind.monitor(validation.labels, validation.rows, fps)
-    outcomes = search.search(protocol, monitor, load, sources, rates, seeds, task.name)
+    # Fit every probe, and choose a source of features by validation alone.
+    is_ridge = config.kind == search.RIDGE
+    fit = _ridge_outcomes if is_ridge else _trained_outcomes
+    outcomes = fit(task, splits, outputs, fps, config, poll)
     best = search.best(outcomes)
+    seeds = range(len(best.outputs))
 
     # Score what all of them say of the test.
     train, test = splits["train"].labels, splits["test"].labels
     seed_scores = {}
     for outcome in tqdm(outcomes, desc=f"scores of {task.name}", delay=2):
-        answers = [_answers(outcome, seed, splits["test"], fps) for seed in range(len(seeds))]
+        answers = [_answers(outcome, seed, splits["test"], fps) for seed in seeds]
         seed_scores[outcome.source] = [kind.score(answer) for answer in answers]
-    results = {o.source: _layer_result(o, rates, seed_scores[o.source]) for o in outcomes}
+    results = {o.source: _layer_result(o, config, seed_scores[o.source]) for o in outcomes}
 
     # Of the source that is reported, score samples of the test items, the same for every seed.
     draws = []
-    for seed in range(len(seeds)):
+    for seed in seeds:
         values = kind.resample(_answers(best, seed, splits["test"], fps))
         draws.append([float(np.float32(value)) for value in values])
     best_seed = int(best.validation[:, best.rate].argmax())
@@ -96,7 +94,9 @@ def evaluate(
         "chance": kind.chance(task, train, test),
         "items": {name: splits[name].labels.scored for name in SPLITS},
         "published_items": task.sizes,
-        "settings": {name: _json_value(config[name]) for name in SETTINGS},
+        "settings": {
+            name: _json_value(config[name]) for name in (RIDGE_SETTINGS if is_ridge else SETTINGS)
+        },
         "protocol": PROTOCOL,
         "classes": list(classes),
         "confusion": _confusion(task, best.outputs[best_seed], test, outputs),
@@ -104,6 +104,59 @@ def evaluate(
         "untrained_classes": _untrained(task, train, test, classes),
         "seconds": round(time.monotonic() - begin, 1),
     }
+
+
+def _trained_outcomes(
+    task: Task,
+    splits: Mapping[str, Prepared],
+    outputs: int,
+    fps: float,
+    config: ml_collections.ConfigDict,
+    poll: Callable[[], None],
+) -> list[Outcome]:
+    """Train a task's grid of probes; return the outcome of each source of features."""
+    protocol = _protocol(task, outputs, fps, config)
+    sources = chosen_sources(len(splits["train"].features), config.layers, config.kind)
+    load = _loader(splits, config, poll)
+    monitor = _monitor(task, splits, fps)
+    rates, seeds = config.learning_rates, config.seeds
+    return search.search(protocol, monitor, load, sources, rates, seeds, task.name)
+
+
+def _ridge_outcomes(
+    task: Task,
+    splits: Mapping[str, Prepared],
+    outputs: int,
+    fps: float,
+    config: ml_collections.ConfigDict,
+    poll: Callable[[], None],
+) -> list[Outcome]:
+    """Solve a task's ridge regressions; return the outcome of each source of features."""
+    layers = len(splits["train"].features)
+    sources = chosen_sources(layers, config.layers, config.kind)
+    own = {source: feature_rows.layers_of(source, layers) for source in sources}
+    needed = sorted({layer for numbers in own.values() for layer in numbers})
+
+    def part(name: str) -> ridge.Part:
+        features, _, labels = splits[name]
+        x = feature_rows.Stored(tuple(features[layer] for layer in needed), labels.rows)
+        return ridge.Part(x, labels.y, labels.item, labels.labels)
+
+    return ridge.search(
+        (part("train"), part("validation"), part("test")),
+        outputs,
+        _monitor(task, splits, fps),
+        {source: [needed.index(layer) for layer in numbers] for source, numbers in own.items()},
+        config.penalties,
+        kind_of(task).log_odds,
+        task.name,
+        poll,
+    )
+
+
+def _monitor(task: Task, splits: Mapping[str, Prepared], fps: float) -> grid.Monitor:
+    validation = splits["validation"]
+    return kind_of(task).monitor(validation.labels, validation.rows, fps)
 
 
 def _protocol(
@@ -157,15 +210,15 @@ def _json_value(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def chosen_sources(layers: int, wanted: str) -> list[str]:
-    """Return the sources that are asked for, of an encoder of so many layers.
+def chosen_sources(layers: int, wanted: str, kind: str) -> list[str]:
+    """Return the sources that a kind of probe is asked for, of an encoder of so many layers.
 
     A baseline has one source, which is taken whatever is asked for.
 
     Raises:
       ValueError: there is no such layer.
     """
-    sources = search.sources_of(layers)
+    sources = search.sources_of(layers, kind)
     if wanted == "all" or layers == 1:
         return sources
     chosen = str(wanted).split(",")
@@ -186,14 +239,20 @@ def _answers(outcome: Outcome, seed: int, test: Prepared, fps: float) -> Answers
 
 
 def _layer_result(
-    outcome: Outcome, rates: Sequence[float], seed_scores: Sequence[Mapping[str, float]]
+    outcome: Outcome,
+    config: ml_collections.ConfigDict,
+    seed_scores: Sequence[Mapping[str, float]],
 ) -> LayerResult:
-    return {
+    result: LayerResult = {
         "source": outcome.source,
-        "learning_rate": float(rates[outcome.rate]),
         "validation": outcome.score,
         "test": _over_seeds(seed_scores),
     }
+    if config.kind == search.RIDGE:
+        result["penalty"] = float(config.penalties[outcome.rate])
+    else:
+        result["learning_rate"] = float(config.learning_rates[outcome.rate])
+    return result
 
 
 def _over_seeds(seed_scores: Sequence[Mapping[str, float]]) -> dict[str, SeedScore]:

@@ -164,14 +164,68 @@ def bootstrap(
     positives of any class, is NaN.
     """
     random = np.random.default_rng(seed)
+    if score in _OF_SAMPLES:
+        chosen = [random.integers(0, len(labels), len(labels)) for _ in range(draws)]
+        return _OF_SAMPLES[score](labels, outputs, np.stack(chosen))
     values = np.full(draws, np.nan)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # scikit-learn tells of classes lacking in a draw
-        for i in tqdm(range(draws), desc="bootstrap", delay=2):  # minutes, of 87 tags
-            chosen = random.integers(0, len(labels), len(labels))
+        for i in tqdm(range(draws), desc="bootstrap", delay=2):
+            chosen_items = random.integers(0, len(labels), len(labels))
             with contextlib.suppress(ValueError):
-                values[i] = score(labels[chosen], outputs[chosen])
+                values[i] = score(labels[chosen_items], outputs[chosen_items])
     return values
+
+
+# Scores of many samples at once: scikit-learn, which takes one after another, needs minutes.
+
+
+def _accuracies(labels: np.ndarray, outputs: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Return `accuracy` of each sample of items, whose numbers are chosen [draws, i]."""
+    return (outputs.argmax(-1) == labels)[chosen].mean(1)
+
+
+def _key_scores(labels: np.ndarray, outputs: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Return `key_score` of each sample of items, whose numbers are chosen [draws, i]."""
+    return key_weights()[labels, outputs.argmax(-1)][chosen].mean(1)
+
+
+def _areas(labels: np.ndarray, outputs: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Return `roc_auc` of each sample of items, whose numbers are chosen [draws, i].
+
+    A sample is how often it has each item. By class, items stand in the order of their outputs, and
+    the area is the share of pairs of a positive and a negative that are in order, ties for a half.
+    """
+    draws, (items, classes) = len(chosen), labels.shape
+    counts = np.zeros((draws, items), np.int64)
+    np.add.at(counts, (np.arange(draws)[:, None], chosen), 1)
+
+    areas = np.full((draws, classes), np.nan)
+    for c in tqdm(range(classes), desc="bootstrap", unit=" classes", delay=2):
+        order = np.argsort(outputs[:, c], kind="stable")
+        value, positive = outputs[order, c], labels[order, c] > 0
+        first_of_ties = np.flatnonzero(np.diff(value, prepend=np.nan) != 0)
+        sampled = counts[:, order]
+        positives = np.add.reduceat(sampled * positive, first_of_ties, axis=1)
+        negatives = np.add.reduceat(sampled * ~positive, first_of_ties, axis=1)
+        below = negatives.cumsum(1) - negatives
+        pairs = positives.sum(1) * negatives.sum(1)
+        known = pairs > 0
+        in_order = (positives * (2 * below + negatives)).sum(1)
+        areas[known, c] = in_order[known] / (2 * pairs[known])
+
+    # The mean over classes that have positives and negatives; NaN where none has.
+    known = np.isfinite(areas)
+    count = known.sum(1)
+    total = np.where(known, areas, 0).sum(1)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+_OF_SAMPLES: dict[Score, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {
+    accuracy: _accuracies,
+    key_score: _key_scores,
+    roc_auc: _areas,
+}
 
 
 # Of each training run: `bootstrap`'s values of each of its probe seeds, [s, draws].

@@ -7,7 +7,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
-from musicssl.probing import columns, curves, published
+from musicssl.probing import columns, curves, published, search
 from musicssl.probing.schema import PROTOCOL, About, Results, TaskResult
 
 matplotlib.use("agg")
@@ -88,11 +88,10 @@ def _markdown(results: Results) -> str:
     """Return the table of an encoder's results, x 100, with chance and published rows."""
     tasks = results["tasks"]
     first = next(iter(tasks.values()))
-    probe = first.get("settings", results["config"])["kind"]
+    kind = first.get("settings", results["config"])["kind"]
     lines = [
-        f"Encoder: {results['features']}. Probe: {probe}. Scores x 100; the layer "
-        "and learning rate are chosen on validation; mean over seeds ± their standard deviation, "
-        "and the mean's 95 % bootstrap interval over test items and seeds.",
+        f"Encoder: {results['features']}. {ruler(kind)} Scores x 100; mean over seeds ± their "
+        "standard deviation, and the mean's 95 % bootstrap interval over test items and seeds.",
         "",
         "| task | score | test | interval | layer | chance | published |",
         "|---|---|---|---|---|---|---|",
@@ -105,6 +104,18 @@ def _markdown(results: Results) -> str:
     lines += _published_lines(tasks)
     lines += ["", *_factor_table(tasks), *notes(tasks)]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def ruler(kind: str) -> str:
+    """Say in a sentence or two what a kind of probe measures with."""
+    if kind == search.RIDGE:
+        return (
+            "Probe: ridge regression in closed form on standardised features of each layer and of "
+            "all layers side by side (concat); penalty and layer are chosen on validation, and "
+            "nothing is drawn at random, so that there is one seed."
+        )
+    hidden = "with a hidden layer" if kind == "mlp" else "linear"
+    return f"Probe: {hidden}, trained; layer and learning rate are chosen on validation."
 
 
 def _published_lines(tasks: Mapping[str, TaskResult]) -> list[str]:
@@ -208,7 +219,13 @@ def compare(folders: Sequence[Path], out: Path) -> str:
     # The table: a row a task, a column an encoder.
     shown = columns.of_results(encoders)
     names = [column.name for column in shown]
+    first_task = encoders[0]["tasks"][shared[0]]
+    kind = first_task.get("settings", encoders[0]["config"])["kind"]
+    items = first_task["items"]
     lines = [
+        f"{ruler(kind)} {shared[0]} has {items['train']} items to train on, {items['validation']} "
+        f"to choose on and {items['test']} to test on.",
+        "",
         f"| task | score | {' | '.join(names)} | chance |",
         "|---" * (len(names) + 3) + "|",
     ]

@@ -18,16 +18,19 @@ class SeedScore(TypedDict):
 
 
 class LayerResult(TypedDict):
-    """What a source of features came to, at its best learning rate.
+    """What a source of features came to, at its best learning rate or penalty.
 
-    source: a layer, "0" to "12", or "sum" for the weighted sum of all but layer 0.
-    learning_rate: the one with the best mean validation score.
+    source: a layer, "0" to "12"; "sum" for the weighted sum of all but layer 0; or "concat" for all
+      of them side by side.
+    learning_rate: the one with the best mean validation score, of a probe that is trained.
+    penalty: the one with the best validation score, of ridge regression.
     validation: that score, a mean over the seeds.
     test: every score of the task, by name.
     """
 
     source: str
-    learning_rate: float
+    learning_rate: NotRequired[float]
+    penalty: NotRequired[float]
     validation: float
     test: dict[str, SeedScore]
 

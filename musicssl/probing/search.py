@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from musicssl.features.rows import SUM, Stored
+from musicssl.features.rows import CONCAT, SUM, Stored
 from musicssl.probing import grid
 from musicssl.probing.grid import Fitted, Monitor, Protocol, Split
 
@@ -23,7 +23,9 @@ from musicssl.probing.grid import Fitted, Monitor, Protocol, Split
 class Outcome(NamedTuple):
     """What a source of features came to, at the learning rate that validation prefers.
 
-    source: "0" to "12", or "sum".
+    Of ridge regression, which has no seeds, s is 1 and penalties stand in place of learning rates.
+
+    source: "0" to "12", "sum" or "concat".
     validation: the score of each seed and learning rate, [s, r].
     rate: the index of the learning rate with the best mean validation score.
     outputs: of the test items at this rate, [s, i, c].
@@ -42,13 +44,21 @@ class Outcome(NamedTuple):
         return float(self.validation[:, self.rate].mean())
 
 
+RIDGE = "ridge"  # the kind of probe that is not trained but solved: see ridge.py
+
 Load = Callable[[str], tuple[Split, Split, Split]]
 Group = tuple[np.ndarray, np.ndarray]  # learning rates and seeds
 
 
-def sources_of(layers: int) -> list[str]:
-    """Return each layer, and their sum where there are blocks to sum (layer 0 is no block)."""
+def sources_of(layers: int, kind: str) -> list[str]:
+    """Return each layer and what a kind of probe makes of all of them, where there are several.
+
+    A probe that is trained weighs the blocks and adds them up (layer 0 is no block); ridge
+    regression takes all layers side by side.
+    """
     sources = [str(layer) for layer in range(layers)]
+    if kind == RIDGE:
+        return [*sources, CONCAT] if layers > 1 else sources
     return [*sources, SUM] if layers > 2 else sources
 
 

@@ -22,7 +22,7 @@ from musicssl.features import extract, windows
 from musicssl.features.baselines import BASELINES
 from musicssl.features.extract import FeatureSource, hidden_states
 from musicssl.model.encoder import make_encoder
-from musicssl.probing import evaluate, labels, published, report, tasks
+from musicssl.probing import evaluate, labels, published, report, search, tasks
 from musicssl.probing.schema import About, TaskResult, TrainedBy
 from musicssl.probing.task_kinds import kind_of
 from musicssl.runtime import sharding
@@ -125,16 +125,18 @@ def check_settings(
       ValueError: a setting cannot be used.
       FileNotFoundError: a data set is not built.
     """
-    if settings.kind not in ("mlp", "linear"):
-        raise ValueError(f"{section}.kind is {settings.kind!r}: use 'mlp' or 'linear'")
-    for name in ("learning_rates", "seeds"):
+    if settings.kind not in ("mlp", "linear", search.RIDGE):
+        raise ValueError(f"{section}.kind is {settings.kind!r}: use 'mlp', 'linear' or 'ridge'")
+    for name in ("learning_rates", "seeds", "penalties"):
         if not len(settings[name]):
             raise ValueError(f"{section}.{name} is empty: it must have a value")
+    if not all(0 < penalty < np.inf for penalty in settings.penalties):
+        raise ValueError(f"{section}.penalties is {settings.penalties}: use numbers above 0")
     for name, least in (("batch_size", 1), ("windows", 1), ("epochs", 0), ("limit", 0)):
         if settings[name] < least:
             raise ValueError(f"{section}.{name} is {settings[name]}: use {least} or more")
     with _naming(f"{section}.layers"):
-        evaluate.chosen_sources(layers, settings.layers)
+        evaluate.chosen_sources(layers, settings.layers, settings.kind)
     with _naming(f"{section}.tasks"):
         chosen = tasks.choose(settings.tasks)
     needed = dict.fromkeys(task.dataset for task in chosen)

@@ -45,6 +45,7 @@ class Kind:
     crop_seconds: what a probe trains on of each clip; 0 for single rows.
     one_class: an item has exactly one class, so that a table of confusions can be drawn.
     tags: an item has any number of classes, and scores are averages over classes.
+    log_odds: scores read outputs as log-odds, not by their order alone.
     """
 
     loss: str
@@ -57,6 +58,7 @@ class Kind:
     crop_seconds: int = 0
     one_class: bool = False
     tags: bool = False
+    log_odds: bool = False
 
     @property
     def main_score(self) -> str:
@@ -199,5 +201,6 @@ KINDS = {
         _resample_beats,
         _metronome_chance,
         crop_seconds=10,
+        log_odds=True,
     ),
 }

@@ -162,7 +162,7 @@ def main() -> None:
     parser.add_argument("--layers", default="0,6,12,sum")
     parser.add_argument("--epochs", type=int, default=100)
     arguments = parser.parse_args()
-    every = search.sources_of(LAYERS)
+    every = search.sources_of(LAYERS, "mlp")
     sources = every if arguments.layers == "all" else arguments.layers.split(",")
     protocol = probe_grid.Protocol("ce", CLASSES, plateau=6, patience=20, epochs=arguments.epochs)
     splits = [features(i) for i in range(3)]

@@ -121,6 +121,27 @@ def test_interval_of_a_rare_class_is_finite() -> None:
     assert 0 <= low <= high <= 1
 
 
+@pytest.mark.parametrize("score", [metrics.accuracy, metrics.key_score, metrics.roc_auc])
+def test_samples_scored_at_once_have_the_scores_of_one_after_another(score) -> None:
+    """Ties, a class that many samples lack, and one that no item has."""
+    random = np.random.default_rng(3)
+    outputs = np.round(random.random((60, 24)), 1)
+    labels = random.integers(0, 24, 60)
+    if score is metrics.roc_auc:
+        labels = (random.random((60, 24)) < np.linspace(0, 0.5, 24)).astype(np.float32)
+        labels[:, 0] = 0
+    at_once = metrics.bootstrap(score, labels, outputs, seed=5, draws=40)
+    wrapped = metrics.bootstrap(lambda y, x: score(y, x), labels, outputs, seed=5, draws=40)
+    np.testing.assert_allclose(at_once, wrapped, rtol=1e-12)
+    assert len(np.unique(at_once)) > 5
+
+
+def test_samples_without_any_class_to_score_are_not_defined() -> None:
+    labels = np.eye(4)[:, :1]
+    values = metrics.bootstrap(metrics.roc_auc, labels, labels, draws=50)
+    assert set(np.unique(values[np.isfinite(values)])) == {1.0} and np.isnan(values).any()
+
+
 def test_one_seed_is_resampled_by_items_alone() -> None:
     draws = np.random.default_rng(0).random((1, 50))
     draws[0, 7] = np.nan

@@ -205,7 +205,7 @@ def test_probes_of_a_training_run_are_looked_at_before_it(synth_dir: str) -> Non
     run.probe.layers = "0,7"
     with pytest.raises(ValueError, match="there is no '7'; there are 0,1,2,sum"):
         session.check_settings(session.of_training(run), 3, 16_000)
-    assert evaluate.chosen_sources(1, "6,sum") == ["0"]  # of a baseline beside an encoder
+    assert evaluate.chosen_sources(1, "6,sum", "linear") == ["0"]  # of a baseline beside an encoder
 
 
 def _with(settings, leaves: dict):
