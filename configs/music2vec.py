@@ -78,7 +78,7 @@ SCALED: dict[str, Leaves] = {
     "crop5s": {"batch_size": 32, "data.crop_frames": 24, "mask.equal_counts": 32},
     "target12": {"data2vec.top_layers": 4},
 }
-PROBES: Leaves = {"probe.at_end": True, "probe.kind": "ridge"}
+PROBES: Leaves = {"probe.at_end": True, "probe.kind": "ridge", "probe.limit": 96}
 VARIANTS: dict[str, Leaves] = STUDIED | {"large": LARGE, "demo": DEMO | PROBES}
 VARIANTS |= {f"{name}_demo": STUDY | SCALED.get(name, STUDIED[name]) for name in STUDIED}
 

@@ -45,6 +45,7 @@ DEMO: Leaves = {
     "data2vec.guard_after": 100,
     "probe.at_end": True,
     "probe.kind": "ridge",
+    "probe.limit": 96,
 }
 VARIANTS: dict[str, Leaves] = {"base": {}, "demo": DEMO}
 

@@ -144,19 +144,20 @@ def moments(
 ) -> Moments:
     """Return means and covariances of features [1, m, n, d] and targets [n, c], in one pass.
 
-    Products of a block are of float32, from the first block's mean; blocks add up in float64.
+    All of it is computed in float64: features of an untrained encoder are so alike that in float32
+    a weak penalty would not outweigh the error of their products.
     """
     n = len(targets)
-    pilot = np.asarray(_side_by_side(x.read(np.arange(min(n, _BLOCK)))).mean(0), np.float32)  # [w]
+    pilot = _side_by_side(x.read(np.arange(min(n, _BLOCK)))).mean(0, dtype=np.float64)  # [w]
     width, outputs = len(pilot), targets.shape[1]
     total, square = np.zeros(width), np.zeros((width, width))
     cross = np.zeros((width, outputs))
     for rows in _blocks(n, name, "ridge"):
         poll()
-        sums = jax.device_get(_products(x.read(rows)[0], targets[rows], pilot))
-        total += sums[0]
-        square += sums[1]
-        cross += sums[2]
+        block = _side_by_side(x.read(rows)) - pilot  # so that no large mean hides what varies
+        total += block.sum(0)
+        square += block.T @ block
+        cross += block.T @ targets[rows].astype(np.float64)
 
     # Shift from the pilot to the mean.
     mean, of_targets = total / n, targets.mean(0, dtype=np.float64)
@@ -164,17 +165,7 @@ def moments(
     return Moments(pilot + mean, of_targets, covariance, cross / n - np.outer(mean, of_targets))
 
 
-@jax.jit
-def _products(
-    x: jax.Array, targets: jax.Array, pilot: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Return sums over rows of x - pilot, of its products, and of its products with targets."""
-    x = _side_by_side(x[None]) - pilot
-    times = functools.partial(jnp.matmul, precision="highest")
-    return x.sum(0), times(x.T, x), times(x.T, targets)
-
-
-def _side_by_side(x):
+def _side_by_side(x: np.ndarray) -> np.ndarray:
     """Put the layers of features [1, m, b, d] side by side: float32 [b, w]."""
     _, m, b, d = x.shape
     return x[0].astype(np.float32).swapaxes(0, 1).reshape(b, m * d)
@@ -201,8 +192,8 @@ def solve(seen: Moments, columns: np.ndarray, penalties: Sequence[float]) -> Wei
 
     weights = []
     for penalty in penalties:
-        ridge = correlation + penalty * np.eye(len(columns))
-        weights.append(scipy.linalg.solve(ridge, cross, assume_a="pos") * inverse[:, None])
+        factor = scipy.linalg.cho_factor(correlation + penalty * np.eye(len(columns)))
+        weights.append(scipy.linalg.cho_solve(factor, cross) * inverse[:, None])
     return Weights(columns, np.stack(weights, 1), seen.targets)
 
 
@@ -217,19 +208,15 @@ def _predict(
     outputs: dict[str, list[np.ndarray]] = {source: [] for source in fits}
     flat = {}  # weights [w', p * c]
     for source, fit in fits.items():
-        flat[source] = jnp.asarray(fit.weights.reshape(len(fit.columns), -1), jnp.float32)
+        flat[source] = fit.weights.reshape(len(fit.columns), -1).astype(np.float32)
     centre = np.asarray(mean, np.float32)
     for rows in _blocks(len(part.item), name, "answers"):
         poll()
         x = _side_by_side(part.x.read(rows)) - centre
         for source, fit in fits.items():
-            values = _times(x[:, fit.columns], flat[source])
-            values = np.asarray(values).reshape(len(rows), *fit.weights.shape[1:])
+            values = (x[:, fit.columns] @ flat[source]).reshape(-1, *fit.weights.shape[1:])
             outputs[source].append(values + fit.bias.astype(np.float32))
     return {source: np.concatenate(blocks) for source, blocks in outputs.items()}
-
-
-_times = jax.jit(functools.partial(jnp.matmul, precision="highest"))
 
 
 def _platt(values: np.ndarray, y: np.ndarray) -> np.ndarray:

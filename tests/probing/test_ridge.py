@@ -48,9 +48,9 @@ def test_moments_are_those_of_all_blocks_together() -> None:
     flat = np.concatenate(list(x[:, rows].astype(float)), 1)
     both = np.cov(np.concatenate([flat, y], 1).T, bias=True)
     scale = flat.std(0).max()
-    np.testing.assert_allclose(seen.mean, flat.mean(0), atol=1e-5 * scale)
-    np.testing.assert_allclose(seen.covariance, both[:48, :48], atol=1e-6 * scale**2)
-    np.testing.assert_allclose(seen.cross, both[:48, 48:], atol=1e-5 * scale)
+    np.testing.assert_allclose(seen.mean, flat.mean(0), atol=1e-12 * scale)
+    np.testing.assert_allclose(seen.covariance, both[:48, :48], atol=1e-12 * scale**2)
+    np.testing.assert_allclose(seen.cross, both[:48, 48:], atol=1e-12 * scale)
 
 
 @pytest.mark.parametrize("penalty", PENALTIES)
@@ -64,7 +64,7 @@ def test_weights_are_those_of_scikit_learn(penalty: float) -> None:
     scaler = sklearn.preprocessing.StandardScaler().fit(x)
     wanted = sklearn.linear_model.Ridge(alpha=penalty * len(x)).fit(scaler.transform(x), targets)
     ours = (x - seen.mean[columns]) @ fit.weights[:, 0] + fit.bias
-    np.testing.assert_allclose(ours, wanted.predict(scaler.transform(x)), atol=2e-3)
+    np.testing.assert_allclose(ours, wanted.predict(scaler.transform(x)), atol=1e-8)
     assert (fit.weights[5] == 0).all()  # of the constant column
 
 
@@ -89,7 +89,7 @@ def test_answers_and_choices_are_those_of_scikit_learn() -> None:
         np.testing.assert_allclose(outcome.validation[0], scores, atol=1.01 / 150)
         best = int(np.argmax(outcome.validation[0]))
         assert outcome.rate == best
-        np.testing.assert_allclose(outcome.outputs[0], answers[best], atol=5e-3)
+        np.testing.assert_allclose(outcome.outputs[0], answers[best], atol=1e-5)
     assert max(found, key=lambda outcome: outcome.score).source != "0"
 
 

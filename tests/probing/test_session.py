@@ -168,7 +168,7 @@ def test_results_go_beside_others_whatever_an_encoder_s_path_is(tmp_path: Path) 
     ("leaves", "message"),
     [
         ({"encoder": ""}, "config.encoder is empty"),
-        ({"kind": "forest"}, "use 'mlp' or 'linear'"),
+        ({"kind": "forest"}, "use 'mlp', 'linear' or 'ridge'"),
         ({"tasks": "chords"}, "there is no 'chords'"),
         ({"encoder": "/no/such/run"}, "holds no encoder"),
         ({"tasks": "gtzan_genre"}, "data_pipelines.build gtzan"),
