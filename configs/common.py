@@ -43,6 +43,7 @@ def get_config() -> ml_collections.ConfigDict:
     encoder.stem_width = 512
     encoder.stem_norm = "layer"
     encoder.stem_bias = False
+    encoder.stem_start = "random"  # or "filterbank": initial values that tell pitch
     encoder.pos_conv_depth = 5
     encoder.pos_conv_kernel = 19
     encoder.pos_conv_groups = 16

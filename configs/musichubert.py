@@ -117,6 +117,30 @@ RANDOM: Leaves = {
     "teacher.feature": "",
     "teacher.targets": "mel:random:2x64,cqt:random:2x64",
 }
+REFERENCE: Leaves = {
+    "steps": 8_000,
+    "batch_size": 64,
+    "log_every": 100,
+    "checkpoint.every": 1_000,
+    "data.name": "synth_music/16khz_20h",
+    "data.crop_frames": 256,
+    "encoder.stem_start": "filterbank",
+    "encoder.dropout": 0.0,
+    "encoder.attention_dropout": 0.0,
+    "encoder.input_dropout": 0.0,
+    "encoder.layerdrop": 0.0,
+    "mask.probability": 0.65,
+    "mask.span": 6,
+    "optim.warmup_steps": 600,
+    "optim.learning_rate": 3e-4,
+    "hubert.feature_penalty": 0.0,
+    "teacher.feature": "",
+    "teacher.targets": "partials:kmeans:256,mel:kmeans:256,chroma:kmeans:128,onset:kmeans:32",
+    "teacher.batches": 20,
+    "teacher.sample": 50_000,
+    "teacher.restarts": 3,
+    "teacher.passes": 5,
+}
 STUDY: Leaves = SMALL | {"steps": 200}
 SCALED: dict[str, Leaves] = {
     "k2000_iter1": {"teacher.clusters": 128},
@@ -124,6 +148,7 @@ SCALED: dict[str, Leaves] = {
 }
 VARIANTS: dict[str, Leaves] = STUDIED | {
     "large": LARGE,
+    "reference": REFERENCE,
     "demo": SMALL | {"steps": 400, "then": "demo_iter2"},
     "demo_pitch": SMALL | PITCH | PROBES,
     "demo_multi": SMALL | MULTI | PROBES,

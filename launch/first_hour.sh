@@ -6,7 +6,7 @@
 #
 #   --minutes=25  for all of it: benchmarks begin in the first six tenths, the run trains until five
 #                 sixths of them are over
-#   --config=...  what is trained on crops of 5.1 s, default configs/musichubert.py:k500
+#   --config=...  what is trained, default configs/musichubert.py:reference
 #   --output=DIR  where results go as soon as they exist, a few kB each: results/first_hour
 #   --work=DIR    where the data, the run and the exported model go: runs/first_hour
 #   --only=...    some of the parts below
@@ -28,9 +28,9 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 python=${PYTHON:-python}
-minutes='' config=configs/musichubert.py:k500 output=results/first_hour work=runs/first_hour
+minutes='' config=configs/musichubert.py:reference output=results/first_hour work=runs/first_hour
 all=check,benchmark,compose,train,probe,export
-only=$all toy=false dry_run=false flags=()
+only=$all toy=false dry_run=false flags=() data=synth_music/16khz_20h
 
 refuse() {
   echo "first_hour.sh: $*" >&2
@@ -51,7 +51,7 @@ while (($#)); do
   esac
   shift
 done
-if $toy; then minutes=${minutes:-6}; else minutes=${minutes:-25}; fi
+if $toy; then minutes=${minutes:-6} data=synth_music; else minutes=${minutes:-25}; fi
 if [[ ! $minutes =~ ^[1-9][0-9]*$ ]]; then refuse "--minutes=$minutes: give a whole number"; fi
 [[ -f ${config%%:*} ]] || refuse "--config=$config: there is no file ${config%%:*}"
 for part in ${only//,/ }; do
@@ -166,40 +166,41 @@ rows() {
   done
 }
 
-# How long the trained step takes, in milliseconds: by the benchmark's where that is there.
+# How long the trained step takes, in milliseconds, by the benchmark's where that is there: that of
+# a clip of 5.1 s for as much audio as this configuration's batch has.
 step_milliseconds() {
-  local clips=$1
-  "$python" - "$output/$family-5s.json" "$clips" <<'END'
+  "$python" - "$output/$family-5s.json" "$config" "$toy" <<'END'
+import importlib
 import json
 import pathlib
 import sys
 
-path, clips = pathlib.Path(sys.argv[1]), int(sys.argv[2])
+path, (file, _, variant), toy = pathlib.Path(sys.argv[1]), sys.argv[2].partition(":"), sys.argv[3]
+name = file.removesuffix(".py").replace("/", ".")
+config = importlib.import_module(name).get_config(*[variant] * bool(variant))
 row = json.loads(path.read_text()) if path.exists() else {"ms a step": 100.0, "clips": 16}
+clips = 4 if toy == "true" else config.batch_size * config.data.crop_frames / 256
 print(max(1, round(row["ms a step"] * clips / row["clips"])))
 END
 }
 
 # The run's flags, one a line. Its length is what there is time for, so they are kept for next time.
 train_flags() {
-  local clips=128 crop=256 each left steps
-  if $toy; then clips=4 crop=40; fi
-  each=100
-  if ! $dry_run; then each=$(step_milliseconds "$clips"); fi
+  local each=100 left steps
+  if ! $dry_run; then each=$(step_milliseconds); fi
   left=$((seconds * 5 / 6 - SECONDS - seconds / 20)) # the codebook and the first compilation
   steps=$((left * 1000 / each > 20 ? left * 1000 / each : 20))
-  printf -- '--config.%s\n' data.name=synth_music "data.data_dir=$work/data" \
-    "data.crop_frames=$crop" "batch_size=$clips" mask.equal_counts=4 "steps=$steps" \
+  printf -- '--config.%s\n' "data.name=$data" "data.data_dir=$work/data" "steps=$steps" \
     "checkpoint.every=$((120000 / each + 1))" "log_every=$((steps / 100 + 1))"
   if [[ $family == musichubert ]]; then
-    printf -- '--config.%s\n' "optim.warmup_steps=$((steps / 10 + 1))" teacher.batches=40 \
-      teacher.restarts=5 teacher.passes=5
+    printf -- '--config.%s\n' "optim.warmup_steps=$((steps / 12 + 1))"
   fi
   if $toy; then
-    printf -- '--config.%s\n' encoder.layers=2 encoder.width=96 encoder.heads=2 \
-      encoder.ffn_width=192 encoder.stem_width=32 encoder.pos_conv_kernel=16
+    printf -- '--config.%s\n' batch_size=4 data.crop_frames=40 encoder.layers=2 encoder.width=96 \
+      encoder.heads=2 encoder.ffn_width=192 encoder.stem_width=32 encoder.pos_conv_kernel=16
     if [[ $family == musichubert ]]; then
-      printf -- '--config.%s\n' teacher.clusters=16 teacher.batches=4 teacher.sample=2000
+      printf -- '--config.%s\n' teacher.targets=mel:kmeans:16,onset:kmeans:8 teacher.batches=4 \
+        teacher.sample=2000
     fi
   fi
 }
@@ -231,14 +232,14 @@ train() {
 }
 
 probe() {
-  local extra=()
-  if $toy; then extra=(--config.limit=8 --config.epochs=2 "--config.layers=0,2"); fi
+  local extra=(--config.layers=0,4,8,12)
+  if $toy; then extra=(--config.limit=8); fi
   if [[ -e $output/probe/results.json ]]; then return; fi
   if ! $dry_run && ! has_run; then
     fail probe "there is no save of the run"
     return
   fi
-  run probe "$python" -m musicssl.probe --config=configs/probe.py:quick \
+  run probe "$python" -m musicssl.probe --config=configs/probe.py:ridge \
     "--config.encoder=$work/run" "--config.data_dir=$work/data" "--config.beside=random,logmel" \
     "--config.cache=$work/features" "--config.results=$output/probe" ${extra[@]+"${extra[@]}"}
   if ((code)); then fail probe; fi
@@ -264,9 +265,12 @@ if wanted benchmark; then
     music2vec-5s music2vec-30s
 fi
 if wanted compose; then
-  run compose "$python" -m data_pipelines.build synth_music "--data_dir=$work/data" \
-    "--workers=$(nproc)"
-  if ((code)); then fail compose; fi
+  for name in "$data" synth_music; do # what is trained on, and what probes ask about
+    run compose "$python" -m data_pipelines.build "$name" "--data_dir=$work/data" \
+      "--workers=$(nproc)"
+    if ((code)); then fail compose; fi
+    if [[ $data == synth_music ]]; then break; fi
+  done
 fi
 if wanted train; then train; fi
 if wanted probe; then probe; fi

@@ -45,6 +45,7 @@ RECIPE = {
     "encoder.stem_width": 512,
     "encoder.stem_norm": "layer",
     "encoder.stem_bias": False,
+    "encoder.stem_start": "random",
     "encoder.pos_conv_depth": 5,
     "encoder.pos_conv_kernel": max(3, 95 // 5),
     "encoder.pos_conv_groups": 16,

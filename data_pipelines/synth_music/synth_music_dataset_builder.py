@@ -33,6 +33,7 @@ class Builder(ShardedBuilder):
     BUILDER_CONFIGS: ClassVar[list[SynthMusicConfig]] = [
         SynthMusicConfig(name="16khz", sample_rate=16000, description="16 kHz, 2.8 hours."),
         SynthMusicConfig(name="24khz", sample_rate=24000, description="24 kHz, 2.8 hours."),
+        SynthMusicConfig(name="16khz_20h", train=2400, description="16 kHz, 20.8 hours."),
     ]
 
     def _info(self) -> tfds.core.DatasetInfo:

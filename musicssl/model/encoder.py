@@ -12,14 +12,17 @@ d width, h heads.
 
 import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 
 from musicssl.audio import STEM_WINDOW, frame_counts
+from musicssl.model import filterbank
 from musicssl.model.attention import attention
 from musicssl.model.dense import Dense
 from musicssl.model.dropout import Dropout, salts
@@ -53,15 +56,18 @@ class Output(NamedTuple):
 
 
 class ConvValues(nn.Module):
-    """The parameters of one convolution of the stem."""
+    """The parameters of one convolution of the stem; `start` has values that are not random."""
 
     width: int
     taps: int
     bias: bool
+    start: Callable[[], np.ndarray] | None = None
 
     @nn.compact
     def __call__(self, channels: int) -> tuple[jax.Array, jax.Array | None]:
-        kernel = self.param("kernel", _conv_init, (self.taps, channels, self.width))
+        start = self.start
+        init = (lambda *_: jnp.asarray(start())) if start else _conv_init
+        kernel = self.param("kernel", init, (self.taps, channels, self.width))
         zeros = nn.initializers.zeros
         return kernel, self.param("bias", zeros, (self.width,)) if self.bias else None
 
@@ -207,6 +213,7 @@ class Encoder(nn.Module):
     pos_conv_depth: 0 for one weight-normed convolution (HuBERT, wav2vec 2.0), else the number of
         plain ones, each followed by a layer norm without parameters and GELU (data2vec).
     feature_grad_mult: factor on the gradient that reaches the stem.
+    stem_start: initial values of the stem's convolutions: "random", or "filterbank" (see there).
     """
 
     layers: int
@@ -226,6 +233,7 @@ class Encoder(nn.Module):
     input_dropout: float
     layerdrop: float
     feature_grad_mult: float
+    stem_start: str = "random"
     dtype: jnp.dtype = jnp.float32
 
     def setup(self) -> None:
@@ -234,12 +242,13 @@ class Encoder(nn.Module):
         )
 
         # the stem
-        self.convs = [
-            ConvValues(self.stem_width, taps, self.stem_bias, name=f"stem_conv_{i}")
-            for i, taps in enumerate(KERNELS)
-        ]
         if self.stem_norm not in ("group", "layer"):
             raise ValueError(f"encoder.stem_norm is {self.stem_norm!r}: use 'layer' or 'group'")
+        starts = [self._stem_start(i) for i in range(len(KERNELS))]
+        self.convs = [
+            ConvValues(self.stem_width, taps, self.stem_bias, start, name=f"stem_conv_{i}")
+            for i, (taps, start) in enumerate(zip(KERNELS, starts, strict=True))
+        ]
         norms = 7 if self.stem_norm == "layer" else 1
         self.norms = [NormValues(self.stem_width, name=f"stem_norm_{i}") for i in range(norms)]
 
@@ -277,6 +286,21 @@ class Encoder(nn.Module):
         ]
         self.drop = Dropout(self.dropout)
         self.drop_input = Dropout(self.input_dropout)
+
+    def _stem_start(self, layer: int) -> Callable[[], np.ndarray] | None:
+        """Return what makes the initial kernel of a convolution of the stem; None: it is random."""
+        if self.stem_start == "random":
+            return None
+        if self.stem_start != "filterbank":
+            raise ValueError(
+                f"encoder.stem_start is {self.stem_start!r}: use 'random' or 'filterbank'"
+            )
+        if self.stem_norm != "group":
+            raise ValueError(
+                "encoder.stem_start is 'filterbank', which a stem with a norm after every "
+                "convolution would undo: use --config.encoder.stem_norm=group, or 'random'"
+            )
+        return lambda: filterbank.kernels(self.stem_width)[layer]
 
     def __call__(
         self, audio: jax.Array, train: bool = False, samples: jax.Array | None = None

@@ -38,6 +38,7 @@ ADDED = {
     "teacher.weights": [],
     "teacher.projection": 16,
     "data.order": "shuffled",
+    "encoder.stem_start": "random",
 }
 
 

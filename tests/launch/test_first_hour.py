@@ -93,10 +93,12 @@ def test_a_dry_run_prints_the_commands_alone(first_hour, flag):
     done = first_hour(flag, "--minutes=30", "--", "--config.data.data_dir=my data")
     assert done.returncode == 0 and done.stderr == "" and first_hour.calls == []
     lines = [shlex.split(line) for line in done.stdout.splitlines()]
-    assert [line[line.index("-m") + 1] for line in lines] == RUN
+    modules = [line[line.index("-m") + 1] for line in lines]
+    assert modules == [*RUN[:-3], "data_pipelines.build", *RUN[-3:]]  # to train on, and to probe
     train = lines[-3]
     assert train[-1] == "--config.data.data_dir=my data"
-    assert "--config=configs/musichubert.py:k500" in train and "--config.batch_size=128" in train
+    assert "--config=configs/musichubert.py:reference" in train
+    assert "--config.data.name=synth_music/16khz_20h" in train
 
 
 def test_a_run_leaves_its_results_and_does_nothing_twice(first_hour):
@@ -112,7 +114,7 @@ def test_a_run_leaves_its_results_and_does_nothing_twice(first_hour):
     steps = int(next(x for x in train if "config.steps=" in x).partition("=")[2])
     assert 5_000 < steps <= 10 * (12 * 60 * 5 / 6 - 36)
     assert "--config.checkpoint.every=1201" in train
-    assert f"--config.optim.warmup_steps={steps // 10 + 1}" in train
+    assert f"--config.optim.warmup_steps={steps // 12 + 1}" in train
 
     assert first_hour("--toy", "--minutes=12").returncode == 0
     assert first_hour.modules()[len(RUN) :] == PARTS
