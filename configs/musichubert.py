@@ -134,6 +134,7 @@ REFERENCE: Leaves = {
     "optim.warmup_steps": 600,
     "optim.learning_rate": 3e-4,
     "hubert.feature_penalty": 0.0,
+    "hubert.min_label_perplexity": 1.2,  # onsets are few: most frames have the label of none
     "teacher.feature": "",
     "teacher.targets": "partials:kmeans:256,mel:kmeans:256,chroma:kmeans:128,onset:kmeans:32",
     "teacher.batches": 20,
