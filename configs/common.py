@@ -80,5 +80,10 @@ def get_config() -> ml_collections.ConfigDict:
     probe.every = 0  # steps between probes of the encoder as it is; 0 for none
     probe.at_end = False  # probe the complete run, beside random initial values and log-mel
 
+    config.validate = validate = ml_collections.ConfigDict()
+    validate.every = 0  # steps between looks at the validation split; 0 for none
+    validate.clips = 64  # crops of it, the same each time; rounded up to whole batches
+    validate.score = "loss"  # or such as masked_accuracy: what the best checkpoint is best in
+
     config.mesh = ml_collections.ConfigDict({"fsdp": 1})  # devices that share a copy
     return config

@@ -48,6 +48,8 @@ class Batches:
         self.samples = audio.crop_samples(data.crop_frames)
         if data.name.split("/")[0] in SYNTHESISED:
             _compose(data.name, data.data_dir)
+        if config.validate.every:
+            require_validation(config)
         self.config, self.mesh = config, mesh
         self.reading: batches.Batches | None = None
         self.iterate = batches.iterate
@@ -78,6 +80,21 @@ class Batches:
             for batch in reading
         )
 
+    def open_validation(self) -> Iterator[jax.Array]:
+        """Return batches of the validation split, which are the same at every call."""
+        config = self.config
+        rows = sharding.rows_here(self.mesh, config.batch_size)
+        reading = self.iterate(
+            require_validation(config),
+            seed=config.seed,
+            batch_size=config.batch_size,
+            samples=self.samples,
+            rows=rows,
+            on_damage=config.data.on_damage,
+        )
+        for batch in reading:
+            yield sharding.place_clips(self.mesh, config.batch_size, rows, batch["audio"])
+
     def counts(self) -> dict[str, int]:
         """Count what the order of batches depends on; damaged records hide their samples."""
         counts = {"records": len(self.dataset)}
@@ -102,6 +119,25 @@ def _open(config: ml_collections.ConfigDict) -> "records.Dataset":
     distributed.meet("before the data are copied")  # else Gloo waits for the last for 30 s at most
     dataset = batches.mirror(data.name, data.data_dir, "train", data.mirror)
     distributed.meet("the data are copied")
+    return dataset
+
+
+def require_validation(config: ml_collections.ConfigDict) -> "records.Dataset":
+    """Open the validation split of the data that are trained on.
+
+    Raises:
+      ValueError, FileNotFoundError: they have none, or it holds nothing as long as a crop.
+    """
+    from data_pipelines import batches
+
+    data = config.data
+    try:
+        dataset = batches.open_dataset(data.name, data.data_dir, "validation")
+        batches.check_crop(dataset, audio.crop_samples(data.crop_frames))
+    except (ValueError, FileNotFoundError) as error:
+        raise ValueError(
+            f"{error} (for looks at the validation split; --config.validate.every=0 goes without)"
+        ) from error
     return dataset
 
 
