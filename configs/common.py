@@ -27,6 +27,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.data = data = ml_collections.ConfigDict()
     data.name = "music_folder"  # a builder of data_pipelines/, or builder/config
+    data.mix = ""  # in its place: several and their shares, such as "synth_music:1,music_folder:4"
     data.data_dir = "data"
     data.sample_rate = 16_000
     data.crop_frames = 1496  # 20 ms encoder frames in a crop

@@ -40,6 +40,7 @@ ADDED = {
     "teacher.weights": [],
     "teacher.projection": 16,
     "data.order": "shuffled",
+    "data.mix": "",
 }
 
 

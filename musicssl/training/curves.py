@@ -93,5 +93,5 @@ def _panel(axes, title: str, lines: Mapping[str, str], points: Mapping[str, Poin
     axes.grid(alpha=0.3)
     if len(lines) > 1 or title != "loss":
         axes.legend(fontsize=7, ncols=2 if len(lines) > 7 else 1)
-    if "rank" in title:
-        axes.set_yscale("log")
+    if "rank" in title or "deviation" in title:
+        axes.set_ylim(bottom=0)
