@@ -27,6 +27,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.data = data = ml_collections.ConfigDict()
     data.name = "music_folder"  # a builder of data_pipelines/, or builder/config
+    data.mix = ""  # in its place: several and their shares, such as "synth_music:1,music_folder:4"
     data.data_dir = "data"
     data.sample_rate = 16_000
     data.crop_frames = 1496  # 20 ms encoder frames in a crop
@@ -80,6 +81,11 @@ def get_config() -> ml_collections.ConfigDict:
     probe.update(probe_config.QUICK)
     probe.every = 0  # steps between probes of the encoder as it is; 0 for none
     probe.at_end = False  # probe the complete run, beside random initial values and log-mel
+
+    config.validate = validate = ml_collections.ConfigDict()
+    validate.every = 0  # steps between looks at the validation split; 0 for none
+    validate.clips = 64  # crops of it, the same each time; rounded up to whole batches
+    validate.score = "loss"  # or such as masked_accuracy: what the best checkpoint is best in
 
     config.mesh = ml_collections.ConfigDict({"fsdp": 1})  # devices that share a copy
     return config

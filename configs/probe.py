@@ -47,6 +47,7 @@ def get_config(variant: str = "full") -> ml_collections.ConfigDict:
         raise ValueError(f"no variant {variant!r} in configs/probe.py: use {list(VARIANTS)}")
     config = settings()
     config.encoder = ""  # a workdir, a Hugging Face directory, a fairseq file, random:PATH, logmel
+    config.step = ""  # of a workdir: a number, or best (by validate.score); by default the last
     config.beside = ""  # others to compare it with, comma-separated; "random" is of its own shape
     config.results = ""  # where results go; by default <workdir>/probe or results/<encoder>
     config.cache = "features"  # where features are kept

@@ -13,13 +13,16 @@ from absl import flags, logging
 from musicssl import command, environment
 from musicssl.exchange import huggingface, model_config, pretrained
 from musicssl.exchange.model_card import model_card
+from musicssl.runtime.workdir import step_of
 
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     """Not at import, where they would clash with another command's."""
     command.define_path("workdir", "the run's workdir", values)
     command.define_path("output", "a new or empty directory to write", values)
-    flags.DEFINE_integer("step", None, "which checkpoint; default: the last", flag_values=values)
+    flags.DEFINE_string(
+        "step", "", "which checkpoint: a number, or best; default: the last", flag_values=values
+    )
     flags.DEFINE_bool("ema", False, "data2vec: the teacher, not the student", flag_values=values)
 
 
@@ -28,7 +31,8 @@ def main(argv: list[str]) -> None:
     f = flags.FLAGS
     with command.refusing(safetensors.SafetensorError):
         environment.require_devices()
-        print(export(Path(f.workdir), Path(f.output), f.step, f.ema))
+        workdir = Path(f.workdir)
+        print(export(workdir, Path(f.output), step_of(workdir, f.step), f.ema))
 
 
 def export(workdir: Path, output: Path, step: int | None = None, ema: bool = False) -> str:

@@ -22,7 +22,7 @@ from musicssl.command import note
 from musicssl.runtime import distributed, sharding
 
 if TYPE_CHECKING:
-    from data_pipelines import labelled_records, records
+    from data_pipelines import batches, labelled_records, records
 
 DATA_DIR = "data"  # where data sets are, if nothing else is said
 SYNTHESISED = ("synth_music", "synth_polyphony")  # data sets that need no download
@@ -46,8 +46,11 @@ class Batches:
 
         data = config.data
         self.samples = audio.crop_samples(data.crop_frames)
-        if data.name.split("/")[0] in SYNTHESISED:
-            _compose(data.name, data.data_dir)
+        for name in mixture(config):
+            if name.split("/")[0] in SYNTHESISED:
+                _compose(name, data.data_dir)
+        if config.validate.every:
+            require_validation(config)
         self.config, self.mesh = config, mesh
         self.reading: batches.Batches | None = None
         self.iterate = batches.iterate
@@ -78,6 +81,21 @@ class Batches:
             for batch in reading
         )
 
+    def open_validation(self) -> Iterator[jax.Array]:
+        """Return batches of the validation split, which are the same at every call."""
+        config = self.config
+        rows = sharding.rows_here(self.mesh, config.batch_size)
+        reading = self.iterate(
+            require_validation(config),
+            seed=config.seed,
+            batch_size=config.batch_size,
+            samples=self.samples,
+            rows=rows,
+            on_damage=config.data.on_damage,
+        )
+        for batch in reading:
+            yield sharding.place_clips(self.mesh, config.batch_size, rows, batch["audio"])
+
     def counts(self) -> dict[str, int]:
         """Count what the order of batches depends on; damaged records hide their samples."""
         counts = {"records": len(self.dataset)}
@@ -92,16 +110,72 @@ class Batches:
         return {"damaged_records": len(self.reading.damaged)}
 
 
-def _open(config: ml_collections.ConfigDict) -> "records.Dataset":
+def mixture(config: ml_collections.ConfigDict) -> dict[str, int]:
+    """Return the data sets to train on and their weights: data.mix, or data.name alone.
+
+    Raises:
+      ValueError: data.mix is no list of data sets and weights, or does not go with data.order.
+    """
+    from data_pipelines import batches
+
+    if not config.data.mix:
+        return {config.data.name: 1}
+    if config.data.order == "blocks":
+        raise ValueError("data.order is 'blocks', which reads one data set: leave data.mix out")
+    try:
+        return batches.parse(config.data.mix)
+    except ValueError as error:
+        raise ValueError(f"data.mix: {error}") from None
+
+
+def _open(config: ml_collections.ConfigDict) -> "records.Dataset | batches.Mixture":
     """Open the records to train on, in a copy on this machine where data.mirror says so."""
     from data_pipelines import batches
 
     data = config.data
     if not data.mirror:
-        return batches.open_dataset(data.name, data.data_dir, "train")
+        return _mixed(config, lambda name: batches.open_dataset(name, data.data_dir, "train"))
+
+    def copied(name: str) -> "records.Dataset":
+        return batches.mirror(name, data.data_dir, "train", data.mirror)
+
     distributed.meet("before the data are copied")  # else Gloo waits for the last for 30 s at most
-    dataset = batches.mirror(data.name, data.data_dir, "train", data.mirror)
+    dataset = _mixed(config, copied)
     distributed.meet("the data are copied")
+    return dataset
+
+
+def _mixed(
+    config: ml_collections.ConfigDict, open_one: Callable[[str], "records.Dataset"]
+) -> "records.Dataset | batches.Mixture":
+    """Open the data sets of a configuration: one as it is, several as a mixture."""
+    from data_pipelines import batches
+
+    weights = mixture(config)
+    datasets = [open_one(name) for name in weights]
+    return datasets[0] if len(datasets) == 1 else batches.Mixture(datasets, [*weights.values()])
+
+
+def require_validation(
+    config: ml_collections.ConfigDict,
+) -> "records.Dataset | batches.Mixture":
+    """Open the validation split of the data that are trained on.
+
+    Raises:
+      ValueError, FileNotFoundError: they have none, or it holds nothing as long as a crop.
+    """
+    from data_pipelines import batches
+
+    data = config.data
+    try:
+        dataset = _mixed(
+            config, lambda name: batches.open_dataset(name, data.data_dir, "validation")
+        )
+        batches.check_crop(dataset, audio.crop_samples(data.crop_frames))
+    except (ValueError, FileNotFoundError) as error:
+        raise ValueError(
+            f"{error} (for looks at the validation split; --config.validate.every=0 goes without)"
+        ) from error
     return dataset
 
 

@@ -28,7 +28,7 @@ from musicssl.probing import session
 from musicssl.runtime import checkpoint, compile_cache, distributed, goodput, sharding
 from musicssl.runtime.preemption import Preemption
 from musicssl.runtime.workdir import claim, flat, require_writable
-from musicssl.training import loop
+from musicssl.training import curves, loop
 from musicssl.training.writer import Writer
 
 
@@ -57,6 +57,9 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> NoReturn:
     """Train, or go on, and exit."""
     with contextlib.ExitStack() as held:
         complete, config = train(config, workdir, held)
+        if jax.process_index() == 0:
+            with contextlib.suppress(OSError):  # a complete run may be kept where nobody can write
+                curves.draw(workdir)
     if complete and config.then:
         exec_next_run(config, workdir)
     if complete and config.probe.at_end and jax.process_index() == 0:
@@ -109,6 +112,7 @@ def train(
         open_batches=batches.open,
         on_scalars=on_scalars,
         take_probe=take_probe,
+        open_validation=batches.open_validation,
     )
     try:
         complete = loop.train(training_run, state)

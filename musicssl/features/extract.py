@@ -66,13 +66,14 @@ class FeatureSource(NamedTuple):
         return self.sample_rate / audio.STEM_HOP
 
 
-def open_source(spec: str, precision: str = "float32") -> FeatureSource:
+def open_source(spec: str, precision: str = "float32", step: int | None = None) -> FeatureSource:
     """Open an encoder or a baseline as a source of features.
 
     Args:
       spec: a path (a workdir, a Hugging Face directory or a fairseq file), a name of BASELINES, or
         "random:PATH" for the architecture of that path's encoder with new initial values.
       precision: of the encoder's computations.
+      step: of a workdir's checkpoints; None for the last.
 
     Raises:
       FileNotFoundError, ValueError: as `pretrained.load_encoder` raises them.
@@ -80,7 +81,7 @@ def open_source(spec: str, precision: str = "float32") -> FeatureSource:
     if spec in BASELINES:
         return _open_baseline(spec)
     kind, path = paths.split_kind(spec)
-    loaded = pretrained.load_encoder(path)
+    loaded = pretrained.load_encoder(path, step)
     encoder = loaded.encoder.clone(dtype=jnp.dtype(precision))
     params, digest, name = loaded.params, loaded.digest, loaded.source
 

@@ -26,7 +26,7 @@ from musicssl.probing import evaluate, labels, published, report, search, tasks
 from musicssl.probing.schema import About, TaskResult, TrainedBy
 from musicssl.probing.task_kinds import kind_of
 from musicssl.runtime import sharding
-from musicssl.runtime.workdir import flat, git_commit, steps_on_disk
+from musicssl.runtime.workdir import flat, git_commit, step_of, steps_on_disk
 
 # How far the chance level of the labels built may be from that of the published ones. R2 may differ
 # more: since a test set of 125 has a mean of its own, that alone makes about .01.
@@ -80,7 +80,11 @@ def _run_encoder(
 ) -> str:
     """Evaluate an encoder that `extract.open_source` takes; write to `out`, return a table."""
     mesh = sharding.make_mesh(config.mesh.fsdp)
-    source, run = extract.open_source(spec, config.precision), _trained_by(spec)
+    step = None  # of the encoder itself; what stands beside it is of its last
+    if spec == config.encoder and config.step:
+        step = step_of(Path(spec), config.step)
+    source = extract.open_source(spec, config.precision, step)
+    run = _trained_by(spec, step)
     check_settings(config, source.layers, source.sample_rate)
     session = Session(source, config, mesh, lambda: None)
     for number, task in enumerate(chosen, 1):
@@ -181,13 +185,14 @@ def _about(
     }
 
 
-def _trained_by(spec: str) -> TrainedBy | None:
+def _trained_by(spec: str, step: int | None) -> TrainedBy | None:
     """Return the run whose workdir an encoder is read from, None for any other encoder."""
     steps = steps_on_disk(Path(spec))
     if not steps:
         return None
-    saved = Path(spec) / "checkpoints" / str(steps[-1]) / "about" / "metadata"
-    return {"config": flat(json.loads(saved.read_text())["config"]), "step": steps[-1]}
+    step = steps[-1] if step is None else step
+    saved = Path(spec) / "checkpoints" / str(step) / "about" / "metadata"
+    return {"config": flat(json.loads(saved.read_text())["config"]), "step": step}
 
 
 def run_task(

@@ -8,12 +8,13 @@ are compared with the digests of their save before they are read.
 """
 
 import contextlib
+import dataclasses
 import functools
 import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,17 @@ from musicssl.command import first_line
 from musicssl.paths import Literal
 from musicssl.runtime import digests
 from musicssl.runtime.workdir import git_commit, steps_on_disk
+
+
+@dataclasses.dataclass
+class _Best:
+    """A policy of Orbax that keeps one step, if there is one."""
+
+    step: int | None = None
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        """Return which of the checkpoints are that step's."""
+        return [saved.step == self.step for saved in checkpoints]
 
 
 class Checkpoints:
@@ -49,6 +61,7 @@ class Checkpoints:
         }
         self.under_way: int | None = None  # the step that is being saved
         self.shapes: Any = None  # of the state that was saved last
+        self.best = _Best()  # the step with the best validation score, which is kept too
         self.on_damage = config.checkpoint.on_damage
         self.damage = functools.cache(lambda step: damage(self.directory / str(step)))
 
@@ -57,6 +70,7 @@ class Checkpoints:
             [
                 preservation_policy.LatestN(config.checkpoint.keep),
                 preservation_policy.EveryNSteps(config.checkpoint.keep_every),
+                self.best,
             ]
         )
         due = save_decision_policy.AnySavePolicy(

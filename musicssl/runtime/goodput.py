@@ -8,7 +8,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 
-KINDS = ("start", "restore", "codebook", "compile", "input", "save", "probe")
+KINDS = ("start", "restore", "codebook", "compile", "input", "save", "validation", "probe")
 
 _seconds = dict.fromkeys(KINDS, 0.0)  # one run a process, so one account
 _open: list[str] = []  # what is being waited for, the innermost last

@@ -1,6 +1,7 @@
 """Whose run a workdir is: its configuration, its saved steps, and the commit that writes there."""
 
 import json
+import math
 import subprocess
 import tempfile
 from pathlib import Path
@@ -15,6 +16,7 @@ CHANGES_NOTHING = (
     "nonfinite",
     "checkpoint.",
     "probe.",
+    "validate.",
     "mesh.",
     "data.mirror",
     "data.on_damage",
@@ -39,6 +41,7 @@ ADDED = {
     "teacher.projection": 16,
     "data.order": "shuffled",
     "encoder.stem_start": "random",
+    "data.mix": "",
 }
 
 
@@ -150,6 +153,55 @@ def git_commit() -> str:
     except OSError:  # no git on this machine
         return ""
     return result.stdout.strip()
+
+
+def is_better(score: str, value: float, best: float | None) -> bool:
+    """Return whether a value of a validation score is better than the best before it, if any."""
+    if not math.isfinite(value):
+        return False
+    if best is None:
+        return True
+    return value > best if "accuracy" in score else value < best
+
+
+def best_step(workdir: Path, score: str) -> tuple[int, float] | None:
+    """Return the saved step with the best validation score, and the score; None without any.
+
+    Args:
+      score: as in validate.score.
+    """
+    saved = set(steps_on_disk(workdir))
+    best: tuple[int, float] | None = None
+    for _, scalars in metrics(workdir):
+        if scalars is None or scalars["step"] not in saved:
+            continue
+        value = scalars.get(f"validation/{score}")
+        if value is not None and is_better(score, value, best[1] if best else None):
+            best = int(scalars["step"]), value
+    return best
+
+
+def step_of(workdir: Path, text: str) -> int | None:
+    """Return the step that a command names: "" for the last, "best", or a number.
+
+    Raises:
+      ValueError: it is none of these, or the run has not validated.
+    """
+    if not text:
+        return None
+    if text.isdigit():
+        return int(text)
+    if text != "best":
+        raise ValueError(f"step is {text!r}: use a number, best, or nothing for the last")
+    path = Path(workdir) / "config.json"
+    score = read_leaves(path).get("validate.score", "loss") if path.is_file() else "loss"
+    best = best_step(workdir, score)
+    if best is None:
+        raise ValueError(
+            f"{workdir} has no best step: no saved step of it was validated "
+            "(--config.validate.every of the run)"
+        )
+    return best[0]
 
 
 def steps_on_disk(workdir: Path) -> list[int]:

@@ -203,7 +203,7 @@ def test_probes_of_a_training_run_are_looked_at_before_it(synth_dir: str) -> Non
     run.probe.data_dir = synth_dir
     assert session.of_training(run).data_dir == synth_dir
     run.probe.layers = "0,7"
-    with pytest.raises(ValueError, match="there is no '7'; there are 0,1,2,sum"):
+    with pytest.raises(ValueError, match="there is no '7'; there are 0,1,2,concat"):
         session.check_settings(session.of_training(run), 3, 16_000)
     assert evaluate.chosen_sources(1, "6,sum", "linear") == ["0"]  # of a baseline beside an encoder
 
@@ -215,10 +215,9 @@ def _with(settings, leaves: dict):
 
 
 def test_an_encoder_in_training_is_scored(synth_dir: str) -> None:
-    leaves = {"probe.tasks": "synth_key,synth_instrument", "probe.epochs": 2, "probe.limit": 3}
+    leaves = {"probe.tasks": "synth_key,synth_instrument", "probe.limit": 3}
     run = tiny.config(leaves)
     run.data.data_dir = synth_dir
-    run.probe.learning_rates, run.probe.seeds = (1e-3,), (1,)
     encoder = Encoder(**run.encoder)
     params = jax.jit(encoder.init)(jax.random.key(0), jnp.zeros((1, 400)))["params"]
     polls = []
@@ -226,8 +225,8 @@ def test_an_encoder_in_training_is_scored(synth_dir: str) -> None:
     scores = session.quick(run, params, mesh, 100, lambda: polls.append(1))
     assert set(scores) == {"probe/synth_key", "probe/synth_instrument"}
     assert all(0 <= value <= 1 for value in scores.values())
-    # each record of three splits, and each source of the two tasks
-    assert len(polls) == 3 * 3 + 2 * (encoder.layers + 1)
+    # each record of three splits; a block of each split and each source of the two tasks
+    assert len(polls) == 3 * 3 + 2 * (3 + encoder.layers + 2)
 
     def asked() -> None:
         raise Preempted
