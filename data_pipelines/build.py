@@ -29,7 +29,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from etils import epath
 
-from data_pipelines import batches, bucket_claim, claim, paths, retries
+from data_pipelines import batches, bucket_claim, claim, machine, paths, retries
 from data_pipelines.shards import SKIPPED, BuildError, ShardedBuilder
 from data_pipelines.workers import LOCAL_RUNNER
 
@@ -197,7 +197,7 @@ def _claimed(folder: epath.Path, patience: float) -> Iterator[None]:
 
 def _source(args: argparse.Namespace) -> str:
     """Return the folder that is built from, as it is kept and shown."""
-    return paths.shown(Path(args.manual_dir).resolve()) if args.manual_dir else ""
+    return machine.shown(Path(args.manual_dir).resolve()) if args.manual_dir else ""
 
 
 def _cores() -> int:
@@ -222,10 +222,10 @@ def _check(args: argparse.Namespace) -> None:
         args.manual_dir = args.manual_dir and paths.local(args.manual_dir, copied)
     except ValueError as error:
         raise BuildError(str(error)) from error
-    shown = f"--data_dir={paths.shown(args.data_dir)}"
+    shown = f"--data_dir={machine.shown(args.data_dir)}"
     if args.manual_dir is not None and not Path(args.manual_dir).is_dir():
-        raise BuildError(f"--manual_dir={paths.shown(args.manual_dir)} is not a folder")
-    if paths.shown(Path(args.data_dir).absolute()) != str(Path(args.data_dir).absolute()):
+        raise BuildError(f"--manual_dir={machine.shown(args.manual_dir)} is not a folder")
+    if machine.shown(Path(args.data_dir).absolute()) != str(Path(args.data_dir).absolute()):
         raise BuildError(f"{shown} is no UTF-8, which TensorFlow needs; choose another")
     if "://" not in args.data_dir:
         try:
@@ -320,7 +320,5 @@ if __name__ == "__main__":
         if signal.getsignal(asked) != signal.SIG_IGN:  # as nohup has it
             signal.signal(asked, _leave)  # an exception, so that TFDS removes what is half done
     logging.getLogger().setLevel(logging.ERROR)
-    with contextlib.suppress(OSError):  # a stream that was written to need not allow it
-        assert isinstance(sys.stdout, io.TextIOWrapper)
-        sys.stdout.reconfigure(errors="backslashreplace")  # of names that the terminal cannot show
+    machine.keep_streams()
     sys.exit(main())

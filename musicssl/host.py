@@ -1,6 +1,7 @@
-"""The only module that imports data_pipelines: batches, labelled records, counts, reads, claims.
+"""The only door to data_pipelines: batches, labelled records, counts, reads, claims.
 
-data_pipelines/ loads TensorFlow, so nothing of it is imported before something is read.
+data_pipelines/ loads TensorFlow, so nothing of it is imported before something is read. Its
+machine.py alone, which needs nothing but Python, is imported elsewhere too.
 """
 
 import contextlib
@@ -187,13 +188,6 @@ def claim(
     from data_pipelines import claim
 
     return claim.claim(path, patience, waiting)
-
-
-def owner(path: Path) -> OSError | None:
-    """Return who holds the claim in a file, None where it is free."""
-    from data_pipelines import claim
-
-    return claim.owner(path)
 
 
 def is_built(name: str, data_dir: str) -> bool:
