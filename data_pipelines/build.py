@@ -36,7 +36,12 @@ from data_pipelines.workers import LOCAL_RUNNER
 EXIT_REFUSED = 2  # a request that cannot be met; nothing of it is kept
 EXIT_STORAGE = 74  # a disk or a bucket that did not answer
 SOURCE = "manual_dir.txt"  # beside the shards: the folder that they were built from
-_FULL = ("No space left on device", "Disk quota exceeded")
+# What a disk says that takes no more, and what is then said of it.
+_FULL = {
+    "No space left on device": "is full",
+    "Disk quota exceeded": "is full",
+    "File too large": "takes no larger file (ulimit -f, or its file system)",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -262,11 +267,12 @@ def _full_disk_named(data_dir: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # TensorFlow, Beam and Python each have their own
-        if not any(sign in str(error) for sign in _FULL):
+        states = [state for sign, state in _FULL.items() if sign in str(error)]
+        if not states:
             raise
         raise BuildError(
-            f"the disk of --data_dir={data_dir} is full; nothing of this build was kept: free some "
-            "space, or choose another folder, and build again"
+            f"the disk of --data_dir={data_dir} {states[0]}; nothing of this build was kept: free "
+            "some space, or choose another folder, and build again"
         ) from error
 
 

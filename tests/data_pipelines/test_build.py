@@ -5,6 +5,7 @@ import grp
 import io
 import os
 import pwd
+import resource
 import shutil
 import signal
 import socket
@@ -187,6 +188,35 @@ def test_full_disk_is_one_line(music, tmp_path, capsys, monkeypatch, beam):
     )
     assert f"the disk of --data_dir={tmp_path} is full; nothing of this build was kept" in line
     assert not list(tmp_path.rglob("*.tfrecord*")) and not list(tmp_path.rglob("incomplete*"))
+
+
+def limited(*arguments: str) -> None:
+    """The build command, no file of which may have more than 100,000 bytes."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+    commands.module("data_pipelines.build", *arguments)
+
+
+def test_a_disk_that_takes_no_larger_file_is_one_line(music, tmp_path):
+    flags = ["music_folder", f"--data_dir={tmp_path}", f"--manual_dir={music}", "--workers=1"]
+    process = commands.Process(limited, *flags)
+    output, errors = process.communicate()
+    assert (process.returncode, output) == (2, "")
+    assert errors.splitlines()[-1].startswith(
+        f"build: the disk of --data_dir={tmp_path} takes no larger file (ulimit -f, or its file"
+    )
+    assert "Traceback" not in errors and not list(tmp_path.rglob("incomplete*"))
+
+
+def test_a_build_that_nobody_listens_to(music, built, tmp_path):
+    """As before `| head`, or after a connection is lost."""
+    flags = ["music_folder", f"--data_dir={tmp_path}", f"--manual_dir={music}", "--workers=1"]
+    process = commands.Process(commands.module, "data_pipelines.build", *flags)
+    process.stdout.close()
+    process.stderr.close()
+    assert process.wait() == 0
+    wanted = batches.open_dataset("music_folder/16khz", built[0], "train")
+    found = batches.open_dataset("music_folder/16khz", tmp_path, "train")
+    np.testing.assert_array_equal(found.samples, wanted.samples)
 
 
 def test_flags_for_beam():
