@@ -5,7 +5,6 @@ import grp
 import io
 import os
 import pwd
-import resource
 import shutil
 import signal
 import socket
@@ -190,15 +189,9 @@ def test_full_disk_is_one_line(music, tmp_path, capsys, monkeypatch, beam):
     assert not list(tmp_path.rglob("*.tfrecord*")) and not list(tmp_path.rglob("incomplete*"))
 
 
-def limited(*arguments: str) -> None:
-    """The build command, no file of which may have more than 100,000 bytes."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
-    commands.module("data_pipelines.build", *arguments)
-
-
 def test_a_disk_that_takes_no_larger_file_is_one_line(music, tmp_path):
     flags = ["music_folder", f"--data_dir={tmp_path}", f"--manual_dir={music}", "--workers=1"]
-    process = commands.Process(limited, *flags)
+    process = commands.Process(commands.limited, "data_pipelines.build", *flags)
     output, errors = process.communicate()
     assert (process.returncode, output) == (2, "")
     assert errors.splitlines()[-1].startswith(
