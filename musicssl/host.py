@@ -140,17 +140,19 @@ def _compose(name: str, data_dir: str) -> None:
 
 
 @contextlib.contextmanager
-def claimed(folder: Path, remedy: str) -> Iterator[None]:
+def claimed(folder: Path, remedy: str, writes: bool = False) -> Iterator[None]:
     """Be the only job that writes into a folder: process 0 claims it for all processes of the job.
 
-    One that is claimed is waited for: who was asked to end may still be saving. Who cannot write
-    into the folder does without.
+    One that is claimed is waited for: who was asked to end may still be saving.
 
     Args:
       remedy: what to do, if the other one does not end.
+      writes: whether the job certainly writes; else it does without a folder that it cannot write
+        into, as where a complete run is kept.
 
     Raises:
-      ValueError: another job has it still after PATIENCE seconds.
+      ValueError: another job has it still after PATIENCE seconds, it is a file, or it cannot be
+        written into.
     """
     with contextlib.ExitStack() as held:
 
@@ -160,6 +162,8 @@ def claimed(folder: Path, remedy: str) -> Iterator[None]:
 
         def take() -> None:
             try:
+                if folder.is_file():
+                    raise ValueError(f"{folder} is a file: give a folder")
                 if not folder.exists():
                     folder.mkdir(parents=True, exist_ok=True)
                     held.callback(_remove_if_empty, folder)
@@ -169,6 +173,9 @@ def claimed(folder: Path, remedy: str) -> Iterator[None]:
             except OSError as error:
                 if error.errno not in _UNWRITABLE:
                     raise
+                if writes:
+                    why = f"cannot be written to ({error.strerror})"
+                    raise ValueError(f"{folder} {why}: change that, or use another") from error
 
         distributed.first_does(take)
         yield
