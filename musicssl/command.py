@@ -6,20 +6,19 @@ says in one line on stderr that names the flag or field and the remedy.
 
 import contextlib
 import errno
-import io
-import os
 import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from logging import StreamHandler, getLogger
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import jax
+import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from data_pipelines import machine
 from musicssl import environment, paths, usage
 
 EXIT_REFUSED = 2  # a request that cannot be met
@@ -59,7 +58,7 @@ def run(
       verbosity: the least that libraries may log, unless --verbosity says otherwise.
     """
     environment.tell_tensorflow()
-    keep_streams()
+    machine.keep_streams()
 
     def begin(argv: list[str]) -> None:
         if not flags.FLAGS["verbosity"].present:
@@ -72,34 +71,6 @@ def run(
             refuse("interrupted", EXIT_INTERRUPTED)
 
     app.run(begin, flags_parser=lambda argv: read(argv, define_flags, required, arguments))
-
-
-class _Dropping(io.FileIO):
-    """A descriptor that drops what nobody can read: a pipe's end is closed, a terminal is gone."""
-
-    def write(self, content: Any) -> int:
-        """Write, or do as if it had been written."""
-        try:
-            return super().write(content)
-        except OSError:
-            return len(content)
-
-
-def keep_streams() -> None:
-    """Go on where nobody reads stdout or stderr any more: what is said there is not the work."""
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:  # closed before the start
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
-        elif stream is getattr(sys, f"__{name}__"):
-            stream.flush()
-            raw = io.BufferedWriter(_Dropping(stream.fileno(), "w", closefd=False))
-            lines = stream.line_buffering
-            kept = io.TextIOWrapper(raw, stream.encoding, "backslashreplace", line_buffering=lines)
-            setattr(sys, name, kept)
-            for handler in getLogger().handlers:
-                if isinstance(handler, StreamHandler) and handler.stream is stream:
-                    handler.setStream(kept)
 
 
 def define_path(name: str, what: str, values: flags.FlagValues = flags.FLAGS) -> None:
@@ -117,7 +88,20 @@ class _LocalPath(flags.ArgumentParser):
 
 def define_config(default: str | None = None, values: flags.FlagValues = flags.FLAGS) -> None:
     """Define --config, and with it --config.LEAF for each of its leaves."""
-    config_flags.DEFINE_config_file("config", default, CONFIGURATION, flag_values=values)
+    config_flags.DEFINE_config_file("config", None, CONFIGURATION, flag_values=values)
+    values["config"].parser = _ConfigFile("config")
+    if default:
+        values.set_default("config", default)
+
+
+class _ConfigFile(config_flags.config_flags.ConfigFileFlagParser):
+    """Reads the value of --config; in ml_collections' own parser the first colon ends the file."""
+
+    def parse(self, path: str) -> ml_collections.ConfigDict:
+        """Return the configuration of a file and a variant."""
+        file, variant = paths.split_variant(path)
+        with contextlib.chdir(Path(file).parent):
+            return super().parse(Path(file).name + variant)
 
 
 def read(
@@ -164,7 +148,7 @@ def refuse_arguments(argv: Sequence[str]) -> None:
 def _refuse_missing_config(argv: Sequence[str]) -> None:
     for argument in argv[1:]:
         name, _, value = argument.partition("=")
-        path = value.partition(":")[0]
+        path, _ = paths.split_variant(value)
         if name == "--config" and path and not Path(path).is_file():
             refuse(f"--config={value}: there is no file {path}: give {CONFIGURATION}")
 

@@ -1,6 +1,7 @@
-"""The only module that imports data_pipelines: batches, labelled records, counts, reads, claims.
+"""The only door to data_pipelines: batches, labelled records, counts, reads, claims.
 
-data_pipelines/ loads TensorFlow, so nothing of it is imported before something is read.
+data_pipelines/ loads TensorFlow, so nothing of it is imported before something is read. Its
+machine.py alone, which needs nothing but Python, is imported elsewhere too.
 """
 
 import contextlib
@@ -213,17 +214,19 @@ def _compose(name: str, data_dir: str) -> None:
 
 
 @contextlib.contextmanager
-def claimed(folder: Path, remedy: str) -> Iterator[None]:
+def claimed(folder: Path, remedy: str, writes: bool = False) -> Iterator[None]:
     """Be the only job that writes into a folder: process 0 claims it for all processes of the job.
 
-    One that is claimed is waited for: who was asked to end may still be saving. Who cannot write
-    into the folder does without.
+    One that is claimed is waited for: who was asked to end may still be saving.
 
     Args:
       remedy: what to do, if the other one does not end.
+      writes: whether the job certainly writes; else it does without a folder that it cannot write
+        into, as where a complete run is kept.
 
     Raises:
-      ValueError: another job has it still after PATIENCE seconds.
+      ValueError: another job has it still after PATIENCE seconds, it is a file, or it cannot be
+        written into.
     """
     with contextlib.ExitStack() as held:
 
@@ -233,6 +236,8 @@ def claimed(folder: Path, remedy: str) -> Iterator[None]:
 
         def take() -> None:
             try:
+                if folder.is_file():
+                    raise ValueError(f"{folder} is a file: give a folder")
                 if not folder.exists():
                     folder.mkdir(parents=True, exist_ok=True)
                     held.callback(_remove_if_empty, folder)
@@ -242,6 +247,9 @@ def claimed(folder: Path, remedy: str) -> Iterator[None]:
             except OSError as error:
                 if error.errno not in _UNWRITABLE:
                     raise
+                if writes:
+                    why = f"cannot be written to ({error.strerror})"
+                    raise ValueError(f"{folder} {why}: change that, or use another") from error
 
         distributed.first_does(take)
         yield
@@ -261,13 +269,6 @@ def claim(
     from data_pipelines import claim
 
     return claim.claim(path, patience, waiting)
-
-
-def owner(path: Path) -> OSError | None:
-    """Return who holds the claim in a file, None where it is free."""
-    from data_pipelines import claim
-
-    return claim.owner(path)
 
 
 def is_built(name: str, data_dir: str) -> bool:

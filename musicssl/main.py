@@ -43,6 +43,7 @@ def main(argv: list[str]) -> None:
     if not f["verbosity"].present:
         for name in ("absl", "asyncio"):  # Orbax logs pages of an error that it raises as well
             getLogger(name).setLevel("CRITICAL")
+        sys.unraisablehook = tell_but_late_writes
     workdir = Path(f.workdir or f"runs/{f.config.name}-{f.config.variant}")
     goodput.begin()
     with command.refusing(), goodput.lost("start"):
@@ -51,6 +52,15 @@ def main(argv: list[str]) -> None:
         environment.require_devices()
     with distributed.together():
         run(f.config, workdir)
+
+
+def tell_but_late_writes(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Print an error that nobody can be told of, but not those of the arrays of a failed save.
+
+    Orbax raises the error of the first of them, and no longer waits for the others.
+    """
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> NoReturn:

@@ -12,6 +12,8 @@ import ml_collections
 from etils import epath
 from etils.epath.stat_utils import StatResult
 
+from data_pipelines import machine
+
 PRODUCT = Path(__file__).parent.parent  # has configs/ and the packages
 RANDOM = "random:"  # before the path of an encoder: new initial values of its architecture
 
@@ -48,24 +50,25 @@ def split_kind(spec: str) -> tuple[str, str]:
     return spec[: len(spec) - len(path)], path
 
 
+def split_variant(config: str) -> tuple[str, str]:
+    """Return a configuration's file, and its variant with the colon before it, or ""."""
+    ends = [len(config), *(i for i, character in enumerate(config) if character == ":")]
+    files = [end for end in ends if Path(config[:end]).is_file()]
+    end = max(files, default=min(ends))
+    return config[:end], config[end:]
+
+
 def several(paths: str) -> str:
     """Return the names of encoders, or paths, that commas separate, each as `encoder` does."""
     return ",".join(encoder(path) for path in paths.split(","))
 
 
 def _written_out(path: str) -> str:
-    whole = os.path.expanduser(path)
-    if whole.startswith("~"):
-        raise ValueError(f"{path}: no home directory is known for it; write the path out")
+    whole = machine.written_out(path)
     absolute = os.path.abspath(whole)
-    if shown(absolute) != absolute:
-        raise ValueError(f"{shown(absolute)} is not UTF-8, which checkpoints need: choose another")
+    if (shown := machine.shown(absolute)) != absolute:
+        raise ValueError(f"{shown} is not UTF-8, which checkpoints need: choose another")
     return whole
-
-
-def shown(path: str | os.PathLike) -> str:
-    """Return a name that can be printed and kept: bytes that are not UTF-8 with backslashes."""
-    return os.fspath(path).encode("utf-8", "backslashreplace").decode()
 
 
 # The leaves of configurations that hold paths, and what they may be.

@@ -131,6 +131,15 @@ def test_a_run_goes_on_where_nobody_reads_what_it_says(root, tmp_path, finished)
     assert runs.differences(runs.state(tmp_path / "run"), runs.state(finished)) == []
 
 
+def test_a_disk_that_takes_no_more_is_one_line(root, tmp_path, finished):
+    """As a quota, which is met in the middle of a save: of all its arrays, one is told of."""
+    given = "musicssl.main", *flags(root, tmp_path / "run")
+    process = commands.Process(commands.limited, *given, cache=root / "cache")
+    _, errors = process.communicate()
+    assert process.returncode == 2 and errors.count("\n") == 1, errors
+    assert f"{tmp_path}/run/checkpoints: a checkpoint could not be written (" in errors
+
+
 def test_a_workdir_that_is_read_only(root, workdir):
     """Whether its run is complete or not."""
     arguments = flags(root, workdir)

@@ -55,6 +55,17 @@ def test_a_colon_that_ends_no_known_prefix_is_a_part_of_the_path(spec, kind, pat
     assert paths.split_kind(spec) == (kind, path)
 
 
+def test_a_colon_in_a_configuration_s_path_is_a_part_of_it(tmp_path, monkeypatch):
+    folder = tmp_path / "runs:1"
+    folder.mkdir()
+    (folder / "a.py").touch()
+    for variant in ("", ":demo", ":de:mo"):
+        assert paths.split_variant(f"{folder}/a.py{variant}") == (f"{folder}/a.py", variant)
+    assert paths.split_variant("configs/none.py:demo") == ("configs/none.py", ":demo")
+    (folder / "a.py:demo").touch()
+    assert paths.split_variant(f"{folder}/a.py:demo") == (f"{folder}/a.py:demo", "")
+
+
 def test_every_leaf_that_is_a_path_is_written_out(home):
     training, evaluation = musichubert.get_config("k2000_iter2"), probe.get_config()
     for config in (training, evaluation):

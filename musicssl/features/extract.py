@@ -157,13 +157,12 @@ def extract(
     paths = {pool: folder / f"{_key(source, cut, pool, data)}.npy" for pool in pools}
 
     # Extract what the cache lacks, and no other process is extracting.
-    distributed.first_does(
-        lambda: cache.await_others([path for path in paths.values() if not path.exists()])
-    )
-    cached = _from_first_process(np.array([paths[pool].exists() for pool in pools]))
-    missing = [pool for pool, is_cached in zip(pools, cached, strict=True) if not is_cached]
-    if missing:
-        _fill(source, cut, read, {pool: paths[pool] for pool in missing}, mesh, batch)
+    with contextlib.ExitStack() as held:
+        distributed.first_does(lambda: held.enter_context(cache.turn(paths.values())))
+        cached = _from_first_process(np.array([paths[pool].exists() for pool in pools]))
+        missing = [pool for pool, is_cached in zip(pools, cached, strict=True) if not is_cached]
+        if missing:
+            _fill(source, cut, read, {pool: paths[pool] for pool in missing}, mesh, batch)
 
     if jax.process_index():
         return {}
@@ -193,35 +192,17 @@ def _fill(
     batch: int,
 ) -> None:
     """Write each pool's file, from where an interrupted pass stopped."""
-    with contextlib.ExitStack() as held:
-        writer = None
-        if jax.process_index() == 0:  # it has the files
-            files = FeatureFiles(source.layers, source.width, cut, paths)
-            writer = held.enter_context(files)
-        _write_all(source, cut, read, sorted(paths), mesh, batch, writer)
+    writer = None
+    if jax.process_index() == 0:  # it has the files
+        writer = FeatureFiles(source.layers, source.width, cut, paths)
 
-
-def _write_all(
-    source: FeatureSource,
-    cut: windows.Windows,
-    read: Callable[[int], np.ndarray],
-    pools: Sequence[int],
-    mesh: Mesh,
-    batch: int,
-    writer: FeatureFiles | None,
-) -> None:
-    """Compute the windows that are not written, and write them in the process that has the files.
-
-    Args:
-      writer: None in the other processes.
-    """
     # Process 0 tells the others which windows are written.
     batch = -(-batch // mesh.size) * mesh.size
     written = _from_first_process(writer.written if writer else np.zeros(len(cut.record), bool))
 
     # Compute the rest, batch by batch.
     filled = _batches(source, cut, read, np.flatnonzero(~written).tolist(), batch)
-    outputs_of_batches = _pipelined(_step(source, tuple(pools), mesh), _ahead(filled), mesh)
+    outputs_of_batches = _pipelined(_step(source, tuple(sorted(paths)), mesh), _ahead(filled), mesh)
     progress = tqdm(
         total=len(cut.record),
         initial=int(written.sum()),

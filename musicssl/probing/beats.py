@@ -33,11 +33,6 @@ def intervals(fps: float, min_bpm: float = _MIN_BPM, max_bpm: float = _MAX_BPM) 
     return np.arange(round(60 * fps / max_bpm), round(60 * fps / min_bpm) + 1)
 
 
-def state_count(fps: float) -> int:
-    """Count the states of the model: 1,449 at 50 frames a second, 3,193 at 75, 5,617 at 100."""
-    return int(intervals(fps).sum())
-
-
 def _tempo_transitions(lengths: np.ndarray) -> np.ndarray:
     """Return log probabilities of going from a beat of one length (row) to another (column).
 

@@ -57,7 +57,7 @@ def run(config: ml_collections.ConfigDict) -> str:
     with _naming("config.tasks"):
         chosen = tasks.choose(config.tasks)
     out = _results_dir(config)
-    with host.claimed(out, "wait for its end, or use another --config.results"):
+    with host.claimed(out, "wait for its end, or use another --config.results", writes=True):
         return _run_into(out, chosen, config)
 
 
