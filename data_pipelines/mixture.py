@@ -9,7 +9,7 @@ in every cycle.
 
 import functools
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from math import gcd, lcm
 from typing import NamedTuple
@@ -108,11 +108,12 @@ class Mixture:
         start: int,
         out: np.ndarray,
         closed: threading.Event | None = None,
-        held: None = None,
+        held: Callable[[int, int, int], bytes | memoryview | None] | None = None,
     ) -> None:
-        """Fill `out` as `Dataset.read` does."""
+        """Fill `out` as `Dataset.read` does; nothing of a mixture is `held` in memory."""
         dataset, number = self.part_of(record)
-        dataset.read(number, start, out, closed, held)
+        del held  # it counts records of one data set
+        dataset.read(number, start, out, closed)
 
 
 class Mixed:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from musicssl.runtime import workdir as workdir_lib
 
@@ -14,7 +15,7 @@ def series(workdir: Path) -> dict[str, Points]:
     found: dict[str, Points] = {}
     for _, scalars in workdir_lib.metrics(workdir):
         for name, value in (scalars or {}).items():
-            if name != "step":
+            if scalars and name != "step":
                 found.setdefault(name, []).append((scalars["step"], value))
     return found
 
@@ -74,7 +75,7 @@ def draw(workdir: Path) -> Path | None:
     return path
 
 
-def _panel(axes, title: str, lines: Mapping[str, str], points: Mapping[str, Points]) -> None:
+def _panel(axes: Any, title: str, lines: Mapping[str, str], points: Mapping[str, Points]) -> None:
     """Draw the lines {label: name}; those of layers go from dark to light, the stem is red."""
     from matplotlib import pyplot
 
@@ -82,7 +83,7 @@ def _panel(axes, title: str, lines: Mapping[str, str], points: Mapping[str, Poin
     colours = pyplot.get_cmap("viridis")
     for label, name in lines.items():
         steps, values = zip(*points[name], strict=True)
-        style = {"marker": "." if len(steps) < 40 else None, "linewidth": 1.3}
+        style: dict[str, Any] = {"marker": "." if len(steps) < 40 else None, "linewidth": 1.3}
         if label in layers:
             style["color"] = colours(layers.index(label) / max(len(layers) - 1, 1) * 0.9)
         if label == "stem":

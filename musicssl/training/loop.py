@@ -221,7 +221,8 @@ class _Validation:
     def __init__(self, run: Run):
         self.run, self.score = run, run.config.validate.score
         best = best_step(run.checkpoints.directory.parent, self.score)
-        self.best_step, self.best = best or (None, None)
+        self.best_step: int | None = best[0] if best else None
+        self.best: float | None = best[1] if best else None
         run.checkpoints.best.step = self.best_step
         with goodput.lost("validation"):
             batches = validation.read(run.open_validation(), run.config)

@@ -109,7 +109,8 @@ def make(config: ml_collections.ConfigDict, mesh: Mesh, batches: Sequence[jax.Ar
         return step_lib.objective(config).health(config, sums, jnp.float32(total), updates)
 
     def look(state: step_lib.TrainState, frozen: dict) -> dict[str, float]:
-        loss, sums, spreads = 0.0, None, {}
+        loss, sums = 0.0, None
+        spreads: dict[str, Spread] = {}
         for number, batch in enumerate(batches):
             with jax.set_mesh(mesh):
                 given = look_at(state.params, state.teacher, frozen, batch, jnp.int32(number))
