@@ -18,7 +18,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.method = "data2vec"
     config.seed = 1  # of initial values, order of the data, crops, masks and dropout
     config.steps = 400_000
-    config.start_from = ""  # a workdir, Hugging Face directory or fairseq file to take weights from
+    config.start_from = ""  # a workdir, Hugging Face directory, hf:ORG/NAME or fairseq file
     config.batch_size = 112  # clips in the global batch
     config.accumulate = 1  # parts that a batch is computed in, one after another
     config.precision = "bfloat16"  # of activations; parameters and losses are float32

@@ -46,7 +46,7 @@ def get_config(variant: str = "full") -> ml_collections.ConfigDict:
     if variant not in VARIANTS:
         raise ValueError(f"no variant {variant!r} in configs/probe.py: use {list(VARIANTS)}")
     config = settings()
-    config.encoder = ""  # a workdir, a Hugging Face directory, a fairseq file, random:PATH, logmel
+    config.encoder = ""  # a workdir, a directory, hf:ORG/NAME, python:FILE.py:NAME, logmel
     config.step = ""  # of a workdir: a number, or best (by validate.score); by default the last
     config.beside = ""  # others to compare it with, comma-separated; "random" is of its own shape
     config.results = ""  # where results go; by default <workdir>/probe or results/<encoder>

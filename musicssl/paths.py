@@ -1,7 +1,8 @@
 """What a path may be, in a flag or in a leaf of a configuration: the one place that knows.
 
 A path is of this machine's file system. `~` stands for a home, and every other character of a name
-for itself, be it `[`, `*` or a colon. In front of an encoder's path may stand RANDOM.
+for itself, be it `[`, `*` or a colon. In front of an encoder's path may stand one of KINDS, or HUB
+in place of the path.
 """
 
 import os
@@ -16,6 +17,10 @@ from data_pipelines import machine
 
 PRODUCT = Path(__file__).parent.parent  # has configs/ and the packages
 RANDOM = "random:"  # before the path of an encoder: new initial values of its architecture
+PYTHON = "python:"  # before FILE:NAME or MODULE:NAME, an encoder in Python
+FEATURES = "features:"  # before a directory of features that were computed elsewhere
+KINDS = (RANDOM, PYTHON, FEATURES)
+HUB = "hf:"  # before ORG/NAME or ORG/NAME@REVISION, a model on the Hub of Hugging Face
 
 
 def local(path: str) -> str:
@@ -39,15 +44,22 @@ def data(path: str) -> str:
 
 
 def encoder(spec: str) -> str:
-    """Return what names an encoder, a path or RANDOM and a path, as `local` does."""
+    """Return what names an encoder, a path or one of KINDS and a path, as `local` does."""
     kind, path = split_kind(spec)
     return kind + local(path)
 
 
 def split_kind(spec: str) -> tuple[str, str]:
-    """Return RANDOM or "", and the path, of which any other colon is a part."""
-    path = spec.removeprefix(RANDOM)
-    return spec[: len(spec) - len(path)], path
+    """Return one of KINDS or "", and the path, of which any other colon is a part."""
+    kind = next((kind for kind in KINDS if spec.startswith(kind)), "")
+    return kind, spec.removeprefix(kind)
+
+
+def short(spec: str) -> str:
+    """Return the last part of what names an encoder, with RANDOM where it stands before it."""
+    kind, path = split_kind(spec)
+    name = path.rpartition(":")[2] if kind == PYTHON else Path(path).name
+    return f"{kind}{name}" if kind == RANDOM else name
 
 
 def split_variant(config: str) -> tuple[str, str]:

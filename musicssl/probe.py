@@ -29,6 +29,8 @@ def main(argv: list[str]) -> None:
             print(report.compare([Path(paths.local(x)) for x in folders], out))
             return
         command.refuse_arguments(argv)
+        if paths.PYTHON in f"{config.encoder},{config.beside}":
+            environment.share_gpu()
         distributed.start()
         compile_cache.keep()
         environment.require_devices()

@@ -33,6 +33,7 @@ FLOORS = (
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
 TESTED_WITH = {  # modules without a test file of their name, and the file that tests them
+    "batches": "features/test_extract",
     "commands": "study/test_report",
     **dict.fromkeys(
         ["chunks", "flac", "kinds", "libsndfile", "mpeg", "ogg"], "data_pipelines/test_containers"
@@ -43,15 +44,21 @@ TESTED_WITH = {  # modules without a test file of their name, and the file that 
     "labelled_records": "probing/test_session",
     "model_card": "test_export",
     "parts": "data_pipelines/test_containers",
+    "plugin_source": "features/test_plugin",
     "paths": "data_pipelines/test_build",
     "page": "study/test_report",
     "pretrained": "test_export",
     "probe": "probing/test_session",
+    **dict.fromkeys(
+        ["hubert_torch", "mel_cnn", "mert_v1", "features_elsewhere"], "probing/test_examples"
+    ),
     "record_index": "data_pipelines/test_records",
     "results": "study/test_report",
     "schema": "planning/test_report",
     "rows": "probing/test_evaluate",
     "search": "probing/test_evaluate",
+    "source": "features/test_extract",
+    "stored": "probing/test_examples",
     "stage_records": "launch/test_stages",
     "tables": "study/test_report",
     "usage": "test_command",
@@ -98,8 +105,11 @@ assert next(stream)["audio"].any()
 
 
 def modules(folder: str) -> list[str]:
-    """Dotted names of all modules below a folder of the repository."""
-    paths = sorted((ROOT / folder).rglob("*.py"))
+    """Dotted names of all modules below a folder of the repository.
+
+    Programs in a folder of examples are nobody's modules: they stand for users' own files.
+    """
+    paths = sorted(x for x in (ROOT / folder).rglob("*.py") if x.parent.name != "examples")
     names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths]
     return [name.removesuffix(".__init__") for name in names]
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import os
 import shutil
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from musicssl.command import note
 from musicssl.features import windows
 
 SAVE_EVERY = 32  # batches between notes of progress
+_ALIKE = 0.02  # of an answer's deviation: what half precision on another machine makes, and more
 
 
 class FeatureFiles:
@@ -104,6 +106,27 @@ class FeatureFiles:
         name = _name_of_pass(self.paths.values())
         for left in name.parent.glob(f"{name.name}.*.part"):
             left.unlink(missing_ok=True)
+
+
+def check_answer(folder: Path, answer: np.ndarray, name: str) -> None:
+    """Note an encoder's answer in its folder of the cache, or compare it with the one noted there.
+
+    Raises:
+      ValueError: they differ by more than rounding.
+    """
+    path = folder / "answer.npy"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}.tmp.npy")
+        np.save(temporary, answer)
+        temporary.rename(path)
+        return
+    noted = np.load(path)
+    if np.sqrt(np.mean((noted - answer) ** 2)) > _ALIKE * (noted.std() + 1e-9):
+        raise ValueError(
+            f"{name} gives other features than those in {folder}, though its file, its weights and "
+            "its `version` are the same: give it another `version`"
+        )
 
 
 @contextlib.contextmanager

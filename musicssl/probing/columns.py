@@ -6,7 +6,6 @@ test items are drawn together.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -87,9 +86,8 @@ def _seed(results: Results) -> int | None:
 
 
 def short_name(results: Results) -> str:
-    """Return the last part of the encoder's path, with the kind that stands before it."""
-    kind, path = paths.split_kind(results["encoder"])
-    return f"{kind}{Path(path).name}"
+    """Return the encoder's name in a table."""
+    return paths.short(results["encoder"])
 
 
 def _name(group: Sequence[Results]) -> str:

@@ -17,6 +17,16 @@ from matplotlib.figure import Figure
 RESULTS, _TABLE = "results.json", "results.md"
 
 
+def refuse_others(out: Path, digest: str, name: str) -> None:
+    """Raise ValueError where a directory holds results of another encoder, before work is done."""
+    held = load(out) if (out / RESULTS).exists() else None
+    if held and held["tasks"] and held["digest"] != digest:
+        raise ValueError(
+            f"{out / RESULTS} is of another encoder ({held['features']}, and this is {name}): set "
+            "config.results to another directory, or move that one away"
+        )
+
+
 def save(out: Path, result: TaskResult, about: About) -> None:
     """Put a task's result into <out>/results.json, in place of an earlier one of that task.
 
@@ -24,17 +34,10 @@ def save(out: Path, result: TaskResult, about: About) -> None:
       ValueError: the directory holds results of another encoder.
     """
     # Take what is there, if it is of the same encoder.
+    refuse_others(out, about["digest"], about["features"])
     out.mkdir(parents=True, exist_ok=True)
     path = out / RESULTS
-    tasks: dict[str, TaskResult] = {}
-    if path.exists():
-        earlier = load(out)
-        tasks = earlier["tasks"]
-        if tasks and earlier["digest"] != about["digest"]:
-            raise ValueError(
-                f"{path} is of another encoder ({earlier['features']}): set config.results to "
-                "another directory, or move that one away"
-            )
+    tasks: dict[str, TaskResult] = load(out)["tasks"] if path.exists() else {}
 
     # Write under another name first, so that results.json is never half a file.
     tasks = tasks | {result["task"]: result}

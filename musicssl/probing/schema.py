@@ -134,6 +134,8 @@ class About(TypedDict):
     encoder: as it was named on the command line.
     features: the encoder's name in reports.
     digest: of all that its features depend on; one results.json holds results of one digest.
+    origin: of an encoder from the Hub, the commit (revision); of a plug-in, its file, the file's
+      sha256, that of its weights, and its version; of features, their directory and sha256.
     config: of the evaluation.
     run: of an encoder that was read from a workdir, else None.
     command, commit: that made the last of the results.
@@ -143,6 +145,7 @@ class About(TypedDict):
     encoder: str
     features: str
     digest: str
+    origin: NotRequired[dict[str, str]]
     config: dict[str, Any]
     run: NotRequired[TrainedBy | None]
     command: str

@@ -31,6 +31,7 @@ from musicssl.runtime.workdir import flat, git_commit, step_of, steps_on_disk
 # How far the chance level of the labels built may be from that of the published ones. R2 may differ
 # more: since a test set of 125 has a mean of its own, that alone makes about .01.
 _CHANCE_TOLERANCE, _R2_TOLERANCE = 0.005, 0.05
+_LEAST_RATE = 4  # frames a second of which beats are decoded: the fastest has 3.6
 
 
 class Session(NamedTuple):
@@ -70,7 +71,7 @@ def _run_into(out: Path, chosen: Sequence[tasks.Task], config: ml_collections.Co
     folders = [out]
     for name in beside:
         spec = f"{paths.RANDOM}{config.encoder}" if name == "random" else name
-        folders.append(out / "beside" / Path(name).name)
+        folders.append(out / "beside" / _folder_name(name))
         _run_encoder(spec, chosen, folders[-1], config)
     return report.compare(folders, out) if beside and table else table
 
@@ -86,6 +87,8 @@ def _run_encoder(
     source = extract.open_source(spec, config.precision, step)
     run = _trained_by(spec, step)
     check_settings(config, source.layers, source.sample_rate)
+    _check_frames(chosen, source, config)
+    report.refuse_others(out, source.digest, source.name)
     session = Session(source, config, mesh, lambda: None)
     for number, task in enumerate(chosen, 1):
         note(f"{source.name}: {task.name} ({number} of {len(chosen)}): {task.title}")
@@ -104,13 +107,15 @@ def _check_encoders(config: ml_collections.ConfigDict) -> None:
     """
     if not config.encoder:
         raise ValueError(
-            "config.encoder is empty: give a directory, random:DIRECTORY, logmel or cqt"
+            "config.encoder is empty: give a directory, random:DIRECTORY, hf:ORG/NAME, "
+            "python:FILE.py:NAME, features:DIRECTORY, logmel or cqt"
         )
     if config.precision not in ("float32", "bfloat16"):
         raise ValueError(f"config.precision is {config.precision!r}: use 'float32' or 'bfloat16'")
     for name in filter(None, config.beside.split(",")):
-        known = name in ("random", *BASELINES)
-        if not known and not Path(paths.split_kind(name)[1]).exists():
+        kind, path = paths.split_kind(name)
+        known = name in ("random", *BASELINES) or kind == paths.PYTHON or path.startswith(paths.HUB)
+        if not known and not Path(path).exists():
             raise ValueError(
                 f"config.beside: {name!r} is no path, nor one of random, {', '.join(BASELINES)}"
             )
@@ -148,6 +153,28 @@ def check_settings(
         host.require_labelled(name, settings.data_dir, sample_rate)
 
 
+def _check_frames(
+    chosen: Sequence[tasks.Task], source: FeatureSource, config: ml_collections.ConfigDict
+) -> None:
+    """Check that tasks can be asked of an encoder's frames, and of features computed elsewhere.
+
+    Raises:
+      ValueError, FileNotFoundError: they cannot.
+    """
+    for task in chosen:
+        if task.pool == tasks.FRAMES and source.frame_rate < _LEAST_RATE:
+            raise ValueError(
+                f"{task.name} is asked of every frame, and {source.name} has "
+                f"{source.frame_rate:.2f} a second: {_LEAST_RATE} or more are needed: leave it out"
+            )
+        for split in tasks.SPLITS:
+            if source.bind is None:
+                continue
+            name, rate = task.split(split), source.sample_rate
+            data = host.open_labelled(task.dataset, config.data_dir, name, rate, config.limit)
+            source.bind(task.dataset, name, data)
+
+
 @contextlib.contextmanager
 def _naming(leaf: str) -> Iterator[None]:
     """Put the name of the leaf whose value is checked before what is wrong with it."""
@@ -163,8 +190,11 @@ def _results_dir(config: ml_collections.ConfigDict) -> Path:
         return Path(config.results)
     if (Path(config.encoder) / "checkpoints").is_dir():
         return Path(config.encoder) / "probe"
-    kind, path = paths.split_kind(config.encoder)
-    return Path("results") / f"{kind.replace(':', '-')}{Path(path).name}"
+    return Path("results") / _folder_name(config.encoder)
+
+
+def _folder_name(spec: str) -> str:
+    return paths.short(spec).replace(":", "-")
 
 
 def _about(
@@ -175,6 +205,7 @@ def _about(
         "encoder": spec,
         "features": source.name,
         "digest": source.digest,
+        "origin": dict(source.origin),
         "config": json.loads(config.to_json()),
         "run": run,
         "command": shlex.join(["python", "-m", "musicssl.probe", *sys.argv[1:]]),
@@ -208,7 +239,7 @@ def run_task(
         the same audio are extracted in the same pass.
     """
     same_audio = [other for other in together if _audio_of(other) == _audio_of(task)]
-    pools = {_pool_frames(t, session.source) for t in same_audio}
+    pools = {t.pool for t in same_audio}
     splits: dict[str, evaluate.Prepared] = {}
     classes: Sequence[str] = ()
     for name in tasks.SPLITS:
@@ -219,13 +250,6 @@ def run_task(
         return None
     rate, config = session.source.frame_rate, session.config
     return evaluate.evaluate(task, splits, classes, rate, config, session.poll)
-
-
-def _pool_frames(task: tasks.Task, source: FeatureSource) -> int:
-    """Return how many of the source's frames are a row; a task counts in frames of 20 ms."""
-    if task.pool in (tasks.WHOLE, tasks.FRAMES):
-        return task.pool
-    return round(task.pool * source.frame_rate / 50)
 
 
 def _audio_of(task: tasks.Task) -> tuple:
@@ -241,23 +265,25 @@ def prepare(
     Of several processes the first alone has the features; the others return None for them.
 
     Args:
-      pools: of other tasks' rows, in frames, which are extracted in the same pass.
+      pools: of other tasks' rows, in ticks, which are extracted in the same pass.
     """
     source, config = session.source, session.config
     rate = source.sample_rate
     data = host.open_labelled(task.dataset, config.data_dir, task.split(split), rate, config.limit)
     if data.dataset.sample_rate != rate:
-        note(f"{data.version} is resampled from {data.dataset.sample_rate} to {rate} Hz")
+        note(f"{data.version} is {_resampled(task.dataset, data.dataset.sample_rate, rate)}")
     _warn_of_sizes(task, split, data.sizes, config.limit)
 
     # Extract this task's rows and the others', or read them from the cache.
-    cut = windows.cut(data.lengths, task.window, rate, task.standardised_alone)
+    cut = windows.cut(data.lengths, task.window, rate, task.standardised_alone, source.frames)
 
     def read(record: int) -> np.ndarray:
         session.poll()
         return data.read(record)
 
-    own = _pool_frames(task, source)
+    own = task.pool
+    if source.bind:
+        source = source._replace(hear=source.bind(task.dataset, task.split(split), data))
     features = extract.extract(
         source, cut, read, sorted(pools | {own}), Path(config.cache), data.digest, session.mesh,
         config.windows,
@@ -270,6 +296,15 @@ def prepare(
     if own not in features:
         return None, classes
     return evaluate.Prepared(features[own], rows, row_labels), classes
+
+
+def _resampled(dataset: str, kept: int, wanted: int) -> str:
+    """Say what an encoder hears of records that are kept at another rate than it takes."""
+    said = f"resampled from {kept} to {wanted} Hz"
+    if wanted < kept:
+        return said
+    built = f"{dataset}/{wanted // 1000}khz" if wanted % 1000 == 0 else "a build of that rate"
+    return f"{said}, with nothing above {kept // 2} Hz in it; {built}, where there is one, has more"
 
 
 def _class_names(task: tasks.Task, classes: Mapping[str, Sequence[str]]) -> Sequence[str]:

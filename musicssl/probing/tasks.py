@@ -11,7 +11,7 @@ import dataclasses
 from musicssl.features import windows
 
 SPLITS = ("train", "validation", "test")
-WHOLE, FRAMES, _HALF_SECOND = windows.WHOLE, 1, 25
+WHOLE, FRAMES, _HALF_SECOND = windows.WHOLE, windows.FRAMES, 25
 _CHUNK = 132_000 / 44_100  # seconds: MARBLE counts 44 samples in a millisecond
 _MTG_SIZES = {
     "instrument": (14395, 5466, 5115),
@@ -31,7 +31,8 @@ class Task:
     window: seconds of the windows that clips are cut into.
     plateau, patience: epochs without a gain before the learning rate is halved, and before training
       stops.
-    pool: 20 ms frames averaged to a row: WHOLE for the whole window, _HALF_SECOND, FRAMES for none.
+    pool: ticks of 20 ms that are a row: WHOLE for the whole window, _HALF_SECOND, FRAMES for the
+      encoder's frames, whatever their rate.
     by_item: whether outputs are averaged over the rows of a record before they are scored.
     trained_whole: whether a training sample is a record with all of its windows, so that a batch
       has as many records as its size says; else a sample is a window.

@@ -15,7 +15,7 @@ import pytest
 
 from data_pipelines import claim
 from musicssl.command import note
-from musicssl.features import cache, extract, windows
+from musicssl.features import batches, cache, extract, windows
 from tests.support.feature_sources import LENGTHS, RATE, SECONDS, get, read, source
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("compiled_once")
 
 def test_an_interrupted_pass_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = get(tmp_path / "whole")
-    monkeypatch.setattr(extract, "AHEAD", 0)
+    monkeypatch.setattr(batches, "AHEAD", 0)
     asked = []
 
     def failing(record: int) -> np.ndarray:
@@ -99,7 +99,7 @@ def test_passes_that_begin_at_one_instant_read_each_record_once(
     """One makes the features; where it is stopped, the others go on with what it has made."""
     monkeypatch.setattr(claim, "_LOOK_EVERY", 0.02)
     monkeypatch.setattr(cache, "SAVE_EVERY", 1)
-    monkeypatch.setattr(extract, "AHEAD", 0)
+    monkeypatch.setattr(batches, "AHEAD", 0)
     whole = get(tmp_path / "whole")
     together, asked, passes = threading.Barrier(3), [], itertools.count()
 
@@ -166,7 +166,7 @@ def test_passes_of_other_pools_do_not_mix(tmp_path, monkeypatch) -> None:
     """Both are interrupted; the first goes on with its own files."""
     whole = get(tmp_path / "whole")
     monkeypatch.setattr(cache, "SAVE_EVERY", 1)
-    monkeypatch.setattr(extract, "AHEAD", 0)
+    monkeypatch.setattr(batches, "AHEAD", 0)
 
     def until(last: int) -> Callable[[int], np.ndarray]:
         def failing(record: int) -> np.ndarray:

@@ -15,9 +15,8 @@ import tensorflow_datasets as tfds
 
 from data_pipelines import labelled_records
 from data_pipelines.build import load_builder
-from data_pipelines.synth_music.synth_music_dataset_builder import SynthMusicConfig
 from musicssl import host
-from musicssl.features import extract
+from musicssl.features import extract, windows
 from musicssl.model.encoder import Encoder
 from musicssl.probing import columns, evaluate, session, tasks
 from musicssl.runtime import sharding
@@ -44,16 +43,6 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
         return str(root)
 
     return build
-
-
-@pytest.fixture(scope="module")
-def synth_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
-    from data_pipelines.synth_music.synth_music_dataset_builder import Builder
-
-    root = tmp_path_factory.mktemp("synth")
-    size = SynthMusicConfig(name="short", seconds=6.0, train=12, validation=6, test=6)
-    Builder(data_dir=str(root), config=size).download_and_prepare()
-    return str(root)
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +146,10 @@ def test_results_go_beside_others_whatever_an_encoder_s_path_is(tmp_path: Path) 
         "runs/2026-01-05T10:30/model": "model",
         "random:runs/10:30/model": "random-model",
         "logmel": "logmel",
+        "hf:m-a-p/MERT-v0@main": "MERT-v0@main",
+        "python:encoders/mine.py:Mine": "Mine",
+        "python:package.module:encode": "encode",
+        "features:stored/mine": "mine",
     }
     for encoder, name in names.items():
         assert session._results_dir(config(tmp_path, encoder=encoder)) == Path("results", name)
@@ -172,6 +165,9 @@ def test_results_go_beside_others_whatever_an_encoder_s_path_is(tmp_path: Path) 
         ({"tasks": "chords"}, "there is no 'chords'"),
         ({"encoder": "/no/such/run"}, "holds no encoder"),
         ({"tasks": "gtzan_genre"}, "data_pipelines.build gtzan"),
+        ({"encoder": "python:no.py:Mine"}, "there is no file .*no.py"),
+        ({"encoder": "features:no"}, "features:no has no features.json"),
+        ({"encoder": "random:python:mine.py:Mine"}, "holds no encoder"),
         ({"beside": "random,lgmel"}, "'lgmel' is no path, nor one of random, logmel"),
         ({"seeds": ()}, "config.seeds is empty: it must have a value"),
         ({"windows": 0}, "config.windows is 0: use 1 or more"),
@@ -254,3 +250,25 @@ def test_an_encoder_at_24_khz_hears_resampled_audio(
     wanted = scipy.signal.resample_poly(stored.astype(float), 3, 2)
     assert len(heard) == len(wanted) == 6 * 24_000
     assert np.corrcoef(heard, wanted)[0, 1] > 0.999
+
+
+def test_results_of_another_encoder_are_kept_and_told_before_work(
+    synth_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as those of a branch on the Hub that has moved."""
+    out = tmp_path / "out"
+    out.mkdir()
+    earlier = {"digest": "old", "features": "hubert of hf:a/b@old", "tasks": {"synth_key": {}}}
+    (out / "results.json").write_text(json.dumps(earlier))
+    monkeypatch.setattr(session, "run_task", lambda *_: pytest.fail("work was done"))
+    settings = config(tmp_path, tasks="synth_key", data_dir=synth_dir, results=str(out))
+    with pytest.raises(ValueError, match=r"hf:a/b@old, and this is log-mel\): set config.results"):
+        session.run(settings)
+    assert json.loads((out / "results.json").read_text()) == earlier
+
+
+def test_beats_are_not_asked_of_few_frames(logmel: extract.FeatureSource, tmp_path: Path) -> None:
+    slow = logmel._replace(frames=windows.Frames(8000, 8000))
+    with pytest.raises(ValueError, match=r"synth_beat is asked of every frame, .* 2.00 a"):
+        session._check_frames(tasks.choose("synth_key,synth_beat"), slow, config(tmp_path))
+    session._check_frames(tasks.choose("synth_key,synth_pitch"), slow, config(tmp_path))
