@@ -130,7 +130,7 @@ def test_what_a_flag_does_not_take(command, arguments, message):
     "leaf, value, message",
     [
         ("batch_size", 0, "config.probe.batch_size is 0: use 1 or more"),
-        ("kind", "forest", "config.probe.kind is 'forest': use 'mlp' or 'linear'"),
+        ("kind", "forest", "config.probe.kind is 'forest': use 'mlp', 'linear' or 'ridge'"),
         ("tasks", "chords", "config.probe.tasks is not possible: there is no 'chords'"),
         ("layers", "9", "config.probe.layers is not possible: there is no '9'"),
     ],

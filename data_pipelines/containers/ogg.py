@@ -54,7 +54,9 @@ def _links(data: mmap.mmap, start: int) -> list[Span]:
     if lost or not begins or not flags & _LAST:
         raise Unusable("truncated: the Ogg end-of-stream page is missing")
     behind = data[past_tags(data, position, len(data)) :]
-    left_out += len(behind) if behind.strip(b"\0") else 0
+    if len(behind) > (1 - COMPLETE) * len(data) and behind.strip(b"\0"):
+        bytes_ = f"{len(behind):,} of {len(data):,} bytes"
+        raise Unusable(f"longer than it says: {bytes_} are behind the last page of Ogg")
     if left_out > (1 - COMPLETE) * len(data):
         raise Unusable(f"corrupt: {left_out:,} of {len(data):,} bytes are no pages of Ogg")
     return list(zip(begins, ends, strict=True))

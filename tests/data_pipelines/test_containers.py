@@ -151,7 +151,7 @@ def test_something_else_behind_the_sound_is_told(tmp_path, mp3, kind):
     whole = encoded(tmp_path, kind, music(10, RATE), RATE)
     for behind in (mp3, ID3 + mp3, encoded(tmp_path, "wav", music(5, RATE), RATE), 40 * JUNK):
         told = reason(tmp_path, whole + behind, f"a.{kind}")
-        assert told.startswith(("longer than it says: ", "corrupt: "))
+        assert told.startswith("longer than it says: ")
     for tags in (ID3V1, APE, APE + ID3V1, bytes(100_000)):
         assert seconds(tmp_path, whole + tags, f"a.{kind}") == pytest.approx(10, abs=0.02)
 
