@@ -1,5 +1,6 @@
 """Results on disk: results.json, a Markdown table beside published rows, and pictures."""
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -212,12 +213,14 @@ def compare(folders: Sequence[Path], out: Path) -> str:
     on, p of the paired test against the first.
 
     Raises:
-      ValueError: the results have no task in common.
+      ValueError: no two of the results have a task in common.
     """
     encoders = [load(folder) for folder in folders]
     shared = [name for name in encoders[0]["tasks"] if _all_have(encoders, name)]
     if not shared:
-        raise ValueError("the results to compare have no task in common")
+        if not any(a["tasks"].keys() & b["tasks"] for a, b in itertools.combinations(encoders, 2)):
+            raise ValueError("the results to compare have no task in common")
+        return "No task is in all of the results, so that there is no table of them."
 
     # The table: a row a task, a column an encoder.
     shown = columns.of_results(encoders)
