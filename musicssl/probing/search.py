@@ -112,21 +112,21 @@ def groups(train: Split, rates: np.ndarray, seeds: np.ndarray) -> list[Group]:
 def _fit_groups(fit: Callable[[Group], Fitted], parts: list[Group]) -> list[Fitted]:
     """Train groups, single models on every core; the first by itself, since it may compile."""
     first = fit(parts[0])
-    with ThreadPoolExecutor(at_once(parts, _cores())) as pool:
+    with ThreadPoolExecutor(at_once(parts, cores())) as pool:
         return [first, *pool.map(fit, parts[1:])]
 
 
-def _cores() -> int:
+def cores() -> int:
     """Count the cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):  # macOS does not say which cores it gives
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def at_once(parts: list[Group], cores: int) -> int:
+def at_once(parts: list[Group], available: int) -> int:
     """Return how many groups are trained side by side: a single model takes a core, others all."""
     rates, _ = parts[0]
-    return min(cores, len(parts)) if len(rates) == 1 else 1
+    return min(available, len(parts)) if len(rates) == 1 else 1
 
 
 def _joined(parts: list[Fitted], seeds: int) -> Fitted:

@@ -54,7 +54,7 @@ def run(config: ml_collections.ConfigDict) -> str:
     Raises:
       ValueError, FileNotFoundError: an encoder, a data set or a setting cannot be used.
     """
-    _check_encoders(config)
+    check_encoders(config)
     with _naming("config.tasks"):
         chosen = tasks.choose(config.tasks)
     out = _results_dir(config)
@@ -99,7 +99,7 @@ def _run_encoder(
     return "" if jax.process_index() else report.write(out)
 
 
-def _check_encoders(config: ml_collections.ConfigDict) -> None:
+def check_encoders(config: ml_collections.ConfigDict) -> None:
     """Check the names of all encoders before the first is evaluated.
 
     Raises:
@@ -134,6 +134,19 @@ def check_settings(
       ValueError: a setting cannot be used.
       FileNotFoundError: a data set is not built.
     """
+    chosen = check_probes(settings, layers, section)
+    needed = dict.fromkeys(task.dataset for task in chosen)
+    for name in sorted(needed, key=host.SYNTHESISED.__contains__):  # what is composed comes last
+        host.require_labelled(name, settings.data_dir, sample_rate)
+
+
+def check_probes(
+    settings: ml_collections.ConfigDict, layers: int, section: str = "config"
+) -> list[tasks.Task]:
+    """Return the tasks that are to be probed; check all settings, and no data set.
+
+    Arguments and errors are those of `check_settings`.
+    """
     if settings.kind not in ("mlp", "linear", search.RIDGE):
         raise ValueError(f"{section}.kind is {settings.kind!r}: use 'mlp', 'linear' or 'ridge'")
     for name in ("learning_rates", "seeds", "penalties"):
@@ -148,9 +161,7 @@ def check_settings(
         evaluate.chosen_sources(layers, settings.layers, settings.kind)
     with _naming(f"{section}.tasks"):
         chosen = tasks.choose(settings.tasks)
-    needed = dict.fromkeys(task.dataset for task in chosen)
-    for name in sorted(needed, key=host.SYNTHESISED.__contains__):  # what is composed comes last
-        host.require_labelled(name, settings.data_dir, sample_rate)
+    return chosen
 
 
 def _check_frames(
