@@ -25,7 +25,9 @@ VARIANTS = {"full": {}, "quick": QUICK, "ridge": RIDGE, "polyphony": POLYPHONY}
 def settings() -> ml_collections.ConfigDict:
     """Return what is probed and how; a training run has these leaves in its section `probe`."""
     config = ml_collections.ConfigDict()
-    config.tasks = "synth"  # names and suites (mir, synth, poly) of musicssl/probing/tasks.py
+    config.tasks = (
+        "synth"  # names and suites (mir, synth, poly, rhythm) of musicssl/probing/tasks.py
+    )
     config.data_dir = ""  # where they are built; by default that of the training run, or data
     config.limit = 0  # records of each split that are used, 0 for all
     config.kind = "mlp"  # of probe: with a hidden layer; "linear"; or "ridge", which is solved
