@@ -21,7 +21,7 @@ from musicssl.features.rows import SUM
 from musicssl.planning import rates, topology
 from musicssl.planning.schema import DeviceCost, EvaluationPlan, TaskCost
 from musicssl.planning.topology import DataSheet
-from musicssl.probing import evaluate, session
+from musicssl.probing import evaluate, search, session
 from musicssl.probing.task_kinds import kind_of
 from musicssl.probing.tasks import FRAMES, SPLITS, Task
 from musicssl.runtime import sharding
@@ -87,6 +87,11 @@ def run(config: ml_collections.ConfigDict, specs: Sequence[str]) -> EvaluationPl
     """
     if not isinstance(config.get("encoder"), str):
         raise ValueError("--evaluate plans an evaluation: give --config=configs/probe.py")
+    if config.kind == search.RIDGE:
+        raise ValueError(
+            "--evaluate plans probes that are trained: with config.kind=ridge one pass over the "
+            "features solves them; give 'mlp' or 'linear'"
+        )
     sheets = {spec: topology.data_sheet(spec) for spec in specs}
     session.check_encoders(config)
     mesh = sharding.make_mesh(config.mesh.fsdp)

@@ -323,7 +323,19 @@ def paired(ours: Draws, theirs: Draws, mean: float) -> Difference:
     Args:
       mean: the difference of the means over all seeds.
     """
-    differences = over_seeds(ours, 1) - over_seeds(theirs, 2)
+    return _difference(over_seeds(ours, 1) - over_seeds(theirs, 2), mean)
+
+
+def paired_probes(ours: npt.ArrayLike, theirs: npt.ArrayLike, mean: float) -> Difference:
+    """Test scores [s, draws] of the same probes, on the same test items in two forms, as `paired`.
+
+    A probe seed is drawn for both at once.
+    """
+    return _difference(over_seeds([np.asarray(ours, float) - np.asarray(theirs, float)]), mean)
+
+
+def _difference(differences: np.ndarray, mean: float) -> Difference:
+    """Return what the differences of bootstrap samples say."""
     differences = differences[np.isfinite(differences)]
     tail = min((differences <= 0).sum(), (differences >= 0).sum())
     p = min(1.0, 2 * float(tail + 1) / (len(differences) + 1))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from musicssl.probing import columns, published, report
 from musicssl.probing.columns import Column
-from musicssl.probing.schema import Results, TaskResult
+from musicssl.probing.schema import ChosenResult, Results, TaskResult
 from musicssl.probing.tasks import TASKS
 from musicssl.study import page, tables
 from musicssl.study.results import LIKELY, name_of_score
@@ -282,6 +282,10 @@ def _csv(rows: Sequence[Column], tasks: Mapping[str, TaskResult], places: Mappin
     return text.getvalue()
 
 
+def _trained(chosen: ChosenResult) -> bool:
+    return "learning_rate" in chosen  # ridge regression has a penalty in its place
+
+
 def _csv_lines(row: Column, first: Column, task: TaskResult) -> list[dict[str, object]]:
     """Return the lines of an encoder's scores of a task, the main score with most to tell."""
     name = task["task"]
@@ -298,7 +302,7 @@ def _csv_lines(row: Column, first: Column, task: TaskResult) -> list[dict[str, o
             "mean": sum(value["mean"] for value in values) / len(values),
             "sd": values[0]["sd"] if len(values) == 1 else "",
             "layer": " ".join(x["source"] for x in chosen),
-            "learning_rate": " ".join(f"{x['learning_rate']:g}" for x in chosen),
+            "learning_rate": " ".join(f"{x['learning_rate']:g}" for x in chosen if _trained(x)),
             "chance": task["chance"][score],
             "test_items": results[0]["items"]["test"],
             "differs": "; ".join(columns.caveats(row, first, name)),
