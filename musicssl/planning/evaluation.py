@@ -96,6 +96,8 @@ def run(config: ml_collections.ConfigDict, specs: Sequence[str]) -> EvaluationPl
     session.check_encoders(config)
     mesh = sharding.make_mesh(config.mesh.fsdp)
     source = open_source(config.encoder, config.precision)
+    if source.bind:
+        raise ValueError(f"{config.encoder}: these features are computed already: run the probes")
     chosen = session.check_probes(config, source.layers)
     return plan(
         source, chosen, config, sheets, rates.measure(source, chosen, config, mesh, forward)
@@ -158,7 +160,7 @@ def _cost(
       stored: whether the features on disk are counted here.
     """
     audio = heard(task, config.limit)
-    cuts = [_cut(audio, number, task, source.sample_rate) for number in range(len(SPLITS))]
+    cuts = [_cut(audio, number, task, source) for number in range(len(SPLITS))]
     lengths, counts = _lengths(cuts)
     hours = sum(float(cut.samples.sum()) for cut in cuts) / source.sample_rate / 3600
     grid = grid_work(source, task, config)
@@ -202,13 +204,14 @@ def _cost(
     }
 
 
-def _cut(audio: Heard, split: int, task: Task, sample_rate: int) -> windows.Windows:
+def _cut(audio: Heard, split: int, task: Task, source: FeatureSource) -> windows.Windows:
     """Cut a split's records, whose lengths are spread by a window around their mean."""
     count = audio.records[split]
     spread = task.window / 2 if audio.varies else 0
     seconds = np.linspace(audio.seconds - spread, audio.seconds + spread, count)
-    lengths = (seconds * sample_rate).astype(np.int64)
-    return windows.cut(lengths, task.window, sample_rate, task.standardised_alone)
+    rate = source.sample_rate
+    lengths = (seconds * rate).astype(np.int64)
+    return windows.cut(lengths, task.window, rate, task.standardised_alone, source.frames)
 
 
 def _lengths(cuts: Sequence[windows.Windows]) -> tuple[list[int], list[int]]:
@@ -333,7 +336,7 @@ def grid_work(source: FeatureSource, task: Task, config: ml_collections.ConfigDi
     if config.limit:
         records = tuple(min(config.limit, n) for n in records)
     audio = heard(task)._replace(records=records)
-    rows = [_rows(audio, number, task, source.sample_rate) for number in range(len(SPLITS))]
+    rows = [_rows(audio, number, task, source) for number in range(len(SPLITS))]
     kind = kind_of(task)
 
     # A training sample is a row, a record with all of its rows, or a crop of a record's rows.
@@ -374,9 +377,9 @@ _OUTPUTS = {  # of tasks whose classes the data set tells
 }  # fmt: skip
 
 
-def _rows(audio: Heard, split: int, task: Task, sample_rate: int) -> int:
+def _rows(audio: Heard, split: int, task: Task, source: FeatureSource) -> int:
     """Count a split's feature rows that take part in a task."""
-    cut = _cut(audio, split, task, sample_rate)
+    cut = _cut(audio, split, task, source)
     count = windows.rows_in(cut, task.pool)
     if not task.rests:  # a record that is shorter than a window keeps the one that it has
         count = count[(cut.samples == cut.size) | (cut.start == 0)]

@@ -116,7 +116,8 @@ def _extraction(
         return np.random.default_rng(record).integers(-9000, 9000, samples, np.int16)
 
     def timed(windows_of_it: int, folder: Path) -> float:
-        cut = windows.cut(np.full(windows_of_it, samples), length, source.sample_rate)
+        records, rate = np.full(windows_of_it, samples), source.sample_rate
+        cut = windows.cut(records, length, rate, frames=source.frames)
         begin = time.monotonic()
         extract.extract(source, cut, read, [windows.WHOLE], folder, "noise", mesh, batch)
         return time.monotonic() - begin
