@@ -23,7 +23,7 @@ from musicssl.command import note
 from musicssl.runtime import distributed, sharding
 
 if TYPE_CHECKING:
-    from data_pipelines import batches, labelled_records, records
+    from data_pipelines import batches, deform, labelled_records, records
 
 DATA_DIR = "data"  # where data sets are, if nothing else is said
 SYNTHESISED = ("synth_music", "synth_polyphony")  # data sets that need no download
@@ -321,6 +321,20 @@ def open_labelled(
     from data_pipelines import labelled_records
 
     return labelled_records.open_labelled(name, data_dir or DATA_DIR, split, sample_rate, limit)
+
+
+def check_deformation(spec: str) -> None:
+    """Raise ValueError for a deformation of audio that is not known or cannot be made here."""
+    from data_pipelines import deform
+
+    deform.parse(spec)
+
+
+def deformed(data: "labelled_records.Labelled", spec: str) -> "deform.Deformed":
+    """Return records whose audio is deformed as it is read, such as by "noise:20"."""
+    from data_pipelines import deform
+
+    return deform.Deformed(data, deform.parse(spec))
 
 
 def published_chance(task: str) -> float | None:

@@ -2,7 +2,8 @@
 
 Features of every layer are extracted once and cached; for each task a grid of probes (layers x
 learning rates x seeds) is trained on them, the best by validation is tested. Writes results.json,
-results.md and pictures. --compare A B C puts directories of such results side by side instead.
+results.md and pictures. --compare A B C puts directories of such results side by side instead:
+compare.md, and compare.html, a page that can be sorted, with compare.csv.
 Exit codes: 0 complete, 2 a request that cannot be met.
 """
 
@@ -13,6 +14,7 @@ from absl import flags, logging
 from musicssl import command, environment, paths
 from musicssl.probing import report, session
 from musicssl.runtime import compile_cache, distributed
+from musicssl.study import leaderboard
 
 
 def define_flags() -> None:
@@ -25,8 +27,10 @@ def main(argv: list[str]) -> None:
     with command.refusing():
         if compare:
             folders = [part for part in [*compare.split(","), *argv[1:]] if part]
+            held = [Path(paths.local(x)) for x in folders]
             out = Path(config.results or "results/compare")
-            print(report.compare([Path(paths.local(x)) for x in folders], out))
+            print(report.compare(held, out))
+            print(leaderboard.write(held, out))
             return
         command.refuse_arguments(argv)
         if paths.PYTHON in f"{config.encoder},{config.beside}":

@@ -38,12 +38,16 @@ class Session(NamedTuple):
     """What the tasks of one encoder share.
 
     poll: called between pieces of work; what it raises ends the session.
+    also: what is asked of the features beside the probes, of evaluate.ALSO.
+    deform: what is done to the audio of further test splits, such as "noise:20".
     """
 
     source: FeatureSource
     config: ml_collections.ConfigDict
     mesh: Mesh
     poll: Callable[[], None]
+    also: Sequence[str] = ()
+    deform: Sequence[str] = ()
 
 
 def run(config: ml_collections.ConfigDict) -> str:
@@ -54,7 +58,12 @@ def run(config: ml_collections.ConfigDict) -> str:
     Raises:
       ValueError, FileNotFoundError: an encoder, a data set or a setting cannot be used.
     """
-    _check_encoders(config)
+    check_encoders(config)
+    if unknown := [name for name in _listed(config.also) if name not in evaluate.ALSO]:
+        raise ValueError(f"config.also: there is no {unknown[0]!r}; there are {[*evaluate.ALSO]}")
+    with _naming("config.deform"):
+        for deformation in _listed(config.deform):
+            host.check_deformation(deformation)
     with _naming("config.tasks"):
         chosen = tasks.choose(config.tasks)
     out = _results_dir(config)
@@ -89,7 +98,13 @@ def _run_encoder(
     check_settings(config, source.layers, source.sample_rate)
     _check_frames(chosen, source, config)
     report.refuse_others(out, source.digest, source.name)
-    session = Session(source, config, mesh, lambda: None)
+    also, deform = _listed(config.also), _listed(config.deform)
+    if deform and source.bind:
+        raise ValueError(
+            "config.deform: features that were computed elsewhere cannot be computed of deformed "
+            "audio: leave it out"
+        )
+    session = Session(source, config, mesh, lambda: None, also, deform)
     for number, task in enumerate(chosen, 1):
         note(f"{source.name}: {task.name} ({number} of {len(chosen)}): {task.title}")
         result = run_task(task, chosen, session)
@@ -99,7 +114,11 @@ def _run_encoder(
     return "" if jax.process_index() else report.write(out)
 
 
-def _check_encoders(config: ml_collections.ConfigDict) -> None:
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def check_encoders(config: ml_collections.ConfigDict) -> None:
     """Check the names of all encoders before the first is evaluated.
 
     Raises:
@@ -134,6 +153,19 @@ def check_settings(
       ValueError: a setting cannot be used.
       FileNotFoundError: a data set is not built.
     """
+    chosen = check_probes(settings, layers, section)
+    needed = dict.fromkeys(task.dataset for task in chosen)
+    for name in sorted(needed, key=host.SYNTHESISED.__contains__):  # what is composed comes last
+        host.require_labelled(name, settings.data_dir, sample_rate)
+
+
+def check_probes(
+    settings: ml_collections.ConfigDict, layers: int, section: str = "config"
+) -> list[tasks.Task]:
+    """Return the tasks that are to be probed; check all settings, and no data set.
+
+    Arguments and errors are those of `check_settings`.
+    """
     if settings.kind not in ("mlp", "linear", search.RIDGE):
         raise ValueError(f"{section}.kind is {settings.kind!r}: use 'mlp', 'linear' or 'ridge'")
     for name in ("learning_rates", "seeds", "penalties"):
@@ -148,9 +180,7 @@ def check_settings(
         evaluate.chosen_sources(layers, settings.layers, settings.kind)
     with _naming(f"{section}.tasks"):
         chosen = tasks.choose(settings.tasks)
-    needed = dict.fromkeys(task.dataset for task in chosen)
-    for name in sorted(needed, key=host.SYNTHESISED.__contains__):  # what is composed comes last
-        host.require_labelled(name, settings.data_dir, sample_rate)
+    return chosen
 
 
 def _check_frames(
@@ -246,10 +276,17 @@ def run_task(
         prepared, classes = prepare(task, name, pools, session)
         if prepared is not None:
             splits[name] = prepared
+    deformed: dict[str, evaluate.Prepared] = {}
+    for deformation in session.deform:
+        prepared, _ = prepare(task, "test", pools, session, deformation)
+        if prepared is not None:
+            deformed[deformation] = prepared
     if jax.process_index():
         return None
     rate, config = session.source.frame_rate, session.config
-    return evaluate.evaluate(task, splits, classes, rate, config, session.poll)
+    return evaluate.evaluate(
+        task, splits, classes, rate, config, session.poll, session.also, deformed
+    )
 
 
 def _audio_of(task: tasks.Task) -> tuple:
@@ -258,7 +295,7 @@ def _audio_of(task: tasks.Task) -> tuple:
 
 
 def prepare(
-    task: tasks.Task, split: str, pools: set[int], session: Session
+    task: tasks.Task, split: str, pools: set[int], session: Session, deformation: str = ""
 ) -> tuple[evaluate.Prepared | None, Sequence[str]]:
     """Return the features and labels of a split, and the names of the classes.
 
@@ -266,6 +303,7 @@ def prepare(
 
     Args:
       pools: of other tasks' rows, in ticks, which are extracted in the same pass.
+      deformation: of the audio, "" for none.
     """
     source, config = session.source, session.config
     rate = source.sample_rate
@@ -273,25 +311,27 @@ def prepare(
     if data.dataset.sample_rate != rate:
         note(f"{data.version} is {_resampled(task.dataset, data.dataset.sample_rate, rate)}")
     _warn_of_sizes(task, split, data.sizes, config.limit)
+    records = host.deformed(data, deformation) if deformation else data
 
     # Extract this task's rows and the others', or read them from the cache.
-    cut = windows.cut(data.lengths, task.window, rate, task.standardised_alone, source.frames)
+    frames = source.frames
+    cut = windows.cut(records.lengths, task.window, rate, task.standardised_alone, frames)
 
     def read(record: int) -> np.ndarray:
         session.poll()
-        return data.read(record)
+        return records.read(record)
 
     own = task.pool
     if source.bind:
         source = source._replace(hear=source.bind(task.dataset, task.split(split), data))
     features = extract.extract(
-        source, cut, read, sorted(pools | {own}), Path(config.cache), data.digest, session.mesh,
+        source, cut, read, sorted(pools | {own}), Path(config.cache), records.digest, session.mesh,
         config.windows,
     )  # fmt: skip
 
     # Label the rows.
     rows = windows.rows(cut, own, rate)
-    row_labels = kind_of(task).label(task, data.labels, rows, source.frame_rate)
+    row_labels = kind_of(task).label(task, records.labels, rows, source.frame_rate)
     classes = _class_names(task, data.classes)
     if own not in features:
         return None, classes

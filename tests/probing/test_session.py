@@ -18,7 +18,7 @@ from data_pipelines.build import load_builder
 from musicssl import host
 from musicssl.features import extract, windows
 from musicssl.model.encoder import Encoder
-from musicssl.probing import columns, evaluate, session, tasks
+from musicssl.probing import columns, evaluate, report, session, tasks
 from musicssl.runtime import sharding
 from musicssl.runtime.preemption import Preempted
 from tests.support import commands, feature_sources, mir_fixtures, tiny
@@ -50,8 +50,8 @@ def logmel() -> extract.FeatureSource:
     return extract.open_source("logmel")
 
 
-@pytest.mark.parametrize("name", tasks.SUITES["mir"])
-def test_each_of_the_13_tasks_runs_to_a_score(
+@pytest.mark.parametrize("name", [*tasks.SUITES["mir"], *tasks.SUITES["rhythm"]])
+def test_each_of_the_13_tasks_and_of_the_two_on_rhythm_runs_to_a_score(
     name: str, data_dir: Callable[[str], str], logmel: extract.FeatureSource, tmp_path: Path
 ) -> None:
     task = tasks.TASKS[name]
@@ -60,7 +60,7 @@ def test_each_of_the_13_tasks_runs_to_a_score(
     result = session.run_task(task, [task], given)
     json.dumps(result)
     for score, value in result["chosen"]["test"].items():
-        assert np.isfinite(value["mean"]) or (name, score) == ("gtzan_beat", "f_mean")
+        assert np.isfinite(value["mean"]) or (task.pool, score) == (1, "f_mean")
     low, high = result["chosen"]["interval"]
     assert np.isnan([low, high]).all() or low <= high
     assert min(result["items"].values()) > 0
@@ -88,6 +88,41 @@ def test_windows_are_standardised_by_themselves_where_the_task_says_so(
         wanted = np.asarray(source.apply({}, x[None])[0][0].mean(0))
         np.testing.assert_allclose(found[-1], wanted, rtol=2e-3, atol=2e-3)
     assert np.abs(found[0].astype("f4") - found[1]).max() > 0.02
+
+
+def test_further_questions_are_asked_of_the_same_features(
+    synth_dir: str, logmel: extract.FeatureSource, tmp_path: Path
+) -> None:
+    settings = config(tmp_path, data_dir=synth_dir, kind="linear", standardise=True)
+    mesh, asked = sharding.make_mesh(), ("gain:0", "noise:-30", "speed:1.25")
+    given = session.Session(logmel, settings, mesh, nothing, evaluate.ALSO, asked)
+    key, beat = tasks.TASKS["synth_key"], tasks.TASKS["synth_beat"]
+    result = session.run_task(key, [key, beat], given)
+    assert result["few_shot"]["number"] == 8 and result["knn"]["source"] == "0"
+    assert [layer["source"] for layer in result["geometry"]] == ["0"]
+    same, noisy, fast = result["deformed"]
+    assert [x["deformation"] for x in result["deformed"]] == list(asked)
+    score = result["chosen"]["test"]["weighted"]["mean"]
+    assert same["mean"] == score and (same["drop"], same["drop_interval"]) == (0, [0, 0])
+    assert same["p"] == 1 and noisy["mean"] + noisy["drop"] == pytest.approx(score)
+    assert fast["drop_interval"] is not None  # the same clips, though shorter
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/results.json").write_text(json.dumps(
+        {"encoder": "logmel", "features": "log-mel", "config": {}, "tasks": {"synth_key": result}}
+    ))  # fmt: skip
+    table = report.write(tmp_path / "out")
+    assert "| weighted | gain:0 |" in table and "| +0.0 (+0.0 to +0.0) | 1.000 |" in table
+    assert "| isotropy |" in table and "few items of each class" in table
+
+    # Beats move along with the speed, and are no more where they were.
+    plain, _ = session.prepare(beat, "test", set(), given)
+    moved, _ = session.prepare(beat, "test", set(), given, "speed:1.25")
+    for before, after in zip(plain.labels.references, moved.labels.references, strict=True):
+        np.testing.assert_allclose(after, before / 1.25, rtol=1e-6)
+    assert len(moved.rows.record) == pytest.approx(len(plain.rows.record) / 1.25, rel=0.02)
+    part = tasks.TASKS["synth_chord"]
+    result = session.run_task(part, [part], given._replace(also=(), deform=("speed:1.25",)))
+    assert result["deformed"][0]["p"] is None and "knn" not in result  # other half seconds
 
 
 def test_the_command_writes_results_table_and_pictures(synth_dir: str, tmp_path: Path) -> None:
@@ -172,6 +207,8 @@ def test_results_go_beside_others_whatever_an_encoder_s_path_is(tmp_path: Path) 
         ({"seeds": ()}, "config.seeds is empty: it must have a value"),
         ({"windows": 0}, "config.windows is 0: use 1 or more"),
         ({"precision": "half"}, "use 'float32' or 'bfloat16'"),
+        ({"also": "knn,trees"}, "config.also: there is no 'trees'; there are"),
+        ({"deform": "echo:3"}, "config.deform is not possible: there is no deformation 'echo:3'"),
     ],
 )
 def test_what_cannot_be_done_is_said(
