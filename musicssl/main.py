@@ -91,8 +91,8 @@ def train(
         loop.check(config, mesh)
         held.enter_context(host.claimed(workdir, "wait for its end, or use another --workdir"))
         preemption = Preemption()  # a signal before this ends the process: there is nothing to save
+        distributed.check_shared(workdir)
         claim(workdir, config)
-        distributed.check_shared(workdir / "config.json")
         batches = Batches(config, mesh)
         config = with_possible_probes(config)
         checkpoints = checkpoint.Checkpoints(workdir, config, batches.counts())
