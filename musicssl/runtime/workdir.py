@@ -13,6 +13,8 @@ import ml_collections
 # Leaves that change how a run goes, not what it computes.
 CHANGES_NOTHING = (
     "log_every",
+    "profile",
+    "tracker",
     "nonfinite",
     "checkpoint.",
     "probe.",

@@ -142,6 +142,21 @@ def test_parameters_load_as_the_state_holds_them(unbroken):
     assert (kernel != same).any()
 
 
+def test_a_trace_of_steps_changes_nothing(unbroken, tmp_path, capsys):
+    session = Session(config({"profile": "5:7"}), tmp_path)
+    assert session.run()
+    assert f"the trace of steps 5 to 6 is in {tmp_path}/plugins/profile" in capsys.readouterr().out
+    (trace,) = tmp_path.glob("plugins/profile/*/*.xplane.pb")
+    names = {
+        event.name
+        for plane in jax.profiler.ProfileData.from_file(str(trace)).planes
+        for line in plane.lines
+        for event in line.events
+    }
+    assert "train" in names
+    assert runs.differences(runs.state(unbroken.workdir), runs.state(tmp_path)) == []
+
+
 @pytest.mark.parametrize("make", [lambda path: Session(config(), path), with_codebook])
 def test_nothing_is_moved_implicitly_between_host_and_devices(tmp_path, make):
     """The whole loop, saves and logs included; a NumPy codebook would be moved at each step."""
@@ -225,6 +240,8 @@ def test_the_host_reads_at_logs_and_otherwise_waits_for_old_steps_alone(tmp_path
         ({"encoder.pos_conv_groups": 3}, "encoder.pos_conv_groups is 3"),
         ({"optim.schedule": "sine"}, "optim.schedule is 'sine'"),
         ({"method": "mae"}, "method is 'mae'"),
+        ({"profile": "5:5"}, "profile is '5:5': use START:STOP"),
+        ({"tracker": "mlflow"}, "tracker is 'mlflow'"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_with_the_field(leaves, message):
