@@ -52,11 +52,11 @@ class Tracker:
             self.run = wandb.init(**given)
         except wandb.errors.UsageError as error:
             raise ValueError(
-                f"tracker is 'wandb': {first_line(error)}; or set WANDB_MODE=offline and send it "
-                "later by `wandb sync`"
+                f"tracker is 'wandb': {first_line(error).rstrip('.')}, or set WANDB_MODE=offline "
+                "and send the run later by `wandb sync`"
             ) from error
         except wandb.errors.Error as error:  # its servers may be away: that ends no run
-            say(f"Weights & Biases does not answer ({first_line(error)}): kept offline")
+            say(f"nothing is sent to Weights & Biases ({first_line(error)}): kept offline")
             self.run = wandb.init(**given, mode="offline")
         where = Path(self.run.dir).parent if self.run.offline else self.run.url
         say(f"tracked as run {given['id']} by Weights & Biases: {where}")

@@ -16,7 +16,7 @@ def test_what_a_specification_names(spec, steps):
 
 @pytest.mark.parametrize("spec", ["5", "5:", "a:b", "-1:3", "3:3", "4:3", "1:2:3"])
 def test_what_names_no_steps_is_refused(spec):
-    with pytest.raises(ValueError, match="profile is .* use START:STOP, such as 100:110"):
+    with pytest.raises(ValueError, match=r"profile is .* use START:STOP, such as 100:110"):
         profiler.steps(spec)
 
 
