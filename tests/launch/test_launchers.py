@@ -123,7 +123,7 @@ def test_a_bucket_takes_the_place_of_a_shared_disk(cloud):
     job = ("--", "python", "-m", "musicssl.main", "--workdir=gs://b/my runs")
     assert cloud("tpu.sh", "setup", *where).returncode == 0
     said = " ".join(word for call in cloud.calls for word in call)
-    assert "python3-venv" in said and "nfs" not in said and "mount" not in said
+    assert "python3-venv" in said and "mount -t nfs" not in said and "remount" in said
     (cloud.folder / "states").write_text("ACTIVE\n")
     assert cloud("tpu.sh", "resume", *where, *job).returncode == 0
     assert "JAX_COMPILATION_CACHE_DIR=gs://b/my\\ runs/xla " in cloud.calls[-1][-1]
