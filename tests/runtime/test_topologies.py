@@ -171,7 +171,8 @@ def compare_folders(data_dir: Path) -> None:
             distributed.check_shared(folder)
         except ValueError as error:
             print("REFUSED", str(error).replace(str(folder), "FOLDER"), flush=True)
-        assert list(folder.glob(".token*")) == []
+        if jax.process_index() == 0:  # who removes it
+            assert list(folder.glob(".token*")) == []
     looked = []
     answers = [distributed.first_says(lambda x=x: looked.append(x) or x) for x in ("lost", None)]
     assert answers == ["lost", None] and len(looked) == 2 * (jax.process_index() == 0)
