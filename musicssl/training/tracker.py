@@ -8,6 +8,7 @@ leaves a folder <workdir>/wandb/offline-run-* for `wandb sync`; WANDB_PROJECT na
 import importlib.util
 import json
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ class Tracker:
             "dir": None if "://" in str(workdir) else str(workdir),
             "settings": wandb.Settings(**settings),
         }
+        self.is_lost = False
         try:
             self.run = wandb.init(**given)
         except wandb.errors.UsageError as error:
@@ -66,12 +68,21 @@ class Tracker:
 
         Steps that are taken again after a restart are there: they have the same losses.
         """
-        if step >= self.run.step:
-            self.run.log(scalars, step=step)
+        if not self.is_lost and step >= self.run.step:
+            self._try(lambda: self.run.log(scalars, step=step))
 
     def close(self) -> None:
         """Wait until all is sent, or written where there is no network."""
-        self.run.finish()
+        if not self.is_lost:
+            self._try(self.run.finish)
+
+    def _try(self, work: Callable[[], None]) -> None:
+        """Do what needs the package's own process; a run does not end where that has ended."""
+        try:
+            work()
+        except Exception as error:  # of many kinds
+            self.is_lost = True
+            say(f"this life is tracked no further ({first_line(error)})")
 
 
 def _run_id(workdir: Path) -> str:

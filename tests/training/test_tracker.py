@@ -105,6 +105,17 @@ def test_a_server_that_is_away_ends_no_run(wandb, tmp_path, capsys):
     assert said.endswith(f"Weights & Biases: {tmp_path}/wandb/offline-run-1\n")
 
 
+def test_a_tracker_that_breaks_ends_no_run(wandb, tmp_path, capsys):
+    run = tracker.Tracker(config(), tmp_path)
+    wandb.runs[0].log = mock.Mock(side_effect=BrokenPipeError("the service has ended"))
+    for step in (2, 4):
+        run.write(step, {"loss": 1.0})
+    run.close()
+    assert wandb.runs[0].log.call_count == 1 and not wandb.runs[0].finished
+    said = capsys.readouterr().out
+    assert said.endswith("this life is tracked no further (the service has ended)\n")
+
+
 def test_nobody_logged_in_is_refused_in_one_line(wandb, tmp_path):
     wandb.fails = UsageError("No API key configured. Use `wandb login` to log in.")
     with pytest.raises(
