@@ -122,7 +122,7 @@ await() {
     return
   fi
   while true; do
-    state=$(status)
+    state=$(status) || state='not known yet'
     echo "$name is $state"
     case $state in
       ACTIVE) return ;;
