@@ -24,6 +24,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.precision = "bfloat16"  # of activations; parameters and losses are float32
     config.nonfinite = "stop"  # or "skip": what a loss or gradient that is not finite does
     config.log_every = 200
+    config.profile = ""  # START:STOP, the steps of a trace in the workdir for TensorBoard and xprof
+    config.tracker = ""  # or "wandb": Weights & Biases beside TensorBoard
 
     config.data = data = ml_collections.ConfigDict()
     data.name = "music_folder"  # a builder of data_pipelines/, or builder/config

@@ -345,3 +345,16 @@ def published_chance(task: str) -> float | None:
     from data_pipelines import counts
 
     return counts.chance(task) if task in counts.TABLES else None
+
+
+def crop_reads(samples: int, record: int) -> dict[str, tuple[float, float]]:
+    """Return the bytes and the reads that a crop takes in the mean, by data.order.
+
+    TensorFlow is not loaded.
+
+    Args:
+      record: samples of a data set's records.
+    """
+    from data_pipelines import reads
+
+    return {order: reads.of_crop(order, samples, record) for order in reads.ORDERS}

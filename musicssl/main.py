@@ -91,8 +91,8 @@ def train(
         loop.check(config, mesh)
         held.enter_context(host.claimed(workdir, "wait for its end, or use another --workdir"))
         preemption = Preemption()  # a signal before this ends the process: there is nothing to save
+        distributed.check_shared(workdir)
         claim(workdir, config)
-        distributed.check_shared(workdir / "config.json")
         batches = Batches(config, mesh)
         config = with_possible_probes(config)
         checkpoints = checkpoint.Checkpoints(workdir, config, batches.counts())
@@ -101,11 +101,13 @@ def train(
         first = int(state.step)
         if first < config.steps:
             require_writable(workdir)
+            goodput.keep(workdir, first)
         frozen = {}
         if config.method == "hubert":
             with goodput.lost("codebook"):
                 frozen = load_or_fit_codebook(config, workdir, mesh, batches, preemption, first)
-        writer = Writer(workdir, first, config.steps)
+        writer = Writer(workdir, config, first)
+        held.callback(writer.close)
 
     def on_scalars(step: int, scalars: dict[str, float]) -> None:
         writer.write(step, scalars | batches.damage())
@@ -177,6 +179,7 @@ def load_or_fit_codebook(
 
     def open_batches() -> Iterator[jax.Array]:
         for batch in batches.open(0):
+            goodput.record(first)
             if preemption.reached(next(numbers)):  # k-means saves after every pass
                 sys.exit(command.EXIT_PREEMPTED)
             yield batch

@@ -104,7 +104,7 @@ for _name in ("mask.min_spans", "mask.equal_counts", "optim.phases", "optim.end_
     del RECIPE2[_name]
 # What the recipes say nothing of.
 OURS = {
-    *("name", "variant", "then", "precision", "nonfinite"),
+    *("name", "variant", "then", "precision", "nonfinite", "profile", "tracker"),
     *("data.name", "data.mix", "data.data_dir", "data.on_damage", "data.order", "data.mirror"),
     *(
         "checkpoint.every",

@@ -4,6 +4,7 @@ import ctypes
 import functools
 import hashlib
 import importlib
+import json
 import os
 import shutil
 import signal
@@ -23,7 +24,7 @@ from tensorboard.util.tensor_util import make_ndarray
 from configs import musichubert
 from data_pipelines import batches
 from musicssl import audio, host, main
-from musicssl.runtime import digests, distributed
+from musicssl.runtime import digests, distributed, goodput
 from musicssl.runtime.workdir import steps_on_disk
 from tests.faults import kill
 from tests.support import commands, runs
@@ -408,6 +409,17 @@ def test_a_damaged_checkpoint_is_passed_over_when_asked(gone_on):
     workdir, output = gone_on
     assert f"moved to {workdir}/damaged" in output
     assert "going on from step 2 of 6" in output
+
+
+def test_the_time_of_all_lives_is_told_at_the_end(gone_on):
+    workdir, output = gone_on
+    lives = json.loads((workdir / "goodput.json").read_text())
+    assert [(life["first"], life["step"]) for life in lives] == [(0, 4), (2, 6)]
+    seconds, logged = goodput.account(lives), runs.scalars(workdir)[-1]
+    assert min(seconds[x] for x in ("goodput", "compile", "restore", "repeated", "down")) > 0
+    assert logged["time/repeated"] > 0 and logged["time/down"] > 0
+    (line,) = (line for line in output.splitlines() if line.startswith("goodput "))
+    assert " in 2 lives, lost to " in line and "repeated" in line
 
 
 def test_a_run_that_goes_on_ends_as_one_never_stopped(gone_on, finished):

@@ -3,6 +3,7 @@
 from typing import cast
 
 from musicssl import audio
+from musicssl.planning import storage
 from musicssl.planning.costs import KERNEL_SHARE
 from musicssl.planning.gpus import LAUNCH_SECONDS, MEMORY_SHARE
 from musicssl.planning.schema import MEMORY_KINDS, DeviceCost, EvaluationPlan, Plan, TaskCost
@@ -84,7 +85,16 @@ def size(count: int | None) -> str:
 def _detail(plan: Plan) -> list[str]:
     """Return the lines of one topology: verdict, memory, exchanges and the split by part."""
     memory = cast(dict[str, int], plan["memory"])  # whose kinds are looked up by name
-    lines = [_verdict(plan), "", *_predicting(plan), "", "| bytes on one device | |", "|---|---|"]
+    lines = [
+        _verdict(plan),
+        "",
+        *_predicting(plan),
+        "",
+        *_reading(plan),
+        "",
+        "| bytes on one device | |",
+        "|---|---|",
+    ]
     for kind in ("parameters", "teacher", "optimizer", *MEMORY_KINDS):
         if kind in memory:
             lines.append(f"| {kind} | {size(memory[kind])} |")
@@ -115,6 +125,38 @@ def _predicting(plan: Plan) -> list[str]:
             f"| {each / 1e6:,.1f} | {_between(low, high, 1, ' s')} |"
         )
     return lines
+
+
+def _reading(plan: Plan) -> list[str]:
+    """Return a table of what the data set has to give, by order, beside what storage gives."""
+    least, estimate = plan["seconds"].get("least"), plan["seconds"].get("estimate")
+    paces = [x for x in (estimate, least or plan["seconds"]["roofline"]) if x]
+    head = ["data.order", "MB a step", "reads a step", "MB/s", "reads/s"]
+    head += [f"from {x.name}" for x in storage.KNOWN]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for order, x in plan["reading"].items():
+        cells = [order, f"{x['bytes'] / 1e6:,.1f}", f"{x['reads']:,.1f}"]
+        for amount in (x["bytes"] / 1e6, x["reads"]):
+            rates = [f"{amount / pace:,.0f}" for pace in paces]
+            cells.append(" to ".join(dict.fromkeys(rates)) or "no estimate")
+        for place in storage.KNOWN:
+            taken = storage.seconds(place, x)
+            share = f", {taken / paces[0]:,.1f} of the step" if paces else ""
+            cells.append(f"{taken * 1e3:,.0f} ms{share}")
+        lines.append(f"| {' | '.join(cells)} |")
+    known = "; ".join(f"{x.name} gives {_limits(x)}" for x in storage.KNOWN)
+    return [
+        *lines,
+        "",
+        f"What all hosts read of records of {storage.RECORD_SECONDS} s, from the estimate's pace "
+        f"to the least's. At most, {known}. Above 1.0 of the step, chips wait. With data.mirror "
+        "each host reads the data set once, and then its own copy.",
+    ]
+
+
+def _limits(place: storage.Storage) -> str:
+    limits = [f"{place.bytes / 1e6:,.0f} MB/s"] if place.bytes else []
+    return " and ".join([*limits, f"{place.reads:,.0f} reads/s"])
 
 
 def _verdict(plan: Plan) -> str:

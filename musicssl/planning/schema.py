@@ -81,11 +81,21 @@ class Work(TypedDict):
 
 
 class Feed(TypedDict):
-    """What one host has to read in a second: seconds of audio, bytes, and cores that are busy."""
+    """What one host has to read in a second: seconds of audio, bytes, and cores that are busy.
+
+    bytes: all that is read for them in the configuration's order, with what crops leave unused.
+    """
 
     audio_seconds: float
     bytes: float
     cores: float
+
+
+class Reading(TypedDict):
+    """What a step's batch reads of its data set, in all: bytes, and reads of them."""
+
+    bytes: float
+    reads: float
 
 
 class Tried(TypedDict):
@@ -135,8 +145,8 @@ class Plan(Contents):
     run. parameters: of the student, how many. checkpoint_bytes: of the whole state. flops: the
     model's operations a step on one device, by part. peak_flops: the device's peak rate, None where
     it is not known. predicting: this configuration, and data2vec 1.0 beside data2vec 2.0. feed: for
-    each pace of `seconds`. attempts: every batch that was compiled. compile_seconds: what it took
-    to make this plan.
+    each pace of `seconds`. reading: by data.order. attempts: every batch that was compiled.
+    compile_seconds: what it took to make this plan.
     """
 
     config: str
@@ -156,6 +166,7 @@ class Plan(Contents):
     predicting: list[Predicting]
     seconds: Seconds
     feed: dict[str, Feed]
+    reading: dict[str, Reading]
     attempts: list[Tried]
     compile_seconds: float
 

@@ -28,7 +28,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy, save_decis
 from musicssl import environment
 from musicssl.command import first_line
 from musicssl.paths import Literal
-from musicssl.runtime import digests
+from musicssl.runtime import digests, distributed
 from musicssl.runtime.workdir import git_commit, steps_on_disk
 
 
@@ -257,8 +257,14 @@ class Checkpoints:
 
 
 def damage(checkpoint: Path) -> str | None:
-    """Return what differs on disk from what was saved, None if nothing does."""
-    return digests.damage(checkpoint / "about") or digests.damage(checkpoint / "state")
+    """Return what differs on disk from what was saved, None if nothing does.
+
+    All processes call this and the first reads the files: many machines that read the same ones
+    would keep their disk busy for minutes.
+    """
+    return distributed.first_says(
+        lambda: digests.damage(checkpoint / "about") or digests.damage(checkpoint / "state")
+    )
 
 
 def _difference(directory: Path, abstract: Any) -> str | None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 import tempfile
 from pathlib import Path
@@ -13,6 +14,8 @@ import ml_collections
 # Leaves that change how a run goes, not what it computes.
 CHANGES_NOTHING = (
     "log_every",
+    "profile",
+    "tracker",
     "nonfinite",
     "checkpoint.",
     "probe.",
@@ -145,14 +148,18 @@ def _wrote(path: Path) -> bool:
 
 
 def git_commit() -> str:
-    """Return the commit of the code, with "-dirty" where files differ, or "" outside git."""
+    """Return the commit of the code, with "-dirty" where files differ.
+
+    Outside git it is what MUSICSSL_COMMIT says, as in an image, or "".
+    """
     command = ["git", "--no-optional-locks", "-C", str(Path(__file__).parent)]
     command += ["describe", "--always", "--dirty", "--abbrev=40"]
     try:
         result = subprocess.run(command, capture_output=True, text=True, check=False)
+        commit = result.stdout.strip()
     except OSError:  # no git on this machine
-        return ""
-    return result.stdout.strip()
+        commit = ""
+    return commit or os.environ.get("MUSICSSL_COMMIT", "")
 
 
 def is_better(score: str, value: float, best: float | None) -> bool:

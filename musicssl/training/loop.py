@@ -17,11 +17,11 @@ from musicssl.command import say
 from musicssl.exchange import pretrained
 from musicssl.exchange.loaded import architecture
 from musicssl.model.encoder import make_encoder
-from musicssl.runtime import distributed, goodput, sharding
+from musicssl.runtime import distributed, goodput, profiler, sharding
 from musicssl.runtime.checkpoint import Checkpoints
 from musicssl.runtime.preemption import Preempted, Preemption
 from musicssl.runtime.workdir import best_step, flat, is_better
-from musicssl.training import flops, validation
+from musicssl.training import flops, tracker, validation
 from musicssl.training import step as step_lib
 
 _CHOICES = {
@@ -117,6 +117,9 @@ def _check_values(leaves: dict[str, Any]) -> None:
         if leaves[name] not in choices:
             raise ValueError(f"{name} is {leaves[name]!r}: use '{choices[0]}' or '{choices[1]}'")
 
+    profiler.steps(leaves["profile"])
+    tracker.check(leaves["tracker"])
+
     # Counts, then shares.
     saves = (f"checkpoint.{x}" for x in ("every", "keep", "keep_every"))
     for name in ("steps", "batch_size", "log_every", *saves):
@@ -158,6 +161,7 @@ def train(run: Run, state: step_lib.TrainState) -> bool:
     batches = run.open_batches(first)
     advance: Any = step_lib.make_step(config, mesh)
     clock = _Clock(config, mesh, first)
+    profile = profiler.Profile(config.profile, checkpoints.directory.parent)
     metrics: list[dict[str, jax.Array]] = []
     running: deque = deque()
     try:
@@ -183,13 +187,17 @@ def train(run: Run, state: step_lib.TrainState) -> bool:
                     if step == first:
                         advance = advance.lower(state, run.frozen, batch).compile()
                         distributed.meet("all have compiled")
-                    state, measured = advance(state, run.frozen, batch)
+                    profile.start(step, state)
+                    with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                        state, measured = advance(state, run.frozen, batch)
                     if step == first:
                         clock.compiled(measured["loss"])
                 metrics.append(measured)
                 running.append(measured["loss"])
                 if len(running) > AHEAD:
                     jax.block_until_ready(running.popleft())
+                profile.stop(step + 1, measured)
+                goodput.record(step + 1)
                 alive()
 
                 # The log, the validation and the probe, where they are due.
@@ -206,8 +214,10 @@ def train(run: Run, state: step_lib.TrainState) -> bool:
                     with clock.stopped(), goodput.lost("probe"):
                         _log_probe(run, step + 1, state.params, alive)
     finally:
+        profile.close()
         with goodput.lost("save"):
             checkpoints.close()
+        goodput.write()
 
     say(goodput.line())
     if preempted:
