@@ -31,11 +31,12 @@ def panels(names: Sequence[str]) -> dict[str, dict[str, str]]:
             drawn["loss"]["validation"] = name
         elif section == "validation":
             kind = rest.partition("/")[0]
-            of_share = kind.endswith(("accuracy", "usage", "majority"))
-            title = "validation: shares of frames and codes" if of_share else "validation"
-            if kind.endswith("_std"):
+            if kind.endswith("accuracy"):
+                drawn.setdefault("validation: accuracy at masked frames", {})[rest] = name
+            elif kind == "code_usage":
+                drawn.setdefault("validation: share of codes that occur", {})[rest] = name
+            elif kind.endswith("_std"):
                 title = "validation: deviation of targets and predictions"
-            if of_share or kind.endswith("_std"):
                 drawn.setdefault(title, {})[rest] = name
         elif section == "health":
             layer, _, measure = rest.rpartition("_")

@@ -24,7 +24,7 @@ def test_what_a_run_has_logged_is_sorted_into_panels(tmp_path: Path) -> None:
     assert points["loss"] == [(5, 2.0), (6, 1.5)]
     assert curves.panels(list(points)) == {
         "loss": {"training": "loss", "validation": "validation/loss"},
-        "validation: shares of frames and codes": {
+        "validation: accuracy at masked frames": {
             "masked_accuracy/mel": "validation/masked_accuracy/mel"
         },
         "layers: deviation of frames": {"stem": "health/stem_std", "layer 0": "health/layer_0_std"},
