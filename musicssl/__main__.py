@@ -25,7 +25,7 @@ def listing() -> str:
         path = paths.PRODUCT / f"{module.replace('.', '/')}.py"
         said = (ast.get_docstring(ast.parse(path.read_text("utf-8"))) or name).splitlines()[0]
         lines.append(f"python -m {module:21}  {said.partition(': python')[0].rstrip('.')}")
-    last = "`musicssl build`, `musicssl main` and so on are the same. Each explains itself with --help."
+    last = "`musicssl main` is the same as python -m musicssl.main; each explains itself by --help."
     return "\n".join([*lines, last])
 
 

@@ -10,6 +10,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,14 +48,14 @@ def describer(encoder: Path) -> tuple[Callable[[np.ndarray], np.ndarray], int]:
     @jax.jit
     def sums(params: dict, clips: jax.Array, lengths: jax.Array) -> jax.Array:
         """Sum the mean over layers over the frames of each clip [b, n], up to its own length."""
-        hidden = loaded.encoder.apply({"params": params}, clips, samples=lengths).hidden
-        states = sum(hidden) / len(hidden)  # [b, t, d]
+        output: Any = loaded.encoder.apply({"params": params}, clips, samples=lengths)
+        states = sum(output.hidden) / len(output.hidden)  # [b, t, d]
         heard = jnp.arange(states.shape[1]) < audio.frame_counts(lengths)[:, None]  # [b, t]
         return jnp.where(heard[..., None], states, 0).sum(1)  # [b, d]
 
     def describe(waveform: np.ndarray) -> np.ndarray:
         if loaded.normalize:
-            waveform = np.asarray(audio.normalize(waveform[None]))[0]
+            waveform = np.asarray(audio.normalize(jnp.asarray(waveform[None])))[0]
         clips, lengths = windows_of(waveform, SECONDS * loaded.sample_rate)
         total = np.zeros(loaded.encoder.width)
         for start in range(0, len(clips), BATCH):
