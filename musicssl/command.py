@@ -30,7 +30,7 @@ EXIT_INTERRUPTED = 128 + signal.SIGINT  # Ctrl-C, where there is nothing to save
 
 PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)  # what a disk or bucket says that is away
 
-CONFIGURATION = "a configuration file and its variant, such as configs/music2vec.py:demo"
+CONFIGURATION = "a configuration and its variant, such as music2vec:demo or FILE.py:demo"
 RENAMED = {"probe": "kind"}  # leaves that had another name once
 Main = Callable[[list[str]], None]
 # What a leaf or flag of a type takes, by the words in which Python refuses a value.
@@ -112,7 +112,7 @@ def read(
 ) -> list[str]:
     """Set the flags to what the command line says; return what stands beside them."""
     values = flags.FLAGS
-    _refuse_missing_config(argv)
+    argv = _with_config_files(argv)
     try:
         define_flags()  # ml_collections looks at the command line as it defines --config
         if {"--help", "-help", "-h"} & set(argv[1:]):
@@ -145,12 +145,23 @@ def refuse_arguments(argv: Sequence[str]) -> None:
         refuse(f"unexpected arguments {list(argv[1:])}: options are spelt --name=value")
 
 
-def _refuse_missing_config(argv: Sequence[str]) -> None:
-    for argument in argv[1:]:
-        name, _, value = argument.partition("=")
-        path, _ = paths.split_variant(value)
-        if name == "--config" and path and not Path(path).is_file():
+def _with_config_files(argv: Sequence[str]) -> list[str]:
+    """Return a command line whose --config is a file; refuse one that there is not."""
+    found = list(argv)
+    for i, argument in enumerate(argv[1:], 1):
+        name, equals, value = argument.partition("=")
+        if name.lstrip("-") != "config" or not name.startswith("-"):
+            continue
+        place = i if equals else i + 1  # --config=VALUE, or --config VALUE
+        if place == len(argv):
+            continue
+        value = value if equals else argv[place]
+        whole = paths.configuration(value)
+        path, _ = paths.split_variant(whole)
+        if path and not Path(path).is_file():
             refuse(f"--config={value}: there is no file {path}: give {CONFIGURATION}")
+        found[place] = f"{name}={whole}" if equals else whole
+    return found
 
 
 def _unknown_leaf(argv: Sequence[str], error: str) -> str:

@@ -9,6 +9,7 @@ answer for minutes, 75 ended after saving, by SIGTERM, Ctrl-C or a hang-up.
 import contextlib
 import itertools
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from logging import getLogger
@@ -72,9 +73,23 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> NoReturn:
                 curves.draw(workdir)
     if complete and config.then:
         exec_next_run(config, workdir)
+    if complete:
+        say(next_steps(workdir))
     if complete and config.probe.at_end and jax.process_index() == 0:
         exec_final_probe(config, workdir)
     sys.exit(0 if complete else command.EXIT_PREEMPTED)
+
+
+def next_steps(workdir: Path) -> str:
+    """Return what can be done with a complete run, a line for each command."""
+    where = shlex.quote(str(workdir))
+    return "\n".join(
+        [
+            f"to look at its curves:   tensorboard --logdir={where}",
+            f"to evaluate its encoder: python -m musicssl.probe --config.encoder={where}",
+            f"to use it in PyTorch:    python -m musicssl.export --workdir={where} --output=DIR",
+        ]
+    )
 
 
 def train(

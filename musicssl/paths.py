@@ -6,6 +6,7 @@ in place of the path.
 """
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -113,6 +114,20 @@ def write_out(config: ml_collections.ConfigDict) -> None:
                 within[leaf] = whole(value)
             except ValueError as error:
                 raise ValueError(f"--config.{name}: {error}") from None
+
+
+def configuration(value: str) -> str:
+    """Return the file and variant that --config names: `music2vec:demo`, or a file and a variant.
+
+    A name without a folder is that of a file in configs/, from whatever folder a command is started
+    in. So is a path such as configs/probe.py, where the folder that one is in has no such file.
+    """
+    name, colon, variant = value.partition(":")
+    if name and Path(name).name == name and (PRODUCT / f"configs/{name}.py").is_file():
+        return of_product(f"configs/{name}.py") + colon + variant
+    if re.fullmatch(r"configs/\w+\.py", name) and not Path(name).is_file():
+        return str(PRODUCT / name) + colon + variant
+    return value
 
 
 def of_product(name: str) -> str:

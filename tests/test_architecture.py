@@ -43,6 +43,7 @@ TESTED_WITH = {  # modules without a test file of their name, and the file that 
     "labelled": "data_pipelines/test_mir_datasets",
     "labelled_records": "probing/test_session",
     "model_card": "test_export",
+    "neighbours": "exchange/test_neighbours",
     "parts": "data_pipelines/test_containers",
     "plugin_source": "features/test_plugin",
     "paths": "data_pipelines/test_build",

@@ -61,7 +61,7 @@ def test_a_flag_that_is_nearly_one():
 @pytest.mark.parametrize("command", ["main", "probe", "plan", "benchmark"])
 def test_a_configuration_that_is_not_there(command):
     line = refused(command, "--config=nope.py:demo")
-    assert "--config=nope.py:demo: there is no file nope.py: give a configuration file" in line
+    assert "--config=nope.py:demo: there is no file nope.py: give a configuration" in line
 
 
 def test_a_configuration_in_a_folder_with_a_colon(tmp_path):
@@ -103,6 +103,8 @@ def test_what_is_no_flag(command):
     [
         ("main", ["--config=configs/music2vec.py:nope"], "no variant 'nope' in configs/music2vec"),
         ("main", ["--config=README.md"], "--config cannot be loaded (SyntaxError("),
+        ("main", ["--config=nope"], "--config=nope: there is no file nope: give a configuration"),
+        ("main", ["--config", "nope"], "--config=nope: there is no file nope: give a config"),
         ("main", ["--config=configs"], "there is no file configs: give a configuration"),
         ("main", ["--config.steps=3"], "--config.steps changes a configuration: give --config"),
         ("plan", [DEMO, "--config.steps=few"], "--config.steps=few: give a whole number"),
@@ -185,8 +187,11 @@ def test_the_commands_are_listed_with_a_line_each():
     )
     lines = done.stdout.splitlines()
     assert [line.split()[2] for line in lines[:-1]] == [
-        f"musicssl.{name}"
-        for name in ("main", "probe", "export", "plan", "benchmark", "study_report")
+        "data_pipelines.build",
+        *(
+            f"musicssl.{name}"
+            for name in ("main", "probe", "export", "plan", "benchmark", "study_report")
+        ),
     ]
     assert all(len(line) < 120 and len(line.split()) > 5 for line in lines[:-1])
 

@@ -149,6 +149,7 @@ def test_a_workdir_that_is_read_only(root, workdir):
             path.chmod(0o555)
         code, output, errors = unprivileged(arguments, root / "cache")
         assert (code, errors) == (0, "") and "complete: step 6 of 6 is in" in output
+        assert f"python -m musicssl.export --workdir={workdir} --output=DIR" in output
     finally:
         for path in (workdir, workdir / "checkpoints"):
             path.chmod(0o755)
