@@ -7,6 +7,7 @@ appears whole or not at all. Folders are TensorFlow's, by etils. Every error is 
 import contextlib
 import errno
 import io
+import os
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -28,6 +29,10 @@ class Remote(type(epath.Path("gs://bucket"))):  # type: ignore[misc]  # etils' o
 
     def _patiently(self, work: Callable[[], _Result]) -> _Result:
         return retries.patiently(work, lambda: str(self))
+
+    def resolve(self, strict: bool = False) -> "Remote":
+        """Return the path itself, which is always absolute."""
+        return self
 
     def exists(self) -> bool:
         """Return whether there is such a file or folder."""
@@ -129,9 +134,7 @@ class Remote(type(epath.Path("gs://bucket"))):  # type: ignore[misc]  # etils' o
         self._patiently(lambda: ranges.answer(store.write(name, bytes(data)), str(self)))
         return len(data)
 
-    def write_text(
-        self, data: str, encoding: str | None = None, errors: str | None = None
-    ) -> int:
+    def write_text(self, data: str, encoding: str | None = None, errors: str | None = None) -> int:
         """Write a file of text, in place of one that is there."""
         return self.write_bytes(data.encode(encoding or "utf-8", errors or "strict"))
 
@@ -188,3 +191,8 @@ class _Reading(io.RawIOBase):
             raise FileNotFoundError(f"{what}: no such file")
         self.at += len(found.value)
         return found.value
+
+
+def path(name: str | os.PathLike) -> epath.Path:
+    """Return the path of a name, on gs:// one that bears with errors that pass."""
+    return Remote(name) if os.fspath(name).startswith("gs://") else epath.Path(name)

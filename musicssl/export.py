@@ -2,7 +2,8 @@
 
 DIR is then a model of transformers: AutoModel.from_pretrained(DIR) and
 AutoFeatureExtractor.from_pretrained(DIR). PyTorch is not needed to write it. Exit codes: 0 written,
-2 a request that cannot be met; then nothing is left in DIR.
+2 a request that cannot be met, 74 a bucket that did not answer; then nothing is left in DIR. Both
+may be on gs://.
 """
 
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import safetensors
 from absl import flags, logging
 
-from musicssl import command, environment
+from musicssl import command, environment, host
 from musicssl.exchange import huggingface, model_config, pretrained
 from musicssl.exchange.model_card import model_card
 
@@ -28,7 +29,7 @@ def main(argv: list[str]) -> None:
     f = flags.FLAGS
     with command.refusing(safetensors.SafetensorError):
         environment.require_devices()
-        print(export(Path(f.workdir), Path(f.output), f.step, f.ema))
+        print(export(host.path(f.workdir), host.path(f.output), f.step, f.ema))
 
 
 def export(workdir: Path, output: Path, step: int | None = None, ema: bool = False) -> str:

@@ -14,12 +14,11 @@ fit; 2 a request that cannot be met.
 
 import json
 import sys
-from pathlib import Path
 
 from absl import flags
 from tqdm import tqdm
 
-from musicssl import command
+from musicssl import command, host
 from musicssl.planning import compilation, report, topology
 
 
@@ -38,11 +37,12 @@ def main(argv: list[str]) -> None:
         topology.prepare(f.topology)
         progress = tqdm(f.topology, desc="planning", file=sys.stderr)
         plans = [compilation.plan(f.config, topology.topology(spec), f.batch) for spec in progress]
-    output = Path(f.output or f"runs/plans/{f.config.name}-{f.config.variant}")
-    output.parent.mkdir(parents=True, exist_ok=True)
+    output = host.path(f.output or f"runs/plans/{f.config.name}-{f.config.variant}")
     text = report.markdown(plans)
-    Path(f"{output}.json").write_text(json.dumps(plans, indent=1) + "\n")
-    Path(f"{output}.md").write_text(text)
+    with command.refusing():
+        output.parent.mkdir(parents=True, exist_ok=True)
+        for ending, content in ((".json", json.dumps(plans, indent=1) + "\n"), (".md", text)):
+            output.with_name(f"{output.name}{ending}").write_text(content)
     print(text)
 
 

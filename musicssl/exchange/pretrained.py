@@ -5,7 +5,8 @@ from pathlib import Path
 
 import ml_collections
 
-from musicssl.command import first_line
+from musicssl import host
+from musicssl.command import first_line, storage_errno
 from musicssl.exchange import fairseq, huggingface
 from musicssl.exchange.loaded import LoadedEncoder, with_digest
 from musicssl.model.encoder import Encoder
@@ -24,7 +25,7 @@ def load_encoder(path: str | os.PathLike, step: int | None = None) -> LoadedEnco
       FileNotFoundError: there is nothing at `path`, or not what it should hold.
       ValueError: what is there is damaged or not supported, saying what.
     """
-    path = Path(path)
+    path = host.path(path)
     if (path / "checkpoints").is_dir():
         return load_run(path, step)[0]
     if step is not None:
@@ -59,6 +60,8 @@ def load_run(
     except FileNotFoundError:
         raise
     except Exception as error:  # Orbax and tensorstore raise many kinds
+        if storage_errno(error):
+            raise
         raise ValueError(
             f"the checkpoint of {workdir} cannot be read ({first_line(error)}): give the step of "
             "another"

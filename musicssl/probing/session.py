@@ -106,7 +106,7 @@ def _check_encoders(config: ml_collections.ConfigDict) -> None:
         raise ValueError(f"config.precision is {config.precision!r}: use 'float32' or 'bfloat16'")
     for name in filter(None, config.beside.split(",")):
         known = name in ("random", *BASELINES)
-        if not known and not Path(paths.split_kind(name)[1]).exists():
+        if not known and not host.path(paths.split_kind(name)[1]).exists():
             raise ValueError(
                 f"config.beside: {name!r} is no path, nor one of random, {', '.join(BASELINES)}"
             )
@@ -156,9 +156,9 @@ def _naming(leaf: str) -> Iterator[None]:
 def _results_dir(config: ml_collections.ConfigDict) -> Path:
     """Return config.results, or <workdir>/probe of a run, or results/<encoder>."""
     if config.results:
-        return Path(config.results)
-    if (Path(config.encoder) / "checkpoints").is_dir():
-        return Path(config.encoder) / "probe"
+        return host.path(config.results)
+    if (host.path(config.encoder) / "checkpoints").is_dir():
+        return host.path(config.encoder) / "probe"
     kind, path = paths.split_kind(config.encoder)
     return Path("results") / f"{kind.replace(':', '-')}{Path(path).name}"
 
@@ -183,10 +183,10 @@ def _about(
 
 def _trained_by(spec: str) -> TrainedBy | None:
     """Return the run whose workdir an encoder is read from, None for any other encoder."""
-    steps = steps_on_disk(Path(spec))
+    steps = steps_on_disk(host.path(spec))
     if not steps:
         return None
-    saved = Path(spec) / "checkpoints" / str(steps[-1]) / "about" / "metadata"
+    saved = host.path(spec) / "checkpoints" / str(steps[-1]) / "about" / "metadata"
     return {"config": flat(json.loads(saved.read_text())["config"]), "step": steps[-1]}
 
 

@@ -35,7 +35,8 @@ class Fault:
     """What befalls some of the requests whose "METHOD /path" a regular expression is found in.
 
     kind: "503" or another status, "reset" (of the connection), "lost" (reset after what was asked
-    for is done), "cut" (reset in mid-answer), or "delay" by `seconds`. Of those found, `skip` pass first; then one in `every`, `times` times.
+    for is done), "cut" (reset in mid-answer), or "delay" by `seconds`. Of those found, `skip` pass
+    first; then one in `every`, `times` times.
     """
 
     kind: str
