@@ -92,6 +92,9 @@ class Remote(type(epath.Path("gs://bucket"))):  # type: ignore[misc]  # etils' o
         elif not missing_ok:
             raise FileNotFoundError(f"{self}: no such folder")
 
+    def rmdir(self) -> None:
+        """Do nothing: a folder without a file is none."""
+
     def _truly(self, work: Callable[[], _Result]) -> _Result:
         """Do what TensorFlow says of that there was nothing to do it to where it got no answer."""
         try:

@@ -163,7 +163,7 @@ def claimed(folder: Path, remedy: str) -> Iterator[None]:
 
         def take() -> None:
             try:
-                if not folder.exists():
+                if not paths.is_remote(folder) and not folder.exists():  # a bucket needs none
                     folder.mkdir(parents=True, exist_ok=True)
                     held.callback(_remove_if_empty, folder)
                 held.enter_context(claim(folder / ".claim", PATIENCE, waiting))
