@@ -7,6 +7,7 @@ encoder's path may stand RANDOM.
 
 import functools
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def anywhere(path: str) -> str:
     if scheme != "gs":
         why = "Orbax does not save there, and TensorFlow does not read there"
         raise ValueError(f"{path}: {scheme}:// is not supported ({why}): use gs:// or a disk")
-    if not name.strip("/"):
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]+[a-z0-9]", name.partition("/")[0]):
         raise ValueError(f"{path} names no bucket: write gs://BUCKET/FOLDER")
     return path.rstrip("/")
 
