@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from data_pipelines import retries
 from data_pipelines.synth_music.synth_music_dataset_builder import Builder, SynthMusicConfig
 from musicssl import export, host
 from musicssl.exchange.pretrained import load_encoder
@@ -99,3 +100,29 @@ def test_an_export_is_the_run_s_encoder(survived, bucket, tmp_path):
     assert loaded.digest == trained.digest
     export.export(survived, tmp_path / "disk")
     assert load_encoder(tmp_path / "disk").digest == loaded.digest
+
+
+def impatient(*arguments: str) -> None:
+    """The main command, which does not bear with a bucket for long."""
+    retries.PATIENCE = 0.5
+    commands.main(0, *arguments)
+
+
+def test_a_bucket_that_is_away_ends_a_run_with_the_code_that_launchers_repeat(study, bucket):
+    """Its saves stay, and the same command goes on from them."""
+    workdir = host.path(f"{ROOT}/runs/away")
+    given = runs.flags(runs.MUSIC2VEC, workdir, f"{ROOT}/data", study.leaves)
+    with bucket.suffering(Fault("503", "(POST|PUT) .*checkpoints/8/")):
+        process = commands.Process(impatient, *given, cache=study.root / "cache")
+        output, errors = process.communicate()
+    assert process.returncode == 74, errors
+    assert "step 8/12" in output and steps_on_disk(workdir) == [0, 4]
+    assert errors.splitlines()[-1].startswith(
+        f"musicssl: {workdir}/checkpoints: a checkpoint could"
+    )
+    # away from the start
+    with bucket.suffering(Fault("503", "")):
+        process = commands.Process(impatient, *given, cache=study.root / "cache")
+        _, errors = process.communicate()
+    assert process.returncode == 74, errors
+    assert errors.splitlines()[-1].startswith(f"musicssl: {ROOT}/")

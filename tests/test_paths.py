@@ -33,7 +33,7 @@ def test_an_address_is_no_path_on_this_machine():
 def test_a_path_may_be_on_a_bucket_of_the_one_kind_that_works(home):
     assert paths.anywhere("gs://abc/b/") == "gs://abc/b" and paths.anywhere("~/a") == f"{home}/a"
     assert paths.is_remote("gs://a") and not paths.is_remote(Path("gs:/a"))
-    with pytest.raises(ValueError, match="s3:// is not supported .Orbax does not save there"):
+    with pytest.raises(ValueError, match="s3:// is not supported"):
         paths.anywhere("s3://a/b")
     for wrong in ("gs://", "gs:///", "gs:/abc/b", "gs://Big_/x", "gs://a/b"):
         with pytest.raises(ValueError, match="write gs://BUCKET/FOLDER"):
@@ -106,7 +106,7 @@ def test_a_leaf_that_cannot_be_a_path_is_named(leaf, value, why):
 def test_features_are_kept_on_a_disk():
     config = probe.get_config()
     config.cache = "gs://a/b"
-    with pytest.raises(ValueError, match="--config.cache: gs://a/b .*: features are read from a"):
+    with pytest.raises(ValueError, match=r"--config\.cache: gs://a/b .*: features are read"):
         paths.write_out(config)
 
 
