@@ -112,17 +112,18 @@ def test_a_bucket_that_is_away_ends_a_run_with_the_code_that_launchers_repeat(st
     """Its saves stay, and the same command goes on from them."""
     workdir = host.path(f"{ROOT}/runs/away")
     given = runs.flags(runs.MUSIC2VEC, workdir, f"{ROOT}/data", study.leaves)
-    with bucket.suffering(Fault("503", "(POST|PUT) .*checkpoints/8/")):
+    # folders are listed before a save counts; arrays would be tried for 15 minutes
+    with bucket.suffering(Fault("503", "GET .*/o$", skip=60)):
         process = commands.Process(impatient, *given, cache=study.root / "cache")
         output, errors = process.communicate()
     assert process.returncode == 74, errors
-    assert "step 8/12" in output and steps_on_disk(workdir) == [0, 4]
-    assert errors.splitlines()[-1].startswith(
-        f"musicssl: {workdir}/checkpoints: a checkpoint could"
-    )
+    saved = steps_on_disk(workdir)
+    assert saved and saved[-1] < 12 and "first step" in output, (saved, output)
+    assert errors.splitlines()[-1].startswith(f"musicssl: {workdir}/")
     # away from the start
     with bucket.suffering(Fault("503", "")):
         process = commands.Process(impatient, *given, cache=study.root / "cache")
         _, errors = process.communicate()
     assert process.returncode == 74, errors
     assert errors.splitlines()[-1].startswith(f"musicssl: {ROOT}/")
+    assert steps_on_disk(workdir) == saved
