@@ -26,7 +26,7 @@ import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
 
-from musicssl.command import EXIT_PEER, first_line, storage_errno
+from musicssl.command import EXIT_PEER, first_line
 
 _COORDINATOR = flags.DEFINE_string(
     "coordinator",
@@ -153,27 +153,22 @@ def first_does(work: Callable[[], object]) -> None:
     """Let process 0 do what is done once for all, while the others wait for it.
 
     Raises:
-      ValueError: in every process, where process 0 met a ValueError or an OSError;
-      OSError: instead, where that was storage that did not answer.
+      ValueError: in every process, where process 0 met a ValueError or an OSError.
     """
     if jax.process_count() == 1:
         work()
         return
     meet("before the first does it")
-    reason, away = "", 0
+    reason = ""
     if jax.process_index() == 0:
         try:
             work()
         except (ValueError, OSError) as error:
-            reason, away = str(error) or repr(error), storage_errno(error) or 0
+            reason = str(error) or repr(error)
     said = np.frombuffer(reason.encode()[:_LONGEST].ljust(_LONGEST, b"\0"), np.uint8)
-    said, away = multihost_utils.broadcast_one_to_all((said, np.int32(away)))
-    if reason := np.asarray(said, np.uint8).tobytes().rstrip(b"\0").decode(errors="ignore"):
-        if not away:
-            raise ValueError(reason)
-        failed = OSError(reason)
-        failed.errno = int(away)
-        raise failed
+    said = np.asarray(multihost_utils.broadcast_one_to_all(said), np.uint8)
+    if reason := said.tobytes().rstrip(b"\0").decode(errors="ignore"):
+        raise ValueError(reason)
 
 
 def all_say(yes: bool) -> bool:
