@@ -70,7 +70,7 @@ class Remote(type(epath.Path("gs://bucket"))):  # type: ignore[misc]  # etils' o
         store = ranges.store(str(self))
         names = self._patiently(lambda: ranges.answer(store.list(), str(self)))
         if not names:
-            raise FileNotFoundError(f"{self}: no such folder")
+            raise FileNotFoundError(errno.ENOENT, "no such folder", str(self))
         return sorted(name.decode() for name in names if name)
 
     def glob(self, pattern: str) -> Iterator["Remote"]:
@@ -81,7 +81,7 @@ class Remote(type(epath.Path("gs://bucket"))):  # type: ignore[misc]  # etils' o
     def mkdir(self, mode: int | None = None, parents: bool = False, exist_ok: bool = False) -> None:
         """Make a folder, and those that it is in, which a bucket has no need of."""
         if not exist_ok and self.exists():
-            raise FileExistsError(f"{self} already exists")
+            raise FileExistsError(errno.EEXIST, "already exists", str(self))
         make = super().mkdir
         self._patiently(lambda: make(mode=mode, parents=True, exist_ok=True))
 
@@ -90,7 +90,7 @@ class Remote(type(epath.Path("gs://bucket"))):  # type: ignore[misc]  # etils' o
         if self.is_dir():
             self._patiently(lambda: self._truly(super(Remote, self).rmtree))
         elif not missing_ok:
-            raise FileNotFoundError(f"{self}: no such folder")
+            raise FileNotFoundError(errno.ENOENT, "no such folder", str(self))
 
     def rmdir(self) -> None:
         """Do nothing: a folder without a file is none."""
@@ -191,7 +191,7 @@ class _Reading(io.RawIOBase):
         except EOFError:
             return b""
         if found.state == "missing":
-            raise FileNotFoundError(f"{what}: no such file")
+            raise FileNotFoundError(errno.ENOENT, "no such file", what)
         self.at += len(found.value)
         return found.value
 

@@ -84,8 +84,10 @@ def test_a_file_that_is_missing(mode):
 
 
 AWAY = {
-    **{name: lambda path, name=name: getattr(path, name)() for name in ("read_bytes", "rmtree")},
-    **{name: lambda path, name=name: getattr(path, name)() for name in ("exists", "is_dir")},
+    "read_bytes": Remote.read_bytes,
+    "rmtree": Remote.rmtree,
+    "exists": Remote.exists,
+    "is_dir": Remote.is_dir,
     "iterdir": lambda path: list(path.iterdir()),
     "mkdir": lambda path: path.mkdir(),
     "rename": lambda path: path.rename(path.parent / "other"),

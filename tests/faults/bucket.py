@@ -29,6 +29,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
+
 from tests.support import runs
 from tests.support.bucket import ROOT, Bucket, Fault
 
@@ -192,6 +194,8 @@ def main() -> None:
             for name in options.only.split(","):
                 globals()[name](trial, range(options.seed, options.seed + options.runs))
     finally:
+        for child in psutil.Process().children(recursive=True):  # of what was left in the middle
+            child.kill()
         shutil.rmtree(root)
     early = trial.kills.pop("ended before", 0)
     print(f"{trial.kills.total()} SIGKILLs {dict(trial.kills)}; {early} lives had ended before")
