@@ -166,8 +166,8 @@ def moved(trial: Trial, seeds: range) -> None:
     del seeds
     place = host.path(f"{ROOT}/moved")
     lives = (("1 process", trial.root, 1, 1, 0, jobs.COMPLETE),)
-    lives += (("run", place, 2, 4, 3, jobs.PREEMPTED), ("run", place, 1, 2, 7, jobs.PREEMPTED))
-    for name, where, count, devices, end, code in (*lives, ("run", place, 2, 4, 0, jobs.COMPLETE)):
+    lives += (("run", place, 2, 1, 3, jobs.PREEMPTED), ("run", place, 1, 2, 7, jobs.PREEMPTED))
+    for name, where, count, devices, end, code in (*lives, ("run", place, 2, 1, 0, jobs.COMPLETE)):
         data = trial.root / "data" if where == trial.root else f"{ROOT}/data"
         with trial.suffering(*(() if where == trial.root else FAULTS)):
             ended = jobs.life(runs.MUSIC2VEC, trial.root, name, count, devices, end, where, data)
