@@ -25,7 +25,9 @@ VARIANTS = {"full": {}, "quick": QUICK, "ridge": RIDGE, "polyphony": POLYPHONY}
 def settings() -> ml_collections.ConfigDict:
     """Return what is probed and how; a training run has these leaves in its section `probe`."""
     config = ml_collections.ConfigDict()
-    config.tasks = "synth"  # names and suites (mir, synth, poly) of musicssl/probing/tasks.py
+    config.tasks = (
+        "synth"  # names and suites (mir, synth, poly, rhythm) of musicssl/probing/tasks.py
+    )
     config.data_dir = ""  # where they are built; by default that of the training run, or data
     config.limit = 0  # records of each split that are used, 0 for all
     config.kind = "mlp"  # of probe: with a hidden layer; "linear"; or "ridge", which is solved
@@ -46,8 +48,11 @@ def get_config(variant: str = "full") -> ml_collections.ConfigDict:
     if variant not in VARIANTS:
         raise ValueError(f"no variant {variant!r} in configs/probe.py: use {list(VARIANTS)}")
     config = settings()
-    config.encoder = ""  # a workdir, a Hugging Face directory, a fairseq file, random:PATH, logmel
+    config.encoder = ""  # a workdir, a directory, hf:ORG/NAME, python:FILE.py:NAME, logmel
+    config.step = ""  # of a workdir: a number, or best (by validate.score); by default the last
     config.beside = ""  # others to compare it with, comma-separated; "random" is of its own shape
+    config.also = ""  # asked of the features beside the probes: knn, few_shot, geometry
+    config.deform = ""  # of the test's audio, too: noise:20,mp3:64,gain:-12,pitch:50c,speed:1.02
     config.results = ""  # where results go; by default <workdir>/probe or results/<encoder>
     config.cache = "features"  # where features are kept
     config.precision = "float32"  # of the encoder

@@ -19,6 +19,7 @@ import tensorflow as tf
 from data_pipelines.block_order import Blocks
 from data_pipelines.lookahead import Lookahead
 from data_pipelines.mirror import mirror
+from data_pipelines.mixture import Mixed, Mixture, parse
 from data_pipelines.order import InOrder, Shuffled, StreamPlan
 from data_pipelines.record_index import Damaged, complete_index, write_index
 from data_pipelines.records import Dataset, is_built, open_dataset
@@ -27,12 +28,14 @@ __all__ = [
     "Batches",
     "Damaged",
     "Dataset",
+    "Mixture",
     "check_crop",
     "complete_index",
     "is_built",
     "iterate",
     "mirror",
     "open_dataset",
+    "parse",
     "sequential",
     "write_index",
 ]
@@ -49,8 +52,12 @@ _ATTEMPTS = 16  # records tried for one row
 _LOST_SHARE, _LOST_FEW = 0.01, 10  # "skip" ends when both this share and this number are damaged
 
 
-def check_crop(dataset: Dataset, samples: int) -> None:
-    """Raise ValueError if more than half of the records are shorter than the crop."""
+def check_crop(dataset: Dataset | Mixture, samples: int) -> None:
+    """Raise ValueError if more than half of a data set's records are shorter than the crop."""
+    if isinstance(dataset, Mixture):
+        for part in dataset.parts:
+            check_crop(part.dataset, samples)
+        return
     lengths = dataset.samples[dataset.samples > 0]
     if not len(lengths):
         raise ValueError(f"{dataset.directory} has no readable record in split {dataset.split!r}")
@@ -65,7 +72,7 @@ def check_crop(dataset: Dataset, samples: int) -> None:
 
 
 def iterate(
-    dataset: Dataset,
+    dataset: Dataset | Mixture,
     *,
     seed: int,
     batch_size: int,
@@ -100,7 +107,13 @@ def iterate(
     check_crop(dataset, samples)
     if order not in ORDERS:
         raise ValueError(f"order is {order!r}: use {' or '.join(ORDERS)}")
-    plan: StreamPlan = Shuffled(dataset.samples, seed, samples)
+    plan: StreamPlan
+    if isinstance(dataset, Mixture):
+        if order == "blocks":
+            raise ValueError("order is 'blocks', which reads one data set: use 'shuffled'")
+        plan = Mixed(dataset, seed, samples)
+    else:
+        plan = Shuffled(dataset.samples, seed, samples)
     if order == "blocks":
         plan = Blocks(dataset.samples, seed, samples, max(batch_size, 1))
     reader = _Reader(dataset, plan, batch_size, samples, rows, on_damage)
@@ -130,7 +143,7 @@ class _Reader:
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: Dataset | Mixture,
         plan: StreamPlan,
         batch_size: int,
         samples: int,
@@ -153,7 +166,7 @@ class _Reader:
         self.errors: dict[int, Exception] = {}
         self.closed = threading.Event()
         self.lookahead = None
-        if isinstance(plan, Blocks):
+        if isinstance(plan, Blocks) and isinstance(dataset, Dataset):
             self.lookahead = Lookahead(dataset, plan, rows, self.closed)
 
     def __call__(self, step: int, pool: ThreadPoolExecutor) -> tuple[np.ndarray, np.ndarray]:

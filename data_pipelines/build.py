@@ -29,14 +29,19 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from etils import epath
 
-from data_pipelines import batches, bucket_claim, claim, paths, retries
+from data_pipelines import batches, bucket_claim, claim, machine, paths, retries
 from data_pipelines.shards import SKIPPED, BuildError, ShardedBuilder
 from data_pipelines.workers import LOCAL_RUNNER
 
 EXIT_REFUSED = 2  # a request that cannot be met; nothing of it is kept
 EXIT_STORAGE = 74  # a disk or a bucket that did not answer
 SOURCE = "manual_dir.txt"  # beside the shards: the folder that they were built from
-_FULL = ("No space left on device", "Disk quota exceeded")
+# What a disk says that takes no more, and what is then said of it.
+_FULL = {
+    "No space left on device": "is full",
+    "Disk quota exceeded": "is full",
+    "File too large": "takes no larger file (ulimit -f, or its file system)",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -197,7 +202,7 @@ def _claimed(folder: epath.Path, patience: float) -> Iterator[None]:
 
 def _source(args: argparse.Namespace) -> str:
     """Return the folder that is built from, as it is kept and shown."""
-    return paths.shown(Path(args.manual_dir).resolve()) if args.manual_dir else ""
+    return machine.shown(Path(args.manual_dir).resolve()) if args.manual_dir else ""
 
 
 def _cores() -> int:
@@ -222,10 +227,10 @@ def _check(args: argparse.Namespace) -> None:
         args.manual_dir = args.manual_dir and paths.local(args.manual_dir, copied)
     except ValueError as error:
         raise BuildError(str(error)) from error
-    shown = f"--data_dir={paths.shown(args.data_dir)}"
+    shown = f"--data_dir={machine.shown(args.data_dir)}"
     if args.manual_dir is not None and not Path(args.manual_dir).is_dir():
-        raise BuildError(f"--manual_dir={paths.shown(args.manual_dir)} is not a folder")
-    if paths.shown(Path(args.data_dir).absolute()) != str(Path(args.data_dir).absolute()):
+        raise BuildError(f"--manual_dir={machine.shown(args.manual_dir)} is not a folder")
+    if machine.shown(Path(args.data_dir).absolute()) != str(Path(args.data_dir).absolute()):
         raise BuildError(f"{shown} is no UTF-8, which TensorFlow needs; choose another")
     if "://" not in args.data_dir:
         try:
@@ -262,11 +267,12 @@ def _full_disk_named(data_dir: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # TensorFlow, Beam and Python each have their own
-        if not any(sign in str(error) for sign in _FULL):
+        states = [state for sign, state in _FULL.items() if sign in str(error)]
+        if not states:
             raise
         raise BuildError(
-            f"the disk of --data_dir={data_dir} is full; nothing of this build was kept: free some "
-            "space, or choose another folder, and build again"
+            f"the disk of --data_dir={data_dir} {states[0]}; nothing of this build was kept: free "
+            "some space, or choose another folder, and build again"
         ) from error
 
 
@@ -320,7 +326,5 @@ if __name__ == "__main__":
         if signal.getsignal(asked) != signal.SIG_IGN:  # as nohup has it
             signal.signal(asked, _leave)  # an exception, so that TFDS removes what is half done
     logging.getLogger().setLevel(logging.ERROR)
-    with contextlib.suppress(OSError):  # a stream that was written to need not allow it
-        assert isinstance(sys.stdout, io.TextIOWrapper)
-        sys.stdout.reconfigure(errors="backslashreplace")  # of names that the terminal cannot show
+    machine.keep_streams()
     sys.exit(main())

@@ -65,18 +65,6 @@ def claim(path: Path, patience: float = 0.0, waiting: Waiting = unsaid) -> Itera
             os.close(descriptor)
 
 
-def owner(path: Path) -> Claimed | None:
-    """Return who holds the claim in a file, None where it is free."""
-    try:
-        descriptor, _ = _opened(path)
-    except FileNotFoundError:
-        return None
-    try:
-        return _owner(path, descriptor, fcntl.LOCK_SH)
-    finally:
-        os.close(descriptor)
-
-
 def _taken_within(path: Path, patience: float, waiting: Waiting) -> int:
     """Take the claim, as soon as it is free; return the file's descriptor."""
     began = time.monotonic()
@@ -107,7 +95,7 @@ def _taken(path: Path) -> int:
             except FileNotFoundError:  # it was removed in between
                 continue
         try:
-            other = _owner(path, descriptor, fcntl.LOCK_EX, is_new)
+            other = _owner(path, descriptor, is_new)
             if other:
                 raise other
             if _is_of(path, descriptor):
@@ -128,13 +116,13 @@ def _opened(path: Path) -> tuple[int, bool]:
         return os.open(path, os.O_RDONLY), False
 
 
-def _owner(path: Path, descriptor: int, lock: int, is_new: bool = False) -> Claimed | None:
+def _owner(path: Path, descriptor: int, is_new: bool) -> Claimed | None:
     """Lock an open claim; return who holds it, None where it is now locked or its owner is gone.
 
     The file of an owner that is gone is removed, if the lock is not to be had.
     """
     try:
-        fcntl.flock(descriptor, lock | fcntl.LOCK_NB)
+        _lock(descriptor)
         return None
     except OSError as error:
         if error.errno in _NO_LOCKS and is_new:
@@ -148,6 +136,19 @@ def _owner(path: Path, descriptor: int, lock: int, is_new: bool = False) -> Clai
     if _is_of(path, descriptor):
         path.unlink(missing_ok=True)
     return None
+
+
+def _lock(descriptor: int) -> None:
+    """Lock a file, or raise OSError at once; a file server locks against others what it may write.
+
+    A lock that is shared is not to be had beside that of a living owner either.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno != errno.EBADF:
+            raise
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
 
 def machine() -> str:

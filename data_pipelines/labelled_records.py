@@ -23,6 +23,7 @@ class Labelled(NamedTuple):
     labels: one dict a record, without the audio. classes: names of each label's classes, as far as
     the data set tells. sample_rate: Hz of what `read` gives. version: such as
     "gtzan/16khz/1.0.0". sizes: {entry: {"built", "published"}} of the builders that say so.
+    whole: all records of the split. numbers: of those that `dataset` has, in `whole`.
     """
 
     dataset: "Dataset | _ChosenRecords"
@@ -31,19 +32,28 @@ class Labelled(NamedTuple):
     sizes: Mapping[str, Mapping[str, int | None]]
     sample_rate: int
     version: str
+    whole: Dataset
+    numbers: np.ndarray
 
     @property
     def digest(self) -> str:
         """Of the audio: which records, and their checksums."""
-        index = self.dataset.index
-        parts = (np.asarray(self.dataset.samples), index.sums)
-        content = b"".join(np.ascontiguousarray(part).tobytes() for part in parts)
-        return hashlib.sha256(content).hexdigest()
+        return _digest(self.dataset)
+
+    @property
+    def split_digest(self) -> str:
+        """Of the audio of all records of the split."""
+        return _digest(self.whole)
 
     @property
     def lengths(self) -> np.ndarray:
         """Samples of each record at `sample_rate`, int64 [records]."""
-        scaled = self.dataset.samples * self.sample_rate / self.dataset.sample_rate
+        return self.split_lengths[self.numbers]
+
+    @property
+    def split_lengths(self) -> np.ndarray:
+        """Samples of each record of the split at `sample_rate`, int64 [records]."""
+        scaled = self.whole.samples * self.sample_rate / self.whole.sample_rate
         return scaled.astype(np.int64)
 
     def read(self, record: int) -> np.ndarray:
@@ -92,6 +102,8 @@ def open_labelled(
         metadata.get("sizes", {}),
         sample_rate,
         "/".join(dataset.directory.split("/")[-3:]),
+        dataset,
+        chosen,
     )
 
 
@@ -127,6 +139,12 @@ def build_for(name: str, data_dir: str | os.PathLike, sample_rate: int) -> str:
         return wanted
     require(name, data_dir)
     return name
+
+
+def _digest(records: "Dataset | _ChosenRecords") -> str:
+    parts = (np.asarray(records.samples), records.index.sums)
+    content = b"".join(np.ascontiguousarray(part).tobytes() for part in parts)
+    return hashlib.sha256(content).hexdigest()
 
 
 class _ChosenRecords:

@@ -1,4 +1,4 @@
-"""What a path may be: on a disk or on gs://, with `~`, names like patterns, nameless owners."""
+"""What a path may be: on a disk or on gs://, with names like patterns and nameless owners."""
 
 import fnmatch
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 import tensorflow as tf
 from etils import epath
 
-from data_pipelines import retries
+from data_pipelines import machine, retries
 
 _NOT_YET = "Orbax does not save there, and TensorFlow does not read there"
 
@@ -18,37 +18,25 @@ def anywhere(path: str) -> str:
     """Return a path that may be on this machine or on gs://, with `~` written out.
 
     Raises:
-      ValueError: it is an address of another kind, or as `expand`.
+      ValueError: it is an address of another kind, or there is no such home.
     """
     scheme, found, _ = path.partition("://")
     if found and scheme != "gs":
         raise ValueError(f"{path}: {scheme}:// is not supported ({_NOT_YET}): use gs:// or a disk")
     if path.startswith("gs:/") and not path.removeprefix("gs://").strip("/"):
         raise ValueError(f"{path} names no bucket: write gs://BUCKET/FOLDER")
-    return expand(path)
+    return path if found else machine.written_out(path)
 
 
 def local(path: str, remedy: str) -> str:
     """Return a path of this machine, with `~` written out.
 
     Raises:
-      ValueError: it is an address such as gs://, with the remedy; or as `expand`.
+      ValueError: it is an address such as gs://, with the remedy; or there is no such home.
     """
     if "://" in path:
         raise ValueError(f"{path} has to be a folder of this machine: {remedy}")
-    return expand(path)
-
-
-def expand(path: str) -> str:
-    """Return a path with `~` and `~user` written out, as a shell does only where they stand alone.
-
-    Raises:
-      ValueError: there is no such home.
-    """
-    whole = os.path.expanduser(path) if "://" not in path else path
-    if whole.startswith("~"):
-        raise ValueError(f"{path}: no home directory is known for it; write the path out")
-    return whole
+    return machine.written_out(path)
 
 
 def matching(folder: epath.Path, pattern: str) -> list[epath.Path]:
@@ -103,8 +91,3 @@ def write(path: epath.Path, content: bytes) -> None:
     except OSError:
         aside.unlink(missing_ok=True)
         raise
-
-
-def shown(path: str | os.PathLike) -> str:
-    """Return a name that can be printed and kept: bytes that are not UTF-8 with backslashes."""
-    return os.fspath(path).encode("utf-8", "backslashreplace").decode()

@@ -23,8 +23,8 @@ from etils import epath
 from tqdm import tqdm
 
 from data_pipelines import paths, remote, retries
+from data_pipelines.reads import BLOCK
 
-BLOCK = 1 << 16  # bytes of audio to a checksum
 _FORMAT = 1  # of the file
 _SCANNERS = 4  # shards that are read at once
 _FRAMING = 16  # bytes around a record in a TFRecord file: length 8, checksums 4 and 4

@@ -14,7 +14,8 @@ from etils import epath
 
 from data_pipelines import paths, remote, retries
 from data_pipelines.ranges import Ranges
-from data_pipelines.record_index import BLOCK, Damaged, Index, Layout, layouts, read_index
+from data_pipelines.reads import BLOCK
+from data_pipelines.record_index import Damaged, Index, Layout, layouts, read_index
 
 _DEFAULT_RATE = 16_000  # Hz, of a data set whose config does not say otherwise
 

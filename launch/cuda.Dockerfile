@@ -1,4 +1,4 @@
-# musicssl on NVIDIA GPUs: docker build -f launch/cuda.Dockerfile -t IMAGE .
+# musicssl on NVIDIA GPUs: launch/image.sh cuda IMAGE
 # CUDA comes with jax's packages: the host needs the driver and the container toolkit alone.
 FROM python:3.12-slim
 WORKDIR /musicssl
@@ -8,4 +8,6 @@ COPY configs configs
 COPY data_pipelines data_pipelines
 COPY musicssl musicssl
 COPY launch launch
+ARG COMMIT=""
+ENV MUSICSSL_COMMIT=$COMMIT
 ENTRYPOINT ["python", "-m", "musicssl.main"]

@@ -2,13 +2,16 @@
 # A TPU job on a GKE cluster that has the JobSet controller and a node pool of TPU slices.
 #
 #   launch/gke.sh run --name=NAME --image=IMAGE --accelerator=tpu-v5-lite-podslice --topology=4x4
-#                     --hosts=4 --chips=4 --claim=PVC [--slices=N] -- --config=... --workdir=...
+#                     --hosts=4 --chips=4 [--slices=N] [--claim=PVC] [--bucket=BUCKET]
+#                     [--queue=QUEUE] [--service_account=NAME] -- --config=... --workdir=...
 #   launch/gke.sh logs --name=NAME       follow the first worker
 #   launch/gke.sh delete --name=NAME     SIGTERM to every worker, which saves, and remove the job
 #
-# --hosts is of a slice, --chips of a host, --claim a ReadWriteMany volume for data and workdirs,
-# mounted at /mnt/musicssl. What follows -- are musicssl.main's flags. --dry_run prints the manifest
-# and the command.
+# --hosts is of a slice, --chips of a host. The workdir is in a bucket, --workdir=gs://BUCKET/..., or
+# on a ReadWriteMany volume, --claim, mounted at /mnt/musicssl. --bucket mounts a bucket at
+# /mnt/bucket to be read, by Cloud Storage FUSE: not for workdirs, whose folders cannot be renamed
+# there. --queue is a LocalQueue of Kueue, --service_account one of Kubernetes that may use the
+# bucket. What follows -- are musicssl.main's flags. --dry_run prints the manifest and the command.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -29,7 +32,7 @@ while (($#)); do
     --dry_run | --dry-run) dry_run=true ;;
     --) shift && break ;;
     --name=?* | --image=?* | --accelerator=?* | --topology=?* | --hosts=?* | --chips=?* | \
-      --claim=?* | --slices=?*)
+      --claim=?* | --slices=?* | --bucket=?* | --queue=?* | --service_account=?*)
       flag=${1%%=*}
       flag=${flag#--}
       given[${flag^^}]=${1#*=}
@@ -60,14 +63,23 @@ case $action in
   run)
     (($#)) || fail "run needs musicssl.main's flags after --"
     arguments=''
+    [[ ! ${given[CLAIM]:-} ]] || given[CACHE]=/mnt/musicssl/xla
     for argument in "$@"; do
       argument=${argument//\\/\\\\}
-      arguments+=", \"${argument//\"/\\\"}\""
+      argument=${argument//\"/\\\"}
+      arguments+=", \"$argument\""
+      case $argument in --workdir=gs://?*) given[CACHE]=${argument#--workdir=}/xla ;; esac
     done
     given[ARGS]="[${arguments#, }]"
     manifest=$(<launch/jobset.yaml)
-    for key in NAME IMAGE ACCELERATOR TOPOLOGY HOSTS CHIPS CLAIM SLICES ARGS; do
+    for key in NAME IMAGE ACCELERATOR TOPOLOGY HOSTS CHIPS SLICES; do
       [[ ${given[$key]:-} ]] || fail "run needs --${key,,}"
+    done
+    [[ ${given[CACHE]:-} ]] || fail "run needs --claim, or --workdir=gs://BUCKET/... after --"
+    for key in CLAIM BUCKET QUEUE SERVICE_ACCOUNT; do # the lines of what is not there go
+      [[ ${given[$key]:-} ]] || manifest=$(grep -v "@$key@" <<<"$manifest")
+    done
+    for key in "${!given[@]}"; do
       manifest=${manifest//"@$key@"/"${given[$key]}"}
     done
     ! $dry_run || echo "$manifest"

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Builds and pushes the image of a Dockerfile here: launch/image.sh tpu|cuda IMAGE [--dry_run]
+# The image knows the commit of what is in it, which checkpoints keep.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -13,5 +14,7 @@ call() {
   printf -v line '%q ' "$@"
   if [[ $dry_run ]]; then echo "${line% }"; else "$@"; fi
 }
-call docker build --platform=linux/amd64 -f "launch/$kind.Dockerfile" -t "$image" .
+commit=$(git describe --always --dirty --abbrev=40 2>/dev/null || true)
+call docker build --platform=linux/amd64 --build-arg "COMMIT=$commit" \
+  -f "launch/$kind.Dockerfile" -t "$image" .
 call docker push "$image"

@@ -1,4 +1,4 @@
-# musicssl on TPUs: docker build -f launch/tpu.Dockerfile -t IMAGE .
+# musicssl on TPUs: launch/image.sh tpu IMAGE
 FROM python:3.12-slim
 WORKDIR /musicssl
 COPY requirements.txt .
@@ -7,4 +7,6 @@ COPY configs configs
 COPY data_pipelines data_pipelines
 COPY musicssl musicssl
 COPY launch launch
+ARG COMMIT=""
+ENV MUSICSSL_COMMIT=$COMMIT
 ENTRYPOINT ["python", "-m", "musicssl.main"]

@@ -6,7 +6,7 @@
 # Commands, in the order that a job needs them:
 #   create   ask for the machines: --type=v5litepod-16 [--slices=N] [--spot]
 #   status   one word: WAITING_FOR_RESOURCES, PROVISIONING, ACTIVE, SUSPENDED, FAILED
-#   setup    on every worker: mount --nfs=HOST:/SHARE, copy this repository's HEAD, install
+#   setup    on every worker: copy this repository's HEAD, install, mount --nfs=HOST:/SHARE if given
 #   run      start what follows -- on every worker, detached, again after every failure
 #   logs     follow worker 0's output
 #   stop     SIGTERM to every worker: the run saves and ends
@@ -15,7 +15,8 @@
 #
 # Flags: --project=PROJECT  --runtime=VERSION (default by --type)  --mount=DIR (/mnt/musicssl)
 #        --dry_run prints every command and runs none.
-# The workdir and the data have to be on what all workers share: --workdir=/mnt/musicssl/runs/NAME.
+# The workdir and the data have to be on what all workers share: --workdir=gs://BUCKET/runs/NAME, or,
+# with --nfs, --workdir=/mnt/musicssl/runs/NAME. `resume` ends with 1 where no machines come.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -55,9 +56,13 @@ esac
 case $action in
   run | resume) (($#)) || fail "$action needs the job's command after --" ;;
 esac
-case $action in
-  setup | resume) [[ $nfs ]] || fail "$action needs --nfs=HOST:/SHARE, a disk for all workers" ;;
-esac
+bucket='' # of the job's workdir, if it is in one
+for argument in "$@"; do
+  case $argument in --workdir=gs://?*) bucket=${argument#--workdir=} ;; esac
+done
+if [[ $action == resume && ! $nfs && ! $bucket ]]; then
+  fail "resume needs --nfs=HOST:/SHARE, a disk for all workers, or a job with --workdir=gs://..."
+fi
 if [[ ! $runtime ]]; then
   case $type in
     v5litepod-*) runtime=v2-alpha-tpuv5-lite ;;
@@ -111,9 +116,24 @@ create() {
 status() { queued describe "--format=value(state.state)"; }
 
 await() {
-  status
-  ! $dry_run || return 0
-  until [[ $(status) == ACTIVE ]]; do sleep "${POLL:-60}"; done
+  local state
+  if $dry_run; then
+    status
+    return
+  fi
+  while true; do
+    state=$(status) || state='not known yet'
+    echo "$name is $state"
+    case $state in
+      ACTIVE) return ;;
+      FAILED | SUSPENDING | SUSPENDED)
+        echo "tpu.sh: $name is $state: no machines came; try another --zone or --type, or" \
+          "without --spot, and delete it" >&2
+        exit 1
+        ;;
+    esac
+    sleep "${POLL:-60}"
+  done
 }
 
 setup() {
@@ -122,12 +142,20 @@ setup() {
   for node in "${nodes[@]}"; do
     call gcloud compute tpus tpu-vm scp "$archive" "$node:$archive" "${where[@]}" --worker=all
   done
-  local share
-  printf -v share 'sudo mkdir -p %q && { mountpoint -q %q || sudo mount -t nfs %q %q; }' \
-    "$mount" "$mount" "$nfs" "$mount"
-  on_workers all "sudo apt-get -qq install -y nfs-common python3-venv && $share"
-  # uv brings Python 3.12: the machines' own is 3.10, which jax no longer supports
-  on_workers all "tar -xzf $archive && python3 -m venv ~/.uv && ~/.uv/bin/pip install -q uv \
+  local machine='sudo apt-get -qq install -y python3-venv nfs-common' share
+  # half of the memory by default; a v5e host's 192 GB hold 1,000 hours of int16 at 16 kHz
+  machine+=' && sudo mount -o remount,size=85% /dev/shm'
+  if [[ $nfs ]]; then
+    printf -v share 'sudo mkdir -p %q && { mountpoint -q %q || sudo mount -t nfs %q %q; }' \
+      "$mount" "$mount" "$nfs" "$mount"
+    machine+=" && $share"
+  fi
+  on_workers all "$machine"
+  # the archive's header has the commit; uv brings Python 3.12: the machines' own is 3.10, which jax
+  # no longer supports
+  local commit="import tarfile; print(tarfile.open(\"$archive\").pax_headers[\"comment\"])"
+  on_workers all "tar -xzf $archive && python3 -c '$commit' > musicssl/.commit \
+&& python3 -m venv ~/.uv && ~/.uv/bin/pip install -q uv \
 && ~/.uv/bin/uv venv -q --allow-existing --python=3.12 musicssl/.venv \
 && ~/.uv/bin/uv pip install -q --python=musicssl/.venv -r musicssl/requirements.txt 'jax[tpu]'"
 }
@@ -135,9 +163,10 @@ setup() {
 run() {
   local line cache
   printf -v line '%q ' "$@"
-  printf -v cache '%q' "$mount/xla" # only worker 0 keeps what it compiles: here for all of them
+  # only worker 0 keeps what it compiles: here for all of them
+  printf -v cache '%q' "${bucket:-$mount}/xla"
   on_workers all "cd ~/musicssl || exit 2; PATH=\$PWD/.venv/bin:\$PATH \
-JAX_COMPILATION_CACHE_DIR=$cache nohup launch/again.sh -- \
+MUSICSSL_COMMIT=\$(cat .commit) JAX_COMPILATION_CACHE_DIR=$cache nohup launch/again.sh -- \
 ${line% } > ~/musicssl.log 2>&1 < /dev/null & echo \$! > ~/musicssl.pid"
 }
 

@@ -6,20 +6,19 @@ says in one line on stderr that names the flag or field and the remedy.
 
 import contextlib
 import errno
-import io
-import os
 import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from logging import StreamHandler, getLogger
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import jax
+import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from data_pipelines import machine
 from musicssl import environment, paths, usage
 
 EXIT_REFUSED = 2  # a request that cannot be met
@@ -33,7 +32,7 @@ PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)  # what a disk or bucket sa
 _AWAY = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "UNKNOWN:")  # tensorstore's words for it
 _OF_BUCKETS = ("requests", "urllib3")  # by which google-cloud-storage asks: no answer came
 
-CONFIGURATION = "a configuration file and its variant, such as configs/music2vec.py:demo"
+CONFIGURATION = "a configuration and its variant, such as music2vec:demo or FILE.py:demo"
 RENAMED = {"probe": "kind"}  # leaves that had another name once
 Main = Callable[[list[str]], None]
 # What a leaf or flag of a type takes, by the words in which Python refuses a value.
@@ -61,7 +60,7 @@ def run(
       verbosity: the least that libraries may log, unless --verbosity says otherwise.
     """
     environment.tell_tensorflow()
-    keep_streams()
+    machine.keep_streams()
 
     def begin(argv: list[str]) -> None:
         if not flags.FLAGS["verbosity"].present:
@@ -74,34 +73,6 @@ def run(
             refuse("interrupted", EXIT_INTERRUPTED)
 
     app.run(begin, flags_parser=lambda argv: read(argv, define_flags, required, arguments))
-
-
-class _Dropping(io.FileIO):
-    """A descriptor that drops what nobody can read: a pipe's end is closed, a terminal is gone."""
-
-    def write(self, content: Any) -> int:
-        """Write, or do as if it had been written."""
-        try:
-            return super().write(content)
-        except OSError:
-            return len(content)
-
-
-def keep_streams() -> None:
-    """Go on where nobody reads stdout or stderr any more: what is said there is not the work."""
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:  # closed before the start
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
-        elif stream is getattr(sys, f"__{name}__"):
-            stream.flush()
-            raw = io.BufferedWriter(_Dropping(stream.fileno(), "w", closefd=False))
-            lines = stream.line_buffering
-            kept = io.TextIOWrapper(raw, stream.encoding, "backslashreplace", line_buffering=lines)
-            setattr(sys, name, kept)
-            for handler in getLogger().handlers:
-                if isinstance(handler, StreamHandler) and handler.stream is stream:
-                    handler.setStream(kept)
 
 
 def define_path(
@@ -127,7 +98,20 @@ class _Path(flags.ArgumentParser):
 
 def define_config(default: str | None = None, values: flags.FlagValues = flags.FLAGS) -> None:
     """Define --config, and with it --config.LEAF for each of its leaves."""
-    config_flags.DEFINE_config_file("config", default, CONFIGURATION, flag_values=values)
+    config_flags.DEFINE_config_file("config", None, CONFIGURATION, flag_values=values)
+    values["config"].parser = _ConfigFile("config")
+    if default:
+        values.set_default("config", default)
+
+
+class _ConfigFile(config_flags.config_flags.ConfigFileFlagParser):
+    """Reads the value of --config; in ml_collections' own parser the first colon ends the file."""
+
+    def parse(self, path: str) -> ml_collections.ConfigDict:
+        """Return the configuration of a file and a variant."""
+        file, variant = paths.split_variant(path)
+        with contextlib.chdir(Path(file).parent):
+            return super().parse(Path(file).name + variant)
 
 
 def read(
@@ -138,7 +122,7 @@ def read(
 ) -> list[str]:
     """Set the flags to what the command line says; return what stands beside them."""
     values = flags.FLAGS
-    _refuse_missing_config(argv)
+    argv = _with_config_files(argv)
     try:
         define_flags()  # ml_collections looks at the command line as it defines --config
         if {"--help", "-help", "-h"} & set(argv[1:]):
@@ -171,12 +155,23 @@ def refuse_arguments(argv: Sequence[str]) -> None:
         refuse(f"unexpected arguments {list(argv[1:])}: options are spelt --name=value")
 
 
-def _refuse_missing_config(argv: Sequence[str]) -> None:
-    for argument in argv[1:]:
-        name, _, value = argument.partition("=")
-        path = value.partition(":")[0]
-        if name == "--config" and path and not Path(path).is_file():
+def _with_config_files(argv: Sequence[str]) -> list[str]:
+    """Return a command line whose --config is a file; refuse one that there is not."""
+    found = list(argv)
+    for i, argument in enumerate(argv[1:], 1):
+        name, equals, value = argument.partition("=")
+        if name.lstrip("-") != "config" or not name.startswith("-"):
+            continue
+        place = i if equals else i + 1  # --config=VALUE, or --config VALUE
+        if place == len(argv):
+            continue
+        value = value if equals else argv[place]
+        whole = paths.configuration(value)
+        path, _ = paths.split_variant(whole)
+        if path and not Path(path).is_file():
             refuse(f"--config={value}: there is no file {path}: give {CONFIGURATION}")
+        found[place] = f"{name}={whole}" if equals else whole
+    return found
 
 
 def _unknown_leaf(argv: Sequence[str], error: str) -> str:

@@ -62,6 +62,14 @@ def settle() -> list[str]:
     return undone
 
 
+def share_gpu() -> None:
+    """Have JAX take GPU memory as it needs it, and not most of it at its start.
+
+    It is for commands in which another library is to have some too, before JAX finds its devices.
+    """
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+
 def key(seed: int | jax.Array) -> jax.Array:
     """Return the random key of a seed, of the one generator that results are defined by."""
     return jax.random.key(seed, impl="threefry2x32")

@@ -1,26 +1,32 @@
 """Export a run's encoder to PyTorch: python -m musicssl.export --workdir=RUN --output=DIR
 
 DIR is then a model of transformers: AutoModel.from_pretrained(DIR) and
-AutoFeatureExtractor.from_pretrained(DIR). PyTorch is not needed to write it. Exit codes: 0 written,
-2 a request that cannot be met, 74 a bucket that did not answer; then nothing is left in DIR. Both
-may be on gs://.
+AutoFeatureExtractor.from_pretrained(DIR). PyTorch is not needed to write it. --push=ORG/NAME
+uploads it to the Hub, with its model card, in one commit; then --output may be left out. Exit
+codes: 0 written, 2 a request that cannot be met, 74 a bucket or the Hub does not answer; with these
+nothing is left half-written, in DIR or on the Hub. RUN and DIR may be on gs://.
 """
 
+import tempfile
 from pathlib import Path
 
 import safetensors
 from absl import flags, logging
 
 from musicssl import command, environment, host
-from musicssl.exchange import huggingface, model_config, pretrained
+from musicssl.exchange import hub, huggingface, model_config, pretrained
 from musicssl.exchange.model_card import model_card
+from musicssl.runtime.workdir import step_of
 
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     """Not at import, where they would clash with another command's."""
     command.define_path("workdir", "the run's workdir", values)
     command.define_path("output", "a new or empty directory to write", values)
-    flags.DEFINE_integer("step", None, "which checkpoint; default: the last", flag_values=values)
+    flags.DEFINE_string("push", None, "ORG/NAME of a model on the Hub", flag_values=values)
+    flags.DEFINE_string(
+        "step", "", "which checkpoint: a number, or best; default: the last", flag_values=values
+    )
     flags.DEFINE_bool("ema", False, "data2vec: the teacher, not the student", flag_values=values)
 
 
@@ -29,15 +35,32 @@ def main(argv: list[str]) -> None:
     f = flags.FLAGS
     with command.refusing(safetensors.SafetensorError):
         environment.require_devices()
-        print(export(host.path(f.workdir), host.path(f.output), f.step, f.ema))
+        if not f.output and not f.push:
+            raise ValueError("--output is missing: give a new or empty directory, or --push")
+        if f.push:
+            hub.check_push(f.push)
+        with tempfile.TemporaryDirectory() as aside:
+            output = host.path(f.output or Path(aside) / "model")
+            workdir = host.path(f.workdir)
+            said = export(workdir, output, step_of(workdir, f.step), f.ema, f.push)
+            print(said if f.output else said.partition(": ")[2])
+            if f.push:
+                print(hub.push(output, f.push, f"Export {workdir.name} with musicssl"))
 
 
-def export(workdir: Path, output: Path, step: int | None = None, ema: bool = False) -> str:
+def export(
+    workdir: Path,
+    output: Path,
+    step: int | None = None,
+    ema: bool = False,
+    name: str | None = None,
+) -> str:
     """Write a run's encoder as a Hugging Face directory, with a model card made from the run.
 
     Args:
       step: None for the last checkpoint.
       ema: data2vec's EMA teacher in place of the student's transformer.
+      name: by which the card's example loads it; None for the directory's.
 
     Returns:
       One line that says what was written.
@@ -52,12 +75,12 @@ def export(workdir: Path, output: Path, step: int | None = None, ema: bool = Fal
     model = model_config.model_type(loaded.encoder)
     mask = config.mask
     masking = model_config.Masking(mask.probability, mask.span, mask.get("min_spans", 1))
-    card = model_card(loaded, config, step, ema, workdir, output.name)
+    card = model_card(loaded, config, step, ema, workdir, name or output.name)
     huggingface.write(output, loaded, model, masking, card)
     return f"{output}: {model}, {loaded.source}"
 
 
 if __name__ == "__main__":
     command.run(  # Orbax tells of every file it opens
-        main, define_flags, required=["workdir", "output"], verbosity=logging.ERROR
+        main, define_flags, required=["workdir"], verbosity=logging.ERROR
     )

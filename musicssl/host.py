@@ -1,6 +1,7 @@
-"""The only module that imports data_pipelines: batches, labelled records, counts, claims, buckets.
+"""The only door to data_pipelines: batches, labelled records, counts, claims, buckets.
 
-data_pipelines/ loads TensorFlow, so nothing of it is imported before something is read.
+data_pipelines/ loads TensorFlow, so nothing of it is imported before something is read. Its
+machine.py alone, which needs nothing but Python, is imported elsewhere too.
 """
 
 import contextlib
@@ -22,7 +23,7 @@ from musicssl.command import EXIT_REFUSED, EXIT_STORAGE, note
 from musicssl.runtime import distributed, sharding
 
 if TYPE_CHECKING:
-    from data_pipelines import labelled_records, records
+    from data_pipelines import batches, deform, labelled_records, records
 
 DATA_DIR = "data"  # where data sets are, if nothing else is said
 SYNTHESISED = ("synth_music", "synth_polyphony")  # data sets that need no download
@@ -46,8 +47,11 @@ class Batches:
 
         data = config.data
         self.samples = audio.crop_samples(data.crop_frames)
-        if data.name.split("/")[0] in SYNTHESISED:
-            _compose(data.name, data.data_dir)
+        for name in mixture(config):
+            if name.split("/")[0] in SYNTHESISED:
+                _compose(name, data.data_dir)
+        if config.validate.every:
+            require_validation(config)
         self.config, self.mesh = config, mesh
         self.reading: batches.Batches | None = None
         self.iterate = batches.iterate
@@ -78,6 +82,21 @@ class Batches:
             for batch in reading
         )
 
+    def open_validation(self) -> Iterator[jax.Array]:
+        """Return batches of the validation split, which are the same at every call."""
+        config = self.config
+        rows = sharding.rows_here(self.mesh, config.batch_size)
+        reading = self.iterate(
+            require_validation(config),
+            seed=config.seed,
+            batch_size=config.batch_size,
+            samples=self.samples,
+            rows=rows,
+            on_damage=config.data.on_damage,
+        )
+        for batch in reading:
+            yield sharding.place_clips(self.mesh, config.batch_size, rows, batch["audio"])
+
     def counts(self) -> dict[str, int]:
         """Count what the order of batches depends on; damaged records hide their samples."""
         counts = {"records": len(self.dataset)}
@@ -92,16 +111,72 @@ class Batches:
         return {"damaged_records": len(self.reading.damaged)}
 
 
-def _open(config: ml_collections.ConfigDict) -> "records.Dataset":
+def mixture(config: ml_collections.ConfigDict) -> dict[str, int]:
+    """Return the data sets to train on and their weights: data.mix, or data.name alone.
+
+    Raises:
+      ValueError: data.mix is no list of data sets and weights, or does not go with data.order.
+    """
+    from data_pipelines import batches
+
+    if not config.data.mix:
+        return {config.data.name: 1}
+    if config.data.order == "blocks":
+        raise ValueError("data.order is 'blocks', which reads one data set: leave data.mix out")
+    try:
+        return batches.parse(config.data.mix)
+    except ValueError as error:
+        raise ValueError(f"data.mix: {error}") from None
+
+
+def _open(config: ml_collections.ConfigDict) -> "records.Dataset | batches.Mixture":
     """Open the records to train on, in a copy on this machine where data.mirror says so."""
     from data_pipelines import batches
 
     data = config.data
     if not data.mirror:
-        return batches.open_dataset(data.name, data.data_dir, "train")
+        return _mixed(config, lambda name: batches.open_dataset(name, data.data_dir, "train"))
+
+    def copied(name: str) -> "records.Dataset":
+        return batches.mirror(name, data.data_dir, "train", data.mirror)
+
     distributed.meet("before the data are copied")  # else Gloo waits for the last for 30 s at most
-    dataset = batches.mirror(data.name, data.data_dir, "train", data.mirror)
+    dataset = _mixed(config, copied)
     distributed.meet("the data are copied")
+    return dataset
+
+
+def _mixed(
+    config: ml_collections.ConfigDict, open_one: Callable[[str], "records.Dataset"]
+) -> "records.Dataset | batches.Mixture":
+    """Open the data sets of a configuration: one as it is, several as a mixture."""
+    from data_pipelines import batches
+
+    weights = mixture(config)
+    datasets = [open_one(name) for name in weights]
+    return datasets[0] if len(datasets) == 1 else batches.Mixture(datasets, [*weights.values()])
+
+
+def require_validation(
+    config: ml_collections.ConfigDict,
+) -> "records.Dataset | batches.Mixture":
+    """Open the validation split of the data that are trained on.
+
+    Raises:
+      ValueError, FileNotFoundError: they have none, or it holds nothing as long as a crop.
+    """
+    from data_pipelines import batches
+
+    data = config.data
+    try:
+        dataset = _mixed(
+            config, lambda name: batches.open_dataset(name, data.data_dir, "validation")
+        )
+        batches.check_crop(dataset, audio.crop_samples(data.crop_frames))
+    except (ValueError, FileNotFoundError) as error:
+        raise ValueError(
+            f"{error} (for looks at the validation split; --config.validate.every=0 goes without)"
+        ) from error
     return dataset
 
 
@@ -142,17 +217,19 @@ def _compose(name: str, data_dir: str) -> None:
 
 
 @contextlib.contextmanager
-def claimed(folder: Path, remedy: str) -> Iterator[None]:
+def claimed(folder: Path, remedy: str, writes: bool = False) -> Iterator[None]:
     """Be the only job that writes into a folder: process 0 claims it for all processes of the job.
 
-    One that is claimed is waited for: who was asked to end may still be saving. Who cannot write
-    into the folder does without.
+    One that is claimed is waited for: who was asked to end may still be saving.
 
     Args:
       remedy: what to do, if the other one does not end.
+      writes: whether the job certainly writes; else it does without a folder that it cannot write
+        into, as where a complete run is kept.
 
     Raises:
-      ValueError: another job has it still after PATIENCE seconds.
+      ValueError: another job has it still after PATIENCE seconds, it is a file, or it cannot be
+        written into.
       OSError: the bucket that it is on did not answer.
     """
     with contextlib.ExitStack() as held:
@@ -163,6 +240,8 @@ def claimed(folder: Path, remedy: str) -> Iterator[None]:
 
         def take() -> None:
             try:
+                if not paths.is_remote(folder) and folder.is_file():
+                    raise ValueError(f"{folder} is a file: give a folder")
                 if not paths.is_remote(folder) and not folder.exists():  # a bucket needs none
                     folder.mkdir(parents=True, exist_ok=True)
                     held.callback(_remove_if_empty, folder)
@@ -172,6 +251,9 @@ def claimed(folder: Path, remedy: str) -> Iterator[None]:
             except OSError as error:
                 if error.errno not in _UNWRITABLE:
                     raise
+                if writes:
+                    why = f"cannot be written to ({error.strerror})"
+                    raise ValueError(f"{folder} {why}: change that, or use another") from error
 
         distributed.first_does(take)
         yield
@@ -228,13 +310,6 @@ def patiently(work: Callable[[], None], path: Path) -> None:
     retries.patiently(work, lambda: str(path))
 
 
-def owner(path: Path) -> OSError | None:
-    """Return who holds the claim in a file, None where it is free."""
-    from data_pipelines import claim
-
-    return claim.owner(path)
-
-
 def is_built(name: str, data_dir: str) -> bool:
     """Return whether a data set is there to be read."""
     from data_pipelines import batches
@@ -287,6 +362,20 @@ def open_labelled(
     return labelled_records.open_labelled(name, data_dir or DATA_DIR, split, sample_rate, limit)
 
 
+def check_deformation(spec: str) -> None:
+    """Raise ValueError for a deformation of audio that is not known or cannot be made here."""
+    from data_pipelines import deform
+
+    deform.parse(spec)
+
+
+def deformed(data: "labelled_records.Labelled", spec: str) -> "deform.Deformed":
+    """Return records whose audio is deformed as it is read, such as by "noise:20"."""
+    from data_pipelines import deform
+
+    return deform.Deformed(data, deform.parse(spec))
+
+
 def published_chance(task: str) -> float | None:
     """Return what an answer that does not hear scores on a task's published test labels.
 
@@ -295,3 +384,16 @@ def published_chance(task: str) -> float | None:
     from data_pipelines import counts
 
     return counts.chance(task) if task in counts.TABLES else None
+
+
+def crop_reads(samples: int, record: int) -> dict[str, tuple[float, float]]:
+    """Return the bytes and the reads that a crop takes in the mean, by data.order.
+
+    TensorFlow is not loaded.
+
+    Args:
+      record: samples of a data set's records.
+    """
+    from data_pipelines import reads
+
+    return {order: reads.of_crop(order, samples, record) for order in reads.ORDERS}

@@ -9,6 +9,7 @@ answer for minutes, 75 ended after saving, by SIGTERM, Ctrl-C or a hang-up.
 import contextlib
 import itertools
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from logging import getLogger
@@ -28,7 +29,7 @@ from musicssl.probing import session
 from musicssl.runtime import checkpoint, compile_cache, distributed, goodput, sharding
 from musicssl.runtime.preemption import Preemption
 from musicssl.runtime.workdir import claim, flat, require_writable
-from musicssl.training import loop
+from musicssl.training import curves, loop
 from musicssl.training.writer import Writer
 
 
@@ -43,6 +44,7 @@ def main(argv: list[str]) -> None:
     if not f["verbosity"].present:
         for name in ("absl", "asyncio"):  # Orbax logs pages of an error that it raises as well
             getLogger(name).setLevel("CRITICAL")
+        sys.unraisablehook = tell_but_late_writes
     workdir = host.path(f.workdir or f"runs/{f.config.name}-{f.config.variant}")
     goodput.begin()
     with command.refusing(), goodput.lost("start"):
@@ -53,15 +55,41 @@ def main(argv: list[str]) -> None:
         run(f.config, workdir)
 
 
+def tell_but_late_writes(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Print an error that nobody can be told of, but not those of the arrays of a failed save.
+
+    Orbax raises the error of the first of them, and no longer waits for the others.
+    """
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
+
+
 def run(config: ml_collections.ConfigDict, workdir: Path) -> NoReturn:
     """Train, or go on, and exit."""
     with contextlib.ExitStack() as held:
         complete, config = train(config, workdir, held)
+        if jax.process_index() == 0:
+            with contextlib.suppress(OSError):  # a complete run may be kept where nobody can write
+                curves.draw(workdir)
     if complete and config.then:
         exec_next_run(config, workdir)
+    if complete:
+        say(next_steps(workdir))
     if complete and config.probe.at_end and jax.process_index() == 0:
         exec_final_probe(config, workdir)
     sys.exit(0 if complete else command.EXIT_PREEMPTED)
+
+
+def next_steps(workdir: Path) -> str:
+    """Return what can be done with a complete run, a line for each command."""
+    where = shlex.quote(str(workdir))
+    return "\n".join(
+        [
+            f"to look at its curves:   tensorboard --logdir={where}",
+            f"to evaluate its encoder: python -m musicssl.probe --config.encoder={where}",
+            f"to use it in PyTorch:    python -m musicssl.export --workdir={where} --output=DIR",
+        ]
+    )
 
 
 def train(
@@ -78,8 +106,8 @@ def train(
         loop.check(config, mesh)
         held.enter_context(host.claimed(workdir, "wait for its end, or use another --workdir"))
         preemption = Preemption()  # a signal before this ends the process: there is nothing to save
+        distributed.check_shared(workdir)
         claim(workdir, config)
-        distributed.check_shared(workdir / "config.json")
         batches = Batches(config, mesh)
         config = with_possible_probes(config)
         checkpoints = checkpoint.Checkpoints(workdir, config, batches.counts())
@@ -88,11 +116,13 @@ def train(
         first = int(state.step)
         if first < config.steps:
             require_writable(workdir)
+            goodput.keep(workdir, first)
         frozen = {}
         if config.method == "hubert":
             with goodput.lost("codebook"):
                 frozen = load_or_fit_codebook(config, workdir, mesh, batches, preemption, first)
-        writer = Writer(workdir, first, config.steps)
+        writer = Writer(workdir, config, first)
+        held.callback(writer.close)
 
     def on_scalars(step: int, scalars: dict[str, float]) -> None:
         writer.write(step, scalars | batches.damage())
@@ -109,6 +139,7 @@ def train(
         open_batches=batches.open,
         on_scalars=on_scalars,
         take_probe=take_probe,
+        open_validation=batches.open_validation,
     )
     try:
         complete = loop.train(training_run, state)
@@ -165,6 +196,7 @@ def load_or_fit_codebook(
 
     def open_batches() -> Iterator[jax.Array]:
         for batch in batches.open(0):
+            goodput.record(first)
             if preemption.reached(next(numbers)):  # k-means saves after every pass
                 sys.exit(command.EXIT_PREEMPTED)
             yield batch

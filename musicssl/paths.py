@@ -2,7 +2,7 @@
 
 A path is of this machine's file system or, where `anywhere` says so, on gs://. `~` stands for a
 home, and every other character of a name for itself, be it `[`, `*` or a colon. In front of an
-encoder's path may stand RANDOM.
+encoder's path may stand one of KINDS, or HUB in place of the path.
 """
 
 import functools
@@ -15,8 +15,14 @@ import ml_collections
 from etils import epath
 from etils.epath.stat_utils import StatResult
 
+from data_pipelines import machine
+
 PRODUCT = Path(__file__).parent.parent  # has configs/ and the packages
 RANDOM = "random:"  # before the path of an encoder: new initial values of its architecture
+PYTHON = "python:"  # before FILE:NAME or MODULE:NAME, an encoder in Python
+FEATURES = "features:"  # before a directory of features that were computed elsewhere
+KINDS = (RANDOM, PYTHON, FEATURES)
+HUB = "hf:"  # before ORG/NAME or ORG/NAME@REVISION, a model on the Hub of Hugging Face
 
 
 def local(path: str, remedy: str = "copy it to a disk, or mount it") -> str:
@@ -56,15 +62,30 @@ def is_remote(path: str | os.PathLike) -> bool:
 
 
 def encoder(spec: str) -> str:
-    """Return what names an encoder, a path or RANDOM and a path, as `anywhere` does."""
+    """Return what names an encoder, a path or one of KINDS and a path, as `anywhere` does."""
     kind, path = split_kind(spec)
     return kind + anywhere(path)
 
 
 def split_kind(spec: str) -> tuple[str, str]:
-    """Return RANDOM or "", and the path, of which any other colon is a part."""
-    path = spec.removeprefix(RANDOM)
-    return spec[: len(spec) - len(path)], path
+    """Return one of KINDS or "", and the path, of which any other colon is a part."""
+    kind = next((kind for kind in KINDS if spec.startswith(kind)), "")
+    return kind, spec.removeprefix(kind)
+
+
+def short(spec: str) -> str:
+    """Return the last part of what names an encoder, with RANDOM where it stands before it."""
+    kind, path = split_kind(spec)
+    name = path.rpartition(":")[2] if kind == PYTHON else Path(path).name
+    return f"{kind}{name}" if kind == RANDOM else name
+
+
+def split_variant(config: str) -> tuple[str, str]:
+    """Return a configuration's file, and its variant with the colon before it, or ""."""
+    ends = [len(config), *(i for i, character in enumerate(config) if character == ":")]
+    files = [end for end in ends if Path(config[:end]).is_file()]
+    end = max(files, default=min(ends))
+    return config[:end], config[end:]
 
 
 def several(paths: str) -> str:
@@ -73,18 +94,11 @@ def several(paths: str) -> str:
 
 
 def _written_out(path: str) -> str:
-    whole = os.path.expanduser(path)
-    if whole.startswith("~"):
-        raise ValueError(f"{path}: no home directory is known for it; write the path out")
+    whole = machine.written_out(path)
     absolute = os.path.abspath(whole)
-    if shown(absolute) != absolute:
-        raise ValueError(f"{shown(absolute)} is not UTF-8, which checkpoints need: choose another")
+    if (shown := machine.shown(absolute)) != absolute:
+        raise ValueError(f"{shown} is not UTF-8, which checkpoints need: choose another")
     return whole
-
-
-def shown(path: str | os.PathLike) -> str:
-    """Return a name that can be printed and kept: bytes that are not UTF-8 with backslashes."""
-    return os.fspath(path).encode("utf-8", "backslashreplace").decode()
 
 
 # The leaves of configurations that hold paths, and what they may be.
@@ -130,6 +144,20 @@ def write(path: Path, content: bytes) -> None:
     aside = path.with_name(f"{path.name}.tmp")
     aside.write_bytes(content)
     aside.replace(path)
+
+
+def configuration(value: str) -> str:
+    """Return the file and variant that --config names: `music2vec:demo`, or a file and a variant.
+
+    A name without a folder is that of a file in configs/, from whatever folder a command is started
+    in. So is a path such as configs/probe.py, where the folder that one is in has no such file.
+    """
+    name, colon, variant = value.partition(":")
+    if name and Path(name).name == name and (PRODUCT / f"configs/{name}.py").is_file():
+        return of_product(f"configs/{name}.py") + colon + variant
+    if re.fullmatch(r"configs/\w+\.py", name) and not Path(name).is_file():
+        return str(PRODUCT / name) + colon + variant
+    return value
 
 
 def of_product(name: str) -> str:

@@ -6,25 +6,36 @@ long it may take. Times are rooflines and estimates from the compiled program, n
 Needs jax[tpu] for TPUs, jax[cuda13] for GPUs. Exit codes: 0 planned, also where a step does not
 fit; 2 a request that cannot be met.
 
+With --evaluate it plans an evaluation instead: what each task takes in audio, operations, disk,
+memory and time, on this machine by rates that are measured in a minute, and on a TPU or GPU by its
+data sheet, for which no compiler is needed.
+
+    python -m musicssl.plan --evaluate --config=configs/probe.py --config.encoder=DIR \\
+        --config.tasks=mir --topology=h100:1
+
     --batch=16      clips on each device, in place of the configuration's global batch
     --batch=auto    the most clips that fit a TPU or GPU; compiles several times
     --batch=auto:40 the same, beginning at a guess
-    --output=PATH   PATH.json and PATH.md; by default runs/plans/<config>-<variant>
+    --output=PATH   PATH.json and PATH.md; by default runs/plans/<config>-<variant>, or
+                    runs/plans/evaluation-<encoder>
 """
 
 import json
 import sys
+from pathlib import Path
+from typing import Any
 
 from absl import flags
 from tqdm import tqdm
 
-from musicssl import command, host
-from musicssl.planning import compilation, report, topology
+from musicssl import command, host, paths
+from musicssl.planning import compilation, evaluation, report, topology
 
 
 def define_flags() -> None:
     command.define_config()
     flags.DEFINE_list("topology", None, f"what to plan for, one or more of {topology.KNOWN}")
+    flags.DEFINE_bool("evaluate", False, "plan an evaluation, not a training run")
     flags.DEFINE_string("batch", "", "clips on each device, or auto for the most that fit")
     command.define_path("output", "where PATH.json and PATH.md are written")
 
@@ -32,19 +43,37 @@ def define_flags() -> None:
 def main(argv: list[str]) -> None:
     del argv
     f = flags.FLAGS
+    if f.evaluate:
+        with command.refusing():
+            if f.batch:
+                raise ValueError("--batch is of training steps: leave it out beside --evaluate")
+            costs = evaluation.run(f.config, f.topology or [])
+        name = paths.split_kind(f.config.encoder)[1]
+        _write(
+            f.output or f"runs/plans/evaluation-{Path(name).name}", costs, report.evaluation(costs)
+        )
+        return
     with command.refusing():
+        if not f.topology:
+            raise ValueError(f"--topology is missing: give {f['topology'].help}")
         compilation.check_batch(f.batch, f.topology)
         topology.prepare(f.topology)
         progress = tqdm(f.topology, desc="planning", file=sys.stderr)
         plans = [compilation.plan(f.config, topology.topology(spec), f.batch) for spec in progress]
-    output = host.path(f.output or f"runs/plans/{f.config.name}-{f.config.variant}")
-    text = report.markdown(plans)
+    _write(
+        f.output or f"runs/plans/{f.config.name}-{f.config.variant}", plans, report.markdown(plans)
+    )
+
+
+def _write(output: str, plan: Any, text: str) -> None:
+    """Write a plan as <output>.json and <output>.md, and print the latter."""
+    path = host.path(output)
     with command.refusing():
-        output.parent.mkdir(parents=True, exist_ok=True)
-        for ending, content in ((".json", json.dumps(plans, indent=1) + "\n"), (".md", text)):
-            output.with_name(f"{output.name}{ending}").write_text(content)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for ending, content in ((".json", json.dumps(plan, indent=1) + "\n"), (".md", text)):
+            path.with_name(f"{path.name}{ending}").write_text(content)
     print(text)
 
 
 if __name__ == "__main__":
-    command.run(main, define_flags, required=["config", "topology"])
+    command.run(main, define_flags, required=["config"])

@@ -2,8 +2,10 @@
 
 Features of every layer are extracted once and cached; for each task a grid of probes (layers x
 learning rates x seeds) is trained on them, the best by validation is tested. Writes results.json,
-results.md and pictures. --compare A B C puts directories of such results side by side instead.
-Exit codes: 0 complete, 2 a request that cannot be met, 74 a disk or a bucket did not answer.
+results.md and pictures. --compare A B C puts directories of such results side by side instead:
+compare.md, and compare.html, a page that can be sorted, with compare.csv.
+Exit codes: 0 complete, 2 a request that cannot be met, 74 a disk or a bucket did
+not answer.
 """
 
 from absl import flags, logging
@@ -11,6 +13,7 @@ from absl import flags, logging
 from musicssl import command, environment, host, paths
 from musicssl.probing import report, session
 from musicssl.runtime import compile_cache, distributed
+from musicssl.study import leaderboard
 
 
 def define_flags() -> None:
@@ -23,10 +26,14 @@ def main(argv: list[str]) -> None:
     with command.refusing():
         if compare:
             folders = [part for part in [*compare.split(","), *argv[1:]] if part]
+            held = [host.path(paths.anywhere(x)) for x in folders]
             out = host.path(config.results or "results/compare")
-            print(report.compare([host.path(paths.anywhere(x)) for x in folders], out))
+            print(report.compare(held, out))
+            print(leaderboard.write(held, out))
             return
         command.refuse_arguments(argv)
+        if paths.PYTHON in f"{config.encoder},{config.beside}":
+            environment.share_gpu()
         distributed.start()
         compile_cache.keep()
         environment.require_devices()

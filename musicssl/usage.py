@@ -58,7 +58,7 @@ def _variants(stems: Iterable[str]) -> str:
     for stem in stems:
         names = list(importlib.import_module(f"configs.{stem}").VARIANTS)
         rows.append((f"configs/{stem}.py", f"{names[0]} by default, :" + ", :".join(names[1:])))
-    return "Configurations and their variants, as in --config=FILE:VARIANT:\n" + _table(rows)
+    return "Configurations and their variants, as in --config=music2vec:demo:\n" + _table(rows)
 
 
 def _leaves(stem: str) -> str:

@@ -2,18 +2,19 @@
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import jax
 import pytest
-from tqdm import tqdm
+from absl import flags
 
 from configs import common, probe
 from data_pipelines import build, retries
 from musicssl import usage
-from musicssl.command import keep_streams, note, refusing, say
+from musicssl.command import define_config, refusing
 from tests.support import commands, full_size, runs
 
 ROOT = Path(__file__).parent.parent
@@ -60,7 +61,21 @@ def test_a_flag_that_is_nearly_one():
 @pytest.mark.parametrize("command", ["main", "probe", "plan", "benchmark"])
 def test_a_configuration_that_is_not_there(command):
     line = refused(command, "--config=nope.py:demo")
-    assert "--config=nope.py:demo: there is no file nope.py: give a configuration file" in line
+    assert "--config=nope.py:demo: there is no file nope.py: give a configuration" in line
+
+
+def test_a_configuration_in_a_folder_with_a_colon(tmp_path):
+    folder = tmp_path / "2026-01-05T10:30"
+    shutil.copytree(ROOT / "configs", folder)
+    for default, arguments in (
+        (None, [f"--config={folder}/music2vec.py:span5"]),
+        (f"{folder}/music2vec.py:span5", []),
+    ):
+        values = flags.FlagValues()
+        define_config(default, values)
+        values(["command", *arguments])
+        assert (values.config.variant, values.config.mask.span) == ("span5", 5)
+    assert os.getcwd() != str(folder)
 
 
 @pytest.mark.parametrize(
@@ -88,6 +103,8 @@ def test_what_is_no_flag(command):
     [
         ("main", ["--config=configs/music2vec.py:nope"], "no variant 'nope' in configs/music2vec"),
         ("main", ["--config=README.md"], "--config cannot be loaded (SyntaxError("),
+        ("main", ["--config=nope"], "--config=nope: there is no file nope: give a configuration"),
+        ("main", ["--config", "nope"], "--config=nope: there is no file nope: give a config"),
         ("main", ["--config=configs"], "there is no file configs: give a configuration"),
         ("main", ["--config.steps=3"], "--config.steps changes a configuration: give --config"),
         ("plan", [DEMO, "--config.steps=few"], "--config.steps=few: give a whole number"),
@@ -126,7 +143,7 @@ def test_what_a_flag_does_not_take(command, arguments, message):
     "leaf, value, message",
     [
         ("batch_size", 0, "config.probe.batch_size is 0: use 1 or more"),
-        ("kind", "forest", "config.probe.kind is 'forest': use 'mlp' or 'linear'"),
+        ("kind", "forest", "config.probe.kind is 'forest': use 'mlp', 'linear' or 'ridge'"),
         ("tasks", "chords", "config.probe.tasks is not possible: there is no 'chords'"),
         ("layers", "9", "config.probe.layers is not possible: there is no '9'"),
     ],
@@ -151,41 +168,6 @@ def test_a_build_refuses_alike(arguments, tmp_path, monkeypatch, capsys):
     except SystemExit as leaving:
         code = leaving.code
     assert code == 2 and "build: " in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("name", ["stdout", "stderr"])
-def test_what_nobody_reads_is_dropped(name, monkeypatch):
-    """As after `| head`, or where the terminal of a run is gone; a full disk is the other case."""
-    reader, writer = os.pipe()
-    os.close(reader)
-    for descriptor in (writer, os.open("/dev/full", os.O_WRONLY)):
-        stream = open(descriptor, "w", encoding="utf-8")  # noqa: SIM115
-        with monkeypatch.context() as patch:
-            for place in (name, f"__{name}__"):
-                patch.setattr(sys, place, stream)
-            keep_streams()
-            for line in ("a line", "b" * 100_000):
-                say(line)
-                note(line)
-            for _ in tqdm(range(3), mininterval=0):
-                getattr(sys, name).flush()
-            getattr(sys, name).close()
-
-
-def test_what_is_read_is_written(monkeypatch, tmp_path):
-    with (tmp_path / "out").open("w", encoding="utf-8") as stream, monkeypatch.context() as patch:
-        patch.setattr(sys, "stdout", stream)
-        patch.setattr(sys, "__stdout__", stream)
-        keep_streams()
-        say(b"caf\xe9 \xc3\xa9".decode("utf-8", "surrogateescape"))
-    assert (tmp_path / "out").read_text("utf-8") == "caf\\udce9 é\n"
-
-
-def test_a_stream_that_was_closed_before_the_start(monkeypatch):
-    monkeypatch.setattr(sys, "stdout", None)
-    keep_streams()
-    say("nobody hears this")
-    sys.stdout.close()
 
 
 def interrupted() -> None:
@@ -216,8 +198,11 @@ def test_the_commands_are_listed_with_a_line_each():
     )
     lines = done.stdout.splitlines()
     assert [line.split()[2] for line in lines[:-1]] == [
-        f"musicssl.{name}"
-        for name in ("main", "probe", "export", "plan", "benchmark", "study_report")
+        "data_pipelines.build",
+        *(
+            f"musicssl.{name}"
+            for name in ("main", "probe", "export", "plan", "benchmark", "study_report")
+        ),
     ]
     assert all(len(line) < 120 and len(line.split()) > 5 for line in lines[:-1])
 

@@ -104,8 +104,8 @@ for _name in ("mask.min_spans", "mask.equal_counts", "optim.phases", "optim.end_
     del RECIPE2[_name]
 # What the recipes say nothing of.
 OURS = {
-    *("name", "variant", "then", "precision", "nonfinite"),
-    *("data.name", "data.data_dir", "data.on_damage", "data.order", "data.mirror"),
+    *("name", "variant", "then", "precision", "nonfinite", "profile", "tracker"),
+    *("data.name", "data.mix", "data.data_dir", "data.on_damage", "data.order", "data.mirror"),
     *(
         "checkpoint.every",
         "checkpoint.keep",
@@ -114,6 +114,7 @@ OURS = {
         "mesh.fsdp",
     ),
     *(f"probe.{name}" for name in common.get_config().probe),
+    *(f"validate.{name}" for name in common.get_config().validate),
 }
 DIFFERENCES = {
     "vanilla": {},

@@ -1,8 +1,11 @@
 """What the environment may not change, and what is said of it."""
 
+import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 
-import flax
 import jax
 import numpy as np
 import pytest
@@ -12,15 +15,16 @@ from musicssl.objectives.masking import span_mask
 from musicssl.training import step
 from tests.support import tiny
 
-OTHERWISE = {
-    "jax_enable_x64": True,
-    "jax_default_prng_impl": "rbg",
-    "jax_threefry_partitionable": False,
-    "jax_random_seed_offset": 5,
-    "jax_disable_jit": True,
-    "jax_numpy_dtype_promotion": "strict",
-    "jax_numpy_rank_promotion": "raise",
-    "jax_transfer_guard": "disallow",
+OTHERWISE = {  # in the order in which they are told
+    "JAX_ENABLE_X64": "True",
+    "JAX_DEFAULT_PRNG_IMPL": "rbg",
+    "JAX_THREEFRY_PARTITIONABLE": "False",
+    "JAX_RANDOM_SEED_OFFSET": "5",
+    "JAX_DISABLE_JIT": "True",
+    "JAX_NUMPY_DTYPE_PROMOTION": "strict",
+    "JAX_NUMPY_RANK_PROMOTION": "raise",
+    "JAX_TRANSFER_GUARD": "disallow",
+    "FLAX_FIX_RNG_SEPARATOR": "True",
 }
 
 
@@ -36,23 +40,29 @@ def drawn() -> list:
     return [np.asarray(x).tolist() for x in jax.jit(draw)()]
 
 
-def drawn_elsewhere() -> list:
-    """The same in a process whose environment says otherwise, and what is then told."""
-    for name, value in OTHERWISE.items():
-        jax.config.update(name, value)
-    flax.config.update("flax_fix_rng_separator", True)
-    undone = environment.settle()
-    return [undone, *drawn()]
+# Tells what it has undone of its environment, and then what is drawn.
+ELSEWHERE = """
+import json
+from musicssl import environment
+from tests.test_environment import drawn
+print(json.dumps([environment.settle(), *drawn()]))
+"""
 
 
 def test_the_environment_changes_nothing_that_is_drawn_at_random():
-    undone, *there = tiny.in_another_process(drawn_elsewhere)
+    """The variables are read as JAX is imported, so it takes a process that is not forked."""
+    done = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE],
+        cwd=Path(__file__).parents[1],
+        env=os.environ | OTHERWISE,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    undone, *there = json.loads(done.stdout)
     assert there == drawn()
-    assert [x.partition("=")[0] for x in undone] == [
-        *(name.upper() for name in OTHERWISE),
-        "FLAX_FIX_RNG_SEPARATOR",
-    ]
-    assert "JAX_ENABLE_X64=True" in undone
+    assert undone == [f"{name}={value}" for name, value in OTHERWISE.items()]
 
 
 def test_keys_are_those_of_jax_s_default_generator_whatever_is_set():

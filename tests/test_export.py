@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from absl import flags
 
 from configs import music2vec, music2vec2, musichubert
 from musicssl import audio, export
@@ -21,7 +22,7 @@ from musicssl.runtime import checkpoint
 from musicssl.runtime.workdir import claim
 from musicssl.training.step import TrainState
 from tests.exchange import test_fairseq
-from tests.support import commands, torch_models
+from tests.support import commands, hub_server, torch_models
 
 STEPS = (100, 300)
 
@@ -297,3 +298,41 @@ def test_the_card(run, tmp_path):
     export.export(run, tmp_path / "teacher", ema=True)
     card = (tmp_path / "teacher" / "README.md").read_text()
     assert "probed at another step or with other weights" in card and "50.6" not in card
+
+
+def test_a_run_is_pushed_with_a_card_that_loads_it_by_its_name(
+    run, tmp_path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    given = flags.FlagValues()
+    export.define_flags(given)
+    monkeypatch.setattr(flags, "FLAGS", given)
+    with hub_server.serving() as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
+        given(["export", f"--workdir={run}"])
+        monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+        for arguments, message in (
+            (["--push=org/music2vec"], "needs a token that may write there: set HF_TOKEN"),
+            (["--push=music2vec"], "is no name on the Hub: give ORG/NAME"),
+            (["--push="], "--output is missing"),
+        ):
+            given(["export", *arguments])
+            with pytest.raises(SystemExit) as end:
+                export.main(["export"])
+            assert end.value.code == 2 and message in capsys.readouterr().err
+        assert server.asked == []
+
+        monkeypatch.setenv("HF_TOKEN", hub_server.TOKEN)
+        monkeypatch.setattr("huggingface_hub.get_token", lambda: hub_server.TOKEN)
+        given["push"].value = "org/music2vec"
+        export.main(["export"])
+        commit = server.branches["org/music2vec"]["main"]
+        assert capsys.readouterr().out.splitlines() == [
+            f"data2vec-audio, encoder of {run} at step 300",
+            f"{server.endpoint}/org/music2vec, commit {commit}",
+        ]
+        card = server.models["org/music2vec"][commit]["README.md"].decode()
+        assert 'AutoModel.from_pretrained("org/music2vec")' in card
+        back = pretrained.load_encoder(f"hf:org/music2vec@{commit}")
+    assert back.digest == pretrained.load_encoder(run).digest

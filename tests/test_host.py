@@ -44,13 +44,24 @@ def test_a_job_that_still_saves_is_waited_for(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("reason", [errno.EROFS, errno.EACCES])
-def test_a_folder_that_cannot_be_written_needs_no_owner(tmp_path, monkeypatch, reason):
+def test_a_folder_that_cannot_be_written_needs_no_owner_or_is_refused(
+    tmp_path, monkeypatch, reason
+):
     def refuse(*_: object) -> None:
         raise OSError(reason, os.strerror(reason))
 
     monkeypatch.setattr(claim, "_taken", refuse)
     with host.claimed(tmp_path, REMEDY):
         pass
+    message = rf"{tmp_path} cannot be written to \({os.strerror(reason)}\): change that, or"
+    with pytest.raises(ValueError, match=message):
+        host.claimed(tmp_path, REMEDY, writes=True).__enter__()
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "x").touch()
+    with pytest.raises(ValueError, match="x is a file: give a folder"):
+        host.claimed(tmp_path / "x", REMEDY).__enter__()
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import errno
 import functools
 import hashlib
 import importlib
+import json
 import os
 import shutil
 import signal
@@ -24,7 +25,7 @@ from tensorboard.util.tensor_util import make_ndarray
 from configs import musichubert
 from data_pipelines import batches
 from musicssl import audio, host, main
-from musicssl.runtime import digests, distributed
+from musicssl.runtime import digests, distributed, goodput
 from musicssl.runtime.workdir import steps_on_disk
 from tests.faults import kill
 from tests.support import commands, runs
@@ -132,6 +133,15 @@ def test_a_run_goes_on_where_nobody_reads_what_it_says(root, tmp_path, finished)
     assert runs.differences(runs.state(tmp_path / "run"), runs.state(finished)) == []
 
 
+def test_a_disk_that_takes_no_more_is_one_line(root, tmp_path, finished):
+    """As a quota, which is met in the middle of a save: of all its arrays, one is told of."""
+    given = "musicssl.main", *flags(root, tmp_path / "run")
+    process = commands.Process(commands.limited, *given, cache=root / "cache")
+    _, errors = process.communicate()
+    assert process.returncode == 2 and errors.count("\n") == 1, errors
+    assert f"{tmp_path}/run/checkpoints: a checkpoint could not be written (" in errors
+
+
 def test_a_workdir_that_is_read_only(root, workdir):
     """Whether its run is complete or not."""
     arguments = flags(root, workdir)
@@ -140,6 +150,7 @@ def test_a_workdir_that_is_read_only(root, workdir):
             path.chmod(0o555)
         code, output, errors = unprivileged(arguments, root / "cache")
         assert (code, errors) == (0, "") and "complete: step 6 of 6 is in" in output
+        assert f"python -m musicssl.export --workdir={workdir} --output=DIR" in output
     finally:
         for path in (workdir, workdir / "checkpoints"):
             path.chmod(0o755)
@@ -400,6 +411,17 @@ def test_a_damaged_checkpoint_is_passed_over_when_asked(gone_on):
     workdir, output = gone_on
     assert f"moved to {workdir}/damaged" in output
     assert "going on from step 2 of 6" in output
+
+
+def test_the_time_of_all_lives_is_told_at_the_end(gone_on):
+    workdir, output = gone_on
+    lives = json.loads((workdir / "goodput.json").read_text())
+    assert [(life["first"], life["step"]) for life in lives] == [(0, 4), (2, 6)]
+    seconds, logged = goodput.account(lives), runs.scalars(workdir)[-1]
+    assert min(seconds[x] for x in ("goodput", "compile", "restore", "repeated", "down")) > 0
+    assert logged["time/repeated"] > 0 and logged["time/down"] > 0
+    (line,) = (line for line in output.splitlines() if line.startswith("goodput "))
+    assert " in 2 lives, lost to " in line and "repeated" in line
 
 
 def test_a_run_that_goes_on_ends_as_one_never_stopped(gone_on, finished):

@@ -71,6 +71,31 @@ def test_a_colon_that_ends_no_known_prefix_is_a_part_of_the_path(spec, kind, pat
     assert paths.split_kind(spec) == (kind, path)
 
 
+def test_a_colon_in_a_configuration_s_path_is_a_part_of_it(tmp_path, monkeypatch):
+    folder = tmp_path / "runs:1"
+    folder.mkdir()
+    (folder / "a.py").touch()
+    for variant in ("", ":demo", ":de:mo"):
+        assert paths.split_variant(f"{folder}/a.py{variant}") == (f"{folder}/a.py", variant)
+    assert paths.split_variant("configs/none.py:demo") == ("configs/none.py", ":demo")
+    (folder / "a.py:demo").touch()
+    assert paths.split_variant(f"{folder}/a.py:demo") == (f"{folder}/a.py:demo", "")
+
+
+def test_a_configuration_is_found_by_name_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(paths.PRODUCT)
+    assert paths.configuration("music2vec:demo") == "configs/music2vec.py:demo"
+    monkeypatch.chdir(tmp_path)
+    file = f"{paths.PRODUCT}/configs/probe.py"
+    assert paths.configuration("probe") == paths.configuration("configs/probe.py") == file
+    assert paths.configuration("configs/probe.py:quick") == f"{file}:quick"
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/probe.py").touch()  # one's own comes first
+    assert paths.configuration("configs/probe.py:mine") == "configs/probe.py:mine"
+    for other in ("nope:demo", "other/music2vec.py:demo", "", ":demo"):
+        assert paths.configuration(other) == other
+
+
 def test_every_leaf_that_is_a_path_is_written_out(home):
     training, evaluation = musichubert.get_config("k2000_iter2"), probe.get_config()
     for config in (training, evaluation):

@@ -62,6 +62,9 @@ def test_eight_virtual_devices(tmp_path):
             "v9:4x4 is not known: use v4:4x4x4",
         ),
         (["--config=configs/music2vec.py", "--topology=cpu:8", "--batch=auto:9"], "give --batch=N"),
+        (["--config=configs/music2vec.py"], "--topology is missing: give what to plan for"),
+        (["--config=configs/music2vec.py", "--evaluate"], "give --config=configs/probe.py"),
+        (["--config=configs/probe.py:ridge", "--evaluate"], "plans probes that are trained"),
     ],
 )
 def test_refusals_are_one_line(arguments, reason):

@@ -14,7 +14,7 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from data_pipelines.containers.parts import UNKNOWN, Stream, Unusable
+from data_pipelines.containers.parts import COMPLETE, UNKNOWN, Stream, Unusable
 
 _ENTRIES = (
     "format=format_name,duration,probe_score"
@@ -23,6 +23,8 @@ _ENTRIES = (
 )
 # Formats without a length, for which ffprobe guesses by the bit rate.
 _RAW = frozenset("aac ac3 dts dtshd eac3 loas mlp mp2 mp3 truehd".split())  # noqa: SIM905
+# Formats whose first header says how much follows; FFmpeg looks no further.
+_ONE_AFTER_ANOTHER = frozenset(("ape", "flv", "mpc", "mpc8", "tta", "wv"))
 _SURE = 50  # of 100: the least score of a format that is not guessed from a few odd bytes
 _BLOCK = 1 << 16  # samples of each channel at a time
 
@@ -46,21 +48,7 @@ def probe(path: Path) -> Track:
     Raises:
       Unusable: FFmpeg finds no sound in it.
     """
-    command: list[str | bytes] = [
-        "ffprobe",
-        "-v",
-        "error",
-        "-of",
-        "json",
-        "-show_entries",
-        _ENTRIES,
-    ]
-    command += ["-protocol_whitelist", "file", "-i", _name(path)]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
-    try:
-        found = json.loads(done.stdout.decode(errors="replace") or "{}")
-    except ValueError:
-        found = {}
+    found = _ffprobe(path, "-show_entries", _ENTRIES)
     streams = found.get("streams", [])
     sounds = [s for s in streams if s.get("codec_type") == "audio" and _number(s, "sample_rate")]
     if _number(found.get("format", {}), "probe_score") < _SURE:
@@ -70,6 +58,11 @@ def probe(path: Path) -> Track:
     chosen = next((s for s in sounds if s["disposition"]["default"]), sounds[0])
     pictures = sum(s.get("disposition", {}).get("attached_pic", 0) for s in streams)
     alone = len(streams) - pictures == 1
+    formats = set(found.get("format", {}).get("format_name", "").split(","))
+    if formats & _ONE_AFTER_ANOTHER:
+        _check_end(path, chosen["index"])
+    if "matroska" in formats and not alone:
+        chosen["start_time"] = _start(path, chosen["index"])
     seconds = _seconds(chosen, found.get("format", {}), alone)
     kinds = chosen.get("codec_name", "")
     floats = kinds.startswith("pcm_f") or (
@@ -78,18 +71,45 @@ def probe(path: Path) -> Track:
     return Track(chosen["index"], seconds, floats)
 
 
+def _ffprobe(path: Path, *options: str) -> dict[str, Any]:
+    """Return what ffprobe says of a file, nothing where it cannot open it."""
+    command: list[str | bytes] = ["ffprobe", "-v", "error", "-of", "json", *options]
+    command += ["-protocol_whitelist", "file", "-i", _name(path)]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    try:
+        return json.loads(done.stdout.decode(errors="replace") or "{}")
+    except ValueError:
+        return {}
+
+
+def _start(path: Path, track: int) -> float:
+    """Return the second at which a track begins beside others; its own header does not say it."""
+    options = ["-select_streams", str(track), "-read_intervals", "%+#1"]
+    packets = _ffprobe(path, *options, "-show_entries", "packet=pts_time").get("packets", [])
+    return _number(packets[0], "pts_time") if packets else 0.0
+
+
+def _check_end(path: Path, track: int) -> None:
+    """Raise Unusable where much of a file lies behind the last packet that FFmpeg finds in it."""
+    options = ["-select_streams", str(track), "-show_entries", "packet=pos,size"]
+    packets = _ffprobe(path, *options).get("packets", [])
+    end = max((_number(x, "pos") + _number(x, "size") for x in packets), default=0.0)
+    size = path.stat().st_size
+    if end and size - end > (1 - COMPLETE) * size:
+        raise Unusable(f"longer than it says: it goes on after {end:,.0f} of {size:,} bytes")
+
+
 def _seconds(stream: dict[str, Any], container: dict[str, Any], alone: bool) -> float:
     """Return what a stream's length should be, 0.0 where nothing says it."""
     if _RAW & set(container.get("format_name", "").split(",")):
         return 0.0
-    if stated := _number(stream, "duration"):
-        return stated
     try:  # Matroska: the time at which the stream ends
         hours, minutes, seconds = stream["tags"]["DURATION"].split(":")
         end = 3600 * int(hours) + 60 * int(minutes) + float(seconds)
         return max(0.0, end - _number(stream, "start_time"))
     except (KeyError, ValueError):
-        return _number(container, "duration") if alone else 0.0
+        whole = _number(container, "duration") if alone else 0.0
+        return _number(stream, "duration") or whole
 
 
 def _number(values: dict[str, Any], key: str) -> float:

@@ -7,19 +7,25 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from data_pipelines.containers.mpeg import end_of_audio
 from data_pipelines.containers.parts import COMPLETE, Part, Unusable, mapped
 
 _START = b"fLaC\0\0\0\x22"  # with the header of STREAMINFO, which is always first
-_TAIL = 1 << 18  # bytes at the end among which the last frames are; a frame has some thousand
 _SIZES = {1: 192} | {code: 576 << code - 2 for code in range(2, 6)}
 _SIZES |= {code: 256 << code - 8 for code in range(8, 16)}
 
 
 class _Frame(NamedTuple):
-    """A frame's place in the music: its first sample and their number."""
+    """A frame's byte in the file, and its place in the music: its first sample and their number."""
 
+    byte: int
     first: int
     samples: int
+
+    @property
+    def end(self) -> int:
+        """The samples up to its end."""
+        return self.first + self.samples
 
 
 def parts(path: Path, start: int) -> list[Part]:
@@ -29,7 +35,7 @@ def parts(path: Path, start: int) -> list[Part]:
     of its last frame.
 
     Raises:
-      Unusable: a stream ends long before the end that its header states.
+      Unusable: a stream ends long before the end that its header states, or something else follows.
     """
     with mapped(path) as data:
         begins = [start]
@@ -44,9 +50,17 @@ def _part(data: mmap.mmap, begin: int, end: int, joined: bool) -> Part:
     spans = [(begin, end)] if joined else ()
     if end < begin + 42:
         return Part(spans)
-    block, _, _, packed = struct.unpack(">HH6sQ", data[begin + 8 : begin + 26])
+    block, longest, _, packed = struct.unpack(">HH6sQ", data[begin + 8 : begin + 26])
     stated, rate = packed & (1 << 36) - 1, packed >> 44
-    there = _last_sample(data[max(begin + 42, end - _TAIL) : end], block)
+    last = _last_frame(data, begin + 42, end, block)
+    there = last.end if last else 0
+    if last:
+        channels, width = (packed >> 41 & 7) + 1, (packed >> 36 & 31) // 8 + 1
+        largest = 64 + longest * channels * width  # bytes of a frame
+        behind = data[last.byte + largest : min(end, end_of_audio(data))]
+        if len(behind) > (1 - COMPLETE) * (end - begin) and behind.strip(b"\0"):
+            bytes_ = f"{len(behind):,} of {end - begin:,} bytes"
+            raise Unusable(f"longer than it says: {bytes_} are behind the last frame of FLAC")
     if rate and 0 < there < COMPLETE * stated:
         raise Unusable(f"truncated: {there / rate:.1f} of {stated / rate:.1f} s are there")
     if stated and stated >= COMPLETE * there:
@@ -57,24 +71,24 @@ def _part(data: mmap.mmap, begin: int, end: int, joined: bool) -> Part:
     return Part(spans, {begin + 18: field}, frames=there)
 
 
-def _last_sample(tail: bytes, block: int) -> int:
-    """Return the samples up to the end of the last two frames that follow one another, or 0."""
-    frames = _frames_backwards(tail, block)
+def _last_frame(data: mmap.mmap, begin: int, end: int, block: int) -> _Frame | None:
+    """Return the later of the last two frames that follow one another."""
+    frames = _frames_backwards(data, begin, end, block)
     for later, earlier in itertools.pairwise(itertools.islice(frames, 64)):
-        if earlier.first + earlier.samples == later.first:
-            return later.first + later.samples
-    return 0
+        if earlier.end == later.first:
+            return later
+    return None
 
 
-def _frames_backwards(tail: bytes, block: int) -> Iterator[_Frame]:
+def _frames_backwards(data: mmap.mmap, begin: int, end: int, block: int) -> Iterator[_Frame]:
     """Yield what look like frames, the last one first."""
-    place = len(tail)
-    while (place := tail.rfind(b"\xff", 0, place)) >= 0:
-        if frame := _frame(tail[place : place + 16], block):
+    place = end
+    while (place := data.rfind(b"\xff", begin, place)) >= 0:
+        if frame := _frame(data[place : min(place + 16, end)], place, block):
             yield frame
 
 
-def _frame(head: bytes, block: int) -> _Frame | None:
+def _frame(head: bytes, byte: int, block: int) -> _Frame | None:
     """Read a frame's header (RFC 9639, 9.1); `block` is the samples of the frames before it."""
     if len(head) < 16 or head[1] & 0xFE != 0xF8 or head[2] >> 4 == 0 or head[2] & 15 == 15:
         return None
@@ -99,7 +113,7 @@ def _frame(head: bytes, block: int) -> _Frame | None:
     at += {12: 1, 13: 2, 14: 2}.get(rate, 0)
     if at >= len(head) or _crc8(head[:at]) != head[at]:
         return None
-    return _Frame(number if head[1] & 1 else number * block, samples)
+    return _Frame(byte, number if head[1] & 1 else number * block, samples)
 
 
 def _crc8(data: bytes) -> int:

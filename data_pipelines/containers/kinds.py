@@ -33,6 +33,8 @@ _FFMPEG = {
     b"MAC ": "Monkey's Audio",
     b"MPCK": "Musepack",
     b"ADIF": "AAC",
+    b"\x7f\xfe\x80\x01": "DTS",
+    b"FLV\x01": "Flash video",
 }
 
 
@@ -43,9 +45,9 @@ def kind(path: Path) -> tuple[str, int]:
     kind that needs FFmpeg.
     """
     with path.open("rb") as file:
-        start = 0
+        start, size = 0, os.fstat(file.fileno()).st_size
         while (head := file.read(16))[:3] == b"ID3":
-            start += tag_size(head)
+            start = past_tag(start, tag_size(head), size)
             file.seek(start)
 
     if name := _OWN.get(head[:4]) or _FFMPEG.get(head[:4]):
@@ -73,6 +75,11 @@ def tag_size(head: bytes) -> int:
     a, b, c, d = head[6:10]  # four times seven bits
     footer = 10 if head[5] & 0x10 else 0
     return 10 + (a << 21 | b << 14 | c << 7 | d) + footer
+
+
+def past_tag(start: int, length: int, size: int) -> int:
+    """Return where a tag ends; of one that says that it is longer than the file, its header."""
+    return start + length if start + length <= size else min(start + 10, size)
 
 
 def is_pointer(path: Path) -> bool:

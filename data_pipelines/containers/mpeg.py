@@ -22,6 +22,7 @@ _KBITS = {  # by whether the version is 1, and by layer
     (False, 3): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
 _FEWEST = 10  # frames that make a run; fewer, a quarter of a second, are found in noise as well
+_JUNK = 1 << 15  # bytes between tags and frames; libsndfile passes over twice as many
 _FORMAT = 0xFE0C  # the bits that hold version, layer and rate
 _MONO = 3
 
@@ -66,18 +67,20 @@ class Run(NamedTuple):
 def parts(path: Path, start: int) -> list[Part]:
     """Return the parts to decode: the file as it is, or its frames alone.
 
-    The file as it is where its first frame states the length that there is, or more, and where
-    there is no frame of MPEG audio. Else one part for each format, and most have one.
+    The file as it is where its first frame states the length that there is, or more, and the
+    decoder finds it; and where there is no frame of MPEG audio. Else one part for each format, and
+    most have one.
 
     Raises:
       Unusable: more than a little of the file is neither frames nor tags.
     """
     with mapped(path) as data:
-        end = _end(data)
+        end = end_of_audio(data)
         runs, lost, zeros = _scan(data, start, end)
         runs = [run for run in runs if run.frames >= _FEWEST]
         if not runs:
             return [Part()]
+        is_found = 0 <= runs[0].spans[0][0] - past_tags(data, 0, end) <= _JUNK
         stated, *_ = [_leave_out_header(data, run) for run in runs]
 
     # how much of the file is frames, and how much is nothing known
@@ -87,22 +90,23 @@ def parts(path: Path, start: int) -> list[Part]:
         raise Unusable(f"truncated: the last {zeros:,} of {end:,} bytes are zeros")
     if lost > (1 - COMPLETE) * (in_frames + lost):
         raise Unusable(f"corrupt: {lost:,} of {end:,} bytes are no frames of MPEG audio")
-    if stated >= COMPLETE * sum(run.frames for run in runs) and len(runs) == 1:
+    if is_found and stated >= COMPLETE * runs[0].frames and len(runs) == 1:
         return [Part()]
     return [Part(run.spans, frames=run.samples, piped=True) for run in runs]
 
 
-def _end(data: mmap.mmap) -> int:
+def end_of_audio(data: mmap.mmap) -> int:
     """Return where the tags at the end of a file begin."""
     end = len(data)
     if data[end - 128 : end - 125] == b"TAG":  # ID3v1
         end -= 128
     if end >= 32 and data[end - 32 : end - 24] == b"APETAGEX":
         size, _, flags = struct.unpack("<III", data[end - 20 : end - 8])
-        end -= size + (32 if flags >> 31 else 0)  # bit 31: the tag has a header as well
+        begin = end - size - (32 if flags >> 31 else 0)  # bit 31: the tag has a header as well
+        end = begin if begin >= 0 else end - 32
     if end >= 9 and data[end - 9 : end] in (b"LYRICS200", b"LYRICSEND"):
         end = max(data.rfind(b"LYRICSBEGIN", 0, end), 0) or end
-    return max(end, 0)
+    return end
 
 
 def _scan(data: mmap.mmap, position: int, end: int) -> tuple[list[Run], int, int]:
@@ -117,25 +121,25 @@ def _scan(data: mmap.mmap, position: int, end: int) -> tuple[list[Run], int, int
         begin, skipped = pair
         lost += skipped if runs else 0
         position = _follow(data, begin, end, runs)
-    behind = end - _past_tags(data, position, end)
+    behind = end - past_tags(data, position, end)
     zeros = behind if runs and not any(data[end - min(behind, 1 << 16) : end]) else 0
     return runs, lost + (behind - zeros if runs else 0), zeros
 
 
 def _next(data: mmap.mmap, position: int, end: int) -> tuple[int, int] | None:
     """Find two frames that follow one another; return where, and the bytes before that."""
-    begin = position = _past_tags(data, position, end)
+    begin = position = past_tags(data, position, end)
     while (begin := data.find(b"\xff", begin, end)) >= 0:
         length = _length(data, begin, end)
         if length and (begin + length == end or _alike(data, begin, begin + length, end)):
             return begin, begin - position
         begin += 1
         if data[begin : begin + 3] == b"ID3":
-            begin = position = _past_tags(data, begin, end)
+            begin = position = past_tags(data, begin, end)
     return None
 
 
-def _past_tags(data: mmap.mmap, position: int, end: int) -> int:
+def past_tags(data: mmap.mmap, position: int, end: int) -> int:
     """Return the first byte that belongs to no tag."""
     while position < end:
         head = data[position : position + 32]
@@ -144,7 +148,8 @@ def _past_tags(data: mmap.mmap, position: int, end: int) -> int:
         elif head[:3] == b"TAG":
             position += 128
         elif head[:8] == b"APETAGEX" and len(head) == 32:
-            position += 32 + struct.unpack("<I", head[12:16])[0]
+            length = 32 + struct.unpack("<I", head[12:16])[0]
+            position += length if position + length <= end else 32
         else:
             return position
     return end

@@ -7,6 +7,7 @@ import mmap
 import zlib
 from pathlib import Path
 
+from data_pipelines.containers.mpeg import past_tags
 from data_pipelines.containers.parts import COMPLETE, Part, Span, Unusable, mapped
 
 _FIRST, _LAST = 2, 4  # flags of a page
@@ -17,7 +18,8 @@ def parts(path: Path, start: int) -> list[Part]:
     """Return a part for each link of the chain, which is one in most files.
 
     Raises:
-      Unusable: a page is damaged, or the last page is incomplete or not its stream's last.
+      Unusable: a page is damaged, the last page is incomplete or not its stream's last, or
+        something else follows.
     """
     with mapped(path) as data:
         links = _links(data, start)
@@ -51,6 +53,10 @@ def _links(data: mmap.mmap, start: int) -> list[Span]:
 
     if lost or not begins or not flags & _LAST:
         raise Unusable("truncated: the Ogg end-of-stream page is missing")
+    behind = data[past_tags(data, position, len(data)) :]
+    if len(behind) > (1 - COMPLETE) * len(data) and behind.strip(b"\0"):
+        bytes_ = f"{len(behind):,} of {len(data):,} bytes"
+        raise Unusable(f"longer than it says: {bytes_} are behind the last page of Ogg")
     if left_out > (1 - COMPLETE) * len(data):
         raise Unusable(f"corrupt: {left_out:,} of {len(data):,} bytes are no pages of Ogg")
     return list(zip(begins, ends, strict=True))

@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 from tqdm import tqdm
 
-from data_pipelines import decode, paths
+from data_pipelines import decode, machine
 from data_pipelines.music_folder import tree
 from data_pipelines.shards import RECORDED, BuildError, Input, ShardedBuilder
 
@@ -60,12 +60,12 @@ class Builder(ShardedBuilder):
             listing = tree.walk(folder)
         except OSError as error:
             raise BuildError(
-                f"{paths.shown(folder)}: {error.strerror}; make it readable"
+                f"{machine.shown(folder)}: {error.strerror}; make it readable"
             ) from error
         _say(folder, listing)
         if not listing.files:
             kinds = " ".join(sorted(decode.SUFFIXES))
-            raise BuildError(f"{paths.shown(folder)} holds no audio file (known are {kinds})")
+            raise BuildError(f"{machine.shown(folder)} holds no audio file (known are {kinds})")
 
         # how long they are, by their headers
         with ThreadPoolExecutor(_SCANNERS) as pool:
@@ -84,7 +84,7 @@ class Builder(ShardedBuilder):
 
     def _generate_examples(self, source: Input) -> Iterator[tuple[str, dict[str, Any]]]:
         audio = decode.load(source.origin, self.sample_rate, _SHORTEST)
-        name = paths.shown(source.path)
+        name = machine.shown(source.path)
         for index, start in enumerate(range(0, len(audio), _SEGMENT * self.sample_rate)):
             segment = audio[start : start + _SEGMENT * self.sample_rate]  # [n] -> [<= 30 s]
             if len(segment) < _SHORTEST * self.sample_rate:
@@ -99,13 +99,13 @@ class Builder(ShardedBuilder):
 def _say(folder: epath.Path, listing: tree.Tree) -> None:
     """Print what a walk found, and what it left alone."""
     print(
-        f"{paths.shown(folder)}: {len(listing.files)} audio files; left alone: {listing.others} "
+        f"{machine.shown(folder)}: {len(listing.files)} audio files; left alone: {listing.others} "
         f"other files, {listing.repeated} second names of a file or folder, {listing.system} "
         f"folders of the system, {len(listing.unreadable)} folders that cannot be read",
         file=sys.stderr,
     )
     for path, why in listing.unreadable[:_TOLD]:
-        print(f"{paths.shown(path)}: {why}; left alone", file=sys.stderr)
+        print(f"{machine.shown(path)}: {why}; left alone", file=sys.stderr)
 
 
 def _is_heard(segment: np.ndarray, sample_rate: int) -> bool:

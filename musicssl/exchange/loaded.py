@@ -21,6 +21,7 @@ class LoadedEncoder(NamedTuple):
     sample_rate: in Hz.
     source: what was read, for messages and reports.
     digest: of all that its features depend on; a run and its export have the same.
+    revision: the commit on the Hub that it was read from, if it was.
     """
 
     encoder: Encoder
@@ -29,6 +30,7 @@ class LoadedEncoder(NamedTuple):
     sample_rate: int
     source: str
     digest: str
+    revision: str = ""
 
 
 def with_digest(

@@ -137,7 +137,7 @@ def _training_figures(
     return {
         "transformer's weights": "EMA teacher" if ema else "trained encoder",
         "sha256 of architecture and weights": pretrained.digest,
-        "data set": data.name,
+        "data set": data.get("mix") or data.name,
         "sample rate": f"{data.sample_rate} Hz",
         "clips normalised to zero mean, unit variance": "yes" if data.normalize else "no",
         "steps": f"{step:,} of {config.steps:,}",

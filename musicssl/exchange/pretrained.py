@@ -1,13 +1,13 @@
-"""Loads an encoder from a run's workdir, a Hugging Face directory or a fairseq file."""
+"""Loads an encoder from a workdir, a Hugging Face directory, the Hub, or a fairseq file."""
 
 import os
 from pathlib import Path
 
 import ml_collections
 
-from musicssl import host
+from musicssl import host, paths
 from musicssl.command import first_line, storage_errno
-from musicssl.exchange import fairseq, huggingface
+from musicssl.exchange import fairseq, hub, huggingface
 from musicssl.exchange.loaded import LoadedEncoder, with_digest
 from musicssl.model.encoder import Encoder
 from musicssl.runtime import checkpoint
@@ -18,26 +18,44 @@ def load_encoder(path: str | os.PathLike, step: int | None = None) -> LoadedEnco
 
     Args:
       path: a workdir of `main` (its student), a local directory of transformers' data2vec-audio,
-        HuBERT, wav2vec 2.0 or MERT, or a fairseq .pt file.
+        HuBERT, wav2vec 2.0 or MERT, "hf:ORG/NAME" or "hf:ORG/NAME@REVISION" for one on the Hub, or
+        a fairseq .pt file.
       step: a checkpoint of a workdir; None for the last. Only a workdir has steps.
 
     Raises:
       FileNotFoundError: there is nothing at `path`, or not what it should hold.
       ValueError: what is there is damaged or not supported, saying what.
+      hub.Unreachable: the Hub does not answer.
     """
+    if os.fspath(path).startswith(paths.HUB):
+        _refuse_step(path, step)
+        return _load_from_hub(os.fspath(path))
     path = host.path(path)
     if (path / "checkpoints").is_dir():
         return load_run(path, step)[0]
-    if step is not None:
-        raise ValueError(f"{path} is no workdir, so it has no step {step}: leave the step out")
+    _refuse_step(path, step)
     if path.suffix == ".pt" and path.is_file():
         return fairseq.read_checkpoint(path)
     if (path / "config.json").is_file():
         return huggingface.read_directory(path)
     raise FileNotFoundError(
         f"{path} holds no encoder: give a workdir (with checkpoints/), a local Hugging Face "
-        "directory (with config.json) or a fairseq .pt file"
+        "directory (with config.json), hf:ORG/NAME or a fairseq .pt file"
     )
+
+
+def _refuse_step(path: str | os.PathLike, step: int | None) -> None:
+    if step is not None:
+        raise ValueError(f"{path} is no workdir, so it has no step {step}: leave the step out")
+
+
+def _load_from_hub(spec: str) -> LoadedEncoder:
+    """Load a model of the Hub, at the commit that its revision has now."""
+    snapshot = hub.download(spec)
+    loaded = huggingface.read_directory(snapshot.path)
+    kind = loaded.source.partition(" ")[0]
+    source = f"{kind} of {paths.HUB}{snapshot.name}@{snapshot.commit}"
+    return loaded._replace(source=source, revision=snapshot.commit)
 
 
 def load_run(

@@ -1,12 +1,11 @@
 """Features on disk, memory-mapped while a pass over the audio writes them; a pass can go on."""
 
 import contextlib
-import itertools
 import json
 import math
+import os
 import shutil
-import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,19 +15,18 @@ from musicssl.command import note
 from musicssl.features import windows
 
 SAVE_EVERY = 32  # batches between notes of progress
-_LOOK_EVERY = 1.0  # seconds
-_SAY_EVERY = 30  # looks
+_ALIKE = 0.02  # of an answer's deviation: what half precision on another machine makes, and more
 
 
 class FeatureFiles:
-    """The files of a pass over the audio, one for each pool.
+    """The files of a pass over the audio, one for each pool, which other passes keep off (`turn`).
 
-    Until it is complete a file has a name that is this pass's own, also where another process makes
-    the same pass. `written` tells of each window whether it is there already, [w].
+    Until it is complete a file has another name. `written` tells of each window whether it is there
+    already, [w].
     """
 
     def __init__(self, layers: int, width: int, cut: windows.Windows, paths: dict[int, Path]):
-        """Lay the files out, or take up those of a pass that was interrupted and has no owner.
+        """Lay the files out, or take up those of a pass that was interrupted.
 
         Args:
           layers, width: of the features.
@@ -41,7 +39,7 @@ class FeatureFiles:
         self.paths = paths
         folder = min(paths.values()).parent
         folder.mkdir(parents=True, exist_ok=True)
-        self.claim, name = _own_name(_name_of_pass(paths.values()))
+        name = _name_of_pass(paths.values())
         self.parts = {pool: _beside(name, f".{pool}.part") for pool in paths}
         self.progress = _beside(name, ".progress.json")
         self.written = _written(self.progress, self.parts, len(cut.record))
@@ -59,21 +57,10 @@ class FeatureFiles:
         # Open the files, if the disk can hold what is still to be written.
         size = sum(2 * math.prod(shape) for shape in shapes.values())
         again = bool(self.written.any())
-        try:
-            _check_space(folder, int((~self.written).mean() * size))
-            if not again:  # what it tells of is about to be overwritten
-                self.progress.unlink(missing_ok=True)
-            self.files = {pool: _open(self.parts[pool], shapes[pool], again) for pool in paths}
-        except Exception:
-            self.claim.close()
-            raise
-
-    def __enter__(self) -> "FeatureFiles":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Leave the pass, complete or not, to whoever goes on with it."""
-        self.claim.close()
+        _check_space(folder, int((~self.written).mean() * size))
+        if not again:  # what it tells of is about to be overwritten
+            self.progress.unlink(missing_ok=True)
+        self.files = {pool: _open(self.parts[pool], shapes[pool], again) for pool in paths}
 
     def write(self, numbers: Sequence[int], outputs: dict[int, np.ndarray]) -> None:
         """Write the rows of some windows; save at every SAVE_EVERY-th call.
@@ -111,59 +98,67 @@ class FeatureFiles:
         self.progress.write_text(json.dumps(noted))
 
     def finish(self) -> None:
-        """Give the files their names."""
+        """Give the files their names, and remove what interrupted passes for others have left."""
         for pool, file in self.files.items():
             file.flush()
             self.parts[pool].rename(self.paths[pool])
         self.progress.unlink(missing_ok=True)
-        _remove_leftovers(_name_of_pass(self.paths.values()))
-        self.claim.close()
+        name = _name_of_pass(self.paths.values())
+        for left in name.parent.glob(f"{name.name}.*.part"):
+            left.unlink(missing_ok=True)
 
 
-def await_others(paths: Collection[Path]) -> None:
-    """Wait while another process makes a pass that gives these very files, and say who does."""
-    if not paths:
+def check_answer(folder: Path, answer: np.ndarray, name: str) -> None:
+    """Note an encoder's answer in its folder of the cache, or compare it with the one noted there.
+
+    Raises:
+      ValueError: they differ by more than rounding.
+    """
+    path = folder / "answer.npy"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}.tmp.npy")
+        np.save(temporary, answer)
+        temporary.rename(path)
         return
-    claim = _beside(_name_of_pass(paths), ".claim")
-    for look in itertools.count():
-        other = host.owner(claim)
-        if other is None or all(path.exists() for path in paths):
-            return
-        if look % _SAY_EVERY == 0:
-            note(f"features for {claim.parent} are being extracted by {other}: waiting for its end")
-        time.sleep(_LOOK_EVERY)
+    noted = np.load(path)
+    if np.sqrt(np.mean((noted - answer) ** 2)) > _ALIKE * (noted.std() + 1e-9):
+        raise ValueError(
+            f"{name} gives other features than those in {folder}, though its file, its weights and "
+            "its `version` are the same: give it another `version`"
+        )
+
+
+@contextlib.contextmanager
+def turn(paths: Collection[Path]) -> Iterator[None]:
+    """Be the only process that makes what is missing of these files, until the block ends.
+
+    While another process makes it, this one waits and says who that is; it is not made again then.
+    """
+    while missing := [path for path in paths if not path.exists()]:
+        name = _name_of_pass(missing)
+        name.parent.mkdir(parents=True, exist_ok=True)
+        with host.claim(_beside(name, ".claim"), math.inf, _say_who):
+            missing = [path for path in missing if not path.exists()]
+            if missing and _name_of_pass(missing) == name:
+                yield
+                return
+    yield
+
+
+def _say_who(other: OSError, seconds: float) -> None:
+    """Say once a minute who extracts the same; called more often than that."""
+    if seconds % 60 < 10:
+        note(f"these features are being extracted by {other}: waiting for its end")
 
 
 def _name_of_pass(paths: Collection[Path]) -> Path:
-    """Return what the names of a pass's unfinished files begin with, if one process makes it."""
+    """Return what the names of a pass's claim and unfinished files begin with."""
     return min(paths).with_suffix("")
 
 
 def _beside(name: Path, ending: str) -> Path:
     return name.with_name(name.name + ending)
-
-
-def _own_name(name: Path) -> tuple[contextlib.ExitStack, Path]:
-    """Claim the name of a pass, or the first NAME.1, NAME.2, ... that no other process has.
-
-    Returns:
-      the claim, which is held until it is closed, and the name.
-    """
-    for number in itertools.count():
-        own = _beside(name, f".{number}" if number else "")
-        with contextlib.suppress(BlockingIOError), contextlib.ExitStack() as held:
-            held.enter_context(host.claim(_beside(own, ".claim")))
-            return held.pop_all(), own
-    raise AssertionError("numbers have no end")
-
-
-def _remove_leftovers(name: Path) -> None:
-    """Remove what other passes of this name have left that ended before they were complete."""
-    for part in name.parent.glob(f"{name.name}.*.part"):
-        of_pass = part.with_suffix("").with_suffix("")
-        if host.owner(_beside(of_pass, ".claim")) is None:
-            part.unlink(missing_ok=True)
-            _beside(of_pass, ".progress.json").unlink(missing_ok=True)
 
 
 def _check_space(folder: Path, needed: int) -> None:

@@ -12,10 +12,10 @@ import collections
 import contextlib
 import functools
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,61 +26,39 @@ from tqdm import tqdm
 
 from musicssl import audio, environment, paths
 from musicssl.exchange import pretrained
-from musicssl.features import cache, windows
+from musicssl.features import batches, cache, plugin_source, stored, windows
 from musicssl.features.baselines import BASELINES
+from musicssl.features.batches import WindowBatch
 from musicssl.features.cache import FeatureFiles
+from musicssl.features.source import FeatureSource, Outputs
 from musicssl.model.encoder import Encoder
 from musicssl.runtime import distributed, sharding
 
 _FORMAT = 2  # of the files; part of their name
-AHEAD = 4  # batches that are read before they are needed
 
 
-class FeatureSource(NamedTuple):
-    """Where features come from: a frozen encoder, or a baseline.
-
-    name: for reports.
-    digest: of all that the features depend on.
-    layers: how many arrays `apply` gives; layer 0 of an encoder is the transformer's input.
-    width: d.
-    sample_rate: of the audio that it takes.
-    normalize: whether it takes clips of mean 0 and variance 1.
-    params: the first argument of `apply`.
-    apply: (params, float audio [b, n]) to `layers` arrays [b, t, d], at 50 frames a second for
-      16 kHz audio. A third argument, samples [b], tells the lengths of clips that are padded to n
-      with zeros: each then has the frames that it has alone, and others after them.
-    """
-
-    name: str
-    digest: str
-    layers: int
-    width: int
-    sample_rate: int
-    normalize: bool
-    params: dict
-    apply: Callable[..., Sequence[jax.Array]]
-
-    @property
-    def frame_rate(self) -> float:
-        """Return frames a second."""
-        return self.sample_rate / audio.STEM_HOP
-
-
-def open_source(spec: str, precision: str = "float32") -> FeatureSource:
+def open_source(spec: str, precision: str = "float32", step: int | None = None) -> FeatureSource:
     """Open an encoder or a baseline as a source of features.
 
     Args:
-      spec: a path (a workdir, a Hugging Face directory or a fairseq file), a name of BASELINES, or
-        "random:PATH" for the architecture of that path's encoder with new initial values.
-      precision: of the encoder's computations.
+      spec: what `pretrained.load_encoder` takes, or a name of BASELINES, or "random:" before the
+        former for the architecture of that encoder with new initial values, or "python:" before
+        what `plugin_source.open_plugin` takes, or "features:" before a directory of
+        `stored.open_features`.
+      precision: of the computations of an encoder of this house.
+      step: of a workdir's checkpoints; None for the last.
 
     Raises:
-      FileNotFoundError, ValueError: as `pretrained.load_encoder` raises them.
+      FileNotFoundError, OSError, ValueError: as who opens it raises them.
     """
     if spec in BASELINES:
         return _open_baseline(spec)
     kind, path = paths.split_kind(spec)
-    loaded = pretrained.load_encoder(path)
+    if kind == paths.PYTHON:
+        return plugin_source.open_plugin(path)
+    if kind == paths.FEATURES:
+        return stored.open_features(Path(path))
+    loaded = pretrained.load_encoder(path, step)
     encoder = loaded.encoder.clone(dtype=jnp.dtype(precision))
     params, digest, name = loaded.params, loaded.digest, loaded.source
 
@@ -102,6 +80,7 @@ def open_source(spec: str, precision: str = "float32") -> FeatureSource:
         loaded.normalize,
         params,
         apply,
+        origin={"revision": loaded.revision} if loaded.revision else {},
     )
 
 
@@ -156,13 +135,14 @@ def extract(
     paths = {pool: folder / f"{_key(source, cut, pool, data)}.npy" for pool in pools}
 
     # Extract what the cache lacks, and no other process is extracting.
-    distributed.first_does(
-        lambda: cache.await_others([path for path in paths.values() if not path.exists()])
-    )
-    cached = _from_first_process(np.array([paths[pool].exists() for pool in pools]))
-    missing = [pool for pool, is_cached in zip(pools, cached, strict=True) if not is_cached]
-    if missing:
-        _fill(source, cut, read, {pool: paths[pool] for pool in missing}, mesh, batch)
+    if source.answer is not None:
+        cache.check_answer(folder, source.answer, source.name)
+    with contextlib.ExitStack() as held:
+        distributed.first_does(lambda: held.enter_context(cache.turn(paths.values())))
+        cached = _from_first_process(np.array([paths[pool].exists() for pool in pools]))
+        missing = [pool for pool, is_cached in zip(pools, cached, strict=True) if not is_cached]
+        if missing:
+            _fill(source, cut, read, {pool: paths[pool] for pool in missing}, mesh, batch)
 
     if jax.process_index():
         return {}
@@ -192,35 +172,21 @@ def _fill(
     batch: int,
 ) -> None:
     """Write each pool's file, from where an interrupted pass stopped."""
-    with contextlib.ExitStack() as held:
-        writer = None
-        if jax.process_index() == 0:  # it has the files
-            files = FeatureFiles(source.layers, source.width, cut, paths)
-            writer = held.enter_context(files)
-        _write_all(source, cut, read, sorted(paths), mesh, batch, writer)
+    writer = None
+    if jax.process_index() == 0:  # it has the files
+        writer = FeatureFiles(source.layers, source.width, cut, paths)
 
-
-def _write_all(
-    source: FeatureSource,
-    cut: windows.Windows,
-    read: Callable[[int], np.ndarray],
-    pools: Sequence[int],
-    mesh: Mesh,
-    batch: int,
-    writer: FeatureFiles | None,
-) -> None:
-    """Compute the windows that are not written, and write them in the process that has the files.
-
-    Args:
-      writer: None in the other processes.
-    """
     # Process 0 tells the others which windows are written.
     batch = -(-batch // mesh.size) * mesh.size
     written = _from_first_process(writer.written if writer else np.zeros(len(cut.record), bool))
 
     # Compute the rest, batch by batch.
-    filled = _batches(source, cut, read, np.flatnonzero(~written).tolist(), batch)
-    outputs_of_batches = _pipelined(_step(source, tuple(pools), mesh), _ahead(filled), mesh)
+    waiting = np.flatnonzero(~written).tolist()
+    if source.hear:
+        outputs_of_batches = source.hear(cut, read, sorted(paths), waiting, batch)
+    else:
+        filled = batches.ahead(batches.batches(source.normalize, cut, read, waiting, batch))
+        outputs_of_batches = _pipelined(source, sorted(paths), filled, mesh)
     progress = tqdm(
         total=len(cut.record),
         initial=int(written.sum()),
@@ -242,113 +208,23 @@ def _write_all(
         writer.finish()
 
 
-class _WindowBatch(NamedTuple):
-    """Windows that are padded to one length, as `_program` takes them.
-
-    numbers: of the windows; what the arrays have beyond them fills the batch up.
-    is_whole: whether none is padded.
-    sound: int16 [b, n].
-    mean, scale: what is subtracted from each window, and what it is multiplied by, [b].
-    samples: of each window, [b].
-    """
-
-    numbers: list[int]
-    is_whole: bool
-    sound: np.ndarray
-    mean: np.ndarray
-    scale: np.ndarray
-    samples: np.ndarray
-
-    def arrays(self) -> tuple[np.ndarray, ...]:
-        """Return what the program takes beside the parameters."""
-        frames = audio.frame_counts(self.samples)
-        return self.sound, self.mean, self.scale, self.samples, frames
-
-
-_Outputs = tuple[list[int], dict[int, np.ndarray]]  # numbers and {pool: [layers, b, r, d]}
-
-
-def _batches(
-    source: FeatureSource,
-    cut: windows.Windows,
-    read: Callable[[int], np.ndarray],
-    waiting: Sequence[int],
-    batch: int,
-) -> Iterator[_WindowBatch]:
-    """Fill batches with the waiting windows, a batch for each length; a record is read once."""
-    padded, is_whole = windows.padded(cut), cut.samples == cut.size
-
-    @functools.lru_cache(1)  # windows are in the order of their records
-    def record(number: int) -> tuple[np.ndarray, float, float]:
-        sound = read(number)
-        by_record = source.normalize and not cut.standardised_alone  # as MARBLE, for most tasks
-        return sound, *(_standard(sound) if by_record else (0.0, 1.0))
-
-    filling: dict[tuple[int, bool], _WindowBatch] = {}
-    for window in waiting:
-        kind = int(padded[window]), bool(is_whole[window])
-        if kind not in filling:
-            filling[kind] = _empty_batch(*kind, batch)
-        numbers, _, sound, mean, scale, samples = filling[kind]
-        i, start = len(numbers), cut.start[window]
-
-        # Put the window into the next row.
-        of_record, mean[i], scale[i] = record(int(cut.record[window]))
-        heard = of_record[start : start + cut.samples[window]]
-        if source.normalize and cut.standardised_alone:
-            mean[i], scale[i] = _standard(heard)
-        sound[i, : len(heard)], samples[i] = heard, len(heard)
-        numbers.append(window)
-        if len(numbers) == batch:
-            yield filling.pop(kind)
-    yield from filling.values()
-
-
-def _standard(sound: np.ndarray) -> tuple[float, float]:
-    """Return the mean of int16 audio, and the factor that then makes its variance 1."""
-    x = sound.astype(np.float32) / 32768
-    return float(x.mean()), float(1 / np.sqrt(x.var() + 1e-7))
-
-
-def _empty_batch(size: int, is_whole: bool, batch: int) -> _WindowBatch:
-    """Return a batch that is filled up with silence."""
-    return _WindowBatch(
-        [],
-        is_whole,
-        np.zeros((batch, size), np.int16),
-        np.zeros(batch, np.float32),
-        np.ones(batch, np.float32),
-        np.full(batch, size, np.int32),
-    )
-
-
-def _ahead(batches: Iterator[_WindowBatch]) -> Iterator[_WindowBatch]:
-    """Fill AHEAD batches, in a thread, before they are needed."""
-    filling: collections.deque[Future[_WindowBatch | None]] = collections.deque()
-    with ThreadPoolExecutor(1) as pool:
-        while True:
-            filling.append(pool.submit(next, batches, None))
-            if len(filling) > AHEAD:
-                filled = filling.popleft().result()
-                if filled is None:
-                    return
-                yield filled
-
-
-def _pipelined(step: Callable, batches: Iterator[_WindowBatch], mesh: Mesh) -> Iterator[_Outputs]:
+def _pipelined(
+    source: FeatureSource, pools: Sequence[int], filled: Iterator[WindowBatch], mesh: Mesh
+) -> Iterator[Outputs]:
     """Run the step one batch ahead of the one whose values are fetched."""
+    step = _step(source, tuple(pools), mesh)
     clips = NamedSharding(mesh, sharding.CLIPS)
     running: collections.deque[tuple[list[int], dict[int, jax.Array]]] = collections.deque()
 
-    def fetch() -> _Outputs:
+    def fetch() -> Outputs:
         numbers, outputs = running.popleft()
         return numbers, {pool: np.asarray(values) for pool, values in outputs.items()}
 
     # Start a batch, then fetch the one before it.
-    for batch in batches:
+    for batch in filled:
         arrays = (
             jax.make_array_from_callback(array.shape, clips, array.__getitem__)
-            for array in batch.arrays()
+            for array in batch.arrays(source.frames)
         )
         running.append((batch.numbers, step(batch.is_whole, *arrays)))
         if len(running) > 1:
@@ -358,9 +234,9 @@ def _pipelined(step: Callable, batches: Iterator[_WindowBatch], mesh: Mesh) -> I
 
 
 def _step(source: FeatureSource, pools: tuple[int, ...], mesh: Mesh) -> Callable:
-    """Return the function of `_WindowBatch.is_whole` and arrays to {pool: [layers, b, r, d]}."""
+    """Return the function of `WindowBatch.is_whole` and arrays to {pool: [layers, b, r, d]}."""
     params = jax.device_put(source.params, NamedSharding(mesh, PartitionSpec()))
-    run = _program(source.apply, pools, mesh)
+    run = _program(source.apply, pools, source.frame_rate, mesh)
 
     def call(is_whole: bool, *arrays: jax.Array) -> dict[int, jax.Array]:
         with jax.set_mesh(mesh):
@@ -370,7 +246,7 @@ def _step(source: FeatureSource, pools: tuple[int, ...], mesh: Mesh) -> Callable
 
 
 @functools.lru_cache(8)  # splits and tasks of one encoder share their programs
-def _program(apply: Callable, pools: tuple[int, ...], mesh: Mesh) -> Callable:
+def _program(apply: Callable, pools: tuple[int, ...], frame_rate: float, mesh: Mesh) -> Callable:
     """Return what computes pooled features, in float16: a program for each length of windows."""
     several = jax.process_count() > 1  # then process 0 writes what all have computed
     everywhere = NamedSharding(mesh, PartitionSpec()) if several else None
@@ -382,23 +258,35 @@ def _program(apply: Callable, pools: tuple[int, ...], mesh: Mesh) -> Callable:
         hidden = apply(params, x, None if is_whole else samples)
         outputs = {}
         for pool in pools:
-            layers = jnp.stack([_pooled(h, frames, pool) for h in hidden])
+            layers = jnp.stack([_pooled(h, frames, pool, frame_rate) for h in hidden])
             outputs[pool] = layers.astype(jnp.float16)
         return outputs
 
     return run
 
 
-def _pooled(hidden: jax.Array, frames: jax.Array, pool: int) -> jax.Array:
-    """Average groups of `pool` frames among the real `frames` [b]: [b, t, d] to [b, r, d]."""
+def _pooled(hidden: jax.Array, frames: jax.Array, pool: int, frame_rate: float) -> jax.Array:
+    """Average the real `frames` [b] by `windows.parts`: [b, t, d] to [b, r, d].
+
+    There may be more rows than a window has.
+    """
     b, t, d = hidden.shape
     hidden = hidden.astype(jnp.float32)
-    if pool == 1:
+    if pool == windows.FRAMES:
         return hidden
-    pool = pool or t
-    groups = max((t + pool // 2) // pool, 1)
-    fill = max(groups * pool - t, 0)
-    hidden = jnp.pad(hidden, ((0, 0), (0, fill), (0, 0)))[:, : groups * pool]
-    real = (jnp.arange(groups * pool) < frames[:, None]).reshape(b, groups, pool, 1)
-    total = jnp.where(real, hidden.reshape(b, groups, pool, d), 0).sum(2)  # [b, r, d]
-    return total / jnp.maximum(real.sum(2), 1)
+    real = jnp.arange(t) < frames[:, None]
+    each = pool * frame_rate / windows.TICKS if pool else t
+    rows = math.ceil(t / each)
+    if each == int(each):
+        size = int(each)
+        fill = rows * size - t
+        real = jnp.pad(real, ((0, 0), (0, fill))).reshape(b, rows, size, 1)
+        grouped = jnp.pad(hidden, ((0, 0), (0, fill), (0, 0))).reshape(b, rows, size, d)
+        total, count = jnp.where(real, grouped, 0).sum(2), real.sum(2)
+    else:
+        ends = [end for _, end in windows.parts(pool, rows, rows * t, frame_rate)]
+        row = np.searchsorted(ends, np.arange(t), side="right")
+        along = jnp.moveaxis(jnp.where(real[..., None], hidden, 0), 1, 0)  # [t, b, d]
+        total = jnp.moveaxis(jax.ops.segment_sum(along, row, rows), 0, 1)
+        count = jax.ops.segment_sum(real.T.astype(jnp.int32), row, rows).T[..., None]
+    return total / jnp.maximum(count, 1)  # [b, r, d] by [b, r, 1]

@@ -1,13 +1,39 @@
-"""Windows that clips are cut into, and the rows of features that a window gives."""
+"""Windows that clips are cut into, and the rows of features that a window gives.
 
+A row stands for a whole window, for a part of it, or for a frame. Parts have the same times for
+every encoder, so that their labels are the same too: they are groups of the 20 ms ticks that are
+the frames of wav2vec 2.0 at 16 kHz, and a row averages the frames that begin in its part.
+"""
+
+import dataclasses
 from typing import NamedTuple
 
 import numpy as np
 
 from musicssl import audio
 
-WHOLE = 0  # as the frames of a pool: all frames of a window
+WHOLE, FRAMES = 0, 1  # as the ticks of a pool: all of a window, and every frame by itself
+TICKS = audio.SAMPLE_RATE / audio.STEM_HOP  # in a second
 _PARTS = 4  # of a whole window: shorter ones are padded to one, two, three or all of them
+
+
+@dataclasses.dataclass(frozen=True)
+class Frames:
+    """An encoder's frames: one every `hop` samples, the first of which needs `window` samples.
+
+    Whatever convolutions and strides follow each other, they amount to one such pair. Where the
+    encoder pads, `window` is less than `hop`, and may be negative.
+    """
+
+    window: int
+    hop: int
+
+    def count(self, samples: np.ndarray) -> np.ndarray:
+        """Return how many frames clips of `samples` samples have; one where there would be none."""
+        return ((samples - self.window) // self.hop + 1).clip(1)
+
+
+STEM = Frames(audio.STEM_WINDOW, audio.STEM_HOP)
 
 
 class Windows(NamedTuple):
@@ -19,6 +45,8 @@ class Windows(NamedTuple):
     size: samples of a whole window.
     standardised_alone: whether a window's mean and variance are its own, not those of its record,
       for an encoder that takes audio of mean 0 and variance 1.
+    sample_rate: in Hz.
+    frames: of the encoder that hears them.
     """
 
     record: np.ndarray
@@ -26,10 +54,16 @@ class Windows(NamedTuple):
     samples: np.ndarray
     size: int
     standardised_alone: bool = False
+    sample_rate: int = audio.SAMPLE_RATE
+    frames: Frames = STEM
 
 
 def cut(
-    lengths: np.ndarray, seconds: float, sample_rate: int, standardised_alone: bool = False
+    lengths: np.ndarray,
+    seconds: float,
+    sample_rate: int,
+    standardised_alone: bool = False,
+    frames: Frames = STEM,
 ) -> Windows:
     """Cut records of `lengths` samples into windows without overlap.
 
@@ -42,14 +76,14 @@ def cut(
     record = np.repeat(np.arange(len(lengths)), count)
     start = (np.arange(len(record)) - np.repeat(np.cumsum(count) - count, count)) * size
     samples = np.minimum(lengths[record] - start, size)
-    return Windows(record, start, samples, size, standardised_alone)
+    return Windows(record, start, samples, size, standardised_alone, sample_rate, frames)
 
 
 def padded(windows: Windows) -> np.ndarray:
     """Return how many samples each window is padded to [w], so that few programs hear them all."""
     part = -(-windows.size // _PARTS)
     parts = np.minimum(-(-windows.samples // part) * part, windows.size)
-    return np.maximum(parts, audio.STEM_WINDOW)
+    return np.maximum(parts, windows.frames.window)
 
 
 class Rows(NamedTuple):
@@ -64,11 +98,17 @@ class Rows(NamedTuple):
 
 
 def rows_in(windows: Windows, pool: int) -> np.ndarray:
-    """Count the feature rows of each window [w]; the last row may have half a pool of frames."""
-    of_window = audio.frame_counts(windows.samples)
+    """Count the feature rows of each window [w]; the last row may have half a pool of ticks."""
     if pool == WHOLE:
-        return np.ones_like(of_window)
-    return np.maximum((of_window + pool // 2) // pool, 1)
+        return np.ones_like(windows.samples)
+    if pool == FRAMES:
+        return windows.frames.count(windows.samples)
+    return np.maximum((_ticks(windows) + pool // 2) // pool, 1)
+
+
+def _ticks(windows: Windows) -> np.ndarray:
+    """Count the ticks of each window [w]: the frames that it has at 16 kHz."""
+    return audio.frame_counts(windows.samples * audio.SAMPLE_RATE // windows.sample_rate)
 
 
 def rows(windows: Windows, pool: int, sample_rate: int) -> Rows:
@@ -77,10 +117,27 @@ def rows(windows: Windows, pool: int, sample_rate: int) -> Rows:
     window = np.repeat(np.arange(len(count)), count)
     place = np.arange(len(window)) - np.repeat(np.cumsum(count) - count, count)
 
-    # Times, in seconds: a window begins at `offset`, and a row `first` frames later.
-    hop = audio.STEM_HOP / sample_rate
+    # Times, in seconds: a window begins at `offset`, and a row `first` frames or ticks later.
+    in_frames = pool == FRAMES
+    hop = windows.frames.hop / sample_rate if in_frames else audio.STEM_HOP / audio.SAMPLE_RATE
     offset = windows.start[window] / sample_rate
-    length = audio.frame_counts(windows.samples)[window]
+    length = (windows.frames.count(windows.samples) if in_frames else _ticks(windows))[window]
     first = place * pool if pool else np.zeros_like(place)
     last = np.minimum(first + pool, length) if pool else length
     return Rows(windows.record[window], offset + first * hop, offset + last * hop)
+
+
+def parts(pool: int, rows: int, frames: int, frame_rate: float) -> list[tuple[int, int]]:
+    """Return which frames each of a window's rows averages: the first, and the one after the last.
+
+    A row in which no frame begins has the frame that is heard as it begins.
+
+    Args:
+      frames: of the window.
+    """
+    if pool == WHOLE:
+        return [(0, frames)]
+    each = 1.0 if pool == FRAMES else pool * frame_rate / TICKS
+    edges = [int(each * i + 0.5) for i in range(rows + 1)]
+    first = [min(edge, frames - 1) for edge in edges]
+    return [(a, max(min(b, frames), a + 1)) for a, b in zip(first, edges[1:], strict=False)]

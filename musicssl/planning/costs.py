@@ -16,7 +16,7 @@ import ml_collections
 from jax.sharding import Mesh
 
 from musicssl import audio
-from musicssl.planning import hlo
+from musicssl.planning import hlo, storage
 from musicssl.planning.gpus import LAUNCH_SECONDS, Gpu
 from musicssl.planning.schema import (
     MEMORY_KINDS,
@@ -93,6 +93,7 @@ def make_plan(
     operations = {name: n / mesh.size for name, n in _operations(config).items()}
     clips = config.batch_size // mesh.size
     crop_seconds = audio.crop_samples(config.data.crop_frames) / config.data.sample_rate
+    reading = storage.readings(config)
     wanted = next(x["bytes"] for x in reversed(attempts) if x["clips"] == clips)
 
     # Read from the program: its exchanges, and what it does on a chip that is known.
@@ -127,7 +128,12 @@ def make_plan(
         "predicting": predicting(config),
         "seconds": seconds,
         **contents,
-        "feed": _feed(clips * place.per_host * crop_seconds, seconds),
+        "feed": _feed(
+            clips * place.per_host * crop_seconds,
+            reading[config.data.order]["bytes"] * clips * place.per_host / config.batch_size,
+            seconds,
+        ),
+        "reading": reading,
         "attempts": attempts,
         "compile_seconds": round(time.monotonic() - began, 1),
     }
@@ -338,18 +344,18 @@ def exchange(exchanges: list[Exchange], place: Topology, fsdp: int) -> float:
     return total
 
 
-def _feed(audio_seconds: float, seconds: Seconds) -> dict[str, Feed]:
+def _feed(audio_seconds: float, size: float, seconds: Seconds) -> dict[str, Feed]:
     """Return what one host reads at each pace.
 
     Args:
       audio_seconds: of a step's clips on that host.
+      size: bytes that are read for them.
     """
     feed: dict[str, Feed] = {}
     paces = {"roofline": seconds["roofline"], "estimate": seconds.get("estimate")}
     for name, pace in paces.items():
         if pace:
             rate = audio_seconds / pace
-            bytes_read = rate * audio.SAMPLE_RATE * 2
             cores = rate / _READ_BY_A_CORE
-            feed[name] = {"audio_seconds": rate, "bytes": bytes_read, "cores": cores}
+            feed[name] = {"audio_seconds": rate, "bytes": size / pace, "cores": cores}
     return feed

@@ -3,9 +3,10 @@
 from typing import cast
 
 from musicssl import audio
+from musicssl.planning import storage
 from musicssl.planning.costs import KERNEL_SHARE
 from musicssl.planning.gpus import LAUNCH_SECONDS, MEMORY_SHARE
-from musicssl.planning.schema import MEMORY_KINDS, Plan
+from musicssl.planning.schema import MEMORY_KINDS, DeviceCost, EvaluationPlan, Plan, TaskCost
 
 _HOUR = 3600 * audio.SAMPLE_RATE // audio.STEM_HOP  # frames in an hour of targets
 _ENDS = (
@@ -84,7 +85,16 @@ def size(count: int | None) -> str:
 def _detail(plan: Plan) -> list[str]:
     """Return the lines of one topology: verdict, memory, exchanges and the split by part."""
     memory = cast(dict[str, int], plan["memory"])  # whose kinds are looked up by name
-    lines = [_verdict(plan), "", *_predicting(plan), "", "| bytes on one device | |", "|---|---|"]
+    lines = [
+        _verdict(plan),
+        "",
+        *_predicting(plan),
+        "",
+        *_reading(plan),
+        "",
+        "| bytes on one device | |",
+        "|---|---|",
+    ]
     for kind in ("parameters", "teacher", "optimizer", *MEMORY_KINDS):
         if kind in memory:
             lines.append(f"| {kind} | {size(memory[kind])} |")
@@ -115,6 +125,38 @@ def _predicting(plan: Plan) -> list[str]:
             f"| {each / 1e6:,.1f} | {_between(low, high, 1, ' s')} |"
         )
     return lines
+
+
+def _reading(plan: Plan) -> list[str]:
+    """Return a table of what the data set has to give, by order, beside what storage gives."""
+    least, estimate = plan["seconds"].get("least"), plan["seconds"].get("estimate")
+    paces = [x for x in (estimate, least or plan["seconds"]["roofline"]) if x]
+    head = ["data.order", "MB a step", "reads a step", "MB/s", "reads/s"]
+    head += [f"from {x.name}" for x in storage.KNOWN]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for order, x in plan["reading"].items():
+        cells = [order, f"{x['bytes'] / 1e6:,.1f}", f"{x['reads']:,.1f}"]
+        for amount in (x["bytes"] / 1e6, x["reads"]):
+            rates = [f"{amount / pace:,.0f}" for pace in paces]
+            cells.append(" to ".join(dict.fromkeys(rates)) or "no estimate")
+        for place in storage.KNOWN:
+            taken = storage.seconds(place, x)
+            share = f", {taken / paces[0]:,.1f} of the step" if paces else ""
+            cells.append(f"{taken * 1e3:,.0f} ms{share}")
+        lines.append(f"| {' | '.join(cells)} |")
+    known = "; ".join(f"{x.name} gives {_limits(x)}" for x in storage.KNOWN)
+    return [
+        *lines,
+        "",
+        f"What all hosts read of records of {storage.RECORD_SECONDS} s, from the estimate's pace "
+        f"to the least's. At most, {known}. Above 1.0 of the step, chips wait. With data.mirror "
+        "each host reads the data set once, and then its own copy.",
+    ]
+
+
+def _limits(place: storage.Storage) -> str:
+    limits = [f"{place.bytes / 1e6:,.0f} MB/s"] if place.bytes else []
+    return " and ".join([*limits, f"{place.reads:,.0f} reads/s"])
 
 
 def _verdict(plan: Plan) -> str:
@@ -216,3 +258,99 @@ def _parts(plan: Plan) -> list[str]:
             f"{plan['uncounted_kernels']} Pallas kernels, without an estimate, are left out.",
         ]
     return lines
+
+
+_OF_EVALUATION = (
+    "Hours are those of the published data sets. Features are kept on disk until they are deleted; "
+    "a task that shares another's pass over the audio has no extraction of its own. Probes stop "
+    "early: their time is from the fewest epochs that they may take to the most. Memory is what "
+    "training them holds at once, at most. Bootstrap intervals (minutes, of many tags) and the "
+    "reading of audio are not counted. Times here follow from rates that were just measured; times "
+    "elsewhere are rooflines, which nothing beats and nothing reaches: extraction on all devices, "
+    "probes on one; float32 on a GPU is at TF32's rate, half of bfloat16's."
+)
+
+
+def evaluation(plan: EvaluationPlan) -> str:
+    """Return a table of what each task of an evaluation takes, and of all of them."""
+    specs = list(plan["tasks"][0]["devices"])
+    head = [
+        "task", "audio, h", "extraction, TFLOP", "features, GB", "probes", "memory, GiB",
+        "extraction here", "probes here",
+    ]  # fmt: skip
+    for spec in specs:
+        head += [f"extraction on {spec}, at least", f"probes on {spec}, at least"]
+    rows = [_evaluated_row(task, specs) for task in plan["tasks"]]
+    parameters = f"{plan['parameters'] / 1e6:,.1f} M parameters, " if plan["parameters"] else ""
+    lines = [
+        f"# Evaluation of {plan['encoder']}",
+        "",
+        f"{parameters}{plan['layers']} layers of {plan['width']}, {plan['precision']}. This "
+        f"machine ({plan['machine']}) hears {plan['extraction_rate']:,.1f} seconds of audio a "
+        "second.",
+        "",
+        f"| {' | '.join(head)} |",
+        "|---" * len(head) + "|",
+        *(f"| {' | '.join(row)} |" for row in rows),
+        f"| {' | '.join(_total_row(plan['tasks'], specs))} |",
+        "",
+        _OF_EVALUATION,
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _evaluated_row(task: TaskCost, specs: list[str]) -> list[str]:
+    shared = f"with {task['shares']}" if task["shares"] else ""
+    flops = "unknown" if task["flops"] is None else f"{task['flops'] / 1e12:,.0f}"
+    cells = [
+        task["task"],
+        f"{task['hours']:,.1f}",
+        shared or flops,
+        f"{task['cache_bytes'] / 1e9:,.2f}" if task["cache_bytes"] else "shared",
+        f"{task['probes']:,}",
+        f"{task['memory_bytes'] / 2**30:,.1f}",
+        *_times(task["here"], shared),
+    ]
+    for spec in specs:
+        cells += _times(task["devices"][spec], shared)
+    return cells
+
+
+def _times(cost: DeviceCost, shared: str) -> list[str]:
+    extraction = shared or "unknown"
+    if cost["extraction"] is not None:
+        extraction = duration(cost["extraction"])
+    return [extraction, _span(cost["grid"])]
+
+
+def _span(seconds: list[float]) -> str:
+    least, most = map(duration, seconds)
+    return least if least == most else f"{least} to {most}"
+
+
+def _total_row(tasks: list[TaskCost], specs: list[str]) -> list[str]:
+    """Return the row of all tasks; audio that is heard once counts once."""
+    own = [task for task in tasks if not task["shares"]]
+    unknown = any(task["flops"] is None for task in own)
+    cells = [
+        "all",
+        f"{sum(task['hours'] for task in own):,.1f}",
+        "unknown" if unknown else f"{sum(task['flops'] or 0 for task in own) / 1e12:,.0f}",
+        f"{sum(task['cache_bytes'] for task in tasks) / 1e9:,.2f}",
+        f"{sum(task['probes'] for task in tasks):,}",
+        f"{max(task['memory_bytes'] for task in tasks) / 2**30:,.1f}",
+    ]
+    for place in ["here", *specs]:
+        costs = [task["here"] if place == "here" else task["devices"][place] for task in tasks]
+        seconds = sum(cost["extraction"] or 0 for cost in costs)
+        known = place == "here" or not unknown
+        both = [sum(cost["grid"][i] for cost in costs) for i in (0, 1)]
+        cells += [duration(seconds) if known else "unknown", _span(both)]
+    return cells
+
+
+def duration(seconds: float) -> str:
+    """Spell a time in the unit that suits it."""
+    if seconds < 100:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:,.1f} h"

@@ -81,11 +81,21 @@ class Work(TypedDict):
 
 
 class Feed(TypedDict):
-    """What one host has to read in a second: seconds of audio, bytes, and cores that are busy."""
+    """What one host has to read in a second: seconds of audio, bytes, and cores that are busy.
+
+    bytes: all that is read for them in the configuration's order, with what crops leave unused.
+    """
 
     audio_seconds: float
     bytes: float
     cores: float
+
+
+class Reading(TypedDict):
+    """What a step's batch reads of its data set, in all: bytes, and reads of them."""
+
+    bytes: float
+    reads: float
 
 
 class Tried(TypedDict):
@@ -135,8 +145,8 @@ class Plan(Contents):
     run. parameters: of the student, how many. checkpoint_bytes: of the whole state. flops: the
     model's operations a step on one device, by part. peak_flops: the device's peak rate, None where
     it is not known. predicting: this configuration, and data2vec 1.0 beside data2vec 2.0. feed: for
-    each pace of `seconds`. attempts: every batch that was compiled. compile_seconds: what it took
-    to make this plan.
+    each pace of `seconds`. reading: by data.order. attempts: every batch that was compiled.
+    compile_seconds: what it took to make this plan.
     """
 
     config: str
@@ -156,5 +166,59 @@ class Plan(Contents):
     predicting: list[Predicting]
     seconds: Seconds
     feed: dict[str, Feed]
+    reading: dict[str, Reading]
     attempts: list[Tried]
     compile_seconds: float
+
+
+class DeviceCost(TypedDict):
+    """Seconds that an evaluation's task takes on a machine.
+
+    extraction: None where another task's pass over the same audio gives the features, or where
+    operations are not known. grid: for the fewest and the most epochs.
+    """
+
+    extraction: float | None
+    grid: list[float]
+
+
+class TaskCost(TypedDict):
+    """What one task of an evaluation takes.
+
+    hours: of audio that is heard. windows: that it is cut into. shares: the task whose pass over
+    the same audio gives this one its features, "" for none. flops: of extraction, None where it is
+    shared or not known. cache_bytes: of features on disk, 0 where another task has the same ones.
+    memory_bytes: that training probes holds at once, at most. epochs: the fewest that a probe may
+    stop after, and the most. grid_flops: of all probes, for each of these. here: on this machine,
+    by its measured rates. devices: elsewhere, at least.
+    """
+
+    task: str
+    title: str
+    hours: float
+    windows: int
+    shares: str
+    flops: float | None
+    cache_bytes: int
+    memory_bytes: int
+    probes: int
+    epochs: list[int]
+    grid_flops: list[float]
+    here: DeviceCost
+    devices: dict[str, DeviceCost]
+
+
+class EvaluationPlan(TypedDict):
+    """What an evaluation takes.
+
+    machine: the one that `here` is of. extraction_rate: seconds of audio heard in a second there.
+    """
+
+    encoder: str
+    layers: int
+    width: int
+    parameters: int
+    precision: str
+    machine: str
+    extraction_rate: float
+    tasks: list[TaskCost]

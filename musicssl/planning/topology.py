@@ -7,6 +7,7 @@ here           the devices of this machine
 """
 
 import importlib.util
+import math
 import os
 import re
 from pathlib import Path
@@ -19,6 +20,7 @@ from jax.sharding import SingleDeviceSharding
 
 from musicssl.command import first_line
 from musicssl.planning.gpus import GPUS, MEMORY_SHARE, MOST, Gpu
+from musicssl.training import flops
 
 _SPEC = re.compile(r"(?P<kind>[a-z]\w*):(?P<shape>\d+(x\d+)*)(@(?P<slices>\d+))?")
 
@@ -65,6 +67,42 @@ class Topology(NamedTuple):
     chip: Chip | Gpu | None
     slices: int
     per_host: int
+
+
+class DataSheet(NamedTuple):
+    """What a machine can do at best.
+
+    devices: how many it has. peak: of one, operations a second in bfloat16. bandwidth: of one's
+    memory, bytes a second. half_in_float32: whether products of float32 have half the peak (TF32 on
+    GPUs); TPUs take them in bfloat16 unless another precision is asked for.
+    """
+
+    devices: int
+    peak: float
+    bandwidth: float
+    half_in_float32: bool
+
+
+def data_sheet(spec: str) -> DataSheet:
+    """Return the data sheet of a TPU or GPU topology; no compiler is needed for it.
+
+    Raises:
+      ValueError: the topology is not known, or is not of TPUs or GPUs.
+    """
+    match = _match(spec) if spec != "here" else None
+    if match is None or match["kind"] == "cpu":
+        raise ValueError(
+            f"--topology={spec}: this machine is measured; name a TPU or GPU such as h100:1"
+        )
+    kind = match["kind"]
+    devices = math.prod(int(n) for n in match["shape"].split("x")) * int(match["slices"] or 1)
+    chip: Chip | Gpu = GPUS[kind] if kind in GPUS else CHIPS[kind]
+    if isinstance(chip, Gpu):
+        peak, bandwidth, half = flops.peak_of(chip.name), chip.bandwidth, True
+    else:
+        peak, bandwidth, half = flops.peak_of(f"TPU {kind}"), chip.memory, False
+    assert peak is not None  # of every kind that a topology can be of
+    return DataSheet(devices, peak, bandwidth, half)
 
 
 def prepare(specs: list[str]) -> None:

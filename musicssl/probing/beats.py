@@ -1,8 +1,9 @@
 """From frame outputs to beats: the bar-pointer HMM of one beat, decoded by Viterbi; F-measure.
 
 The model of Krebs, Böck and Widmer (ISMIR 2015) with the parameters of madmom's
-DBNBeatTrackingProcessor, which MARBLE decodes with: 55 to 215 beats a minute, transition lambda
-100, observation lambda 16, each beat moved to the highest activation of its beat states. Inside a
+DBNBeatTrackingProcessor, which MARBLE decodes with: 55 to 215 beats a minute (18 to 72 for
+downbeats), transition lambda 100, observation lambda 16, each beat moved to the highest activation
+of its beat states. Inside a
 beat the only way is one frame on, so that a path is a row of beats, each with a first frame and a
 tempo, and what is remembered is the score at the end of each beat that a frame could begin. It is
 all in JAX, since a probe in training is scored by the beats that it would be decoded to.
@@ -19,7 +20,6 @@ import jax.numpy as jnp
 import mir_eval
 import numpy as np
 
-_MIN_BPM, _MAX_BPM = 55.0, 215.0
 _TRANSITION_LAMBDA, _OBSERVATION_LAMBDA = 100.0, 16
 _LEAST_ACTIVATION = 1e-7  # and as far from 1 at most
 TOLERANCE = 0.07  # seconds
@@ -28,14 +28,19 @@ _TRIM = 5.0  # seconds at the start that mir_eval's convention leaves out
 Monitor = Callable[[jax.Array, jax.Array], jax.Array]  # of labels and outputs
 
 
-def intervals(fps: float, min_bpm: float = _MIN_BPM, max_bpm: float = _MAX_BPM) -> np.ndarray:
+class Tempi(NamedTuple):
+    """The least and the greatest tempo that is decoded, in beats (or bars) a minute."""
+
+    least: float
+    greatest: float
+
+
+BEATS, DOWNBEATS = Tempi(55.0, 215.0), Tempi(18.0, 72.0)
+
+
+def intervals(fps: float, tempi: Tempi = BEATS) -> np.ndarray:
     """Return how many frames a beat has at each tempo, ascending: 42 at 50 frames a second."""
-    return np.arange(round(60 * fps / max_bpm), round(60 * fps / min_bpm) + 1)
-
-
-def state_count(fps: float) -> int:
-    """Count the states of the model: 1,449 at 50 frames a second, 3,193 at 75, 5,617 at 100."""
-    return int(intervals(fps).sum())
+    return np.arange(round(60 * fps / tempi.greatest), round(60 * fps / tempi.least) + 1)
 
 
 def _tempo_transitions(lengths: np.ndarray) -> np.ndarray:
@@ -63,7 +68,7 @@ class Path(NamedTuple):
     tempo: jax.Array
 
 
-def viterbi(outputs: jax.Array, frames: jax.Array, fps: float) -> Path:
+def viterbi(outputs: jax.Array, frames: jax.Array, fps: float, tempi: Tempi = BEATS) -> Path:
     """Return the most probable path through the states, from a uniform start.
 
     A state's observation is log(a) in the first sixteenth of a beat, for an activation a, and
@@ -74,8 +79,8 @@ def viterbi(outputs: jax.Array, frames: jax.Array, fps: float) -> Path:
       outputs: logits of a beat at each frame, [t].
       frames: how many of them are real.
     """
-    lengths = intervals(fps)
-    tempi, longest = np.arange(len(lengths)), int(lengths[-1])
+    lengths = intervals(fps, tempi)
+    number, longest = np.arange(len(lengths)), int(lengths[-1])
     transitions = jnp.asarray(_tempo_transitions(lengths), jnp.float32)  # [from, to]
     t = len(outputs)
 
@@ -91,7 +96,7 @@ def viterbi(outputs: jax.Array, frames: jax.Array, fps: float) -> Path:
     # From frame to frame, add the score of the best path up to a beat that begins there: it comes
     # from the end of a beat of any tempo. Beats that are under way at the start have none.
     def ends(score: jax.Array, first: jax.Array) -> jax.Array:
-        return score[jnp.maximum(longest + first - lengths, 0), tempi]  # [q]
+        return score[jnp.maximum(longest + first - lengths, 0), number]  # [q]
 
     def begin(score: jax.Array, first: jax.Array) -> tuple[jax.Array, None]:
         arrivals = ends(score, first)[:, None] + transitions
@@ -120,10 +125,10 @@ def _beat_frames(lengths: np.ndarray) -> np.ndarray:
     return np.arange(count.max())[:, None] < count
 
 
-def _decoded(outputs: jax.Array, frames: jax.Array, fps: float) -> jax.Array:
+def _decoded(outputs: jax.Array, frames: jax.Array, fps: float, tempi: Tempi) -> jax.Array:
     """Return at which frames beats are: bool [t]. Arguments are those of `viterbi`."""
-    path = viterbi(outputs, frames, fps)
-    beat = _beat_frames(intervals(fps))
+    path = viterbi(outputs, frames, fps, tempi)
+    beat = _beat_frames(intervals(fps, tempi))
     run = path.first[:, None] + np.arange(len(beat))  # [beats, frames]
     heard = (run >= 0) & (run < frames) & jnp.asarray(beat.T)[path.tempo]
     t = len(outputs)
@@ -132,12 +137,12 @@ def _decoded(outputs: jax.Array, frames: jax.Array, fps: float) -> jax.Array:
     return jnp.zeros(t + 1, bool).at[at].set(True)[:t]
 
 
-@functools.partial(jax.jit, static_argnames="fps")
-def _decoded_clips(outputs: jax.Array, frames: jax.Array, fps: float) -> jax.Array:
-    return jax.vmap(lambda x, n: _decoded(x, n, fps))(outputs, frames)
+@functools.partial(jax.jit, static_argnames=("fps", "tempi"))
+def _decoded_clips(outputs: jax.Array, frames: jax.Array, fps: float, tempi: Tempi) -> jax.Array:
+    return jax.vmap(lambda x, n: _decoded(x, n, fps, tempi))(outputs, frames)
 
 
-def decode(clips: Sequence[np.ndarray], fps: float) -> list[np.ndarray]:
+def decode(clips: Sequence[np.ndarray], fps: float, tempi: Tempi = BEATS) -> list[np.ndarray]:
     """Return the beat times of each clip in seconds: the highest output in each run of beat states.
 
     Args:
@@ -148,7 +153,7 @@ def decode(clips: Sequence[np.ndarray], fps: float) -> list[np.ndarray]:
     outputs = np.full((len(clips), frames.max(initial=1)), -np.inf, np.float32)
     for own, clip in zip(outputs, clips, strict=True):
         own[: len(clip)] = clip
-    marks = np.asarray(_decoded_clips(outputs, frames, fps))
+    marks = np.asarray(_decoded_clips(outputs, frames, fps, tempi))
     times = []
     for own, mark in zip(outputs, marks, strict=True):
         silent = np.isneginf(own).all()
@@ -156,7 +161,12 @@ def decode(clips: Sequence[np.ndarray], fps: float) -> list[np.ndarray]:
     return times
 
 
-def monitor(references: Sequence[np.ndarray], places: Sequence[np.ndarray], fps: float) -> Monitor:
+def monitor(
+    references: Sequence[np.ndarray],
+    places: Sequence[np.ndarray],
+    fps: float,
+    tempi: Tempi = BEATS,
+) -> Monitor:
     """Return the "f" of `f_measures` as a function, in JAX, of (anything, outputs [n, 1]).
 
     Args:
@@ -180,7 +190,7 @@ def monitor(references: Sequence[np.ndarray], places: Sequence[np.ndarray], fps:
 
     def f_measure(labels: jax.Array, outputs: jax.Array) -> jax.Array:
         del labels
-        marks = _decoded_clips(outputs[:, 0][rows], frames, fps)  # [k, t]
+        marks = _decoded_clips(outputs[:, 0][rows], frames, fps, tempi)  # [k, t]
         hits = jax.vmap(_matched)(marks, jnp.asarray(least), jnp.asarray(greatest)).sum()
         f = 2 * hits / (total + marks.sum())
         return jnp.where(jnp.isfinite(outputs).all(), f, jnp.nan)

@@ -6,7 +6,6 @@ test items are drawn together.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,8 +27,8 @@ class Column(NamedTuple):
     runs: Sequence[Results]
 
     def results(self, task: str) -> list[TaskResult]:
-        """Return the results of a task, of each training seed."""
-        return [run["tasks"][task] for run in self.runs]
+        """Return the results of a task, of each training seed that has one."""
+        return [run["tasks"][task] for run in self.runs if task in run["tasks"]]
 
 
 class MainScore(NamedTuple):
@@ -87,9 +86,8 @@ def _seed(results: Results) -> int | None:
 
 
 def short_name(results: Results) -> str:
-    """Return the last part of the encoder's path, with the kind that stands before it."""
-    kind, path = paths.split_kind(results["encoder"])
-    return f"{kind}{Path(path).name}"
+    """Return the encoder's name in a table."""
+    return paths.short(results["encoder"])
 
 
 def _name(group: Sequence[Results]) -> str:
@@ -132,18 +130,21 @@ def of_one_seed(task: TaskResult) -> bool:
 def notes(columns: Sequence[Column], tasks: Sequence[str]) -> list[str]:
     """Say which of the columns' figures are not of what the others are of."""
     lines = []
-    first = columns[0].runs[0]["tasks"]
     for name in tasks:
         for column in columns:
-            results = column.results(name)
-            settings = dict.fromkeys(unlike(task, first[name]) for task in results)
-            lines += [
-                f"- {name}: {column.name} was probed with {text}" for text in settings if text
-            ]
-            if any(map(of_one_seed, results)):
-                lines.append(f"- {name}: {column.name}: {ONE_SEED}")
-            if column is not columns[0] and against(results, columns[0].results(name)) is None:
-                lines.append(f"- {name}: {column.name}: test items are not the same: no test")
+            lines += [f"- {name}: {column.name}: {x}" for x in caveats(column, columns[0], name)]
+    return lines
+
+
+def caveats(column: Column, first: Column, task: str) -> list[str]:
+    """Say in what a column's figure of a task is not of what the first column's is of."""
+    results, others = column.results(task), first.results(task)
+    settings = dict.fromkeys(unlike(result, others[0]) for result in results)
+    lines = [f"probed with {text}" for text in settings if text]
+    if any(map(of_one_seed, results)):
+        lines.append(ONE_SEED)
+    if column is not first and against(results, others) is None:
+        lines.append("test items are not the same: no test")
     return lines
 
 

@@ -4,18 +4,27 @@ import dataclasses
 import hashlib
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import ml_collections
 import numpy as np
 from tqdm import tqdm
 
+from musicssl.features import geometry, windows
 from musicssl.features import rows as feature_rows
-from musicssl.features import windows
-from musicssl.probing import factors, grid, metrics, ridge, search
+from musicssl.probing import factors, grid, metrics, neighbours, ridge, search
 from musicssl.probing.labels import Labels
-from musicssl.probing.schema import PROTOCOL, LayerResult, SeedScore, TaskResult
+from musicssl.probing.neighbours import FEW_SHOT, KNN
+from musicssl.probing.schema import (
+    PROTOCOL,
+    DeformedResult,
+    LayerGeometry,
+    LayerResult,
+    SeedScore,
+    TaskResult,
+)
 from musicssl.probing.search import Outcome
 from musicssl.probing.task_kinds import Answers, kind_of
 from musicssl.probing.tasks import SPLITS, Task
@@ -24,6 +33,9 @@ SETTINGS = (  # without which results do not compare
     "kind", "standardise", "layers", "learning_rates", "seeds", "epochs", "batch_size", "limit",
 )  # fmt: skip
 RIDGE_SETTINGS = ("kind", "layers", "penalties", "limit")
+
+GEOMETRY = "geometry"
+ALSO = (KNN, FEW_SHOT, GEOMETRY)  # what config.also may ask of the features beside the probes
 
 
 class Prepared(NamedTuple):
@@ -41,6 +53,8 @@ def evaluate(
     fps: float,
     config: ml_collections.ConfigDict,
     poll: Callable[[], None],
+    also: Collection[str] = (),
+    deformed: Mapping[str, Prepared] = MappingProxyType({}),
 ) -> TaskResult:
     """Fit a task's probes, choose among them on validation, and return the result of the test.
 
@@ -50,6 +64,8 @@ def evaluate(
       fps: encoder frames a second.
       config: the settings of probes.
       poll: called between pieces of work; what it raises ends the evaluation.
+      also: what is asked of the features beside the probes, of ALSO.
+      deformed: the test split, by the deformation of its audio.
     """
     begin = time.monotonic()
     kind = kind_of(task)
@@ -58,7 +74,8 @@ def evaluate(
     # Fit every probe, and choose a source of features by validation alone.
     is_ridge = config.kind == search.RIDGE
     fit = _ridge_outcomes if is_ridge else _trained_outcomes
-    outcomes = fit(task, splits, outputs, fps, config, poll)
+    tests = [splits["test"], *deformed.values()]
+    outcomes = fit(task, splits, tests, outputs, fps, config, poll)
     best = search.best(outcomes)
     seeds = range(len(best.outputs))
 
@@ -77,7 +94,7 @@ def evaluate(
         draws.append([float(np.float32(value)) for value in values])
     best_seed = int(best.validation[:, best.rate].argmax())
     outputs_of_sources = {outcome.source: outcome.outputs for outcome in outcomes}
-    return {
+    result: TaskResult = {
         "task": task.name,
         "title": task.title,
         "dataset": task.dataset,
@@ -105,10 +122,72 @@ def evaluate(
         "seconds": round(time.monotonic() - begin, 1),
     }
 
+    # What else was asked of the same features.
+    parts = [(splits[name].features, splits[name].rows, splits[name].labels) for name in SPLITS]
+    if KNN in also and neighbours.takes_neighbours(kind):
+        result["knn"] = neighbours.knn(kind, parts, outputs, fps, poll, task.name)
+    if FEW_SHOT in also and neighbours.takes_few_shots(kind):
+        result["few_shot"] = neighbours.few_shot(kind, parts, outputs, fps, poll, task.name)
+    if GEOMETRY in also:
+        result["geometry"] = _geometry(splits["train"], task.name, poll)
+    if deformed:
+        result["deformed"] = _deformed(task, best, deformed, result, test, fps)
+    return result
+
+
+def _deformed(
+    task: Task,
+    best: Outcome,
+    deformed: Mapping[str, Prepared],
+    result: TaskResult,
+    clean: Labels,
+    fps: float,
+) -> list[DeformedResult]:
+    """Return the main score on each deformation of the test items, and how far it is below."""
+    kind, chosen = kind_of(task), result["chosen"]
+    whole = chosen["test"][kind.main_score]["mean"]
+    told: list[DeformedResult] = []
+    for number, (name, test) in enumerate(deformed.items()):
+        answers = [
+            Answers(outputs, test.labels, test.rows, fps) for outputs in best.deformed[number]
+        ]
+        mean = float(np.mean([kind.score(answer)[kind.main_score] for answer in answers]))
+        # in single precision, as those of the test as it is are kept
+        draws = np.stack([kind.resample(answer) for answer in answers]).astype(np.float32)
+        difference = None
+        same = test.labels.scored == clean.scored
+        if same and (task.by_item or np.array_equal(test.labels.labels, clean.labels)):
+            difference = metrics.paired_probes(chosen["draws"], draws, whole - mean)
+        told.append({
+            "deformation": name,
+            "mean": mean,
+            "interval": list(metrics.interval(metrics.over_seeds([draws]))),
+            "drop": whole - mean,
+            "drop_interval": [difference.low, difference.high] if difference else None,
+            "p": difference.p if difference else None,
+        })  # fmt: skip
+    return told
+
+
+def _geometry(train: Prepared, name: str, poll: Callable[[], None]) -> list[LayerGeometry]:
+    """Return the geometry of each layer's features of training items."""
+    told: list[LayerGeometry] = []
+    for number in tqdm(range(len(train.features)), desc=f"geometry of {name}", delay=2):
+        poll()
+        found = geometry.geometry(train.features[number], train.labels.rows)
+        told.append({
+            "source": str(number),
+            "isotropy": found.isotropy,
+            "effective_rank": found.effective_rank,
+            "mean_cosine": found.mean_cosine,
+        })  # fmt: skip
+    return told
+
 
 def _trained_outcomes(
     task: Task,
     splits: Mapping[str, Prepared],
+    tests: Sequence[Prepared],
     outputs: int,
     fps: float,
     config: ml_collections.ConfigDict,
@@ -117,7 +196,7 @@ def _trained_outcomes(
     """Train a task's grid of probes; return the outcome of each source of features."""
     protocol = _protocol(task, outputs, fps, config)
     sources = chosen_sources(len(splits["train"].features), config.layers, config.kind)
-    load = _loader(splits, config, poll)
+    load = _loader([splits["train"], splits["validation"], *tests], config, poll)
     monitor = _monitor(task, splits, fps)
     rates, seeds = config.learning_rates, config.seeds
     return search.search(protocol, monitor, load, sources, rates, seeds, task.name)
@@ -126,6 +205,7 @@ def _trained_outcomes(
 def _ridge_outcomes(
     task: Task,
     splits: Mapping[str, Prepared],
+    tests: Sequence[Prepared],
     outputs: int,
     fps: float,
     config: ml_collections.ConfigDict,
@@ -137,13 +217,13 @@ def _ridge_outcomes(
     own = {source: feature_rows.layers_of(source, layers) for source in sources}
     needed = sorted({layer for numbers in own.values() for layer in numbers})
 
-    def part(name: str) -> ridge.Part:
-        features, _, labels = splits[name]
+    def part(split: Prepared) -> ridge.Part:
+        features, _, labels = split
         x = feature_rows.Stored(tuple(features[layer] for layer in needed), labels.rows)
         return ridge.Part(x, labels.y, labels.item, labels.labels)
 
     return ridge.search(
-        (part("train"), part("validation"), part("test")),
+        [part(split) for split in (splits["train"], splits["validation"], *tests)],
         outputs,
         _monitor(task, splits, fps),
         {source: [needed.index(layer) for layer in numbers] for source, numbers in own.items()},
@@ -176,12 +256,11 @@ def _protocol(
 
 
 def _loader(
-    splits: Mapping[str, Prepared], config: ml_collections.ConfigDict, poll: Callable[[], None]
+    prepared: Sequence[Prepared], config: ml_collections.ConfigDict, poll: Callable[[], None]
 ) -> search.Load:
-    """Return the function that gives the grid a source's training, validation and test splits."""
-    prepared = [splits[name] for name in SPLITS]
+    """Return the function that gives the grid a source's splits, the one to train on first."""
 
-    def load(source: str) -> tuple[grid.Split, grid.Split, grid.Split]:
+    def load(source: str) -> list[grid.Split]:
         poll()
         parts = [
             feature_rows.stored(split.features, source, split.labels.rows) for split in prepared
@@ -200,7 +279,7 @@ def _loader(
             return grid.split_of(x, labels.y, labels.item, labels.labels, labels.start)
 
         # One after another, since for a moment each split is in memory twice.
-        return grid_split(0), grid_split(1), grid_split(2)
+        return [grid_split(number) for number in range(len(prepared))]
 
     return load
 

@@ -166,6 +166,24 @@ PART_LABELS: dict[str, Part] = {
 }
 
 
+def tempo_labels(task: Task, records: Sequence[Record], rows: windows.Rows, fps: float) -> Labels:
+    """Return the labels of windows, which are classes of tempo, and the tempi of records.
+
+    A record's tempo is that of the median of its beats' distances. Records with fewer than two
+    beats take no part. Arguments and errors are those of `item_labels`.
+    """
+    del fps
+    tempi = np.zeros(len(records))
+    for number, record in enumerate(records):
+        distances = np.diff(_beat_times(task, record))
+        tempi[number] = 60 / np.median(distances) if len(distances) else 0
+    used = np.flatnonzero(tempi[rows.record] > 0)
+    item = (np.cumsum(tempi > 0) - 1)[rows.record[used]]
+    y = metrics.tempo_class(tempi[rows.record[used]])
+    labels = tempi[tempi > 0].astype(np.float32)
+    return _checked(task, Labels(used, y, item, labels, used[:0], ()))
+
+
 def beat_labels(task: Task, records: Sequence[Record], rows: windows.Rows, fps: float) -> Labels:
     """Return the labels of frames, which are of beats, and the beat times of records.
 
@@ -195,20 +213,29 @@ def beat_labels(task: Task, records: Sequence[Record], rows: windows.Rows, fps: 
 
 
 def _beat_times(task: Task, record: Record) -> np.ndarray:
-    times = record["beats"]["time"] if task.label == "beats" else record[task.label]
+    times = record["beats"]["time"] if task.label == "beats" else record["beat_times"]
+    if task.label == "downbeat_times":
+        times = times[np.asarray(record["bar_positions"]) == 1]
     return np.sort(np.asarray(times, float))
 
 
 def beat_estimates(
-    outputs: np.ndarray, labels: Labels, rows: windows.Rows, fps: float
+    outputs: np.ndarray,
+    labels: Labels,
+    rows: windows.Rows,
+    fps: float,
+    tempi: beats.Tempi = beats.BEATS,
 ) -> list[np.ndarray]:
     """Return the beat times of each record from frame outputs [n, 1], before the sigmoid."""
-    return beats.decode([outputs[own, 0] for own in _frame_places(labels, rows, fps)], fps)
+    clips = [outputs[own, 0] for own in _frame_places(labels, rows, fps)]
+    return beats.decode(clips, fps, tempi)
 
 
-def beat_monitor(labels: Labels, rows: windows.Rows, fps: float) -> beats.Monitor:
+def beat_monitor(
+    labels: Labels, rows: windows.Rows, fps: float, tempi: beats.Tempi = beats.BEATS
+) -> beats.Monitor:
     """Return what scores the frame outputs of a split by the beats that they are decoded to."""
-    return beats.monitor(labels.references, _frame_places(labels, rows, fps), fps)
+    return beats.monitor(labels.references, _frame_places(labels, rows, fps), fps, tempi)
 
 
 def _frame_places(labels: Labels, rows: windows.Rows, fps: float) -> list[np.ndarray]:
@@ -231,6 +258,7 @@ CLASS_NAMES = {  # of the classes that are defined here, and of those of emomusi
     "chord": metrics.KEYS,
     "polyphony": ("0", "1", "2", "3", "4", "5", "6", "7+"),
     "beat_times": ("beat",),
+    "downbeat_times": ("downbeat",),
     "beats": ("beat",),
     "emotion": ("arousal", "valence"),
 }

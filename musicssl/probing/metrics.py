@@ -110,6 +110,34 @@ def key_weights(descending: bool = False) -> np.ndarray:
     return table
 
 
+# Tempo: classes of one beat a minute, as Schreiber and Müller (ISMIR 2018) have them, and the two
+# accuracies of Gouyon et al. (IEEE TASLP 14, 2006), within 4 %.
+TEMPI = np.arange(30, 286)
+_TEMPO_TOLERANCE = 0.04
+_OCTAVES = (1, 2, 3, 1 / 2, 1 / 3)
+
+
+def tempo_class(tempi: np.ndarray) -> np.ndarray:
+    """Return the class of tempi in beats a minute; what is beyond all has the first or the last."""
+    return np.clip(np.round(tempi) - TEMPI[0], 0, len(TEMPI) - 1).astype(np.int32)
+
+
+def tempo_accuracy(tempi: np.ndarray, outputs: np.ndarray) -> float:
+    """Return the share of items [i] whose tempo is within 4 % of the highest output's [i, c]."""
+    return _tempo_accuracy(tempi, outputs, (1,))
+
+
+def tempo_accuracy_octaves(tempi: np.ndarray, outputs: np.ndarray) -> float:
+    """Return the same where twice, three times, a half and a third of the tempo count as right."""
+    return _tempo_accuracy(tempi, outputs, _OCTAVES)
+
+
+def _tempo_accuracy(tempi: np.ndarray, outputs: np.ndarray, factors: Sequence[float]) -> float:
+    right = tempi[:, None] * np.array(factors)  # [i, factors]
+    apart = np.abs(TEMPI[outputs.argmax(-1)][:, None] - right)
+    return float((apart <= _TEMPO_TOLERANCE * right).any(1).mean())
+
+
 # Monitors: labels and outputs [i, ...] as above, jitted and vmapped by the grid.
 
 
@@ -128,6 +156,12 @@ def monitor_r2(labels: jax.Array, outputs: jax.Array) -> jax.Array:
 def monitor_key(labels: jax.Array, outputs: jax.Array) -> jax.Array:
     """Return `key_score`, in JAX."""
     return jnp.asarray(key_weights(), jnp.float32)[labels, outputs.argmax(-1)].mean()
+
+
+def monitor_tempo(labels: jax.Array, outputs: jax.Array) -> jax.Array:
+    """Return `tempo_accuracy`, in JAX."""
+    estimate = jnp.asarray(TEMPI, jnp.float32)[outputs.argmax(-1)]
+    return jnp.mean(jnp.abs(estimate - labels) <= _TEMPO_TOLERANCE * labels)
 
 
 def monitor_roc_auc(labels: jax.Array, outputs: jax.Array) -> jax.Array:
@@ -289,7 +323,19 @@ def paired(ours: Draws, theirs: Draws, mean: float) -> Difference:
     Args:
       mean: the difference of the means over all seeds.
     """
-    differences = over_seeds(ours, 1) - over_seeds(theirs, 2)
+    return _difference(over_seeds(ours, 1) - over_seeds(theirs, 2), mean)
+
+
+def paired_probes(ours: npt.ArrayLike, theirs: npt.ArrayLike, mean: float) -> Difference:
+    """Test scores [s, draws] of the same probes, on the same test items in two forms, as `paired`.
+
+    A probe seed is drawn for both at once.
+    """
+    return _difference(over_seeds([np.asarray(ours, float) - np.asarray(theirs, float)]), mean)
+
+
+def _difference(differences: np.ndarray, mean: float) -> Difference:
+    """Return what the differences of bootstrap samples say."""
     differences = differences[np.isfinite(differences)]
     tail = min((differences <= 0).sum(), (differences >= 0).sum())
     p = min(1.0, 2 * float(tail + 1) / (len(differences) + 1))

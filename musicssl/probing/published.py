@@ -1,13 +1,17 @@
-"""Published scores that the table shows beside ours, x 100, and chance on published test labels.
+"""Published scores, from published.json beside this file, and chance on published test labels.
 
 What is here was read in a primary source; where it was not, a comment says so. The results of
-arXiv:2307.05161 itself were not found, so none is shown as that paper's. Rows are from MARBLE's
-constrained track (arXiv:2306.10548v1, tables 3 and 4). Its protocol is followed here, with the
-deviations that README.md beside this file names.
+arXiv:2307.05161 itself were not found, so none is shown as that paper's. MARBLE's constrained track
+(arXiv:2306.10548v1, tables 3 and 4) is followed here, with the deviations that README.md beside
+this file names, so its rows stand beside scores in tables. Figures under other protocols are shown
+apart, with their sources, and never in a table of what was run here.
 """
 
+import functools
+import json
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, TypedDict
 
 from musicssl import host
 
@@ -24,54 +28,32 @@ _GRID: dict[str, Any] = {
     "limit": 0,
 }
 _WORDS = {"epochs": "the task's", "limit": "all"}
-COLUMNS = (  # (task, score) of the values of a row
-    ("magnatagatune", "roc_auc"),
-    ("magnatagatune", "ap"),
-    ("giantsteps_key", "weighted"),
-    ("gtzan_genre", "accuracy"),
-    ("gtzan_beat", "f"),
-    ("emomusic", "r2_valence"),
-    ("emomusic", "r2_arousal"),
-    ("nsynth_instrument", "accuracy"),
-    ("nsynth_pitch", "accuracy"),
-    ("vocalset_technique", "accuracy"),
-    ("vocalset_singer", "accuracy"),
-    ("mtg_instrument", "roc_auc"),
-    ("mtg_instrument", "ap"),
-    ("mtg_moodtheme", "roc_auc"),
-    ("mtg_moodtheme", "ap"),
-    ("mtg_genre", "roc_auc"),
-    ("mtg_genre", "ap"),
-    ("mtg_top50", "roc_auc"),
-    ("mtg_top50", "ap"),
-)
+_FILE = Path(__file__).parent / "published.json"
 
 
-class _PublishedRow(NamedTuple):
-    """A published model: values in the order of COLUMNS, None where nothing is reported."""
+class Source(TypedDict):
+    """Figures from one place, under one protocol.
 
-    model: str
-    values: tuple[float | None, ...]
-    source: str = MARBLE
+    source, url, date: where and when they were published.
+    protocol: how they came about.
+    followed: whether the evaluator here follows that protocol.
+    columns: "<task>/<score>" of this evaluator, or another's own words.
+    models: by name, the values of the columns x 100, None where nothing is reported.
+    """
+
+    source: str
+    url: str
+    date: str
+    protocol: str
+    followed: bool
+    columns: list[str]
+    models: dict[str, list[float | None]]
 
 
-_ROWS = (
-    _PublishedRow(
-        "MusiCNN",
-        (90.3, 37.8, 14.4, 73.5, None, 44.4, 68.8, 72.6, 64.1, 70.3, 57.0, 74.0, 17.2, 74.0, 12.6,
-         86.0, 17.5, 82.0, 27.5),
-    ),
-    _PublishedRow(
-        "Music2Vec 95M",
-        (90.0, 36.2, 50.6, 74.1, 68.2, 52.1, 71.0, 69.3, 93.1, 71.1, 81.4, 76.1, 19.2, 76.7, 14.3,
-         87.1, 18.8, 83.0, 29.2),
-    ),
-    _PublishedRow(
-        "MERT-v1-95M",
-        (91.0, 39.3, 63.5, 74.8, 88.3, 55.5, 76.3, 70.7, 92.6, 74.2, 83.7, 77.5, 19.4, 76.4, 13.4,
-         87.1, 18.8, 83.0, 29.0),
-    ),
-)  # fmt: skip
+@functools.cache
+def sources() -> tuple[Source, ...]:
+    """Return everything that published.json holds, in its order."""
+    return tuple(json.loads(_FILE.read_text()))
 
 
 # Chance levels that are not of counted labels. R2 of the mean is 0. NSynth's test split has 843
@@ -109,13 +91,20 @@ def apart(settings: Mapping[str, Any] | None) -> str:
 
 
 def scores(task: str) -> list[tuple[str, str, dict[str, float]]]:
-    """Return (model, source, {score: value}) of models with scores of the task, as fractions."""
+    """Return (model, source, {score: value}) of models with scores of the task, as fractions.
+
+    Only figures under the protocol that is followed here are returned.
+    """
     models = []
-    for row in _ROWS:
-        values = {}
-        for (name, score), value in zip(COLUMNS, row.values, strict=True):
-            if name == task and value is not None:
-                values[score] = value / 100
-        if values:
-            models.append((row.model, row.source, values))
+    for source in sources():
+        if not source["followed"]:
+            continue
+        for model, row in source["models"].items():
+            values = {}
+            for column, value in zip(source["columns"], row, strict=True):
+                name, _, score = column.partition("/")
+                if name == task and value is not None:
+                    values[score] = value / 100
+            if values:
+                models.append((model, source["source"], values))
     return models

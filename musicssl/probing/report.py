@@ -1,6 +1,7 @@
 """Results on disk: results.json, a Markdown table beside published rows, and pictures."""
 
 import io
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,13 +11,23 @@ import numpy as np
 
 from musicssl import paths
 from musicssl.probing import columns, curves, published, search
-from musicssl.probing.schema import PROTOCOL, About, Results, TaskResult
+from musicssl.probing.schema import PROTOCOL, About, BesideResult, Results, TaskResult
 
 matplotlib.use("agg")
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 
 RESULTS, _TABLE = "results.json", "results.md"
+
+
+def refuse_others(out: Path, digest: str, name: str) -> None:
+    """Raise ValueError where a directory holds results of another encoder, before work is done."""
+    held = load(out) if (out / RESULTS).exists() else None
+    if held and held["tasks"] and held["digest"] != digest:
+        raise ValueError(
+            f"{out / RESULTS} is of another encoder ({held['features']}, and this is {name}): set "
+            "config.results to another directory, or move that one away"
+        )
 
 
 def save(out: Path, result: TaskResult, about: About) -> None:
@@ -26,17 +37,10 @@ def save(out: Path, result: TaskResult, about: About) -> None:
       ValueError: the directory holds results of another encoder.
     """
     # Take what is there, if it is of the same encoder.
+    refuse_others(out, about["digest"], about["features"])
     out.mkdir(parents=True, exist_ok=True)
     path = out / RESULTS
-    tasks: dict[str, TaskResult] = {}
-    if path.exists():
-        earlier = load(out)
-        tasks = earlier["tasks"]
-        if tasks and earlier["digest"] != about["digest"]:
-            raise ValueError(
-                f"{path} is of another encoder ({earlier['features']}): set config.results to "
-                "another directory, or move that one away"
-            )
+    tasks: dict[str, TaskResult] = load(out)["tasks"] if path.exists() else {}
 
     tasks = tasks | {result["task"]: result}
     results: Results = {**about, "tasks": tasks}
@@ -101,7 +105,8 @@ def _markdown(results: Results) -> str:
         lines += [f"| {' | '.join(cells)} |" for cells in _score_rows(name, task)]
 
     lines += _published_lines(tasks)
-    lines += ["", *_factor_table(tasks), *notes(tasks)]
+    lines += ["", *_beside_table(tasks), *_deformed_table(tasks), *_geometry_table(tasks)]
+    lines += [*_factor_table(tasks), *notes(tasks)]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -163,6 +168,82 @@ def _score_rows(name: str, task: TaskResult) -> list[list[str]]:
     return rows
 
 
+def _beside_table(tasks: Mapping[str, TaskResult]) -> list[str]:
+    """Return a table of what answers without training come to, beside the probes."""
+    lines = [
+        "| task | score | probe | few items of each class | nearest neighbours |",
+        "|---" * 5 + "|",
+    ]
+    for task in tasks.values():
+        if "few_shot" in task or "knn" in task:
+            score = task["score"]
+            probe = f"{100 * task['chosen']['test'][score]['mean']:.1f}"
+            cells = [_beside_cell(x, score) for x in (task.get("few_shot"), task.get("knn"))]
+            lines.append(f"| {' | '.join([task['title'], score, probe, *cells])} |")
+    if not lines[2:]:
+        return []
+    told = (
+        "Few items of each class: the nearest class mean, over draws of the items. Nearest "
+        "neighbours: the mean of what the k nearest training items are labelled with, by cosine. "
+        "Single layers; layer and k are chosen on validation."
+    )
+    return [*lines, "", told, ""]
+
+
+def _beside_cell(result: BesideResult | None, score: str) -> str:
+    if result is None:
+        return ""
+    low, high = result["interval"]
+    mean = 100 * result["test"][score]["mean"]
+    of = f"layer {result['source']}, {result['number']}"
+    return f"{mean:.1f} ({100 * low:.1f} to {100 * high:.1f}; {of})"
+
+
+def _deformed_table(tasks: Mapping[str, TaskResult]) -> list[str]:
+    """Return a table of scores on deformed test items, and of how far they are below the others."""
+    lines = ["| task | score | deformation | test | drop | p |", "|---" * 6 + "|"]
+    for task in tasks.values():
+        for result in task.get("deformed", []):
+            low, high = result["interval"]
+            drop = f"{100 * result['drop']:+.1f}"
+            if result["drop_interval"]:
+                least, most = result["drop_interval"]
+                drop += f" ({100 * least:+.1f} to {100 * most:+.1f})"
+            p = "other items" if result["p"] is None else f"{result['p']:.3f}"
+            test = f"{100 * result['mean']:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+            cells = [task["title"], task["score"], result["deformation"], test, drop, p]
+            lines.append(f"| {' | '.join(cells)} |")
+    if not lines[2:]:
+        return []
+    told = (
+        "Deformed: the probes above on the test's audio after a deformation that training has not "
+        "heard. Drop: what the score loses, with its interval and p of the paired test."
+    )
+    return [*lines, "", told, ""]
+
+
+def _geometry_table(tasks: Mapping[str, TaskResult]) -> list[str]:
+    """Return a table of the geometry of each layer's features."""
+    with_it = [task for task in tasks.values() if "geometry" in task]
+    if not with_it:
+        return []
+    sources = [layer["source"] for layer in with_it[0]["geometry"]]
+    lines = [f"| task | layer | {' | '.join(sources)} |", "|---" * (len(sources) + 2) + "|"]
+    for task in with_it:
+        layers = task["geometry"]
+        rows = {
+            "isotropy": [f"{x['isotropy']:.3f}" for x in layers],
+            "effective rank": [f"{x['effective_rank']:.1f}" for x in layers],
+            "mean cosine": [f"{x['mean_cosine']:.2f}" for x in layers],
+        }
+        lines += [f"| {task['title']} | {name} | {' | '.join(x)} |" for name, x in rows.items()]
+    told = (
+        "Geometry of training items' features: isotropy (IsoScore) from 0 to 1, effective rank "
+        "from 1 to the width, mean cosine of two items."
+    )
+    return [*lines, "", told, ""]
+
+
 def _factor_table(tasks: Mapping[str, TaskResult]) -> list[str]:
     """Return a table of scores at each level of each factor, of the layer that was chosen."""
     lines = ["| task | factor | score at each level, and its interval |", "|---|---|---|"]
@@ -208,12 +289,14 @@ def compare(folders: Sequence[Path], out: Path) -> str:
     on, p of the paired test against the first.
 
     Raises:
-      ValueError: the results have no task in common.
+      ValueError: no two of the results have a task in common.
     """
     encoders = [load(folder) for folder in folders]
     shared = [name for name in encoders[0]["tasks"] if _all_have(encoders, name)]
     if not shared:
-        raise ValueError("the results to compare have no task in common")
+        if not any(a["tasks"].keys() & b["tasks"] for a, b in itertools.combinations(encoders, 2)):
+            raise ValueError("the results to compare have no task in common")
+        return "No task is in all of the results, so that there is no table of them."
 
     # The table: a row a task, a column an encoder.
     shown = columns.of_results(encoders)

@@ -74,7 +74,7 @@ class Weights(NamedTuple):
 
 
 def search(
-    parts: tuple[Part, Part, Part],
+    parts: Sequence[Part],
     outputs: int,
     monitor: Monitor,
     sources: Mapping[str, Sequence[int]],
@@ -86,7 +86,7 @@ def search(
     """Regress the labels on every source with every penalty; return the outcome of each source.
 
     Args:
-      parts: of training, validation and test.
+      parts: of training, validation and test, and further ones of deformed test items.
       outputs: c.
       sources: by name, the numbers of the layers that are taken, among those of the parts.
       penalties: on squared weights, where the error is the mean over rows; of equal validation
@@ -95,7 +95,7 @@ def search(
       name: of the task, for progress bars.
       poll: called between pieces of work; what it raises ends the search.
     """
-    train, validation, test = parts
+    train, validation, *tests = parts
     seen = moments(train.x, _targets(train.y, outputs), poll, name)
     fits = {}
     for source, layers in sources.items():
@@ -113,18 +113,21 @@ def search(
         scores[source] = np.array([[score(values[:, p]) for p in range(len(penalties))]])
     chosen = {source: int(score.mean(0).argmax()) for source, score in scores.items()}
 
-    # Predict the test with it.
+    # Predict the test splits with it.
     kept = {}
     for source, fit in fits.items():
         best = chosen[source]
         kept[source] = fit._replace(weights=fit.weights[:, best : best + 1])
-    outcomes = []
-    for source, values in _predict(test, seen.mean, kept, poll, name).items():
-        best = chosen[source]
-        values = _calibrated(values, lines[source][best : best + 1], log_odds)[:, 0]
-        answers = _over_items(test, values)[None]
-        outcomes.append(Outcome(source, scores[source], best, answers, 0))
-    return outcomes
+    answers: dict[str, list[np.ndarray]] = {source: [] for source in fits}
+    for test in tests:
+        for source, values in _predict(test, seen.mean, kept, poll, name).items():
+            best = chosen[source]
+            values = _calibrated(values, lines[source][best : best + 1], log_odds)[:, 0]
+            answers[source].append(_over_items(test, values)[None])
+    return [
+        Outcome(source, scores[source], chosen[source], first, 0, further)
+        for source, (first, *further) in answers.items()
+    ]
 
 
 def _columns(layers: Sequence[int], width: int) -> np.ndarray:

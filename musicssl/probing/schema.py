@@ -75,6 +75,50 @@ class LevelResult(TypedDict):
     sources: dict[str, LevelScore]
 
 
+class BesideResult(TypedDict):
+    """What answers without training come to, at the layer that does best on validation.
+
+    number: of neighbours that are asked, or of items of each class.
+    validation: the main score there, the mean over draws.
+    test: every score, over draws of the items of each class (sd 0 of neighbours).
+    interval: 95 % of the mean main score, over test items and draws.
+    """
+
+    source: str
+    number: int
+    validation: float
+    test: dict[str, SeedScore]
+    interval: list[float]
+
+
+class LayerGeometry(TypedDict):
+    """The geometry of a layer's features of training items, as `features.geometry` defines it."""
+
+    source: str
+    isotropy: float
+    effective_rank: float
+    mean_cosine: float
+
+
+class DeformedResult(TypedDict):
+    """The main score on deformed test items, of the probes that are reported, trained on others.
+
+    deformation: such as "noise:20".
+    mean: over seeds.
+    interval: 95 % of it, over test items and seeds.
+    drop: of the score on the test items as they are.
+    drop_interval, p: of a paired test of the same probes on the same items; None where deformed
+      items are not the same ones, as where speed changes how many rows there are.
+    """
+
+    deformation: str
+    mean: float
+    interval: list[float]
+    drop: float
+    drop_interval: list[float] | None
+    p: float | None
+
+
 class TaskResult(TypedDict):
     """The result of one task.
 
@@ -95,6 +139,8 @@ class TaskResult(TypedDict):
     unscored_classes: tags that no test item has or every one has, which averages leave out.
     untrained_classes: classes of test items that no training item has.
     seconds: that the probes took.
+    knn, few_shot, geometry, deformed: where they were asked for (config.also, config.deform) and
+      the task allows them.
     """
 
     task: str
@@ -115,6 +161,10 @@ class TaskResult(TypedDict):
     unscored_classes: list[str]
     untrained_classes: list[str]
     seconds: float
+    knn: NotRequired[BesideResult]
+    few_shot: NotRequired[BesideResult]
+    geometry: NotRequired[list[LayerGeometry]]
+    deformed: NotRequired[list[DeformedResult]]
 
 
 class TrainedBy(TypedDict):
@@ -134,6 +184,8 @@ class About(TypedDict):
     encoder: as it was named on the command line.
     features: the encoder's name in reports.
     digest: of all that its features depend on; one results.json holds results of one digest.
+    origin: of an encoder from the Hub, the commit (revision); of a plug-in, its file, the file's
+      sha256, that of its weights, and its version; of features, their directory and sha256.
     config: of the evaluation.
     run: of an encoder that was read from a workdir, else None.
     command, commit: that made the last of the results.
@@ -143,6 +195,7 @@ class About(TypedDict):
     encoder: str
     features: str
     digest: str
+    origin: NotRequired[dict[str, str]]
     config: dict[str, Any]
     run: NotRequired[TrainedBy | None]
     command: str

@@ -30,6 +30,7 @@ class Outcome(NamedTuple):
     rate: the index of the learning rate with the best mean validation score.
     outputs: of the test items at this rate, [s, i, c].
     epochs: of training, summed over all models.
+    deformed: of the test items of every further split, in the same way.
     """
 
     source: str
@@ -37,6 +38,7 @@ class Outcome(NamedTuple):
     rate: int
     outputs: np.ndarray
     epochs: int
+    deformed: Sequence[np.ndarray] = ()
 
     @property
     def score(self) -> float:
@@ -46,7 +48,7 @@ class Outcome(NamedTuple):
 
 RIDGE = "ridge"  # the kind of probe that is not trained but solved: see ridge.py
 
-Load = Callable[[str], tuple[Split, Split, Split]]
+Load = Callable[[str], Sequence[Split]]
 Group = tuple[np.ndarray, np.ndarray]  # learning rates and seeds
 
 
@@ -74,7 +76,8 @@ def search(
     """Train the grid of a task, and return the outcome of each source.
 
     Args:
-      load: from a source's name to its training, validation and test splits.
+      load: from a source's name to its training, validation and test splits, and further ones of
+        deformed test items.
       sources: names of layers, or "sum".
       rates, seeds: of which every pair is trained.
       name: for the progress bar.
@@ -84,7 +87,7 @@ def search(
     outcomes = []
     with tqdm(total=total, desc=f"probes of {name}", unit=" fits", delay=2) as bar:
         for source in sources:
-            train, validation, test = load(source)
+            train, validation, *tests = load(source)
 
             # Every group of models is trained, and what they come to is put together.
             def fit(group: Group, train=train, validation=validation) -> Fitted:
@@ -95,7 +98,7 @@ def search(
 
             parts = _fit_groups(fit, groups(train, rate_array, seed_array))
             fitted = _joined(parts, len(seeds))
-            outcomes.append(_outcome(source, fitted, test))
+            outcomes.append(_outcome(source, fitted, tests))
     return outcomes
 
 
@@ -112,21 +115,21 @@ def groups(train: Split, rates: np.ndarray, seeds: np.ndarray) -> list[Group]:
 def _fit_groups(fit: Callable[[Group], Fitted], parts: list[Group]) -> list[Fitted]:
     """Train groups, single models on every core; the first by itself, since it may compile."""
     first = fit(parts[0])
-    with ThreadPoolExecutor(at_once(parts, _cores())) as pool:
+    with ThreadPoolExecutor(at_once(parts, cores())) as pool:
         return [first, *pool.map(fit, parts[1:])]
 
 
-def _cores() -> int:
+def cores() -> int:
     """Count the cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):  # macOS does not say which cores it gives
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def at_once(parts: list[Group], cores: int) -> int:
+def at_once(parts: list[Group], available: int) -> int:
     """Return how many groups are trained side by side: a single model takes a core, others all."""
     rates, _ = parts[0]
-    return min(cores, len(parts)) if len(rates) == 1 else 1
+    return min(available, len(parts)) if len(rates) == 1 else 1
 
 
 def _joined(parts: list[Fitted], seeds: int) -> Fitted:
@@ -143,13 +146,13 @@ def _joined(parts: list[Fitted], seeds: int) -> Fitted:
     return Fitted(params, scores, epochs, trained)
 
 
-def _outcome(source: str, fitted: Fitted, test: Split) -> Outcome:
-    """Choose the learning rate on validation, and predict the test with it."""
+def _outcome(source: str, fitted: Fitted, tests: Sequence[Split]) -> Outcome:
+    """Choose the learning rate on validation, and predict the test splits with it."""
     validation = np.asarray(fitted.score[0])
     rate = int(validation.mean(0).argmax())
     params = jax.tree.map(lambda p: p[:, :, rate : rate + 1], fitted.params)
-    outputs = np.asarray(grid.predict(params, test))[0, :, 0]
-    return Outcome(source, validation, rate, outputs, int(fitted.epochs))
+    outputs, *deformed = (np.asarray(grid.predict(params, test))[0, :, 0] for test in tests)
+    return Outcome(source, validation, rate, outputs, int(fitted.epochs), deformed)
 
 
 def best(outcomes: Sequence[Outcome]) -> Outcome:

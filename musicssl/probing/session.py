@@ -26,23 +26,28 @@ from musicssl.probing import evaluate, labels, published, report, search, tasks
 from musicssl.probing.schema import About, TaskResult, TrainedBy
 from musicssl.probing.task_kinds import kind_of
 from musicssl.runtime import sharding
-from musicssl.runtime.workdir import flat, git_commit, steps_on_disk
+from musicssl.runtime.workdir import flat, git_commit, step_of, steps_on_disk
 
 # How far the chance level of the labels built may be from that of the published ones. R2 may differ
 # more: since a test set of 125 has a mean of its own, that alone makes about .01.
 _CHANCE_TOLERANCE, _R2_TOLERANCE = 0.005, 0.05
+_LEAST_RATE = 4  # frames a second of which beats are decoded: the fastest has 3.6
 
 
 class Session(NamedTuple):
     """What the tasks of one encoder share.
 
     poll: called between pieces of work; what it raises ends the session.
+    also: what is asked of the features beside the probes, of evaluate.ALSO.
+    deform: what is done to the audio of further test splits, such as "noise:20".
     """
 
     source: FeatureSource
     config: ml_collections.ConfigDict
     mesh: Mesh
     poll: Callable[[], None]
+    also: Sequence[str] = ()
+    deform: Sequence[str] = ()
 
 
 def run(config: ml_collections.ConfigDict) -> str:
@@ -53,11 +58,16 @@ def run(config: ml_collections.ConfigDict) -> str:
     Raises:
       ValueError, FileNotFoundError: an encoder, a data set or a setting cannot be used.
     """
-    _check_encoders(config)
+    check_encoders(config)
+    if unknown := [name for name in _listed(config.also) if name not in evaluate.ALSO]:
+        raise ValueError(f"config.also: there is no {unknown[0]!r}; there are {[*evaluate.ALSO]}")
+    with _naming("config.deform"):
+        for deformation in _listed(config.deform):
+            host.check_deformation(deformation)
     with _naming("config.tasks"):
         chosen = tasks.choose(config.tasks)
     out = _results_dir(config)
-    with host.claimed(out, "wait for its end, or use another --config.results"):
+    with host.claimed(out, "wait for its end, or use another --config.results", writes=True):
         return _run_into(out, chosen, config)
 
 
@@ -70,7 +80,7 @@ def _run_into(out: Path, chosen: Sequence[tasks.Task], config: ml_collections.Co
     folders = [out]
     for name in beside:
         spec = f"{paths.RANDOM}{config.encoder}" if name == "random" else name
-        folders.append(out / "beside" / Path(name).name)
+        folders.append(out / "beside" / _folder_name(name))
         _run_encoder(spec, chosen, folders[-1], config)
     return report.compare(folders, out) if beside and table else table
 
@@ -80,9 +90,21 @@ def _run_encoder(
 ) -> str:
     """Evaluate an encoder that `extract.open_source` takes; write to `out`, return a table."""
     mesh = sharding.make_mesh(config.mesh.fsdp)
-    source, run = extract.open_source(spec, config.precision), _trained_by(spec)
+    step = None  # of the encoder itself; what stands beside it is of its last
+    if spec == config.encoder and config.step:
+        step = step_of(host.path(spec), config.step)
+    source = extract.open_source(spec, config.precision, step)
+    run = _trained_by(spec, step)
     check_settings(config, source.layers, source.sample_rate)
-    session = Session(source, config, mesh, lambda: None)
+    _check_frames(chosen, source, config)
+    report.refuse_others(out, source.digest, source.name)
+    also, deform = _listed(config.also), _listed(config.deform)
+    if deform and source.bind:
+        raise ValueError(
+            "config.deform: features that were computed elsewhere cannot be computed of deformed "
+            "audio: leave it out"
+        )
+    session = Session(source, config, mesh, lambda: None, also, deform)
     for number, task in enumerate(chosen, 1):
         note(f"{source.name}: {task.name} ({number} of {len(chosen)}): {task.title}")
         result = run_task(task, chosen, session)
@@ -92,7 +114,11 @@ def _run_encoder(
     return "" if jax.process_index() else report.write(out)
 
 
-def _check_encoders(config: ml_collections.ConfigDict) -> None:
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def check_encoders(config: ml_collections.ConfigDict) -> None:
     """Check the names of all encoders before the first is evaluated.
 
     Raises:
@@ -100,13 +126,15 @@ def _check_encoders(config: ml_collections.ConfigDict) -> None:
     """
     if not config.encoder:
         raise ValueError(
-            "config.encoder is empty: give a directory, random:DIRECTORY, logmel or cqt"
+            "config.encoder is empty: give a directory, random:DIRECTORY, hf:ORG/NAME, "
+            "python:FILE.py:NAME, features:DIRECTORY, logmel or cqt"
         )
     if config.precision not in ("float32", "bfloat16"):
         raise ValueError(f"config.precision is {config.precision!r}: use 'float32' or 'bfloat16'")
     for name in filter(None, config.beside.split(",")):
-        known = name in ("random", *BASELINES)
-        if not known and not host.path(paths.split_kind(name)[1]).exists():
+        kind, path = paths.split_kind(name)
+        known = name in ("random", *BASELINES) or kind == paths.PYTHON or path.startswith(paths.HUB)
+        if not known and not host.path(path).exists():
             raise ValueError(
                 f"config.beside: {name!r} is no path, nor one of random, {', '.join(BASELINES)}"
             )
@@ -125,6 +153,19 @@ def check_settings(
       ValueError: a setting cannot be used.
       FileNotFoundError: a data set is not built.
     """
+    chosen = check_probes(settings, layers, section)
+    needed = dict.fromkeys(task.dataset for task in chosen)
+    for name in sorted(needed, key=host.SYNTHESISED.__contains__):  # what is composed comes last
+        host.require_labelled(name, settings.data_dir, sample_rate)
+
+
+def check_probes(
+    settings: ml_collections.ConfigDict, layers: int, section: str = "config"
+) -> list[tasks.Task]:
+    """Return the tasks that are to be probed; check all settings, and no data set.
+
+    Arguments and errors are those of `check_settings`.
+    """
     if settings.kind not in ("mlp", "linear", search.RIDGE):
         raise ValueError(f"{section}.kind is {settings.kind!r}: use 'mlp', 'linear' or 'ridge'")
     for name in ("learning_rates", "seeds", "penalties"):
@@ -139,9 +180,29 @@ def check_settings(
         evaluate.chosen_sources(layers, settings.layers, settings.kind)
     with _naming(f"{section}.tasks"):
         chosen = tasks.choose(settings.tasks)
-    needed = dict.fromkeys(task.dataset for task in chosen)
-    for name in sorted(needed, key=host.SYNTHESISED.__contains__):  # what is composed comes last
-        host.require_labelled(name, settings.data_dir, sample_rate)
+    return chosen
+
+
+def _check_frames(
+    chosen: Sequence[tasks.Task], source: FeatureSource, config: ml_collections.ConfigDict
+) -> None:
+    """Check that tasks can be asked of an encoder's frames, and of features computed elsewhere.
+
+    Raises:
+      ValueError, FileNotFoundError: they cannot.
+    """
+    for task in chosen:
+        if task.pool == tasks.FRAMES and source.frame_rate < _LEAST_RATE:
+            raise ValueError(
+                f"{task.name} is asked of every frame, and {source.name} has "
+                f"{source.frame_rate:.2f} a second: {_LEAST_RATE} or more are needed: leave it out"
+            )
+        for split in tasks.SPLITS:
+            if source.bind is None:
+                continue
+            name, rate = task.split(split), source.sample_rate
+            data = host.open_labelled(task.dataset, config.data_dir, name, rate, config.limit)
+            source.bind(task.dataset, name, data)
 
 
 @contextlib.contextmanager
@@ -159,8 +220,11 @@ def _results_dir(config: ml_collections.ConfigDict) -> Path:
         return host.path(config.results)
     if (host.path(config.encoder) / "checkpoints").is_dir():
         return host.path(config.encoder) / "probe"
-    kind, path = paths.split_kind(config.encoder)
-    return Path("results") / f"{kind.replace(':', '-')}{Path(path).name}"
+    return Path("results") / _folder_name(config.encoder)
+
+
+def _folder_name(spec: str) -> str:
+    return paths.short(spec).replace(":", "-")
 
 
 def _about(
@@ -171,6 +235,7 @@ def _about(
         "encoder": spec,
         "features": source.name,
         "digest": source.digest,
+        "origin": dict(source.origin),
         "config": json.loads(config.to_json()),
         "run": run,
         "command": shlex.join(["python", "-m", "musicssl.probe", *sys.argv[1:]]),
@@ -181,13 +246,14 @@ def _about(
     }
 
 
-def _trained_by(spec: str) -> TrainedBy | None:
+def _trained_by(spec: str, step: int | None) -> TrainedBy | None:
     """Return the run whose workdir an encoder is read from, None for any other encoder."""
     steps = steps_on_disk(host.path(spec))
     if not steps:
         return None
-    saved = host.path(spec) / "checkpoints" / str(steps[-1]) / "about" / "metadata"
-    return {"config": flat(json.loads(saved.read_text())["config"]), "step": steps[-1]}
+    step = steps[-1] if step is None else step
+    saved = host.path(spec) / "checkpoints" / str(step) / "about" / "metadata"
+    return {"config": flat(json.loads(saved.read_text())["config"]), "step": step}
 
 
 def run_task(
@@ -203,24 +269,24 @@ def run_task(
         the same audio are extracted in the same pass.
     """
     same_audio = [other for other in together if _audio_of(other) == _audio_of(task)]
-    pools = {_pool_frames(t, session.source) for t in same_audio}
+    pools = {t.pool for t in same_audio}
     splits: dict[str, evaluate.Prepared] = {}
     classes: Sequence[str] = ()
     for name in tasks.SPLITS:
         prepared, classes = prepare(task, name, pools, session)
         if prepared is not None:
             splits[name] = prepared
+    deformed: dict[str, evaluate.Prepared] = {}
+    for deformation in session.deform:
+        prepared, _ = prepare(task, "test", pools, session, deformation)
+        if prepared is not None:
+            deformed[deformation] = prepared
     if jax.process_index():
         return None
     rate, config = session.source.frame_rate, session.config
-    return evaluate.evaluate(task, splits, classes, rate, config, session.poll)
-
-
-def _pool_frames(task: tasks.Task, source: FeatureSource) -> int:
-    """Return how many of the source's frames are a row; a task counts in frames of 20 ms."""
-    if task.pool in (tasks.WHOLE, tasks.FRAMES):
-        return task.pool
-    return round(task.pool * source.frame_rate / 50)
+    return evaluate.evaluate(
+        task, splits, classes, rate, config, session.poll, session.also, deformed
+    )
 
 
 def _audio_of(task: tasks.Task) -> tuple:
@@ -229,42 +295,56 @@ def _audio_of(task: tasks.Task) -> tuple:
 
 
 def prepare(
-    task: tasks.Task, split: str, pools: set[int], session: Session
+    task: tasks.Task, split: str, pools: set[int], session: Session, deformation: str = ""
 ) -> tuple[evaluate.Prepared | None, Sequence[str]]:
     """Return the features and labels of a split, and the names of the classes.
 
     Of several processes the first alone has the features; the others return None for them.
 
     Args:
-      pools: of other tasks' rows, in frames, which are extracted in the same pass.
+      pools: of other tasks' rows, in ticks, which are extracted in the same pass.
+      deformation: of the audio, "" for none.
     """
     source, config = session.source, session.config
     rate = source.sample_rate
     data = host.open_labelled(task.dataset, config.data_dir, task.split(split), rate, config.limit)
     if data.dataset.sample_rate != rate:
-        note(f"{data.version} is resampled from {data.dataset.sample_rate} to {rate} Hz")
+        note(f"{data.version} is {_resampled(task.dataset, data.dataset.sample_rate, rate)}")
     _warn_of_sizes(task, split, data.sizes, config.limit)
+    records = host.deformed(data, deformation) if deformation else data
 
     # Extract this task's rows and the others', or read them from the cache.
-    cut = windows.cut(data.lengths, task.window, rate, task.standardised_alone)
+    frames = source.frames
+    cut = windows.cut(records.lengths, task.window, rate, task.standardised_alone, frames)
 
     def read(record: int) -> np.ndarray:
         session.poll()
-        return data.read(record)
+        return records.read(record)
 
-    own = _pool_frames(task, source)
+    own = task.pool
+    if source.bind:
+        source = source._replace(hear=source.bind(task.dataset, task.split(split), data))
     features = extract.extract(
-        source, cut, read, sorted(pools | {own}), Path(config.cache), data.digest, session.mesh,
+        source, cut, read, sorted(pools | {own}), Path(config.cache), records.digest, session.mesh,
         config.windows,
     )  # fmt: skip
 
     # Label the rows.
     rows = windows.rows(cut, own, rate)
-    row_labels = kind_of(task).label(task, data.labels, rows, source.frame_rate)
+    row_labels = kind_of(task).label(task, records.labels, rows, source.frame_rate)
     classes = _class_names(task, data.classes)
     if own not in features:
         return None, classes
     return evaluate.Prepared(features[own], rows, row_labels), classes
+
+
+def _resampled(dataset: str, kept: int, wanted: int) -> str:
+    """Say what an encoder hears of records that are kept at another rate than it takes."""
+    said = f"resampled from {kept} to {wanted} Hz"
+    if wanted < kept:
+        return said
+    built = f"{dataset}/{wanted // 1000}khz" if wanted % 1000 == 0 else "a build of that rate"
+    return f"{said}, with nothing above {kept // 2} Hz in it; {built}, where there is one, has more"
 
 
 def _class_names(task: tasks.Task, classes: Mapping[str, Sequence[str]]) -> Sequence[str]:

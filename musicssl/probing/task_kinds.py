@@ -136,27 +136,60 @@ def _best_constant_key(task: Task, train: Labels, test: Labels) -> np.ndarray:
 # Beats: a row is a frame, but what is scored are the beat times decoded from a record's frames.
 
 
-def _score_beats(answers: Answers) -> dict[str, float]:
-    return beats.f_measures(answers.labels.references, labels.beat_estimates(*answers))
+def _beat_kind(tempi: beats.Tempi, period: float) -> Kind:
+    """Return a kind whose items are the beats, or downbeats, of a record.
+
+    Args:
+      tempi: that are decoded.
+      period: in seconds, of the metronome that ignores the audio.
+    """
+
+    def monitor(own: Labels, rows: windows.Rows, fps: float) -> grid.Monitor:
+        return labels.beat_monitor(own, rows, fps, tempi)
+
+    def score(answers: Answers) -> dict[str, float]:
+        estimates = labels.beat_estimates(*answers, tempi)
+        return beats.f_measures(answers.labels.references, estimates)
+
+    def resample(answers: Answers) -> np.ndarray:
+        """Draw records with replacement, and return the F-measure at 70 ms of each sample."""
+        estimates = labels.beat_estimates(*answers, tempi)
+        pairs = list(zip(answers.labels.references, estimates, strict=True))
+        hits = np.array([beats.matches(r, e, beats.TOLERANCE) for r, e in pairs])
+        sizes = np.array([len(r) + len(e) for r, e in pairs])
+
+        def f_measure(hits: np.ndarray, sizes: np.ndarray) -> float:
+            return 2 * hits.sum() / sizes.sum()
+
+        return metrics.bootstrap(f_measure, hits, sizes, draws=1000)
+
+    def chance(task: Task, train: Labels, test: Labels) -> dict[str, float]:
+        """Score a metronome at 120 beats a minute."""
+        ends = [times[-1] + period for times in test.references]
+        metronome = [np.arange(period / 2, end, period) for end in ends]
+        return beats.f_measures(test.references, metronome)
+
+    names = ("f", "f_20ms", "f_mean")
+    return Kind(
+        "bce",
+        monitor,
+        names,
+        labels.beat_labels,
+        score,
+        resample,
+        chance,
+        crop_seconds=10,
+        log_odds=True,
+    )
 
 
-def _resample_beats(answers: Answers) -> np.ndarray:
-    """Draw records with replacement, and return the F-measure at 70 ms of each sample."""
-    estimates = labels.beat_estimates(*answers)
-    pairs = list(zip(answers.labels.references, estimates, strict=True))
-    hits = np.array([beats.matches(r, e, beats.TOLERANCE) for r, e in pairs])
-    sizes = np.array([len(r) + len(e) for r, e in pairs])
-
-    def f_measure(hits: np.ndarray, sizes: np.ndarray) -> float:
-        return 2 * hits.sum() / sizes.sum()
-
-    return metrics.bootstrap(f_measure, hits, sizes, draws=1000)
+# Tempo: a window has a class of tempo, but what is scored are the tempi of records.
 
 
-def _metronome_chance(task: Task, train: Labels, test: Labels) -> dict[str, float]:
-    """Score a metronome at 120 beats a minute."""
-    metronome = [np.arange(0.25, times[-1] + 0.5, 0.5) for times in test.references]
-    return beats.f_measures(test.references, metronome)
+def _best_constant_tempo(task: Task, train: Labels, test: Labels) -> np.ndarray:
+    tempi = np.eye(len(metrics.TEMPI))
+    worth = [metrics.tempo_accuracy(train.labels, tempi[[c]]) for c in range(len(tempi))]
+    return np.broadcast_to(tempi[np.argmax(worth)], (len(test.labels), len(tempi)))
 
 
 KINDS = {
@@ -192,15 +225,18 @@ KINDS = {
         {"r2": metrics.r2, "r2_arousal": metrics.r2_arousal, "r2_valence": metrics.r2_valence},
         _training_mean,
     ),
-    "beat": Kind(
-        "bce",
-        labels.beat_monitor,
-        ("f", "f_20ms", "f_mean"),
-        labels.beat_labels,
-        _score_beats,
-        _resample_beats,
-        _metronome_chance,
-        crop_seconds=10,
-        log_odds=True,
+    "tempo": dataclasses.replace(
+        _item_kind(
+            "ce",
+            metrics.monitor_tempo,
+            {
+                "accuracy": metrics.tempo_accuracy,
+                "accuracy_octaves": metrics.tempo_accuracy_octaves,
+            },
+            _best_constant_tempo,
+        ),
+        label=labels.tempo_labels,
     ),
+    "beat": _beat_kind(beats.BEATS, 0.5),
+    "downbeat": _beat_kind(beats.DOWNBEATS, 2.0),
 }

@@ -1,5 +1,7 @@
 """The tasks of the evaluator in one table: the paper's 13, 6 on embedded music, 7 on polyphony.
 
+Two more ask GTZAN's features for downbeats and tempo.
+
 The 13 are those of arXiv:2307.05161 as far as they are known: MARBLE's 14 (arXiv:2306.10548)
 without source separation, emotion counted once. Patiences and metrics are those of MARBLE's code
 (benchmark/tasks/*/*_base_config.yaml), windows those of its configurations of HuBERT and music2vec
@@ -11,7 +13,7 @@ import dataclasses
 from musicssl.features import windows
 
 SPLITS = ("train", "validation", "test")
-WHOLE, FRAMES, _HALF_SECOND = windows.WHOLE, 1, 25
+WHOLE, FRAMES, _HALF_SECOND = windows.WHOLE, windows.FRAMES, 25
 _CHUNK = 132_000 / 44_100  # seconds: MARBLE counts 44 samples in a millisecond
 _MTG_SIZES = {
     "instrument": (14395, 5466, 5115),
@@ -31,7 +33,8 @@ class Task:
     window: seconds of the windows that clips are cut into.
     plateau, patience: epochs without a gain before the learning rate is halved, and before training
       stops.
-    pool: 20 ms frames averaged to a row: WHOLE for the whole window, _HALF_SECOND, FRAMES for none.
+    pool: ticks of 20 ms that are a row: WHOLE for the whole window, _HALF_SECOND, FRAMES for the
+      encoder's frames, whatever their rate.
     by_item: whether outputs are averaged over the rows of a record before they are scored.
     trained_whole: whether a training sample is a record with all of its windows, so that a batch
       has as many records as its size says; else a sample is a window.
@@ -166,16 +169,27 @@ _POLY = (
     _poly("interval", "interval of two notes", "interval", "interval", 12, _ALIKE),
     _poly("chord", "quality of a chord", "chord", "quality", 8, _ALIKE),
 )
-TASKS = {task.name: task for task in (*_MIR, *_SYNTH, *_POLY)}
+# The annotations are GTZAN-Rhythm's; patiences and windows are those of its beats.
+_RHYTHM = (
+    Task(
+        "gtzan_downbeat", "GTZAN-Rhythm, downbeats", "gtzan", "downbeat_times", "downbeat", 30, 6,
+        20, pool=FRAMES, outputs=1,
+    ),
+    Task(
+        "gtzan_tempo", "GTZAN-Rhythm, tempo", "gtzan", "tempo", "tempo", 30, 6, 20, outputs=256,
+    ),
+)  # fmt: skip
+TASKS = {task.name: task for task in (*_MIR, *_SYNTH, *_POLY, *_RHYTHM)}
 SUITES = {
     "mir": tuple(t.name for t in _MIR),
     "synth": tuple(t.name for t in _SYNTH),
     "poly": tuple(t.name for t in _POLY),
+    "rhythm": tuple(t.name for t in _RHYTHM),
 }
 
 
 def choose(names: str) -> list[Task]:
-    """Return the tasks of a comma-separated list of names and suites ("mir", "synth", "poly").
+    """Return the tasks of a comma-separated list of names and suites (the keys of SUITES).
 
     Raises:
       ValueError: a name is neither a task nor a suite, or there is no name.

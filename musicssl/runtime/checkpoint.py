@@ -9,12 +9,13 @@ read.
 """
 
 import contextlib
+import dataclasses
 import functools
 import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,19 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy, save_decis
 
 from musicssl import environment, paths
 from musicssl.command import first_line, storage_errno
-from musicssl.runtime import digests
+from musicssl.runtime import digests, distributed
 from musicssl.runtime.workdir import git_commit, steps_on_disk
+
+
+@dataclasses.dataclass
+class _Best:
+    """A policy of Orbax that keeps one step, if there is one."""
+
+    step: int | None = None
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        """Return which of the checkpoints are that step's."""
+        return [saved.step == self.step for saved in checkpoints]
 
 
 class Checkpoints:
@@ -49,6 +61,7 @@ class Checkpoints:
         }
         self.under_way: int | None = None  # the step that is being saved
         self.shapes: Any = None  # of the state that was saved last
+        self.best = _Best()  # the step with the best validation score, which is kept too
         self.on_damage = config.checkpoint.on_damage
         self.damage = functools.cache(lambda step: damage(self.directory / str(step)))
 
@@ -57,6 +70,7 @@ class Checkpoints:
             [
                 preservation_policy.LatestN(config.checkpoint.keep),
                 preservation_policy.EveryNSteps(config.checkpoint.keep_every),
+                self.best,
             ]
         )
         due = save_decision_policy.AnySavePolicy(
@@ -250,8 +264,14 @@ class Checkpoints:
 
 
 def damage(checkpoint: Path) -> str | None:
-    """Return what differs on disk from what was saved, None if nothing does."""
-    return digests.damage(checkpoint / "about") or digests.damage(checkpoint / "state")
+    """Return what differs on disk from what was saved, None if nothing does.
+
+    All processes call this and the first reads the files: many machines that read the same ones
+    would keep their disk busy for minutes.
+    """
+    return distributed.first_says(
+        lambda: digests.damage(checkpoint / "about") or digests.damage(checkpoint / "state")
+    )
 
 
 def _difference(directory: Path, abstract: Any) -> str | None:

@@ -5,17 +5,22 @@ for ever. Instead, each of them ends within a bounded time, in one of three ways
 
 - a collective breaks, or JAX's coordination service tells of a death: exit code EXIT_PEER;
 - JAX itself ends a process whose peers' heartbeats stay away for --heartbeat seconds: SIGABRT;
-- no step is taken for --stall seconds, though all are alive: exit code EXIT_PEER.
+- no step is taken for --stall seconds, though all are alive: exit code EXIT_PEER, after what every
+  thread was doing is on stderr.
 
 None of them saves: whoever launched the job starts it again, and it goes on from the newest
 checkpoint.
 """
 
 import contextlib
+import errno
+import faulthandler
 import importlib.util
 import os
+import secrets
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,7 +31,7 @@ import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
 
-from musicssl.command import EXIT_PEER, first_line
+from musicssl.command import EXIT_PEER, PASSING, first_line
 
 _COORDINATOR = flags.DEFINE_string(
     "coordinator",
@@ -54,8 +59,10 @@ _LOST = (  # words of errors that another process's end causes
     "arrier",
 )
 TICK = 1.0  # seconds
+_STDERR = 2  # the descriptor, which nothing can have replaced by what is no file
 _LONGEST = 2000  # bytes of a reason that process 0 tells the others
 _AGREED = (None, 0, 3, 75)  # exit codes that all processes come to together
+_UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def start() -> None:
@@ -154,39 +161,107 @@ def first_does(work: Callable[[], object]) -> None:
 
     Raises:
       ValueError: in every process, where process 0 met a ValueError or an OSError.
+      OSError: in every process, where that is one of storage that may pass.
     """
     if jax.process_count() == 1:
         work()
         return
     meet("before the first does it")
-    reason = ""
+    said = ""
     if jax.process_index() == 0:
         try:
             work()
         except (ValueError, OSError) as error:
-            reason = str(error) or repr(error)
-    said = np.frombuffer(reason.encode()[:_LONGEST].ljust(_LONGEST, b"\0"), np.uint8)
-    said = np.asarray(multihost_utils.broadcast_one_to_all(said), np.uint8)
-    if reason := said.tobytes().rstrip(b"\0").decode(errors="ignore"):
+            said = f"{getattr(error, 'errno', 0) or 0} {str(error) or repr(error)}"
+    if not (said := _from_first(said)):
+        return
+    number, _, reason = said.partition(" ")
+    if int(number) not in PASSING:
         raise ValueError(reason)
+    passing = OSError(reason)
+    passing.errno = int(number)
+    raise passing
+
+
+def first_says(answer: Callable[[], str | None]) -> str | None:
+    """Return in every process what process 0 finds, so that one looks and not all of them.
+
+    Raises:
+      ValueError, OSError: as `first_does`.
+    """
+    found: str | None = None
+
+    def look() -> None:
+        nonlocal found
+        found = answer()
+
+    first_does(look)
+    return found if jax.process_count() == 1 else _from_first(found or "") or None
+
+
+def _from_first(text: str) -> str:
+    """Return process 0's text in every process, its first _LONGEST bytes at most."""
+    said = np.frombuffer(text.encode()[:_LONGEST].ljust(_LONGEST, b"\0"), np.uint8)
+    said = np.asarray(multihost_utils.broadcast_one_to_all(said), np.uint8)
+    return said.tobytes().rstrip(b"\0").decode(errors="ignore")
 
 
 def all_say(yes: bool) -> bool:
     """Return whether all processes say yes."""
+    return not _who_deny(yes)
+
+
+def _who_deny(yes: bool) -> list[int]:
+    """Return the processes that say no, ascending."""
     if jax.process_count() == 1:
-        return yes
-    return bool(multihost_utils.process_allgather(np.array(yes)).all())
+        return [] if yes else [0]
+    said = np.asarray(multihost_utils.process_allgather(np.array(yes)))
+    return np.flatnonzero(~said.reshape(-1)).tolist()
 
 
-def check_shared(path: Path) -> None:
-    """Raise ValueError where process 0 has written a file that this process does not see."""
-    if jax.process_count() > 1:
-        meet(f"{path} written")
-        if not path.exists():
-            raise ValueError(
-                f"process {jax.process_index()} does not see {path}, which process 0 wrote: use a "
-                "--workdir that all machines share"
-            )
+def check_shared(folder: Path) -> None:
+    """Refuse a folder that not all processes share, in all of them and in the same words.
+
+    Process 0 writes a token there, which all read: a folder of the same name and content on each
+    machine would pass any other test. Where process 0 may not write, nothing is compared.
+
+    Raises:
+      ValueError: in every process, where one of them does not read what process 0 wrote.
+      OSError: in every process, where process 0 met an error of storage that may pass.
+    """
+    if jax.process_count() == 1:
+        return
+
+    def write() -> str:
+        token = secrets.token_hex(8)
+        try:
+            (folder / f".token-{token}").write_text(token)
+        except OSError as error:
+            if error.errno not in _UNWRITABLE:
+                raise
+            return ""
+        return token
+
+    token = first_says(write)
+    if not token:
+        return
+    path = folder / f".token-{token}"  # a name that no machine has looked for before
+    try:
+        seen = path.read_text() == token
+    except OSError as error:
+        if error.errno in PASSING:
+            raise
+        seen = False
+    blind = _who_deny(seen)
+    if jax.process_index() == 0:
+        path.unlink(missing_ok=True)
+    if blind:
+        if jax.process_index() == 0:
+            time.sleep(TICK)  # the others meet through this process: it leaves last
+        raise ValueError(
+            f"process {blind[0]} of {jax.process_count()} does not see what process 0 writes into "
+            f"{folder}: use a --workdir that all machines share"
+        )
 
 
 @contextlib.contextmanager
@@ -245,6 +320,7 @@ class _Watch:
         while not self.stopped.wait(TICK):
             self.seconds += TICK
             if self.seconds > self.limit:
+                faulthandler.dump_traceback(_STDERR, all_threads=True)
                 leave(EXIT_PEER, f"{_here()} took no step for {self.limit} s: it or another hangs")
 
     def stop(self) -> None:

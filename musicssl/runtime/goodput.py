@@ -1,25 +1,125 @@
-"""Where a run's time goes: into steps, or into what a step has to wait for.
+"""Where a run's time goes, over all its lives: into steps, or into what a step has to wait for.
 
 Time is measured where the host waits. The host is up to two steps ahead of the devices, so a short
 wait for input or for a save may cost them nothing: the shares are upper bounds of what is lost.
+
+A run may end and go on many times. The account of each life is kept in <workdir>/goodput.json, and
+the shares are of the time since the first life began. "repeated" is the time of steps that a life
+took and a later one took again, since they had not been saved. "down" is the time between the last
+record of one life and the start of the next: of a life that was killed nothing is known after its
+last record, which is at most RECORD seconds and a step, a probe or a pass before its end.
 """
 
 import contextlib
+import json
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TypedDict
 
-KINDS = ("start", "restore", "codebook", "compile", "input", "save", "probe")
+import jax
 
-_seconds = dict.fromkeys(KINDS, 0.0)  # one run a process, so one account
+from musicssl.command import say
+
+WAITS = (
+    *("start", "restore", "codebook", "compile", "input", "save"),
+    *("validation", "probe", "profile"),
+)
+KINDS = (*WAITS, "repeated", "down")
+RECORD = 30.0  # seconds between two records: a bucket answers each in tens of milliseconds
+
+
+class Life(TypedDict):
+    """What is kept of one process's part of a run.
+
+    began, ended: seconds since 1970, the second at the last record. first, step: the steps that
+    were done when it began and when it ended. seconds: of its waits, by kind.
+    """
+
+    began: float
+    ended: float
+    first: int
+    step: int
+    seconds: dict[str, float]
+
+
+_seconds = dict.fromkeys(WAITS, 0.0)  # one run a process, so one account
 _open: list[str] = []  # what is being waited for, the innermost last
-_began = _counted = time.monotonic()
+_began = _counted = _recorded = time.monotonic()
+_clock = time.time()  # when this life began
+_steps = (0, 0)  # done when this life began, and now
+_lives: list[Life] = []  # before this one
+_path: Path | None = None  # where they are kept
 
 
 def begin() -> None:
-    """Start the account of a run, which begins now."""
-    global _began, _counted
+    """Start the account of a run, whose life begins now."""
+    global _began, _counted, _clock, _steps, _path
     _began = _counted = time.monotonic()
-    _seconds.update(dict.fromkeys(KINDS, 0.0))
+    _clock, _steps, _path = time.time(), (0, 0), None
+    _seconds.update(dict.fromkeys(WAITS, 0.0))
+    _lives.clear()
+
+
+def keep(workdir: Path, first: int) -> None:
+    """Take up the account of a run's earlier lives; from here on this one is kept beside them.
+
+    Only the first process keeps one. An account that cannot be read is told of and begun anew.
+
+    Args:
+      first: the step that this life begins at.
+    """
+    global _steps, _path
+    _steps = (first, first)
+    if jax.process_index():
+        return
+    _path = workdir / "goodput.json"
+    try:
+        _lives[:] = [_life(x) for x in json.loads(_path.read_text())] if _path.exists() else []
+    except (ValueError, TypeError, KeyError):
+        say(f"{_path} is no account of time: that of this run's earlier lives is not counted")
+    write()
+
+
+def _life(found: dict) -> Life:
+    """Return a life that was kept, all of whose values are numbers."""
+    return {
+        "began": float(found["began"]),
+        "ended": float(found["ended"]),
+        "first": int(found["first"]),
+        "step": int(found["step"]),
+        "seconds": {str(kind): float(x) for kind, x in found["seconds"].items()},
+    }
+
+
+def record(step: int) -> None:
+    """Note that so many steps are done, and write the account every RECORD seconds."""
+    global _steps
+    _steps = (_steps[0], step)
+    if time.monotonic() - _recorded >= RECORD:
+        write()
+
+
+def write() -> None:
+    """Write the account; where that fails, it may be written next time, and no run ends."""
+    global _recorded
+    _recorded = time.monotonic()
+    if _path is None:
+        return
+    with contextlib.suppress(Exception):  # of many kinds, where the workdir is in a bucket
+        temporary = _path.parent / f".{_path.name}.tmp"
+        temporary.write_text(json.dumps([*_lives, _this()], indent=1) + "\n")
+        temporary.replace(_path)
+
+
+def _this() -> Life:
+    """Return the account of this life until now."""
+    _count()
+    first, step = _steps
+    ended = _clock + time.monotonic() - _began
+    seconds = {kind: round(x, 3) for kind, x in _seconds.items() if x}
+    return {"began": _clock, "ended": ended, "first": first, "step": step, "seconds": seconds}
 
 
 @contextlib.contextmanager
@@ -43,21 +143,46 @@ def _count() -> None:
     _counted = now
 
 
+def account(lives: Sequence[Life]) -> dict[str, float]:
+    """Return the seconds of a run's lives: "goodput", and those of each kind of loss.
+
+    Args:
+      lives: in the order in which they began; one at least.
+    """
+    total = dict.fromkeys(("goodput", *KINDS), 0.0)
+    again, after = math.inf, math.inf  # the step that later lives began at, and when they began
+    for life in reversed(lives):
+        for kind, seconds in life["seconds"].items():
+            total[kind] = total.get(kind, 0.0) + seconds
+
+        # Steps that count are those that no later life took again.
+        stepping = life["ended"] - life["began"] - sum(life["seconds"].values())
+        taken = life["step"] - life["first"]
+        counting = min(max(again - life["first"], 0), taken) / taken if taken else 1.0
+        total["goodput"] += stepping * counting
+        total["repeated"] += stepping * (1 - counting)
+
+        if after < math.inf:
+            total["down"] += max(0.0, after - life["ended"])
+        again, after = min(again, life["first"]), life["began"]
+    return total
+
+
 def shares() -> dict[str, float]:
     """Return the shares of the run's time so far: "time/goodput", and "time/<kind>" of losses."""
-    _count()
-    total = max(time.monotonic() - _began, 1e-9)
-    lost_shares = {f"time/{kind}": seconds / total for kind, seconds in _seconds.items()}
-    return {"time/goodput": 1 - sum(lost_shares.values()), **lost_shares}
+    seconds = account([*_lives, _this()])
+    total = max(sum(seconds.values()), 1e-9)
+    return {f"time/{kind}": x / total for kind, x in seconds.items()}
 
 
 def line() -> str:
     """Describe the shares in one line, the largest loss first."""
-    time_shares, total = shares(), int(time.monotonic() - _began)
-    good = time_shares.pop("time/goodput")
-    parts = sorted(
-        ((share, name) for name, share in time_shares.items() if share > 0), reverse=True
-    )
-    losses = ", ".join(f"{name.removeprefix('time/')} {share:.1%}" for share, name in parts)
-    clock = f"{total // 3600}:{total // 60 % 60:02}:{total % 60:02}"
-    return f"goodput {good:.1%} of {clock}" + (f", lost to {losses}" if losses else "")
+    seconds = account([*_lives, _this()])
+    total = max(sum(seconds.values()), 1e-9)
+    good = seconds.pop("goodput") / total
+    parts = sorted(((x / total, kind) for kind, x in seconds.items() if x > 0), reverse=True)
+    losses = ", ".join(f"{kind} {share:.1%}" for share, kind in parts)
+    whole = int(total)
+    clock = f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
+    lives = f" in {len(_lives) + 1} lives" if _lives else ""
+    return f"goodput {good:.1%} of {clock}{lives}" + (f", lost to {losses}" if losses else "")

@@ -1,6 +1,8 @@
 """Whose run a workdir is: its configuration, its saved steps, and the commit that writes there."""
 
 import json
+import math
+import os
 import subprocess
 import tempfile
 import uuid
@@ -15,9 +17,12 @@ from musicssl import command, paths
 # Leaves that change how a run goes, not what it computes.
 CHANGES_NOTHING = (
     "log_every",
+    "profile",
+    "tracker",
     "nonfinite",
     "checkpoint.",
     "probe.",
+    "validate.",
     "mesh.",
     "data.mirror",
     "data.on_damage",
@@ -43,6 +48,7 @@ ADDED = {
     "teacher.projection": 16,
     "data.order": "shuffled",
     "encoder.stem_start": "random",
+    "data.mix": "",
 }
 
 
@@ -151,14 +157,67 @@ def _wrote(path: Path) -> bool:
 
 
 def git_commit() -> str:
-    """Return the commit of the code, with "-dirty" where files differ, or "" outside git."""
+    """Return the commit of the code, with "-dirty" where files differ.
+
+    Outside git it is what MUSICSSL_COMMIT says, as in an image, or "".
+    """
     command = ["git", "--no-optional-locks", "-C", str(Path(__file__).parent)]
     command += ["describe", "--always", "--dirty", "--abbrev=40"]
     try:
         result = subprocess.run(command, capture_output=True, text=True, check=False)
+        commit = result.stdout.strip()
     except OSError:  # no git on this machine
-        return ""
-    return result.stdout.strip()
+        commit = ""
+    return commit or os.environ.get("MUSICSSL_COMMIT", "")
+
+
+def is_better(score: str, value: float, best: float | None) -> bool:
+    """Return whether a value of a validation score is better than the best before it, if any."""
+    if not math.isfinite(value):
+        return False
+    if best is None:
+        return True
+    return value > best if "accuracy" in score else value < best
+
+
+def best_step(workdir: Path, score: str) -> tuple[int, float] | None:
+    """Return the saved step with the best validation score, and the score; None without any.
+
+    Args:
+      score: as in validate.score.
+    """
+    saved = set(steps_on_disk(workdir))
+    best: tuple[int, float] | None = None
+    for _, scalars in metrics(workdir):
+        if scalars is None or scalars["step"] not in saved:
+            continue
+        value = scalars.get(f"validation/{score}")
+        if value is not None and is_better(score, value, best[1] if best else None):
+            best = int(scalars["step"]), value
+    return best
+
+
+def step_of(workdir: Path, text: str) -> int | None:
+    """Return the step that a command names: "" for the last, "best", or a number.
+
+    Raises:
+      ValueError: it is none of these, or the run has not validated.
+    """
+    if not text:
+        return None
+    if text.isdigit():
+        return int(text)
+    if text != "best":
+        raise ValueError(f"step is {text!r}: use a number, best, or nothing for the last")
+    path = workdir / "config.json"
+    score = read_leaves(path).get("validate.score", "loss") if path.is_file() else "loss"
+    best = best_step(workdir, score)
+    if best is None:
+        raise ValueError(
+            f"{workdir} has no best step: no saved step of it was validated "
+            "(--config.validate.every of the run)"
+        )
+    return best[0]
 
 
 def steps_on_disk(workdir: Path) -> list[int]:

@@ -1,4 +1,4 @@
-"""The page that holds a study's report: head, style and navigation; nothing is loaded."""
+"""The page of a study's report or a leaderboard: head, style, navigation; nothing is loaded."""
 
 from collections.abc import Sequence
 from html import escape
@@ -24,15 +24,22 @@ nav { display: flex; flex-wrap: wrap; gap: 4px 18px; margin: 14px 0; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: 3px 8px; text-align: center; vertical-align: middle; }
 thead th { font-size: 0.8rem; vertical-align: bottom; border-bottom: 1px solid var(--ink); }
-tbody th { text-align: left; font-weight: 500; white-space: nowrap; position: sticky; left: 0;
-  background: #fff; z-index: 1; }
+tbody th, tfoot th { text-align: left; font-weight: 500; white-space: nowrap; position: sticky;
+  left: 0; background: #fff; z-index: 1; }
 .plain td, .plain thead th { text-align: left; }
 .plain td { white-space: nowrap; }
 .plain td:nth-child(2) { min-width: 260px; white-space: normal; }
+.told td { white-space: normal; min-width: 150px; }
 .plain tr, .scores tr { border-bottom: 1px solid var(--line); }
 .scores td { min-width: 84px; line-height: 1.25; white-space: nowrap; }
 .scores .foot td, .scores .foot th, .scores .published td { color: var(--faint);
   font-size: 0.85rem; }
+.scores tfoot tr:first-child { border-top: 1px solid var(--ink); }
+th button { font: inherit; color: inherit; background: none; border: 0; padding: 0;
+  cursor: pointer; }
+th button:hover, th button:focus-visible { color: var(--accent); text-decoration: underline; }
+th[aria-sort] button::after { content: " \\2193"; }
+th[aria-sort=ascending] button::after { content: " \\2191"; }
 .scores tr.random th, .scores tr.features th { font-style: italic; }
 .none { color: #9aa3ab; font-size: 0.8rem; }
 .up { color: #00704f; } .down { color: #b3431f; }
@@ -64,7 +71,7 @@ li { margin: 5px 0; }
 @media (max-width: 600px) {
   html { font-size: 14px; }
   body { padding: 0 12px 40px; }
-  tbody th { white-space: normal; min-width: 96px; max-width: 120px; font-size: 0.8rem; }
+  tbody th, tfoot th { white-space: normal; min-width: 96px; max-width: 120px; font-size: 0.8rem; }
   .heat tbody th { white-space: nowrap; max-width: none; font-size: 0.75rem; }
   .scores td { min-width: 74px; padding: 3px 4px; }
   .small-charts { grid-template-columns: repeat(2, minmax(0, 1fr)); }
@@ -75,7 +82,7 @@ li { margin: 5px 0; }
   body { max-width: none; padding: 0; }
   nav { display: none; }
   .wide { overflow: visible; }
-  tbody th { position: static; }
+  tbody th, tfoot th { position: static; }
   h2, h3, summary, .legend, section > p { break-after: avoid; }
   h2 { margin-top: 24px; }
   #made details::details-content, .tests::details-content { content-visibility: visible;
@@ -89,21 +96,49 @@ li { margin: 5px 0; }
 """
 
 
-def document(title: str, lead: str, sections: Sequence[tuple[str, str, str]]) -> str:
+# Sorts a table by a column when its heading is pressed: the greatest first, then the least; rows
+# without a value stay last.
+SORTING = """
+for (const button of document.querySelectorAll("th button")) {
+  button.onclick = () => {
+    const head = button.closest("th"), table = head.closest("table");
+    const text = head.dataset.order === "text", before = head.getAttribute("aria-sort");
+    const order = before ? (before === "ascending" ? "descending" : "ascending")
+      : (text ? "ascending" : "descending");
+    const key = (row) => row.cells[head.cellIndex].dataset.value ?? "";
+    const compare = (a, b) => {
+      const [x, y] = [key(a), key(b)];
+      if (x === "" || y === "") return (x === "") - (y === "");
+      const way = text ? x.localeCompare(y) : x - y;
+      return order === "ascending" ? way : -way;
+    };
+    for (const other of table.querySelectorAll("th[aria-sort]")) other.removeAttribute("aria-sort");
+    head.setAttribute("aria-sort", order);
+    table.tBodies[0].append(...[...table.tBodies[0].rows].sort(compare));
+  };
+}
+"""
+
+
+def document(
+    title: str, lead: str, sections: Sequence[tuple[str, str, str]], script: str = ""
+) -> str:
     """Return an HTML document.
 
     Args:
       lead: HTML that stands above the navigation.
       sections: (anchor, heading, HTML) of each.
+      script: that the page runs, such as SORTING.
     """
     links = "".join(f"<a href='#{name}'>{escape(heading)}</a>" for name, heading, _ in sections)
     body = "".join(
         f"<section id='{name}'><h2>{escape(heading)}</h2>{text}</section>"
         for name, heading, text in sections
     )
+    run = f"<script>{script}</script>" if script else ""
     return (
         "<!DOCTYPE html>\n<html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
         f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n"
-        f"<body><h1>{escape(title)}</h1>{lead}<nav>{links}</nav>\n{body}</body></html>\n"
+        f"<body><h1>{escape(title)}</h1>{lead}<nav>{links}</nav>\n{body}{run}</body></html>\n"
     )

@@ -13,6 +13,8 @@ from musicssl.study.commands import dirty, every_stage, makers, provenance
 from musicssl.study.results import LIKELY
 from musicssl.study.schema import PairedTest, Study, StudyTask
 from musicssl.study.tables import (
+    GLOSSARY,
+    by_suite,
     difference_table,
     encoder_table,
     reference,
@@ -28,16 +30,6 @@ _METHODS = (
     "those of <i>On the Effectiveness of Speech Self-supervised Learning for Music</i> "
     "(arXiv:2307.05161), whose own scores are not shown here: they were not found.</p>"
 )
-_GLOSSARY = (
-    "Accuracy: share of items answered rightly. ROC-AUC: how often an item that has a label is put "
-    "above one that has not, 50 by guessing. Weighted score: 100 for the right key, part of it for "
-    "a related one. F: harmonic mean of precision and recall of beats, within 70 ms. R2: share of "
-    "the variance explained."
-)
-_SUITES = {
-    "synth_music": "Synthesised music",
-    "synth_polyphony": "What is heard of several voices",
-}
 
 
 def write(folder: Path) -> str:
@@ -159,12 +151,6 @@ def _datasets(tasks: Iterable[StudyTask]) -> set[str]:
 
 def _scores(study: Study) -> str:
     """Return a table a data set: encoders, tasks, intervals and tests, published figures below."""
-    # Tasks by data set; those of real music share a table.
-    groups: dict[str, list[StudyTask]] = {}
-    for task in study["tasks"]:
-        suite = task["dataset"] if task["dataset"] in _SUITES else "mir"
-        groups.setdefault(suite, []).append(task)
-
     # What the numbers mean, and then the tables.
     base = escape(reference(study))
     parts = [
@@ -176,9 +162,8 @@ def _scores(study: Study) -> str:
         "training run would: there is one of each. Shaded from chance to the best of the "
         "column.</p>"
     ]
-    parts.append(f"<p class='small'>{_GLOSSARY}</p>")
-    for suite, tasks in groups.items():
-        heading = _SUITES.get(suite, "Music data sets")
+    parts.append(f"<p class='small'>{GLOSSARY}</p>")
+    for heading, tasks in by_suite(study["tasks"]).items():
         parts.append(f"<h3>{heading}</h3><div class='wide'>{score_table(study, tasks)}</div>")
         parts.append(
             f"<details class='tests'><summary>Differences from {base}</summary>"

@@ -35,7 +35,15 @@ NAMES = {"musichubert": "musicHuBERT", "logmel": "log-mel", "mfcc": "MFCC", "cqt
 LIKELY = 0.05  # p below which a difference is marked
 # Leaves that tell nothing of what a configuration varies.
 _ASIDE = ("name", "variant", "then", "data.data_dir", "teacher.encoder", "checkpoint.", "probe.")
-_SCORES = {"roc_auc": "ROC-AUC", "f": "F", "r2": "R2", "weighted": "weighted score"}
+_SCORES = {
+    "ap": "AP",
+    "f": "F",
+    "r2": "R2",
+    "r2_arousal": "R2 of arousal",
+    "r2_valence": "R2 of valence",
+    "roc_auc": "ROC-AUC",
+    "weighted": "weighted score",
+}
 _TRAINED = "pre-trained"
 _KEPT = 200  # points of a training curve, at most
 
@@ -235,11 +243,16 @@ def _described(name: str, results: Mapping[str, _TaskResults]) -> StudyTask:
         "name": name,
         "title": task["title"].removeprefix("synth_music, "),
         "dataset": task["dataset"],
-        "score": _SCORES.get(main, main),
+        "score": name_of_score(main),
         "chance": task["chance"][main],
         "items": task["items"],
         "published": scores,
     }
+
+
+def name_of_score(score: str) -> str:
+    """Return a score's name for people."""
+    return _SCORES.get(score, score)
 
 
 def _score(task: TaskResult, name: str, compared: Mapping[str, _TaskResults]) -> EncoderScore:

@@ -1,8 +1,10 @@
 """The tables of a study's report: what was compared, scores with tests, published figures."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from typing import TypeVar
 
+from musicssl.probing.schema import TaskResult
 from musicssl.study import svg
 from musicssl.study.schema import EncoderScore, PairedTest, ReportedEncoder, Study, StudyTask
 
@@ -21,6 +23,27 @@ _WORDS = {  # leaves of a configuration, for people
     "teacher.targets": "targets",
     "teacher.weights": "the targets' weights",
 }
+
+GLOSSARY = (
+    "Accuracy: share of items answered rightly. ROC-AUC: how often an item that has a label is put "
+    "above one that has not, 50 by guessing. Weighted score: 100 for the right key, part of it for "
+    "a related one. F: harmonic mean of precision and recall of beats, within 70 ms. R2: share of "
+    "the variance explained."
+)
+_SUITES = {
+    "synth_music": "Synthesised music",
+    "synth_polyphony": "What is heard of several voices",
+}
+_Described = TypeVar("_Described", StudyTask, TaskResult)
+
+
+def by_suite(tasks: Iterable[_Described]) -> dict[str, list[_Described]]:
+    """Return tasks by the heading of the table that they share; those of real music share one."""
+    groups: dict[str, list[_Described]] = {}
+    for task in tasks:
+        heading = _SUITES.get(task["dataset"], "Music data sets")
+        groups.setdefault(heading, []).append(task)
+    return groups
 
 
 def title_of(study: Study, encoder: str) -> str:
@@ -142,15 +165,19 @@ def _score_cell(score: EncoderScore | None, task: StudyTask, best: float) -> str
     """Return a cell that is shaded from chance to the best score of its column."""
     if score is None:
         return "<td class='none'>not run</td>"
-    room = max(best - task["chance"], svg.NARROW)
-    share = min(max((score["mean"] - task["chance"]) / room, 0), 1)
-    colour = svg.mixed("#ffffff", "#9ecae1", share)
+    colour = shade(score["mean"], task["chance"], best)
     low, high = (f"{100 * x:.1f}" for x in score["interval"])
     return (
         f"<td style='background:{colour}' title='layer {score['layer']}'>"
         f"<b>{100 * score['mean']:.1f}</b>{_mark(score['from_reference'])}"
         f"<br><span class='small'>{low} – {high}</span></td>"
     )
+
+
+def shade(value: float, chance: float, best: float) -> str:
+    """Return a colour for a score, from white at chance to blue at the best of its column."""
+    share = (value - chance) / max(best - chance, svg.NARROW)
+    return svg.mixed("#ffffff", "#9ecae1", min(max(share, 0), 1))
 
 
 def _mark(test: PairedTest | None) -> str:

@@ -163,6 +163,11 @@ def _spectral(name: str, ceps: int, frames: int) -> float:
 
 def peak(device: jax.Device) -> float | None:
     """Return the operations a second of this device's data sheet, None where it is not known."""
-    kind = f"{device.device_kind} ".replace("-", " ")
+    return peak_of(device.device_kind)
+
+
+def peak_of(device_kind: str) -> float | None:
+    """Return `peak` of a kind of device, as jax names it."""
+    kind = f"{device_kind} ".replace("-", " ")
     names = [name for name in _PEAKS if kind.startswith(f"{name} ")]  # an L40 is no L4
     return _PEAKS[max(names, key=len)] if names else None

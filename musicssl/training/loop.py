@@ -17,11 +17,11 @@ from musicssl.command import say
 from musicssl.exchange import pretrained
 from musicssl.exchange.loaded import architecture
 from musicssl.model.encoder import make_encoder
-from musicssl.runtime import distributed, goodput, sharding
+from musicssl.runtime import distributed, goodput, profiler, sharding
 from musicssl.runtime.checkpoint import Checkpoints
 from musicssl.runtime.preemption import Preempted, Preemption
-from musicssl.runtime.workdir import flat
-from musicssl.training import flops
+from musicssl.runtime.workdir import best_step, flat, is_better
+from musicssl.training import flops, tracker, validation
 from musicssl.training import step as step_lib
 
 _CHOICES = {
@@ -58,6 +58,8 @@ class Run:
       take_probe: called every config.probe.every steps on every process; returns scalars to log.
         Its arguments are the step, the parameters, and a function to call between pieces of work,
         which raises `Preempted` where the probe is to be left unfinished.
+      open_validation: returns batches of the validation split like those of training, the same at
+        every call; asked once, if config.validate.every is set.
     """
 
     config: ml_collections.ConfigDict
@@ -68,6 +70,7 @@ class Run:
     open_batches: Callable[[int], Iterator[jax.Array]]
     on_scalars: Callable[[int, dict[str, float]], None]
     take_probe: Callable[[int, dict, Callable[[], None]], dict[str, float]]
+    open_validation: Callable[[], Iterator[jax.Array]] = lambda: iter(())
 
 
 def check(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
@@ -98,6 +101,7 @@ def check(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
     key = step_lib.streams(config.seed, 0)["mask"]
     jax.eval_shape(lambda x: step_lib.prepare(config, key, x), clips)
     step_lib.state_shapes(config)
+    validation.check(config)
 
 
 def _check_values(leaves: dict[str, Any]) -> None:
@@ -112,6 +116,9 @@ def _check_values(leaves: dict[str, Any]) -> None:
     for name, choices in _CHOICES.items():
         if leaves[name] not in choices:
             raise ValueError(f"{name} is {leaves[name]!r}: use '{choices[0]}' or '{choices[1]}'")
+
+    profiler.steps(leaves["profile"])
+    tracker.check(leaves["tracker"])
 
     # Counts, then shares.
     saves = (f"checkpoint.{x}" for x in ("every", "keep", "keep_every"))
@@ -150,20 +157,23 @@ def train(run: Run, state: step_lib.TrainState) -> bool:
         return True
 
     checkpoints.check_space(state)
+    validate = _Validation(run) if config.validate.every else None
     batches = run.open_batches(first)
     advance: Any = step_lib.make_step(config, mesh)
     clock = _Clock(config, mesh, first)
+    profile = profiler.Profile(config.profile, checkpoints.directory.parent)
     metrics: list[dict[str, jax.Array]] = []
     running: deque = deque()
     try:
         # The order is fixed: save what `step` steps made, then its batch, then the step, then the
-        # log, then the probe. The last step goes through the same lines.
+        # log, then the validation, then the probe. The last step goes through the same lines.
         with distributed.together() as alive:
             for step in range(first, config.steps + 1):
                 # Save, where it is due.
                 preempted = run.preemption.reached(step)
+                best = validate is not None and validate.best_step == step > first
                 with goodput.lost("save"):
-                    checkpoints.save(step, state, force=preempted)
+                    checkpoints.save(step, state, force=preempted or best)
                 if preempted or step == config.steps:
                     break
 
@@ -177,33 +187,75 @@ def train(run: Run, state: step_lib.TrainState) -> bool:
                     if step == first:
                         advance = advance.lower(state, run.frozen, batch).compile()
                         distributed.meet("all have compiled")
-                    state, measured = advance(state, run.frozen, batch)
+                    profile.start(step, state)
+                    with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                        state, measured = advance(state, run.frozen, batch)
                     if step == first:
                         clock.compiled(measured["loss"])
                 metrics.append(measured)
                 running.append(measured["loss"])
                 if len(running) > AHEAD:
                     jax.block_until_ready(running.popleft())
+                profile.stop(step + 1, measured)
+                goodput.record(step + 1)
                 alive()
 
-                # The log and the probe, where they are due.
+                # The log, the validation and the probe, where they are due.
                 if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
                     scalars = _summarise(jax.device_get(metrics))
                     metrics.clear()
                     clock.report(step + 1, scalars)
                     run.on_scalars(step + 1, scalars)
                     _guard(config, scalars, step + 1)
+                if validate and validate.is_due(step + 1):
+                    with clock.stopped(), goodput.lost("validation"):
+                        validate.look(step + 1, state)
                 if config.probe.every and (step + 1) % config.probe.every == 0:
                     with clock.stopped(), goodput.lost("probe"):
                         _log_probe(run, step + 1, state.params, alive)
     finally:
+        profile.close()
         with goodput.lost("save"):
             checkpoints.close()
+        goodput.write()
 
     say(goodput.line())
     if preempted:
         say(f"asked to end at step {step}: saved, run the same command to go on")
     return not preempted
+
+
+class _Validation:
+    """Looks at the validation split, and which step has done best there so far."""
+
+    def __init__(self, run: Run):
+        self.run, self.score = run, run.config.validate.score
+        best = best_step(run.checkpoints.directory.parent, self.score)
+        self.best_step: int | None = best[0] if best else None
+        self.best: float | None = best[1] if best else None
+        run.checkpoints.best.step = self.best_step
+        with goodput.lost("validation"):
+            batches = validation.read(run.open_validation(), run.config)
+            self.looker = validation.make(run.config, run.mesh, batches)
+
+    def is_due(self, step: int) -> bool:
+        """Return whether a step is to be looked at: the last one always is."""
+        config = self.run.config
+        return step % config.validate.every == 0 or step == config.steps
+
+    def look(self, step: int, state: step_lib.TrainState) -> None:
+        """Log what a state's loss and health are, and note it where it is the best so far."""
+        scalars = self.looker(state, self.run.frozen)
+        self.run.on_scalars(step, scalars)
+        value = scalars[f"validation/{self.score}"]
+        line = f"step {step}  validation {self.score} {value:.4f}"
+        if is_better(self.score, value, self.best):
+            self.best_step, self.best = step, value
+            self.run.checkpoints.best.step = step
+            line += " (best)"
+        ranks = [f"{scalars[f'health/{name}_rank']:.1f}" for name in ("stem", "layer_0")]
+        last = f"{scalars[f'health/layer_{self.run.config.encoder.layers}_rank']:.1f}"
+        say(f"{line}  effective rank: stem {ranks[0]}, layers {ranks[1]} to {last}")
 
 
 def _log_probe(run: Run, step: int, params: dict, alive: Callable[[], None]) -> None:

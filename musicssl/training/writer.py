@@ -1,14 +1,20 @@
-"""What a run writes about itself as it trains: scalars for TensorBoard and in metrics.jsonl."""
+"""What a run writes about itself as it trains: scalars for TensorBoard and in metrics.jsonl.
+
+And to a tracker, where the configuration names one.
+"""
 
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jax
+import ml_collections
 
 from musicssl import host, paths
 from musicssl.command import say
+from musicssl.runtime import distributed
 from musicssl.runtime import workdir as workdir_lib
+from musicssl.training.tracker import Tracker
 
 if TYPE_CHECKING:  # it loads TensorFlow
     from clu.metric_writers import MetricWriter
@@ -19,19 +25,28 @@ class Writer:
 
     Args:
       first: the step that training begins at; lines of later steps are dropped from metrics.jsonl.
-      last: the step that it ends at; nothing is touched where it has ended.
+        Nothing is touched where it is the last.
+
+    Raises:
+      ValueError: in every process, where the tracker cannot be opened.
     """
 
-    def __init__(self, workdir: Path, first: int, last: int):
+    def __init__(self, workdir: Path, config: ml_collections.ConfigDict, first: int):
         self.path = workdir / "metrics.jsonl"
         self.writer: MetricWriter | None = None
-        if jax.process_index() or first >= last:
+        self.tracker: Tracker | None = None
+        if config.tracker and first < config.steps:
+            distributed.first_does(lambda: self._track(config))
+        if jax.process_index() or first >= config.steps:
             return
         from clu import metric_writers
 
         self.writer = metric_writers.SummaryWriter(str(workdir))
         if self.path.exists():
             self._drop_after(first)
+
+    def _track(self, config: ml_collections.ConfigDict) -> None:
+        self.tracker = Tracker(config, self.path.parent)
 
     def _drop_after(self, step: int) -> None:
         """Drop lines of later steps, which will be written again; set aside what is no line."""
@@ -53,3 +68,10 @@ class Writer:
         host.patiently(self.writer.flush, self.path.parent)
         with self.path.open("a") as file:
             file.write(json.dumps({"step": step, **scalars}) + "\n")
+        if self.tracker is not None:
+            self.tracker.write(step, scalars)
+
+    def close(self) -> None:
+        """Let the tracker send what it has; the rest is on disk."""
+        if self.tracker is not None:
+            self.tracker.close()

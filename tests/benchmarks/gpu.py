@@ -195,9 +195,14 @@ def transformers_step(clips: int, frames: int, toy: bool) -> dict:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_float32_matmul_precision("high")
-    sizes = {"num_hidden_layers": 2, "hidden_size": 128, "num_attention_heads": 2} if toy else {}
+    sizes = {
+        **{"num_hidden_layers": 2, "hidden_size": 128, "num_attention_heads": 2},
+        **{"intermediate_size": 256, "conv_dim": (32,) * 7, "num_conv_pos_embeddings": 16},
+    }
     model = transformers.HubertModel(
-        transformers.HubertConfig(layerdrop=0.0, attn_implementation="sdpa", **sizes)
+        transformers.HubertConfig(
+            layerdrop=0.0, attn_implementation="sdpa", **(sizes if toy else {})
+        )
     )
     model = model.to(device).train()
     head = torch.nn.Linear(model.config.hidden_size, 256).to(device)

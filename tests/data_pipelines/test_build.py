@@ -189,6 +189,29 @@ def test_full_disk_is_one_line(music, tmp_path, capsys, monkeypatch, beam):
     assert not list(tmp_path.rglob("*.tfrecord*")) and not list(tmp_path.rglob("incomplete*"))
 
 
+def test_a_disk_that_takes_no_larger_file_is_one_line(music, tmp_path):
+    flags = ["music_folder", f"--data_dir={tmp_path}", f"--manual_dir={music}", "--workers=1"]
+    process = commands.Process(commands.limited, "data_pipelines.build", *flags)
+    output, errors = process.communicate()
+    assert (process.returncode, output) == (2, "")
+    assert errors.splitlines()[-1].startswith(
+        f"build: the disk of --data_dir={tmp_path} takes no larger file (ulimit -f, or its file"
+    )
+    assert "Traceback" not in errors and not list(tmp_path.rglob("incomplete*"))
+
+
+def test_a_build_that_nobody_listens_to(music, built, tmp_path):
+    """As before `| head`, or after a connection is lost."""
+    flags = ["music_folder", f"--data_dir={tmp_path}", f"--manual_dir={music}", "--workers=1"]
+    process = commands.Process(commands.module, "data_pipelines.build", *flags)
+    process.stdout.close()
+    process.stderr.close()
+    assert process.wait() == 0
+    wanted = batches.open_dataset("music_folder/16khz", built[0], "train")
+    found = batches.open_dataset("music_folder/16khz", tmp_path, "train")
+    np.testing.assert_array_equal(found.samples, wanted.samples)
+
+
 def test_flags_for_beam():
     fields = build._beam_options(["--runner=DirectRunner", "--direct_num_workers=3"])
     assert fields["beam_runner"] == workers.LOCAL_RUNNER  # the default would download Prism

@@ -72,31 +72,28 @@ def test_the_next_waits_for_the_owner_and_is_told_of_it(tmp_path, monkeypatch):
         claim.claim(path, patience=0.02).__enter__()
 
 
-def test_owner_is_told_without_taking_the_claim(tmp_path):
-    path = tmp_path / "claim"
-    assert claim.owner(path) is None
-    with claim.claim(path):
-        assert str(claim.owner(path)).startswith(f"process {os.getpid()} on ")
-        assert str(claim.owner(path)).startswith(f"process {os.getpid()} on ")
-    path.write_text("left")
-    assert claim.owner(path) is None and path.read_text() == "left"
-
-
-def test_the_file_of_another_user(tmp_path, monkeypatch):
+@pytest.mark.parametrize("where", ["disk", "NFS"])
+def test_the_file_of_another_user(where, tmp_path, monkeypatch):
     """It can be read alone; a dead process's is replaced, a living one's left."""
-    path, opened = tmp_path / "claim", os.open
+    path, opened, flock = tmp_path / "claim", os.open, fcntl.flock
 
     def read_only(name: os.PathLike, flags: int, *mode: int) -> int:
         if flags == os.O_RDWR:
             raise PermissionError(errno.EACCES, "Permission denied")
         return opened(name, flags, *mode)
 
+    def as_nfs_does(descriptor: int, operation: int) -> None:  # flock(2), NFS details
+        can_write = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
+        if operation & fcntl.LOCK_EX and not can_write:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        flock(descriptor, operation)
+
     path.write_text("left")
     monkeypatch.setattr(os, "open", read_only)
-    with claim.claim(path):
-        assert str(claim.owner(path)).startswith(f"process {os.getpid()} on ")
-        with pytest.raises(claim.Claimed, match=f"process {os.getpid()} on"):
-            claim.claim(path).__enter__()
+    if where == "NFS":
+        monkeypatch.setattr(fcntl, "flock", as_nfs_does)
+    with claim.claim(path), pytest.raises(claim.Claimed, match=f"process {os.getpid()} on"):
+        claim.claim(path).__enter__()
     assert not path.exists()
 
 

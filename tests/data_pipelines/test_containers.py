@@ -2,6 +2,7 @@
 
 import json
 import os
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,15 @@ def test_mp3_begins_at_its_first_frame(tmp_path, bare, before):
     assert seconds(tmp_path, before + bare) == pytest.approx(10, abs=0.1)
 
 
+def test_tag_that_says_it_is_longer_than_the_file(tmp_path, mp3, bare):
+    """As a damaged one does; the frames count, wherever they begin."""
+    id3 = b"ID3\x03\0\0" + 4 * b"\x7f" + bytes(100)
+    ape = b"APETAGEX" + struct.pack("<IIII", 2000, 0xFFFFFFFF, 1, 0) + bytes(8)
+    for content in (id3 + mp3, id3 + bare, ape + bare, bare + ape, mp3 + ape, bytes(200_000) + mp3):
+        assert seconds(tmp_path, content) == pytest.approx(10, abs=0.1)
+    assert reason(tmp_path, id3).startswith("not audio")
+
+
 def test_header_that_counts_other_frames_than_there_are(tmp_path, mp3):
     frames = odd_files.frames(mp3)
     for fewer in (frames // 3, 1, 0):
@@ -134,6 +144,16 @@ def test_flac_whose_header_does_not_state_its_length(tmp_path):
     half = whole[: len(whole) // 2]
     assert reason(tmp_path, half, "a.flac").startswith("truncated: ")
     assert reason(tmp_path, odd_files.with_samples(half, 0), "a.flac").startswith("corrupt: ")
+
+
+@pytest.mark.parametrize("kind", ["flac", "ogg"])
+def test_something_else_behind_the_sound_is_told(tmp_path, mp3, kind):
+    whole = encoded(tmp_path, kind, music(10, RATE), RATE)
+    for behind in (mp3, ID3 + mp3, encoded(tmp_path, "wav", music(5, RATE), RATE), 40 * JUNK):
+        told = reason(tmp_path, whole + behind, f"a.{kind}")
+        assert told.startswith("longer than it says: ")
+    for tags in (ID3V1, APE, APE + ID3V1, bytes(100_000)):
+        assert seconds(tmp_path, whole + tags, f"a.{kind}") == pytest.approx(10, abs=0.02)
 
 
 SIZES = {  # kind: name of the chunk of samples, how its size is written

@@ -10,7 +10,7 @@ import soundfile
 
 from data_pipelines import decode
 from data_pipelines.containers import ffmpeg
-from tests.support.odd_files import ID3, music
+from tests.support.odd_files import ID3, ID3V1, music
 
 RATE = 16_000
 pytestmark = pytest.mark.skipif(not ffmpeg.is_installed(), reason="FFmpeg is not installed")
@@ -134,6 +134,15 @@ def test_picture_may_be_longer_than_the_sound(tmp_path, source, name, codec):
     assert reason(late) == "no sound: no sound track"
 
 
+def test_sound_that_begins_after_the_picture(tmp_path, source):
+    picture = ["-f", "lavfi", "-i", "color=c=red:s=64x64:r=5:d=14"]
+    delayed = ["-itsoffset", "7", "-i", str(source), "-map", "1:v", "-map", "2:a"]
+    for name, codecs in (("a.webm", ["libvpx", "libopus"]), ("a.mkv", ["mpeg4", "flac"])):
+        options = [*picture, *delayed, "-c:v", codecs[0], "-c:a", codecs[1]]
+        path = make(tmp_path / name, source, *options)
+        assert seconds(path) == pytest.approx(6, abs=0.06)
+
+
 def test_cut_files(tmp_path, source):
     path = make(tmp_path / "a.m4a", source, "-c:a", "aac", "-movflags", "faststart")
     whole = path.read_bytes()
@@ -142,6 +151,18 @@ def test_cut_files(tmp_path, source):
     path = make(path, source, "-c:a", "aac")  # its index is at the end
     path.write_bytes(path.read_bytes()[: len(whole) // 2])
     assert reason(path) == "corrupt: MP4 that FFmpeg cannot open"
+
+
+@pytest.mark.parametrize(
+    "name, codec", [("a.tta", "tta"), ("a.wv", "wavpack"), ("a.flv", "libmp3lame")]
+)
+def test_joined_files_of_which_ffmpeg_reads_the_first_are_told(tmp_path, source, name, codec):
+    path = make(tmp_path / name, source, "-c:a", codec)
+    whole = path.read_bytes()
+    path.write_bytes(whole + ID3V1)
+    assert seconds(path) == pytest.approx(6, abs=0.06)
+    path.write_bytes(whole + whole)
+    assert reason(path).startswith("longer than it says: it goes on after ")
 
 
 def test_joined_files_are_told(tmp_path, source):

@@ -1,6 +1,7 @@
 """The cache of features: whole after an interruption, by encoder, refused where it cannot be."""
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -12,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_pipelines import claim
 from musicssl.command import note
-from musicssl.features import cache, extract, windows
+from musicssl.features import batches, cache, extract, windows
 from tests.support.feature_sources import LENGTHS, RATE, SECONDS, get, read, source
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -21,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("compiled_once")
 
 def test_an_interrupted_pass_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = get(tmp_path / "whole")
-    monkeypatch.setattr(extract, "AHEAD", 0)
+    monkeypatch.setattr(batches, "AHEAD", 0)
     asked = []
 
     def failing(record: int) -> np.ndarray:
@@ -62,7 +64,6 @@ def test_a_killed_pass_knows_which_windows_are_on_the_disk(
     files = cache.FeatureFiles(1, 2, cut, {windows.WHOLE: path})
     for numbers in ([0, 1, 3], [2, 6], [4, 5]):  # the last is written, but not yet saved
         files.write(numbers, written(numbers))
-    files.claim.close()  # which ends with a process
     again = cache.FeatureFiles(1, 2, cut, {windows.WHOLE: path})
     assert np.flatnonzero(~again.written).tolist() == [4, 5, 7]
     again.write([7, 4, 5], written([7, 4, 5]))
@@ -91,33 +92,52 @@ def test_a_disk_that_is_too_small_is_told_before(tmp_path, monkeypatch) -> None:
     assert not list(tmp_path.rglob("*.part"))
 
 
-@pytest.mark.parametrize("second_ends", ["complete", "stopped"])
-def test_two_passes_at_once_leave_no_row_of_zeros(tmp_path, monkeypatch, second_ends) -> None:
-    """The same pass begins again in the middle of the first, as on a disk without locks."""
+@pytest.mark.parametrize("first_ends", ["complete", "stopped"])
+def test_passes_that_begin_at_one_instant_read_each_record_once(
+    tmp_path, monkeypatch, first_ends
+) -> None:
+    """One makes the features; where it is stopped, the others go on with what it has made."""
+    monkeypatch.setattr(claim, "_LOOK_EVERY", 0.02)
+    monkeypatch.setattr(cache, "SAVE_EVERY", 1)
+    monkeypatch.setattr(batches, "AHEAD", 0)
     whole = get(tmp_path / "whole")
-    monkeypatch.setattr(cache, "await_others", lambda paths: None, raising=False)
-    monkeypatch.setattr(extract, "AHEAD", 0)
+    together, asked, passes = threading.Barrier(3), [], itertools.count()
 
-    def stopping(record: int) -> np.ndarray:
-        if record == 1 and second_ends == "stopped":
-            raise OSError("asked to end")
-        return read(record)
+    def after_the_look(value: np.ndarray) -> np.ndarray:
+        with contextlib.suppress(threading.BrokenBarrierError):  # one alone gets here
+            together.wait(0.3)
+        return value
 
-    def beginning_again(record: int) -> np.ndarray:
-        if record == 3:
-            with contextlib.suppress(OSError):
-                get(tmp_path / "twice", read=stopping)
-        return read(record)
+    monkeypatch.setattr(extract, "_from_first_process", after_the_look)
 
-    found = get(tmp_path / "twice", read=beginning_again)
-    for pool, values in whole.items():
-        np.testing.assert_array_equal(values, found[pool])
-    names = {path.suffix for path in (tmp_path / "twice").rglob("*") if path.is_file()}
+    def begin() -> dict[int, np.ndarray]:
+        mine: list[int] = []
+
+        def reading(record: int) -> np.ndarray:
+            if not mine:
+                mine.append(next(passes))
+            if record == 3 and mine == [0] and first_ends == "stopped":
+                raise OSError("asked to end")
+            asked.append((record, *mine))
+            return read(record)
+
+        return get(tmp_path / "same", read=reading)
+
+    with ThreadPoolExecutor(3) as pool:
+        begun = [pool.submit(begin) for _ in range(3)]
+    stopped = [future for future in begun if future.exception()]
+    assert len(stopped) == (first_ends == "stopped")
+    again = [(0, 1), (2, 1), (3, 1)] if stopped else []  # of record 0 and 2 a window was waiting
+    assert asked == [(0, 0), (1, 0), (2, 0), *([] if stopped else [(3, 0)]), *again]
+    for future in set(begun) - set(stopped):
+        for pool_frames, values in whole.items():
+            np.testing.assert_array_equal(values, future.result()[pool_frames])
+    names = {path.suffix for path in (tmp_path / "same").rglob("*") if path.is_file()}
     assert names == {".npy"}
 
 
 def test_a_pass_that_another_process_makes_is_waited_for(tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(cache, "_LOOK_EVERY", 0.02)
+    monkeypatch.setattr(claim, "_LOOK_EVERY", 0.02)
     begun, told = threading.Event(), threading.Event()
 
     def slow(record: int) -> np.ndarray:
@@ -146,7 +166,7 @@ def test_passes_of_other_pools_do_not_mix(tmp_path, monkeypatch) -> None:
     """Both are interrupted; the first goes on with its own files."""
     whole = get(tmp_path / "whole")
     monkeypatch.setattr(cache, "SAVE_EVERY", 1)
-    monkeypatch.setattr(extract, "AHEAD", 0)
+    monkeypatch.setattr(batches, "AHEAD", 0)
 
     def until(last: int) -> Callable[[int], np.ndarray]:
         def failing(record: int) -> np.ndarray:

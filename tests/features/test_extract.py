@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from absl import flags
 
+from musicssl.features import batches as filling
 from musicssl.features import extract, windows
 from musicssl.runtime import distributed, sharding
 from tests.support import commands, tiny
@@ -86,7 +87,7 @@ def test_batches_are_of_one_length_and_read_each_record_once() -> None:
         return np.arange(1, lengths[record] + 1).astype(np.int16)
 
     waiting = [i for i in range(len(cut.record)) if i % 7]
-    batches = list(extract._batches(source(False), cut, loud, waiting, 4))
+    batches = list(filling.batches(False, cut, loud, waiting, 4))
     assert asked == sorted(set(cut.record[waiting]))
     assert sorted(i for batch in batches for i in batch.numbers) == waiting
     assert len({(batch.sound.shape, batch.is_whole) for batch in batches}) == 5

@@ -33,3 +33,20 @@ def test_rows_know_their_times() -> None:
     np.testing.assert_allclose(rows.end[:8], [0.5, 1, 1.48, 2, 2.5, 2.98, 3.5, 3.98])
     assert len(windows.rows(cut, 1, RATE).record) == 6 * 74 + 49 + 53
     assert windows.rows_in(cut, windows.WHOLE).tolist() == [1] * 8
+
+
+def test_a_row_has_the_frames_that_begin_in_it_or_the_one_that_is_heard() -> None:
+    assert windows.parts(windows.WHOLE, 1, 249, 50) == [(0, 249)]
+    assert windows.parts(windows.FRAMES, 3, 3, 21.5) == [(0, 1), (1, 2), (2, 3)]
+    assert windows.parts(25, 3, 74, 50) == [(0, 25), (25, 50), (50, 74)]
+    assert windows.parts(25, 3, 112, 75) == [(0, 38), (38, 75), (75, 112)]
+    assert windows.parts(25, 4, 2, 1) == [(0, 1), (1, 2), (1, 2), (1, 2)]  # a frame is two rows
+
+
+def test_parts_of_a_window_have_the_same_times_at_every_rate() -> None:
+    stem = windows.rows(windows.cut(LENGTHS, SECONDS, RATE), 25, RATE)
+    for rate, frames in ((24_000, windows.STEM), (22_050, windows.Frames(1024, 1024))):
+        lengths = (LENGTHS * rate / RATE).astype(int)
+        rows = windows.rows(windows.cut(lengths, SECONDS, rate, frames=frames), 25, rate)
+        for found, wanted in zip(rows, stem, strict=True):
+            np.testing.assert_allclose(found, wanted, atol=1e-4)

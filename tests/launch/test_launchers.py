@@ -15,6 +15,7 @@ import yaml
 LAUNCH = Path(__file__).parents[2] / "launch"
 TOOLS = ("gcloud", "kubectl", "srun", "scontrol", "docker", "git", "python")
 STAND_IN = """#!/usr/bin/env bash
+case "${0##*/} $*" in git\\ describe*) echo 0123abc && exit ;; esac  # a question, no act
 printf '%s\\0' "${0##*/}" "$@" >> "$RECORDS/calls"
 printf '\\n' >> "$RECORDS/calls"
 case "${0##*/} $*" in
@@ -99,11 +100,51 @@ def test_slices_are_asked_for_together(cloud):
 
 
 def test_a_preempted_job_is_created_awaited_and_run_again(cloud):
-    (cloud.folder / "states").write_text("FAILED\nPROVISIONING\nACTIVE\n")
+    (cloud.folder / "states").write_text("WAITING_FOR_RESOURCES\nPROVISIONING\nACTIVE\n")
     done = cloud("tpu.sh", "resume", *TPU, *JOB)
     assert done.returncode == 0, done.stderr
     verbs = [call[4] for call in cloud.calls if call[0] == "gcloud"]
     assert verbs == ["delete", "create", *["describe"] * 3, "scp", *["ssh"] * 3]
+
+
+@pytest.mark.parametrize("state", ["FAILED", "SUSPENDING", "SUSPENDED"])
+def test_machines_that_do_not_come_end_the_wait(cloud, state):
+    (cloud.folder / "states").write_text(f"PROVISIONING\n{state}\n")
+    done = cloud("tpu.sh", "resume", *TPU, *JOB)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"tpu.sh: mine is {state}: no machines came; try another --zone")
+    assert done.stderr.count("\n") == 1
+    verbs = [call[4] for call in cloud.calls]
+    assert verbs == ["delete", "create", "describe", "describe"]
+
+
+def test_a_bucket_takes_the_place_of_a_shared_disk(cloud):
+    where = ("--name=mine", "--zone=a-b1", "--type=v5litepod-16")
+    job = ("--", "python", "-m", "musicssl.main", "--workdir=gs://b/my runs")
+    assert cloud("tpu.sh", "setup", *where).returncode == 0
+    said = " ".join(word for call in cloud.calls for word in call)
+    assert "python3-venv" in said and "mount -t nfs" not in said and "remount" in said
+    (cloud.folder / "states").write_text("ACTIVE\n")
+    assert cloud("tpu.sh", "resume", *where, *job).returncode == 0
+    assert "JAX_COMPILATION_CACHE_DIR=gs://b/my\\ runs/xla " in cloud.calls[-1][-1]
+    on_disk = cloud("tpu.sh", "resume", *TPU[:3], *JOB)
+    assert on_disk.returncode == 2 and cloud.calls == []
+    assert "resume needs --nfs=HOST:/SHARE" in on_disk.stderr
+
+
+def test_workers_know_the_commit_that_they_were_given(cloud, tmp_path):
+    """What `setup` has every worker do with the archive, in a shell."""
+    archive, home = tmp_path / "musicssl.tar.gz", tmp_path / "home"
+    home.mkdir()
+    git = ["git", "-C", str(LAUNCH.parent)]
+    command = [*git, "archive", "--format=tar.gz", "--prefix=musicssl/", f"--output={archive}"]
+    subprocess.run([*command, "HEAD", "requirements.txt"], check=True)
+    assert cloud("tpu.sh", "setup", *TPU).returncode == 0
+    told = cloud.calls[-1][-1].removeprefix("--command=").split(" && ")
+    told = " && ".join(told[:2]).replace("/tmp/musicssl.tar.gz", str(archive))
+    subprocess.run(["bash", "-c", told], cwd=home, check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    assert (home / "musicssl/.commit").read_text() == head.stdout
 
 
 def test_what_a_worker_is_told_runs_and_stops_there(cloud, tmp_path):
@@ -140,9 +181,10 @@ def test_what_a_worker_is_told_runs_and_stops_there(cloud, tmp_path):
         ("tpu.sh", ("create", "--name=x"), "--name and --zone are needed"),
         ("tpu.sh", ("create", "--name=x", "--zone=z"), "create needs --type"),
         ("tpu.sh", ("run", "--name=x", "--zone=z"), "run needs the job's command after --"),
-        ("tpu.sh", ("setup", "--name=x", "--zone=z"), "setup needs --nfs=HOST:/SHARE"),
+        ("tpu.sh", ("resume", *TPU[:3], *JOB), "resume needs --nfs=HOST:/SHARE"),
         ("tpu.sh", ("create", "--zones=z"), "--zones=z: unknown, or has no value"),
-        ("gke.sh", (*GKE[:-1], "--", "--config=a"), "run needs --claim"),
+        ("gke.sh", (*GKE[:-1], "--", "--config=a"), "run needs --claim, or --workdir=gs://"),
+        ("gke.sh", (*GKE[:2], "--", "--config=a"), "run needs --image"),
         ("gke.sh", GKE, "run needs musicssl.main's flags after --"),
         ("slurm.sh", (), "give musicssl.main's flags"),
         ("image.sh", ("rocm", "i"), "use launch/image.sh tpu|cuda"),
@@ -176,6 +218,32 @@ def test_the_manifest_is_filled_in(cloud):
     final = spec["podFailurePolicy"]["rules"][0]
     assert final["onExitCodes"]["values"] == [2, 3]
     assert json.dumps(manifest).count("tpu-v5-lite-podslice") == 1
+    names = [volume["name"] for volume in spec["template"]["spec"]["volumes"]]
+    assert names == [mount["name"] for mount in container["volumeMounts"]] == ["memory", "disk"]
+    assert container["env"][0]["value"] == "/mnt/musicssl/xla"
+    for absent in ("gcsfuse", "kueue", "serviceAccount"):
+        assert absent not in text
+
+
+def test_the_manifest_of_a_bucket_a_queue_and_an_account(cloud):
+    more = ("--bucket=clips", "--queue=night", "--service_account=trainer")
+    flags = ["--config=configs/music2vec.py", '--workdir=gs://b/"my" runs']
+    assert cloud("gke.sh", *GKE[:-1], *more, "--", *flags).returncode == 0
+    text = (cloud.folder / "manifest").read_text()
+    assert "@" not in text and "persistentVolumeClaim" not in text
+    manifest = yaml.safe_load(text)
+    assert manifest["metadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "night"}
+    pod = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]
+    assert pod["metadata"]["annotations"] == {"gke-gcsfuse/volumes": "true"}
+    assert pod["spec"]["serviceAccountName"] == "trainer"
+    (container,) = pod["spec"]["containers"]
+    assert container["args"] == flags
+    assert container["env"][0]["value"] == 'gs://b/"my" runs/xla'
+    memory, bucket = pod["spec"]["volumes"]
+    assert memory == {"name": "memory", "emptyDir": {"medium": "Memory"}}
+    assert bucket["csi"]["driver"] == "gcsfuse.csi.storage.gke.io" and bucket["csi"]["readOnly"]
+    assert bucket["csi"]["volumeAttributes"]["bucketName"] == "clips"
+    assert [x["mountPath"] for x in container["volumeMounts"]] == ["/dev/shm", "/mnt/bucket"]
 
 
 @pytest.mark.parametrize(
@@ -264,3 +332,11 @@ def test_an_image_holds_what_the_command_imports(kind):
     copied = {line.split()[1] for line in lines if line.startswith("COPY")}
     assert copied == {"requirements.txt", "configs", "data_pipelines", "musicssl", "launch"}
     assert all((LAUNCH.parent / name).exists() for name in copied)
+    assert {'ARG COMMIT=""', "ENV MUSICSSL_COMMIT=$COMMIT"} <= set(lines)
+    ignored = (LAUNCH.parent / ".dockerignore").read_text().splitlines()
+    assert ignored[1] == "*" and {x[1:] for x in ignored if x.startswith("!")} == copied
+
+
+def test_an_image_is_given_its_commit(cloud):
+    assert cloud("image.sh", "tpu", "r/i:1").returncode == 0
+    assert "COMMIT=0123abc" in cloud.calls[0] and cloud.calls[1] == ["docker", "push", "r/i:1"]

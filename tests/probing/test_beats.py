@@ -9,9 +9,12 @@ import scipy.special
 from musicssl.probing import beats
 
 
-def dense_viterbi(activations: np.ndarray, fps: float) -> tuple[np.ndarray, np.ndarray]:
+def dense_viterbi(
+    activations: np.ndarray, fps: float, least: float = 55, greatest: float = 215
+) -> tuple[np.ndarray, np.ndarray]:
     """(tempo, position) of every frame, by the textbook recursion over a full matrix."""
-    lengths = [n for n in range(1, 1000) if round(60 * fps / 215) <= n <= round(60 * fps / 55)]
+    shortest, longest = round(60 * fps / greatest), round(60 * fps / least)
+    lengths = [n for n in range(1, 1000) if shortest <= n <= longest]
     states = [(k, p) for k, n in enumerate(lengths) for p in range(n)]
     number = {state: i for i, state in enumerate(states)}
     a = np.zeros((len(states), len(states)))
@@ -51,7 +54,7 @@ def pulses(times: np.ndarray, frames: int, fps: float, seed: int) -> np.ndarray:
 
 @pytest.mark.parametrize(("fps", "states"), [(50, 1449), (75, 3193), (100, 5617)])
 def test_state_counts_are_madmoms(fps: int, states: int) -> None:
-    assert beats.state_count(fps) == states
+    assert beats.intervals(fps).sum() == states
 
 
 def test_intervals_at_50_frames_a_second() -> None:
@@ -61,17 +64,28 @@ def test_intervals_at_50_frames_a_second() -> None:
 
 @pytest.mark.parametrize("seed", [0, 1, 2, 3])
 def test_path_is_that_of_a_dense_model(seed: int) -> None:
-    fps = 12  # 3 to 13 frames a beat: a matrix that is small enough to be filled
-    period = (0.5, 0.62, 0.8, 0.3)[seed]
-    activations = pulses(np.arange(0.3, 12, period), 140, fps, seed)
+    # 3 to 13 frames a beat: a matrix that is small enough to be filled
+    follows_a_dense_model((0.5, 0.62, 0.8, 0.3)[seed], seed, 12, beats.BEATS)
+
+
+def test_downbeats_are_those_of_a_dense_model_of_bars() -> None:
+    """18 to 72 bars a minute, as MARBLE decodes downbeats: 3 to 13 frames a bar here too."""
+    assert beats.DOWNBEATS == (18, 72)
+    follows_a_dense_model(1.9, 0, 4, beats.DOWNBEATS)
+    assert beats.intervals(50, beats.DOWNBEATS)[[0, -1]].tolist() == [42, 167]
+
+
+def follows_a_dense_model(period: float, seed: int, fps: float, tempi: beats.Tempi) -> None:
+    activations = pulses(np.arange(0.3, 140 / fps, period), 140, fps, seed)
     outputs = np.append(scipy.special.logit(activations), np.full(31, 9.0))  # those take no part
-    found = jax.jit(beats.viterbi, static_argnames="fps")(outputs.astype("f4"), 140, fps=fps)
+    viterbi = jax.jit(beats.viterbi, static_argnames=("fps", "tempi"))
+    found = viterbi(outputs.astype("f4"), 140, fps=fps, tempi=tempi)
     tempo, position = np.zeros((2, 140), int)
     for first, number in zip(*map(np.asarray, found), strict=True):
-        for at in range(beats.intervals(fps)[number]):
+        for at in range(beats.intervals(fps, tempi)[number]):
             if 0 <= first + at < 140:
                 tempo[first + at], position[first + at] = number, at
-    wanted_tempo, wanted_position = dense_viterbi(activations, fps)
+    wanted_tempo, wanted_position = dense_viterbi(activations, fps, *tempi)
     np.testing.assert_array_equal(tempo, wanted_tempo)
     np.testing.assert_array_equal(position, wanted_position)
     assert (position == 0).sum() > 10

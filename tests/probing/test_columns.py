@@ -95,7 +95,7 @@ def test_what_does_not_compare_is_said() -> None:
     assert columns.notes(shown, ["a"]) == [
         f"- a: old: {columns.ONE_SEED}",
         "- a: other: test items are not the same: no test",
-        "- a: linear was probed with kind linear instead of mlp",
+        "- a: linear: probed with kind linear instead of mlp",
     ]
     tested = columns.against(shown[1].results("a"), shown[0].results("a"))
     assert tested is not None and tested.p <= 1  # what can be tested is

@@ -128,3 +128,33 @@ def test_perfect_frames_give_the_reference_beats() -> None:
     outputs = np.where(labelled.labels > 0, 6.0, -6.0)
     (estimate,) = labels.beat_estimates(outputs, labelled, rows, FPS)
     assert np.abs(estimate[:, None] - times).min(1).max() < 0.03
+
+
+def rhythm(times: list[float], positions: list[int]) -> dict:
+    """A record of GTZAN, as far as its rhythm goes."""
+    return {"beat_times": np.array(times, np.float32), "bar_positions": np.array(positions)}
+
+
+def test_downbeats_are_the_beats_that_begin_bars() -> None:
+    records = [
+        rhythm([0.5, 1.0, 1.5, 2.0, 2.5], [4, 1, 2, 3, 1]),
+        rhythm([0.5, 1.0], [0, 0]),  # six clips of jazz have no positions
+    ]
+    rows = rows_of([3.0, 3.0], 30, 1)
+    found = labels.beat_labels(TASKS["gtzan_downbeat"], records, rows, 50)
+    assert [x.tolist() for x in found.references] == [[1.0, 2.5]] and found.scored == 1
+    marked = np.flatnonzero(found.y[:, 0])
+    assert marked.tolist() == [49, 50, 51, 124, 125, 126]
+    assert len(found.y) == 149  # frames of the first record alone
+
+
+def test_tempo_is_of_the_median_distance_of_beats() -> None:
+    records = [
+        rhythm([0.0, 0.5, 1.0, 1.5, 2.6], [1, 2, 3, 4, 1]),
+        rhythm([1.0], [1]),  # no tempo
+        rhythm([0.0, 0.15, 0.3], [1, 2, 3]),  # 400 a minute is beyond the classes
+    ]
+    found = labels.tempo_labels(TASKS["gtzan_tempo"], records, rows_of([30.0] * 3, 30), 50)
+    np.testing.assert_allclose(found.labels, [120, 400], rtol=1e-5)
+    assert found.y.tolist() == [90, 255] and found.item.tolist() == [0, 1]
+    assert metrics.TEMPI[found.y].tolist() == [120, 285] and found.rows.tolist() == [0, 2]

@@ -3,6 +3,7 @@
 import itertools
 
 import jax
+import mir_eval
 import numpy as np
 import pytest
 import sklearn.metrics
@@ -242,3 +243,26 @@ def test_the_paired_test_of_means_agrees_with_one_that_draws_for_itself() -> Non
     assert found.p == pytest.approx(2 * np.mean(np.array(drawn) <= 0), abs=0.04)
     assert 0.02 < found.p < 0.5
     assert found == metrics.paired([draws[:3]], [draws[3:]], mean)
+
+
+def test_tempo_accuracies_are_mir_evals_of_one_tempo() -> None:
+    """mir_eval's detection of a single tempo (weight 1) within 4 %, factors tried one by one."""
+    random = np.random.default_rng(0)
+    tempi = random.uniform(40, 240, 400).astype(np.float32)
+    factor = random.choice([1, 1, 2, 3, 1 / 2, 1 / 3, 1.25], 400)
+    estimates = np.clip(np.round(tempi * factor * random.normal(1, 0.025, 400)), 30, 285)
+    outputs = np.eye(256)[estimates.astype(int) - 30]
+
+    def hit(tempo: float, estimate: float) -> bool:
+        slow_and_fast = np.array([tempo, tempo]), np.array([estimate, estimate])
+        return mir_eval.tempo.detection(slow_and_fast[0], 1.0, slow_and_fast[1], tol=0.04)[0] == 1
+
+    single = [hit(t, e) for t, e in zip(tempi, estimates, strict=True)]
+    octaves = [
+        any(hit(t * f, e) for f in (1, 2, 3, 1 / 2, 1 / 3))
+        for t, e in zip(tempi, estimates, strict=True)
+    ]
+    assert metrics.tempo_accuracy(tempi, outputs) == pytest.approx(np.mean(single))
+    assert metrics.tempo_accuracy_octaves(tempi, outputs) == pytest.approx(np.mean(octaves))
+    assert 0.2 < np.mean(single) < np.mean(octaves) < 0.9
+    assert float(metrics.monitor_tempo(tempi, outputs)) == pytest.approx(np.mean(single))

@@ -13,12 +13,29 @@ from musicssl.probing.tasks import TASKS
 
 
 def test_published_rows_are_of_tasks_and_scores_that_exist() -> None:
-    for task, score in published.COLUMNS:
-        assert score in kind_of(TASKS[task]).score_names
+    for source in published.sources():
+        assert source["url"].startswith("https://") and source["date"] and source["protocol"]
+        for row in source["models"].values():
+            assert len(row) == len(source["columns"])
+            assert all(value is None or 0 < value < 100 for value in row)
+        for column in source["columns"]:
+            task, _, score = column.partition("/")
+            assert not score or score in kind_of(TASKS[task]).score_names
     mert = {model: values for model, _, values in published.scores("giantsteps_key")}
     assert mert["MERT-v1-95M"] == {"weighted": pytest.approx(0.635)}
     assert "MusiCNN" not in [model for model, _, _ in published.scores("gtzan_beat")]
     assert published.scores("synth_key") == []
+
+
+def test_figures_of_other_protocols_do_not_stand_beside_scores() -> None:
+    followed = [source for source in published.sources() if source["followed"]]
+    assert [source["source"] for source in followed] == [published.MARBLE]
+    apart = [model for source in published.sources() for model in source["models"]]
+    current = ("MERT-v2", "MERT-v1-330M", "MuQ", "MusicFM", "PupuJEPA", "OMAR-RQ")
+    assert all(any(model.startswith(name) for model in apart) for name in current)
+    for task in TASKS:
+        beside = [model for model, _, _ in published.scores(task)]
+        assert set(beside) <= followed[0]["models"].keys()
 
 
 def test_the_settings_of_the_protocol_are_the_defaults() -> None:

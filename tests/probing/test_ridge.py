@@ -153,3 +153,22 @@ def test_a_task_is_evaluated_and_says_with_what(tmp_path, few_draws: None) -> No
     assert set(result["settings"]) == {"kind", "layers", "penalties", "limit"}
     with pytest.raises(ValueError, match="there is no 'sum'; there are 0,1,2,concat"):
         evaluate.chosen_sources(3, "1,sum", "ridge")
+
+
+def test_deformed_items_are_answered_by_the_same_regression(tmp_path) -> None:
+    random = np.random.default_rng(0)
+    splits = {}
+    for seed, name in enumerate(tasks.SPLITS):
+        x = np.random.default_rng(seed).standard_normal((1, 30, 4)).astype(np.float16)
+        number = np.arange(30)
+        y = (x[0, :, 0] > 0).astype(int)
+        rows = windows.Rows(number, np.zeros(30), np.zeros(30))
+        own = labels.Labels(number, y, number, y, number[:0], ())
+        splits[name] = evaluate.Prepared(x, rows, own)
+    test = splits["test"]
+    noise = random.standard_normal(test.features.shape).astype(np.float16)
+    deformed = {"same": test, "noise": test._replace(features=noise)}
+    settings = config(tmp_path, kind="ridge")
+    task = tasks.TASKS["gtzan_genre"]
+    found = evaluate.evaluate(task, splits, (), 50, settings, nothing, (), deformed)["deformed"]
+    assert (found[0]["drop"], found[0]["p"]) == (0, 1) and found[1]["drop"] > 0.2

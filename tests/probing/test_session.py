@@ -15,11 +15,10 @@ import tensorflow_datasets as tfds
 
 from data_pipelines import labelled_records
 from data_pipelines.build import load_builder
-from data_pipelines.synth_music.synth_music_dataset_builder import SynthMusicConfig
 from musicssl import host
-from musicssl.features import extract
+from musicssl.features import extract, windows
 from musicssl.model.encoder import Encoder
-from musicssl.probing import columns, evaluate, session, tasks
+from musicssl.probing import columns, evaluate, report, session, tasks
 from musicssl.runtime import sharding
 from musicssl.runtime.preemption import Preempted
 from tests.support import commands, feature_sources, mir_fixtures, tiny
@@ -47,22 +46,12 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
 
 
 @pytest.fixture(scope="module")
-def synth_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
-    from data_pipelines.synth_music.synth_music_dataset_builder import Builder
-
-    root = tmp_path_factory.mktemp("synth")
-    size = SynthMusicConfig(name="short", seconds=6.0, train=12, validation=6, test=6)
-    Builder(data_dir=str(root), config=size).download_and_prepare()
-    return str(root)
-
-
-@pytest.fixture(scope="module")
 def logmel() -> extract.FeatureSource:
     return extract.open_source("logmel")
 
 
-@pytest.mark.parametrize("name", tasks.SUITES["mir"])
-def test_each_of_the_13_tasks_runs_to_a_score(
+@pytest.mark.parametrize("name", [*tasks.SUITES["mir"], *tasks.SUITES["rhythm"]])
+def test_each_of_the_13_tasks_and_of_the_two_on_rhythm_runs_to_a_score(
     name: str, data_dir: Callable[[str], str], logmel: extract.FeatureSource, tmp_path: Path
 ) -> None:
     task = tasks.TASKS[name]
@@ -71,7 +60,7 @@ def test_each_of_the_13_tasks_runs_to_a_score(
     result = session.run_task(task, [task], given)
     json.dumps(result)
     for score, value in result["chosen"]["test"].items():
-        assert np.isfinite(value["mean"]) or (name, score) == ("gtzan_beat", "f_mean")
+        assert np.isfinite(value["mean"]) or (task.pool, score) == (1, "f_mean")
     low, high = result["chosen"]["interval"]
     assert np.isnan([low, high]).all() or low <= high
     assert min(result["items"].values()) > 0
@@ -99,6 +88,41 @@ def test_windows_are_standardised_by_themselves_where_the_task_says_so(
         wanted = np.asarray(source.apply({}, x[None])[0][0].mean(0))
         np.testing.assert_allclose(found[-1], wanted, rtol=2e-3, atol=2e-3)
     assert np.abs(found[0].astype("f4") - found[1]).max() > 0.02
+
+
+def test_further_questions_are_asked_of_the_same_features(
+    synth_dir: str, logmel: extract.FeatureSource, tmp_path: Path
+) -> None:
+    settings = config(tmp_path, data_dir=synth_dir, kind="linear", standardise=True)
+    mesh, asked = sharding.make_mesh(), ("gain:0", "noise:-30", "speed:1.25")
+    given = session.Session(logmel, settings, mesh, nothing, evaluate.ALSO, asked)
+    key, beat = tasks.TASKS["synth_key"], tasks.TASKS["synth_beat"]
+    result = session.run_task(key, [key, beat], given)
+    assert result["few_shot"]["number"] == 8 and result["knn"]["source"] == "0"
+    assert [layer["source"] for layer in result["geometry"]] == ["0"]
+    same, noisy, fast = result["deformed"]
+    assert [x["deformation"] for x in result["deformed"]] == list(asked)
+    score = result["chosen"]["test"]["weighted"]["mean"]
+    assert same["mean"] == score and (same["drop"], same["drop_interval"]) == (0, [0, 0])
+    assert same["p"] == 1 and noisy["mean"] + noisy["drop"] == pytest.approx(score)
+    assert fast["drop_interval"] is not None  # the same clips, though shorter
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/results.json").write_text(json.dumps(
+        {"encoder": "logmel", "features": "log-mel", "config": {}, "tasks": {"synth_key": result}}
+    ))  # fmt: skip
+    table = report.write(tmp_path / "out")
+    assert "| weighted | gain:0 |" in table and "| +0.0 (+0.0 to +0.0) | 1.000 |" in table
+    assert "| isotropy |" in table and "few items of each class" in table
+
+    # Beats move along with the speed, and are no more where they were.
+    plain, _ = session.prepare(beat, "test", set(), given)
+    moved, _ = session.prepare(beat, "test", set(), given, "speed:1.25")
+    for before, after in zip(plain.labels.references, moved.labels.references, strict=True):
+        np.testing.assert_allclose(after, before / 1.25, rtol=1e-6)
+    assert len(moved.rows.record) == pytest.approx(len(plain.rows.record) / 1.25, rel=0.02)
+    part = tasks.TASKS["synth_chord"]
+    result = session.run_task(part, [part], given._replace(also=(), deform=("speed:1.25",)))
+    assert result["deformed"][0]["p"] is None and "knn" not in result  # other half seconds
 
 
 def test_the_command_writes_results_table_and_pictures(synth_dir: str, tmp_path: Path) -> None:
@@ -157,6 +181,10 @@ def test_results_go_beside_others_whatever_an_encoder_s_path_is(tmp_path: Path) 
         "runs/2026-01-05T10:30/model": "model",
         "random:runs/10:30/model": "random-model",
         "logmel": "logmel",
+        "hf:m-a-p/MERT-v0@main": "MERT-v0@main",
+        "python:encoders/mine.py:Mine": "Mine",
+        "python:package.module:encode": "encode",
+        "features:stored/mine": "mine",
     }
     for encoder, name in names.items():
         assert session._results_dir(config(tmp_path, encoder=encoder)) == Path("results", name)
@@ -172,10 +200,15 @@ def test_results_go_beside_others_whatever_an_encoder_s_path_is(tmp_path: Path) 
         ({"tasks": "chords"}, "there is no 'chords'"),
         ({"encoder": "/no/such/run"}, "holds no encoder"),
         ({"tasks": "gtzan_genre"}, "data_pipelines.build gtzan"),
+        ({"encoder": "python:no.py:Mine"}, "there is no file .*no.py"),
+        ({"encoder": "features:no"}, "features:no has no features.json"),
+        ({"encoder": "random:python:mine.py:Mine"}, "holds no encoder"),
         ({"beside": "random,lgmel"}, "'lgmel' is no path, nor one of random, logmel"),
         ({"seeds": ()}, "config.seeds is empty: it must have a value"),
         ({"windows": 0}, "config.windows is 0: use 1 or more"),
         ({"precision": "half"}, "use 'float32' or 'bfloat16'"),
+        ({"also": "knn,trees"}, "config.also: there is no 'trees'; there are"),
+        ({"deform": "echo:3"}, "config.deform is not possible: there is no deformation 'echo:3'"),
     ],
 )
 def test_what_cannot_be_done_is_said(
@@ -203,7 +236,7 @@ def test_probes_of_a_training_run_are_looked_at_before_it(synth_dir: str) -> Non
     run.probe.data_dir = synth_dir
     assert session.of_training(run).data_dir == synth_dir
     run.probe.layers = "0,7"
-    with pytest.raises(ValueError, match="there is no '7'; there are 0,1,2,sum"):
+    with pytest.raises(ValueError, match="there is no '7'; there are 0,1,2,concat"):
         session.check_settings(session.of_training(run), 3, 16_000)
     assert evaluate.chosen_sources(1, "6,sum", "linear") == ["0"]  # of a baseline beside an encoder
 
@@ -215,10 +248,9 @@ def _with(settings, leaves: dict):
 
 
 def test_an_encoder_in_training_is_scored(synth_dir: str) -> None:
-    leaves = {"probe.tasks": "synth_key,synth_instrument", "probe.epochs": 2, "probe.limit": 3}
+    leaves = {"probe.tasks": "synth_key,synth_instrument", "probe.limit": 3}
     run = tiny.config(leaves)
     run.data.data_dir = synth_dir
-    run.probe.learning_rates, run.probe.seeds = (1e-3,), (1,)
     encoder = Encoder(**run.encoder)
     params = jax.jit(encoder.init)(jax.random.key(0), jnp.zeros((1, 400)))["params"]
     polls = []
@@ -226,8 +258,8 @@ def test_an_encoder_in_training_is_scored(synth_dir: str) -> None:
     scores = session.quick(run, params, mesh, 100, lambda: polls.append(1))
     assert set(scores) == {"probe/synth_key", "probe/synth_instrument"}
     assert all(0 <= value <= 1 for value in scores.values())
-    # each record of three splits, and each source of the two tasks
-    assert len(polls) == 3 * 3 + 2 * (encoder.layers + 1)
+    # each record of three splits; a block of each split and each source of the two tasks
+    assert len(polls) == 3 * 3 + 2 * (3 + encoder.layers + 2)
 
     def asked() -> None:
         raise Preempted
@@ -255,3 +287,25 @@ def test_an_encoder_at_24_khz_hears_resampled_audio(
     wanted = scipy.signal.resample_poly(stored.astype(float), 3, 2)
     assert len(heard) == len(wanted) == 6 * 24_000
     assert np.corrcoef(heard, wanted)[0, 1] > 0.999
+
+
+def test_results_of_another_encoder_are_kept_and_told_before_work(
+    synth_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as those of a branch on the Hub that has moved."""
+    out = tmp_path / "out"
+    out.mkdir()
+    earlier = {"digest": "old", "features": "hubert of hf:a/b@old", "tasks": {"synth_key": {}}}
+    (out / "results.json").write_text(json.dumps(earlier))
+    monkeypatch.setattr(session, "run_task", lambda *_: pytest.fail("work was done"))
+    settings = config(tmp_path, tasks="synth_key", data_dir=synth_dir, results=str(out))
+    with pytest.raises(ValueError, match=r"hf:a/b@old, and this is log-mel\): set config.results"):
+        session.run(settings)
+    assert json.loads((out / "results.json").read_text()) == earlier
+
+
+def test_beats_are_not_asked_of_few_frames(logmel: extract.FeatureSource, tmp_path: Path) -> None:
+    slow = logmel._replace(frames=windows.Frames(8000, 8000))
+    with pytest.raises(ValueError, match=r"synth_beat is asked of every frame, .* 2.00 a"):
+        session._check_frames(tasks.choose("synth_key,synth_beat"), slow, config(tmp_path))
+    session._check_frames(tasks.choose("synth_key,synth_pitch"), slow, config(tmp_path))

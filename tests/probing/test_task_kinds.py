@@ -3,9 +3,22 @@
 import numpy as np
 import pytest
 
-from musicssl.probing import labels
+from musicssl.features import windows
+from musicssl.probing import beats, labels
 from musicssl.probing.task_kinds import kind_of
 from musicssl.probing.tasks import TASKS
+
+
+def test_beats_are_monitored_by_what_they_are_decoded_to() -> None:
+    """As in MARBLE; a share of frames would be near 1 for beats that are half a beat late, too."""
+    task, times = TASKS["gtzan_beat"], np.arange(0.5, 20, 0.5)
+    rows = windows.rows(windows.cut(np.array([320_400]), 30, 16_000), 1, 16_000)
+    split = labels.beat_labels(task, [{"beat_times": times}], rows, 50)
+    monitor = kind_of(task).monitor(split, rows, 50)
+    outputs = np.where(beats.frame_targets(times, len(rows.begin), 50, 1), 6.0, -6.0)
+    assert monitor(split.y, outputs[:, None]) > 0.95
+    late = np.roll(outputs, 12)  # of 25 frames
+    assert monitor(split.y, late[:, None]) < 0.05
 
 
 def test_chance_is_the_best_constant() -> None:

@@ -128,7 +128,7 @@ def test_what_all_know_or_is_told_later_goes_on(two, error):
     assert two == []
 
 
-def test_a_job_without_steps_is_ended(two, monkeypatch):
+def test_a_job_without_steps_is_ended_and_tells_what_it_was_doing(two, monkeypatch, capfd):
     monkeypatch.setattr(distributed, "TICK", 0.01)
     with flagsaver.as_parsed(stall="1"), distributed.together() as alive:
         time.sleep(0.1)
@@ -137,6 +137,8 @@ def test_a_job_without_steps_is_ended(two, monkeypatch):
         next(x for x in threading.enumerate() if "run" in x.name).join(timeout=30)
     code, reason = two[0]
     assert code == 69 and "took no step for 1 s" in reason
+    stacks = capfd.readouterr().err
+    assert "Thread 0x" in stacks and "test_a_job_without_steps_is_ended" in stacks
 
 
 def test_processes_that_do_not_all_come_are_told():

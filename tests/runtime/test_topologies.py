@@ -1,8 +1,10 @@
 """The same run on one device, eight devices and two processes, of the main command."""
 
+import errno
 import hashlib
 import itertools
 import json
+import os
 import re
 import signal
 import socket
@@ -110,6 +112,19 @@ def test_a_run_goes_on_where_there_are_other_devices(root, lines):
     same(runs.scalars(root / "moved"), lines["one"])
 
 
+def test_all_processes_refuse_a_disk_that_they_do_not_share(root, tmp_path):
+    """Each has a folder of its own, where an equal configuration lies."""
+    flags = several(root, "alone")
+    flags = [[x.replace(str(root / "alone"), f"{tmp_path}/{i}") for x in flags[i]] for i in (0, 1)]
+    processes = launch(root, flags, 1)
+    errors = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [2, 2], errors
+    told = {x.replace(f"{tmp_path}/{i}", "WORKDIR") for i, x in enumerate(errors)}
+    (line,) = told
+    assert line.startswith("musicssl: process 1 of 2 does not see what process 0 writes into WORK")
+    assert line.count("\n") == 1
+
+
 def digests(config, fsdp: int, devices: int) -> list[str]:
     """Hashes of two steps' audio and masks as every process sees them, on the command's path.
 
@@ -146,6 +161,34 @@ def claim_twice(folder: Path) -> None:
             print("REFUSED", error, flush=True)
 
 
+def compare_folders(data_dir: Path) -> None:
+    """Print what all are told of a folder that each has of its own, and of one that all share."""
+    own = data_dir / f"own-{jax.process_index()}"
+    for folder in (own, data_dir):
+        folder.mkdir(exist_ok=True)
+        (folder / "config.json").touch()  # the same on each
+        try:
+            distributed.check_shared(folder)
+        except ValueError as error:
+            print("REFUSED", str(error).replace(str(folder), "FOLDER"), flush=True)
+        if jax.process_index() == 0:  # who removes it
+            assert list(folder.glob(".token*")) == []
+    looked = []
+    answers = [distributed.first_says(lambda x=x: looked.append(x) or x) for x in ("lost", None)]
+    assert answers == ["lost", None] and len(looked) == 2 * (jax.process_index() == 0)
+    try:
+        distributed.first_does(lambda: os.read(-1, 1))
+    except ValueError as error:
+        assert "Bad file descriptor" in str(error)
+
+    def away() -> None:
+        raise OSError(errno.ESTALE, "no longer there")
+
+    with pytest.raises(OSError, match="no longer there") as stale:
+        distributed.first_does(away)
+    assert stale.value.errno == errno.ESTALE
+
+
 def probe(data_dir: str, coordinator: str, process: str) -> None:
     """Print digests of the meshes that these devices make: span masks, then masks of copies."""
     from configs import music2vec, music2vec2
@@ -162,6 +205,7 @@ def probe(data_dir: str, coordinator: str, process: str) -> None:
     if coordinator:
         jax.distributed.initialize(coordinator, 2, int(process))
         claim_twice(Path(data_dir) / "run")
+        compare_folders(Path(data_dir))
         said = [distributed.all_say(yes) for yes in (True, jax.process_index() == 0)]
         assert said == [True, False]
         found = {f"2 processes fsdp={fsdp}": both(fsdp, 8) for fsdp in (1, 2)}
@@ -191,7 +235,11 @@ def test_batches_and_masks_are_the_same_to_the_bit(root):
     assert len(set(next(iter(found.values())))) == 8  # one step or order is not another
 
     # A folder is of the whole job, and all processes are told alike of one that they cannot have.
-    (told,) = refused
+    told, alone = sorted(refused, key=lambda line: "FOLDER" in line)
+    assert alone == (
+        "REFUSED process 1 of 2 does not see what process 0 writes into FOLDER: use a --workdir "
+        "that all machines share"
+    )
     owner = f"is in use by process {processes[1].process.pid} on {socket.gethostname()} since 20"
     assert owner in told and told.endswith(": another one")
 

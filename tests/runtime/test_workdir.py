@@ -5,6 +5,7 @@ import json
 import pytest
 
 from configs import musichubert
+from musicssl.runtime import workdir
 from musicssl.runtime.workdir import claim, flat, metrics, require_writable
 from tests.support.saved_states import config
 
@@ -30,6 +31,8 @@ def test_claim_takes_what_may_change(saved):
         "data.data_dir": "elsewhere",
         "data.on_damage": "skip",
         "data.mirror": "/dev/shm/data",
+        "profile": "3:5",
+        "tracker": "wandb",
         "data2vec.guard_after": 7,
         "data2vec.min_target_std": 0.05,
     }
@@ -111,6 +114,14 @@ def test_a_workdir_that_cannot_be_written_to_is_told(tmp_path):
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(OSError, match=r"absent cannot be written to \(No such file .*--workdir"):
         require_writable(tmp_path / "absent")
+
+
+def test_where_there_is_no_git_the_commit_is_an_image_s(tmp_path, monkeypatch):
+    monkeypatch.setattr(workdir, "__file__", str(tmp_path / "workdir.py"))
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert workdir.git_commit() == ""
+    monkeypatch.setenv("MUSICSSL_COMMIT", "0123abc")
+    assert workdir.git_commit() == "0123abc"
 
 
 def test_flat_spells_leaves_as_flags_do():

@@ -7,6 +7,7 @@ import atexit
 import gc
 import multiprocessing
 import os
+import resource
 import runpy
 import signal
 import sys
@@ -134,6 +135,12 @@ def module(name: str, *arguments: str) -> None:
     """What `python -m name` with these arguments does."""
     sys.argv = [name, *arguments]
     runpy.run_module(name, run_name="__main__", alter_sys=True)
+
+
+def limited(name: str, *arguments: str) -> None:
+    """What `python -m name` does where no file may have more than 100,000 bytes."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+    module(name, *arguments)
 
 
 def start(arguments: list[str], cache: Path, devices: int = 1, pause: float = 0) -> Process:

@@ -46,7 +46,7 @@ def get(
     of: extract.FeatureSource | None = None,
     standardised_alone: bool = False,
 ) -> dict[int, np.ndarray]:
-    cut = windows.cut(LENGTHS, SECONDS, RATE, standardised_alone)
     of = of or source()
+    cut = windows.cut(LENGTHS, SECONDS, RATE, standardised_alone, of.frames)
     mesh = sharding.make_mesh()
     return extract.extract(of, cut, read, pools, folder, "data", mesh, batch=3)

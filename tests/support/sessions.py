@@ -73,6 +73,14 @@ class Session:
                 placed = sharding.place_clips(self.mesh, self.config.batch_size, rows, batch)
             yield placed
 
+    def open_validation(self) -> Iterator[jax.Array]:
+        rows = sharding.rows_here(self.mesh, self.config.batch_size)
+        for step in itertools.count(1000):
+            with jax.transfer_guard("allow"):
+                yield sharding.place_clips(
+                    self.mesh, self.config.batch_size, rows, clips(self.config, step)
+                )
+
     def write(self, step: int, scalars: dict[str, float]) -> None:
         self.rows.append((step, scalars))
 
@@ -96,6 +104,7 @@ class Session:
             open_batches=self.open,
             on_scalars=self.write,
             take_probe=self.look,
+            open_validation=self.open_validation,
         )
         return loop.train(run, state)
 

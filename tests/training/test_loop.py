@@ -104,9 +104,13 @@ def test_weights_that_do_not_fit_are_refused(unbroken, tmp_path, leaves, message
     saved.close()
 
 
-def test_probes_come_after_the_log_and_change_nothing(unbroken, tmp_path):
-    session = Session(config({"probe.every": 6}), tmp_path)
+def test_probes_come_after_the_log_and_neither_they_nor_a_trace_change_anything(
+    unbroken, tmp_path, capsys
+):
+    session = Session(config({"probe.every": 6, "profile": "5:7"}), tmp_path)
     assert session.run()
+    assert f"the trace of steps 5 to 6 is in {tmp_path}/plugins/profile" in capsys.readouterr().out
+    assert list(tmp_path.glob("plugins/profile/*/*.xplane.pb"))
     probed = [(step, "probe/norm" in scalars) for step, scalars in session.rows]
     assert probed == [(4, False), (6, True), (8, False), (12, False), (12, True), (14, False)]
     norms = dict(session.rows)
@@ -225,6 +229,8 @@ def test_the_host_reads_at_logs_and_otherwise_waits_for_old_steps_alone(tmp_path
         ({"encoder.pos_conv_groups": 3}, "encoder.pos_conv_groups is 3"),
         ({"optim.schedule": "sine"}, "optim.schedule is 'sine'"),
         ({"method": "mae"}, "method is 'mae'"),
+        ({"profile": "5:5"}, "profile is '5:5': use START:STOP"),
+        ({"tracker": "mlflow"}, "tracker is 'mlflow'"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_with_the_field(leaves, message):

@@ -1,0 +1,209 @@
+"""An encoder of the user's, in Python: how it is called, and the check of what it says of itself.
+
+It is a function or an object with the attributes sample_rate, layers, width and frame_rate, called
+with a batch of audio, float32 [b, n], at its sample rate. It returns `layers` arrays [b, t, width]
+of NumPy, JAX or PyTorch. All windows of a batch have the same length, unless its parameter
+`samples` takes the lengths [b] of windows that are padded with zeros. README.md of musicssl/probing
+is the page for users.
+"""
+
+import contextlib
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from musicssl.command import first_line
+from musicssl.features import windows
+
+SECONDS = 2.0  # of the noise that it is checked with
+_ALIKE = 0.02  # of a layer's deviation: what half precision makes of the order of a sum, and more
+_GPU = re.compile(r"\b(cuda|gpu|nvidia|mps|rocm)", re.IGNORECASE)
+
+
+class Plugin(NamedTuple):
+    """A plug-in that is ready to be called.
+
+    spec: as the user named it, for messages.
+    file: its source.
+    model: what is called.
+    takes_samples: whether it is told the lengths of padded windows.
+    """
+
+    spec: str
+    file: Path
+    model: Callable[..., Any]
+    takes_samples: bool
+    sample_rate: int
+    layers: int
+    width: int
+    frame_rate: float
+    normalize: bool
+    version: str
+
+    @property
+    def hop(self) -> int:
+        """Return the samples from a frame to the next."""
+        return round(self.sample_rate / self.frame_rate)
+
+    def call(self, x: np.ndarray, samples: np.ndarray | None = None) -> list[Any]:
+        """Return the hidden states of audio [b, n], arrays [b, t, d] of whatever library.
+
+        Raises:
+          ValueError: the plug-in raised, or returned something else.
+        """
+        torch = sys.modules.get("torch")
+        told = samples if samples is not None else np.full(len(x), x.shape[1])
+        more = {"samples": told} if self.takes_samples else {}
+        with (
+            blaming(self.spec, self.file),
+            torch.no_grad() if torch else contextlib.nullcontext(),
+        ):
+            states = self.model(x, **more)
+        if getattr(states, "ndim", 0) == 3 and self.layers == 1:
+            return [states]
+        is_array = getattr(states, "ndim", 0) == 4
+        if not is_array and not isinstance(states, list | tuple):
+            raise ValueError(
+                f"{self.spec} returned {type(states).__name__}: return a list of its {self.layers} "
+                "layers, arrays [batch, frames, width]"
+            )
+        return list(states)
+
+
+@contextlib.contextmanager
+def blaming(spec: str, file: Path | None) -> Iterator[None]:
+    """Say in one line what a plug-in raises, and at which line of its file."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        own = [
+            x for x in traceback.extract_tb(error.__traceback__) if file and x.filename == str(file)
+        ]
+        line = f" at line {own[-1].lineno}" if own else ""
+        if isinstance(error, SyntaxError) and error.lineno:
+            line = f" at line {error.lineno}"
+        said = first_line(error)
+        remedy = ""
+        if _GPU.search(said):
+            remedy = ": if this machine has no GPU for it, let it take the CPU"
+        raise ValueError(f"{spec} raised {type(error).__name__}{line}: {said}{remedy}") from error
+
+
+def check(plugin: Plugin) -> tuple[windows.Frames, np.ndarray]:
+    """Hear noise, and return the plug-in's frames and its answer, [layers, width].
+
+    Raises:
+      ValueError: shapes, rate or values are not what they are to be; one line tells what is wrong.
+    """
+    spec, hop = plugin.spec, plugin.hop
+    n = max(round(SECONDS * plugin.sample_rate), 4 * hop)
+    x = np.random.default_rng(0).standard_normal((2, n + hop)).astype(np.float32) / 10
+
+    # Shapes and values.
+    together = _checked(plugin, x)
+    longer, shorter = (_frames(plugin, x[:1, :samples]) for samples in (n + hop, n))
+    expected = n / hop
+    if longer != shorter + 1 or not 0.5 * expected < shorter < 1.5 * expected + 4:
+        found = (longer - shorter) * plugin.sample_rate / hop
+        rate = shorter * plugin.sample_rate / n if longer == shorter else found
+        raise ValueError(
+            f"{spec} says {plugin.frame_rate:g} frames a second, and returned {shorter} frames for "
+            f"{n} samples ({n / plugin.sample_rate:g} s) and {longer} for {n + hop}: it has about "
+            f"{rate:g} a second, or the same number whatever it hears"
+        )
+    _checked(plugin, np.zeros_like(x), "silence")
+
+    # The same window has the same answer, again and whatever is beside it.
+    if worst := _unlike(_checked(plugin, x), together):
+        raise ValueError(
+            f"{spec} gives the same audio other features when it is called again (layer {worst}): "
+            "is it in training mode? Call eval(), and draw nothing at random"
+        )
+    if worst := _unlike(_checked(plugin, x[:1]), [h[:1] for h in together]):
+        raise ValueError(
+            f"{spec} gives a window other features when another is beside it (layer {worst}): "
+            "normalise each window by itself, and call eval()"
+        )
+    frames = windows.Frames(_first_window(plugin, x[:1], n, shorter), hop)
+    if plugin.takes_samples:
+        _check_padding(plugin, x, frames)
+    return frames, np.stack([h.mean((0, 1)) for h in together])
+
+
+def _first_window(plugin: Plugin, x: np.ndarray, n: int, count: int) -> int:
+    """Return `windows.Frames.window`, from the length at which the next frame appears."""
+    without, enough = n, x.shape[1]
+    while enough - without > 1:
+        middle = (without + enough) // 2
+        if _frames(plugin, x[:, :middle]) > count:
+            enough = middle
+        else:
+            without = middle
+    return enough - count * plugin.hop
+
+
+def _check_padding(plugin: Plugin, x: np.ndarray, frames: windows.Frames) -> None:
+    """Check that a padded window has the frames that it has alone."""
+    samples = np.array([x.shape[1] * 2 // 3, x.shape[1]])
+    padded = np.where(np.arange(x.shape[1]) < samples[:, None], x, np.float32(0))
+    count = int(frames.count(samples)[0])
+    together = [h[:1, :count] for h in _checked(plugin, padded, samples=samples)]
+    alone = _checked(plugin, x[:1, : samples[0]], samples=samples[:1])
+    if worst := _unlike(alone, together):
+        raise ValueError(
+            f"{plugin.spec} lets the padding of a window change its features (layer {worst}): mask "
+            "what is after `samples`, or leave that parameter out, and no window is padded"
+        )
+
+
+def _frames(plugin: Plugin, x: np.ndarray) -> int:
+    return int(plugin.call(x.copy())[0].shape[1])
+
+
+def _checked(
+    plugin: Plugin, x: np.ndarray, what: str = "noise", samples: np.ndarray | None = None
+) -> list[np.ndarray]:
+    """Return the hidden states in NumPy, checked for their shapes and values."""
+    spec, states = plugin.spec, plugin.call(x.copy(), samples)
+    check_shapes(plugin, states, len(x))
+    arrays = [in_numpy(h) for h in states]
+    for number, h in enumerate(arrays):
+        if not np.isfinite(h).all():
+            raise ValueError(f"{spec}: layer {number} of {what} is not finite")
+    return arrays
+
+
+def check_shapes(plugin: Plugin, states: Sequence[Any], b: int) -> None:
+    """Raise ValueError where hidden states are not `layers` arrays [b, t, width]."""
+    if len(states) != plugin.layers:
+        raise ValueError(
+            f"{plugin.spec} says {plugin.layers} layers, and returned {len(states)} arrays"
+        )
+    shapes = [tuple(getattr(h, "shape", ())) for h in states]
+    for number, shape in enumerate(shapes):
+        frames = shapes[0][1] if number and len(shapes[0]) == 3 else "frames"
+        if shape != (b, *shapes[0][1:2], plugin.width):
+            raise ValueError(
+                f"{plugin.spec}: layer {number} has the shape {list(shape)} for a batch of {b}: "
+                f"[{b}, {frames}, {plugin.width}] is wanted{', as of layer 0' if number else ''}"
+            )
+
+
+def _unlike(found: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> str:
+    """Return the number of the first layer that differs by more than rounding; "" for none."""
+    for number, (a, b) in enumerate(zip(found, wanted, strict=True)):
+        if a.shape != b.shape or np.sqrt(np.mean((a - b) ** 2)) > _ALIKE * (b.std() + 1e-9):
+            return str(number)
+    return ""
+
+
+def in_numpy(h: Any) -> np.ndarray:
+    torch = sys.modules.get("torch")
+    if torch and torch.is_tensor(h):
+        h = h.detach().float().cpu().numpy()
+    return np.asarray(h, np.float32)

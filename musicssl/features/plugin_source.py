@@ -1,0 +1,275 @@
+"""A plug-in as a source of features: loaded from a file or module, with its digest, and heard."""
+
+import collections
+import functools
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from musicssl.command import note
+from musicssl.features import batches, windows
+from musicssl.features.plugin import SECONDS, Plugin, blaming, check, check_shapes, in_numpy
+from musicssl.features.source import FeatureSource, Outputs, Read
+
+_FIGURES = {
+    "sample_rate": "Hz of the audio that it takes",
+    "layers": "arrays that it returns",
+    "width": "columns of each",
+    "frame_rate": "frames a second",
+}
+
+
+def open_plugin(spec: str) -> FeatureSource:
+    """Load and check a plug-in.
+
+    Args:
+      spec: FILE.py:NAME or MODULE:NAME.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it cannot be loaded, or does not do what it says; one line tells which.
+    """
+    if jax.process_count() > 1:
+        raise ValueError(f"{spec}: a plug-in runs in one process: leave --processes out")
+    module, model, name = _load(spec)
+    plugin = _described(spec, module, model)
+    note(f"{spec}: checking it with {SECONDS:g} s of noise")
+    frames, answer = check(plugin)
+
+    # The digest is of the file, of the weights that are found, and of the version that it tells.
+    source, weights = _sha256(plugin.file.read_bytes()), _weights(module, model)
+    figures = [getattr(plugin, figure) for figure in (*_FIGURES, "normalize", "version")]
+    digest = _sha256(repr((source, weights, name, figures, frames)).encode())
+    if not weights and not plugin.version:
+        note(
+            f"{spec}: no weights were found in it, so that only its file tells it from another "
+            "version: give it the attribute `version` if it reads weights"
+        )
+    return FeatureSource(
+        f"{name} of {plugin.file.name} ({source[:12]})",
+        f"python-{digest}",
+        plugin.layers,
+        plugin.width,
+        plugin.sample_rate,
+        plugin.normalize,
+        {},
+        lambda *_: [],
+        frames,
+        {"file": str(plugin.file), "sha256": source, "weights": weights, "version": plugin.version},
+        functools.partial(_hear, plugin),
+        answer=answer,
+    )
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _load(spec: str) -> tuple[ModuleType, Callable[..., Any], str]:
+    """Return the module that a plug-in is in, what is to be called, and its name there."""
+    place, _, name = spec.rpartition(":")
+    if not place or not name.isidentifier():
+        raise ValueError(f"python:{spec} names no plug-in: give python:FILE.py:NAME")
+    if place.endswith(".py") or "/" in place:
+        module = _load_file(spec, Path(place).absolute())
+    else:
+        with blaming(spec, None):
+            module = importlib.import_module(place)
+    model = getattr(module, name, None)
+    if not callable(model):
+        raise ValueError(f"{spec}: {place} has no function or class {name}")
+    if isinstance(model, type):
+        with blaming(spec, Path(str(module.__file__))):
+            model = model()
+    if not callable(model):
+        raise ValueError(f"{spec}: {name} has no method __call__(self, audio)")
+    return module, model, name
+
+
+def _load_file(spec: str, file: Path) -> ModuleType:
+    """Import a file, which may import others that lie beside it."""
+    if not file.is_file():
+        raise FileNotFoundError(f"python:{spec}: there is no file {file}")
+    if str(file.parent) not in sys.path:
+        sys.path.append(str(file.parent))
+    found = importlib.util.spec_from_file_location(f"plugin_{file.stem}", file)
+    assert found is not None and found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    sys.modules[found.name] = module
+    with blaming(spec, file):
+        found.loader.exec_module(module)
+    return module
+
+
+def _described(spec: str, module: ModuleType, model: Callable[..., Any]) -> Plugin:
+    """Read what a plug-in tells of itself."""
+    missing = [name for name in _FIGURES if getattr(model, name, None) is None]
+    if missing:
+        wanted = ", ".join(f"{name} ({_FIGURES[name]})" for name in missing)
+        raise ValueError(f"{spec} does not tell its {wanted}: give it attributes of these names")
+    figures: dict[str, Any] = {}
+    for name in _FIGURES:
+        value = getattr(model, name)
+        whole = name != "frame_rate"
+        try:
+            figures[name] = int(value) if whole else float(value)
+        except (TypeError, ValueError):
+            figures[name] = 0
+        if figures[name] <= 0 or figures[name] != value:
+            raise ValueError(
+                f"{spec} says that its {name} is {value!r}: give a "
+                f"{'whole ' if whole else ''}number above 0"
+            )
+    plugin = Plugin(
+        spec,
+        Path(str(module.__file__)),
+        model,
+        "samples" in inspect.signature(getattr(model, "forward", model)).parameters,
+        **figures,
+        normalize=bool(getattr(model, "normalize", False)),
+        version=str(getattr(model, "version", "")),
+    )
+    hop = plugin.sample_rate / plugin.frame_rate
+    if hop < 1 or abs(hop - plugin.hop) > 1e-3:
+        raise ValueError(
+            f"{spec} says {plugin.sample_rate} Hz and {plugin.frame_rate:g} frames a second, so "
+            f"that a frame is {hop:.2f} samples: it must be a whole number. Give frame_rate as "
+            "sample_rate / hop, and the rate that the model itself hears as sample_rate"
+        )
+    return plugin
+
+
+def _weights(module: ModuleType, model: Callable[..., Any]) -> str:
+    """Return the digest of all weights in a plug-in and in its module, "" if none are found."""
+    torch = sys.modules.get("torch")
+    digest, found = hashlib.sha256(), False
+    own = dict(vars(model)) if hasattr(model, "__dict__") else {}
+    for value in jax.tree.leaves([vars(module), dict(vars(type(model))), own, model]):
+        if torch and isinstance(value, torch.nn.Module):
+            tensors = list(value.state_dict().items())
+        elif isinstance(value, np.ndarray | jax.Array) or (torch and torch.is_tensor(value)):
+            tensors = [("", value)]
+        else:
+            continue
+        for name, tensor in tensors:
+            if torch and torch.is_tensor(tensor):
+                tensor = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(tensor).data)
+            found = True
+    return digest.hexdigest() if found else ""
+
+
+# Extraction.
+
+Rows = Callable[[], np.ndarray]  # fetches [layers, b, r, d] from where it was computed
+
+
+def _hear(
+    plugin: Plugin,
+    cut: windows.Windows,
+    read: Read,
+    pools: Sequence[int],
+    waiting: Sequence[int],
+    batch: int,
+) -> Iterator[Outputs]:
+    """Compute the rows of windows, as FeatureSource.hear.
+
+    A thread reads and scales audio ahead. The rows of a batch are fetched when the next one is
+    under way, so that a GPU does not wait for this machine.
+    """
+    exact = not plugin.takes_samples
+    filled = batches.batches(plugin.normalize, cut, read, waiting, batch, exact)
+    heard = ((one.numbers, one.heard(), one.samples[: len(one.numbers)]) for one in filled)
+    counts = {pool: windows.rows_in(cut, pool) for pool in pools}
+    running: collections.deque[tuple[list[int], dict[int, Rows]]] = collections.deque()
+
+    def fetch() -> Outputs:
+        numbers, rows = running.popleft()
+        return numbers, {pool: _in_half(values()) for pool, values in rows.items()}
+
+    for numbers, x, samples in batches.ahead(heard):
+        n = x.shape[1]
+        states = plugin.call(x, samples)
+        check_shapes(plugin, states, len(numbers))
+        frames = cut.frames.count(np.maximum(samples, cut.frames.window))
+        returned, wanted = states[0].shape[1], int(cut.frames.count(np.array(n)))
+        if returned < frames.max() or (exact and returned != wanted):
+            raise ValueError(
+                f"{plugin.spec} returned {returned} frames for a window of {n} samples, and "
+                f"{wanted} are what its frame_rate makes of them"
+            )
+        rows = {p: _pooled(plugin, states, frames, counts[p][numbers], p) for p in pools}
+        running.append((numbers, rows))
+        del states
+        if len(running) > 1:
+            yield fetch()
+    while running:
+        yield fetch()
+
+
+def _in_half(values: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):  # what is too large is refused where it is written
+        return values.astype(np.float16)
+
+
+def _pooled(
+    plugin: Plugin, states: Sequence[Any], frames: np.ndarray, rows: np.ndarray, pool: int
+) -> Rows:
+    """Average frames by `windows.parts`; windows with fewer rows are filled up with zeros."""
+    kinds = list(zip(frames.tolist(), rows.tolist(), strict=True))
+    parts = [windows.parts(pool, r, t, plugin.frame_rate) for t, r in kinds]
+    if len(set(kinds)) == 1:
+        return _means(states, parts[0])
+    each = [_means([h[i : i + 1] for h in states], own) for i, own in enumerate(parts)]
+
+    def filled() -> np.ndarray:
+        values = np.zeros((len(states), len(frames), rows.max(), plugin.width), np.float32)
+        for i, own in enumerate(each):
+            values[:, i : i + 1, : rows[i]] = own()
+        return values
+
+    return filled
+
+
+def _means(states: Sequence[Any], parts: Sequence[tuple[int, int]]) -> Rows:
+    """Begin to average parts of frames where the arrays are: [b, t, d] of each layer."""
+    single = all(end - first == 1 for first, end in parts) and parts[-1][1] == len(parts)
+    torch = sys.modules.get("torch")
+    if torch and torch.is_tensor(states[0]):
+        floats = [h.detach().float() for h in states]
+        if single:
+            layers = [h[:, : len(parts)] for h in floats]
+        else:
+            layers = [torch.stack([h[:, a:z].mean(1) for a, z in parts], 1) for h in floats]
+        together = torch.stack(layers)
+        return lambda: together.cpu().numpy()
+    if isinstance(states[0], jax.Array):
+        computed = _jax_means(tuple(states), None if single else tuple(parts))
+        return lambda: np.asarray(computed)
+    arrays = [in_numpy(h) for h in states]
+    if single:
+        found = np.stack([h[:, : len(parts)] for h in arrays])
+    else:
+        found = np.stack([np.stack([h[:, a:z].mean(1) for a, z in parts], 1) for h in arrays])
+    return lambda: found
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _jax_means(
+    states: tuple[jax.Array, ...], parts: tuple[tuple[int, int], ...] | None
+) -> jax.Array:
+    floats = [h.astype(jnp.float32) for h in states]
+    if parts is None:
+        return jnp.stack(floats)
+    return jnp.stack([jnp.stack([h[:, a:z].mean(1) for a, z in parts], 1) for h in floats])

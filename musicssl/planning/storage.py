@@ -1,0 +1,43 @@
+"""What a data set has to give beside the step, in each order, and what storage is known to give."""
+
+from typing import NamedTuple
+
+import ml_collections
+
+from musicssl import audio, host
+from musicssl.planning.schema import Reading
+
+RECORD_SECONDS = 30  # of the records that data_pipelines/ builds
+
+
+class Storage(NamedTuple):
+    """What storage gives at most: bytes and reads a second, None where that is not the limit."""
+
+    name: str
+    bytes: float | None
+    reads: float | None
+
+
+KNOWN = (
+    # cloud.google.com/filestore/docs/performance: below 10 TiB
+    Storage("Filestore BASIC_HDD", 100 * 2**20, 600),
+    # cloud.google.com/storage/docs/request-rate: at first; it grows with a steady load
+    Storage("a bucket", None, 5000),
+)
+
+
+def readings(config: ml_collections.ConfigDict) -> dict[str, Reading]:
+    """Return what a step of the global batch reads, by data.order."""
+    samples = audio.crop_samples(config.data.crop_frames)
+    record = RECORD_SECONDS * config.data.sample_rate
+    return {
+        order: {"bytes": config.batch_size * size, "reads": config.batch_size * reads}
+        for order, (size, reads) in host.crop_reads(samples, max(record, samples)).items()
+    }
+
+
+def seconds(storage: Storage, reading: Reading) -> float:
+    """Return the seconds in which storage can give what a step reads, at best."""
+    by_bytes = reading["bytes"] / storage.bytes if storage.bytes else 0.0
+    by_reads = reading["reads"] / storage.reads if storage.reads else 0.0
+    return max(by_bytes, by_reads)

@@ -1,0 +1,179 @@
+"""What is said of plug-ins that do not do what they say; their features by hand; their digests."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from musicssl.features import extract, windows
+from musicssl.runtime import sharding
+from tests.support.feature_sources import LENGTHS, RATE, SECONDS, get, read
+
+# A plug-in of two layers: energies in bands of 320 samples, centred, in NumPy.
+GOOD = """
+import numpy as np
+
+class Energies:
+    sample_rate, layers, width, frame_rate = 16_000, 2, 3, 50
+    scale = 1.0
+
+    def __call__(self, audio):
+        self.calls = getattr(self, "calls", 0) + 1
+        b, n = audio.shape
+        x = np.abs(audio[:, : n // 320 * 320]).reshape(b, -1, 320)[..., :318]
+        mean = self.scale * x.reshape(b, -1, 3, 106).mean(-1)
+        return [mean, mean**2]
+"""
+NAME = "Energies"
+
+
+def write(folder: Path, source: str = GOOD) -> str:
+    file = folder / "energies.py"
+    file.write_text(source)
+    return f"python:{file}:{NAME}"
+
+
+def changed(*pairs: tuple[str, str]) -> str:
+    source = GOOD
+    for old, new in pairs:
+        assert old in source
+        source = source.replace(old, new)
+    return source
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        ([("        b, n", "        raise OSError('boom\\nmore')\n        b, n")],
+         r"raised OSError at line 10: boom$"),
+        ([("    scale = 1.0", "    scale = 1.0\n    def __init__(self): "
+           "raise RuntimeError('No CUDA GPUs are available')")],
+         r"raised RuntimeError at line 7: No CUDA GPUs are available: if this machine has no GPU"),
+        ([("import numpy", "import nowhere_to_be_found")], r"raised ModuleNotFoundError at line 2"),
+        ([("class Energies:", "class Energies")], r"raised SyntaxError at line 4"),
+        ([("import numpy as np", "raise SystemExit(3)")], r"raised SystemExit at line 2"),
+        ([("class Energies", "class Other")], r"has no function or class Energies"),
+        ([("def __call__", "def call")], r"has no method __call__"),
+        ([(", frame_rate", ", rate")], r"does not tell its frame_rate \(frames a second\)"),
+        ([("2, 3, 50", "0, 3, 50")], r"its layers is 0: give a whole number above 0"),
+        ([("2, 3, 50", "2, 'wide', 50")], r"its width is 'wide': give a whole number"),
+        ([("2, 3, 50", "2, 3, 75")], r"a frame is 213.33 samples: it must be a whole number"),
+        ([("2, 3, 50", "3, 3, 50")], r"says 3 layers, and returned 2 arrays"),
+        ([("2, 3, 50", "2, 4, 50")],
+         r"layer 0 has the shape \[2, 101, 3\] for a batch of 2: \[2, frames, 4\] is wanted"),
+        ([("[mean, mean**2]", "[mean, mean[:, 1:]]")],
+         r"layer 1 has the shape \[2, 100, 3\] .* \[2, 101, 3\] is wanted, as of layer 0"),
+        ([("[mean, mean**2]", "{'a': mean}")], r"returned dict: return a list of its 2 layers"),
+        ([("[mean, mean**2]", "None")], r"returned NoneType"),
+        ([("2, 3, 50", "2, 3, 25")], r"says 25 frames a second, and returned 100 frames"),
+        ([("[mean, mean**2]", "[mean[:, :7], mean[:, :7]]")], r"the same number whatever it hears"),
+        ([("mean**2]", "mean / 0]")], r"layer 1 of noise is not finite"),
+        ([("mean**2]", "np.log(mean)]")], r"layer 1 of silence is not finite"),
+        ([("mean**2]", "mean + self.calls]")],
+         r"other features when it is called again \(layer 1\): is it in training mode\?"),
+        ([("mean**2]", "mean - mean.mean(0)]")],
+         r"a window other features when another is beside it \(layer 1\)"),
+        ([("self, audio)", "self, audio, samples)"), ("mean**2]", "mean - mean.mean(1)[:, None]]")],
+         r"lets the padding of a window change its features \(layer 1\)"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said_in_one_line(tmp_path, pairs, message) -> None:
+    with np.errstate(all="ignore"), pytest.raises(ValueError, match=message) as error:
+        extract.open_source(write(tmp_path, changed(*pairs)))
+    assert "\n" not in str(error.value)
+
+
+def test_names_that_are_none(tmp_path) -> None:
+    for spec, message in (
+        ("nowhere.py", "names no plug-in: give python:FILE.py:NAME"),
+        ("no_such_module:x", "raised ModuleNotFoundError"),
+        (f"{tmp_path}/no.py:x", "there is no file"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=re.escape(message)):
+            extract.open_source(f"python:{spec}")
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_rows_are_means_of_the_frames_that_the_plug_in_returns(tmp_path, told) -> None:
+    """Remainders are heard at their own length, or padded where the plug-in takes their lengths."""
+    source = changed(("self, audio)", "self, audio, samples)")) if told else GOOD
+    of = extract.open_source(write(tmp_path, source))
+    assert of.frames == windows.Frames(320, 320)
+    cut = windows.cut(LENGTHS, SECONDS, RATE, frames=of.frames)
+    found = extract.extract(
+        of, cut, read, (0, 1, 25), tmp_path / "cache", "data", sharding.make_mesh(), batch=3
+    )
+    whole, single, half = [], [], []
+    for window, record in enumerate(cut.record):
+        start = cut.start[window]
+        x = np.abs(read(record)[start : start + cut.samples[window]] / 32768)
+        t = len(x) // 320
+        mean = x[: t * 320].reshape(t, 320)[:, :318].reshape(t, 3, 106).mean(-1)
+        frames = np.stack([mean, mean**2])
+        whole.append(frames.mean(1))
+        single += list(frames.transpose(1, 0, 2))
+        rows = int(windows.rows_in(cut, 25)[window])
+        half += [frames[:, 25 * i : 25 * i + 25].mean(1) for i in range(rows)]
+    for pool, rows in ((0, whole), (1, single), (25, half)):
+        wanted = np.stack(rows, 1)
+        np.testing.assert_allclose(found[pool].astype("f4"), wanted, rtol=2e-3, atol=1e-5)
+
+
+def test_what_a_plug_in_hears_is_standardised_if_it_says_so(tmp_path) -> None:
+    plain = extract.open_source(write(tmp_path))
+    of = extract.open_source(write(tmp_path, changed(("scale = 1.0", "normalize = scale = True"))))
+    assert of.normalize and not plain.normalize
+    loud, quiet = (get(tmp_path / "cache", pools=(0,), of=x)[0].astype("f4") for x in (of, plain))
+    assert np.abs(loud[0].mean() - 0.866) < 0.01  # of uniform noise at variance 1
+    assert quiet[0].mean() < 0.15
+
+
+def test_another_file_other_weights_and_another_version_have_another_digest(tmp_path) -> None:
+    torch_free = [
+        GOOD,
+        changed(("1.0", "2.0")),
+        changed(("scale = 1.0", "scale = 1.0\n    version = 'b'")),
+    ]
+    found = [extract.open_source(write(tmp_path, source)) for source in torch_free]
+    assert len({x.digest for x in found}) == 3
+    assert found[2].origin["version"] == "b"
+    assert extract.open_source(write(tmp_path)).digest == found[0].digest
+
+    # Weights that the file reads: the file stays the same.
+    reading = changed(("scale = 1.0", f"scale = np.load({str(tmp_path / 'w.npy')!r})"))
+    digests = set()
+    for value in (1.0, 3.0):
+        np.save(tmp_path / "w.npy", np.array([value], np.float32))
+        digests.add(extract.open_source(write(tmp_path, reading)).digest)
+    assert len(digests) == 2
+
+    # What no digest sees, the answer to noise tells.
+    hidden = changed(("scale = 1.0", "scale = float(open(__file__ + '.txt').read())"))
+    for value in ("1.0", "1.0", "2.0"):
+        (tmp_path / "energies.py.txt").write_text(value)
+        of = extract.open_source(write(tmp_path, hidden))
+        if value == "1.0":
+            get(tmp_path / "cache", pools=(0,), of=of)
+            continue
+        with pytest.raises(ValueError, match="gives other features than those in"):
+            get(tmp_path / "cache", pools=(0,), of=of)
+
+
+def test_frames_that_are_not_as_many_as_they_were_are_told(tmp_path) -> None:
+    """Here of windows over 1 s, of which one less is returned than in the check."""
+    source = changed(("mean**2]", "mean**2] if n < 40_000 else [mean[:, :-1]] * 2"))
+    of = extract.open_source(write(tmp_path, source))
+    lengths = np.array([48_000])
+    cut = windows.cut(lengths, 3.0, RATE, frames=of.frames)
+    with pytest.raises(ValueError, match="returned 149 frames for a window of 48000 samples"):
+        extract.extract(
+            of,
+            cut,
+            lambda _: np.ones(48_000, np.int16),
+            (0,),
+            tmp_path,
+            "data",
+            sharding.make_mesh(),
+            2,
+        )
