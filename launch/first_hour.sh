@@ -232,7 +232,7 @@ train() {
 }
 
 probe() {
-  local extra=(--config.layers=0,4,8,12)
+  local extra=("--config.layers=0,4,8,12")
   if $toy; then extra=(--config.limit=8); fi
   if [[ -e $output/probe/results.json ]]; then return; fi
   if ! $dry_run && ! has_run; then
