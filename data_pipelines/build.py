@@ -188,7 +188,7 @@ def _claimed(folder: epath.Path, patience: float) -> Iterator[None]:
         print(f"{folder} is being built by {other}: waited {seconds:.0f} s", file=sys.stderr)
 
     if "://" in str(folder):
-        held = bucket_claim.claim(str(place))
+        held = bucket_claim.claim(str(place), patience, waiting)
     else:
         held = claim.claim(Path(place), patience, waiting)
     try:

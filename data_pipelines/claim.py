@@ -26,14 +26,15 @@ class Claimed(BlockingIOError):
     """Somebody else is writing; the process, its host and since when."""
 
 
-def _unsaid(owner: Claimed, seconds: float) -> None:
+Waiting = Callable[[Claimed, float], None]  # takes the owner, and the seconds that are over
+
+
+def unsaid(owner: Claimed, seconds: float) -> None:
     """Say nothing while waiting."""
 
 
 @contextlib.contextmanager
-def claim(
-    path: Path, patience: float = 0.0, waiting: Callable[[Claimed, float], None] = _unsaid
-) -> Iterator[None]:
+def claim(path: Path, patience: float = 0.0, waiting: Waiting = unsaid) -> Iterator[None]:
     """Hold the claim in file `path`, which is removed at the end.
 
     The operating system's lock on the file is the claim; what is written in it, process, host and
@@ -64,7 +65,7 @@ def claim(
             os.close(descriptor)
 
 
-def _taken_within(path: Path, patience: float, waiting: Callable[[Claimed, float], None]) -> int:
+def _taken_within(path: Path, patience: float, waiting: Waiting) -> int:
     """Take the claim, as soon as it is free; return the file's descriptor."""
     began = time.monotonic()
     said = -_SAY_EVERY
@@ -128,8 +129,8 @@ def _owner(path: Path, descriptor: int, is_new: bool) -> Claimed | None:
             return None
         if error.errno not in (*_HELD, *_NO_LOCKS):
             raise
-        words, machine = _said(os.pread(descriptor, 1000, 0))
-        is_here = error.errno in _HELD and machine == _machine()
+        words, of_machine = said(os.pread(descriptor, 1000, 0))
+        is_here = error.errno in _HELD and of_machine == machine()
     if is_here or _silence(path, descriptor) < SILENT_AFTER:
         return Claimed(words)
     if _is_of(path, descriptor):
@@ -150,7 +151,7 @@ def _lock(descriptor: int) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
 
-def _machine() -> str:
+def machine() -> str:
     """Return what tells this machine from all others, and containers on it from none."""
     try:
         return _BOOT.read_text().strip()
@@ -160,18 +161,23 @@ def _machine() -> str:
 
 def _sign(descriptor: int) -> None:
     """Write down who holds a claim."""
-    since = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
-    mine = {"process": os.getpid(), "host": socket.gethostname(), "since": since}
     os.truncate(descriptor, 0)
-    os.write(descriptor, json.dumps(mine | {"machine": _machine()}).encode())
+    os.write(descriptor, json.dumps(signature()).encode())
 
 
-def _said(content: bytes) -> tuple[str, str]:
+def signature() -> dict[str, int | str]:
+    """Return what a claim says of this process."""
+    since = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
+    host = socket.gethostname()
+    return {"process": os.getpid(), "host": host, "since": since, "machine": machine()}
+
+
+def said(content: bytes) -> tuple[str, str]:
     """Return the owner that a claim names, in words, and the owner's machine."""
     try:
-        said = json.loads(content)
-        words = f"process {said['process']} on {said['host']} since {said['since']}"
-        return words, said.get("machine", "")
+        owner = json.loads(content)
+        words = f"process {owner['process']} on {owner['host']} since {owner['since']}"
+        return words, owner.get("machine", "")
     except (ValueError, KeyError, TypeError, AttributeError):  # it has just begun
         return "another process", ""
 

@@ -22,7 +22,7 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from data_pipelines import claim, paths, record_index, records, retries
+from data_pipelines import claim, paths, record_index, records, remote, retries
 from data_pipelines.records import Dataset
 
 _PART = 8 << 20  # bytes of a request
@@ -168,7 +168,7 @@ class _Copy:
 
     def _beside_shards(self) -> None:
         """Copy what describes the records, and the index, if it was good enough to be kept."""
-        for path in epath.Path(self.source.directory).iterdir():
+        for path in remote.path(self.source.directory).iterdir():
             if ".tfrecord" not in path.name and path.suffix in (".json", ".txt", ".tsv"):
                 content = retries.patiently(path.read_bytes, path.as_posix)
                 paths.write(epath.Path(self.folder) / path.name, content)

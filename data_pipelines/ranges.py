@@ -9,6 +9,7 @@ import functools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import tensorstore
 
@@ -78,19 +79,32 @@ def _bucket(path: str, begin: int, size: int) -> Callable[[], bytes]:
 
     def result() -> bytes:
         try:
-            found = future.result(timeout=_ANSWER)
-        except ValueError as error:
-            code, _, reason = str(error).partition(": ")
-            if code == "OUT_OF_RANGE":  # the file ends before
-                return b""
-            raise OSError(
-                errno.EACCES if code in _LASTING else errno.EIO, reason or code, path
-            ) from error
+            found = answer(future, path)
+        except EOFError:
+            return b""
         if found.state == "missing":
             raise _gone(path)
         return found.value
 
     return result
+
+
+def answer(future: Any, path: str) -> Any:
+    """Return what a bucket answers to a request of tensorstore's.
+
+    Raises:
+      OSError: with EIO where the error may pass, EACCES where it will not.
+      EOFError: the file ends before the bytes that were asked for.
+    """
+    try:
+        return future.result(timeout=_ANSWER)
+    except ValueError as error:
+        code, _, reason = str(error).partition(": ")
+        if code == "OUT_OF_RANGE":
+            raise EOFError(path) from error
+        raise OSError(
+            errno.EACCES if code in _LASTING else errno.EIO, reason or code, path
+        ) from error
 
 
 @functools.lru_cache(16)

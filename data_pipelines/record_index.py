@@ -22,7 +22,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 from tqdm import tqdm
 
-from data_pipelines import paths, retries
+from data_pipelines import paths, remote, retries
 from data_pipelines.reads import BLOCK
 
 _FORMAT = 1  # of the file
@@ -95,7 +95,7 @@ def write_index(directory: str) -> None:
     Raises:
       Damaged: a record is not readable; its split is left without an index.
     """
-    for layout in layouts(epath.Path(directory)).values():
+    for layout in layouts(remote.path(directory)).values():
         layout.path.unlink(missing_ok=True)
         sizes = shard_sizes(layout)
         save(layout, sizes, _scan(layout, sizes))
@@ -103,7 +103,7 @@ def write_index(directory: str) -> None:
 
 def complete_index(directory: str) -> None:
     """Index the splits of a data set's version directory that have no index yet."""
-    for layout in layouts(epath.Path(directory)).values():
+    for layout in layouts(remote.path(directory)).values():
         if not layout.path.exists():
             read_index(layout)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from etils import epath
 
-from data_pipelines import paths, retries
+from data_pipelines import paths, remote, retries
 from data_pipelines.ranges import Ranges
 from data_pipelines.reads import BLOCK
 from data_pipelines.record_index import Damaged, Index, Layout, layouts, read_index
@@ -156,7 +156,7 @@ def require(name: str, data_dir: str | os.PathLike) -> epath.Path:
     directory = find(name, data_dir)
     if directory is None:
         raise FileNotFoundError(
-            f"{epath.Path(data_dir) / name} holds no built data set: run "
+            f"{remote.path(data_dir) / name} holds no built data set: run "
             f"python -m data_pipelines.build {name} --data_dir={data_dir} [--manual_dir=FOLDER]"
         )
     return directory
@@ -169,7 +169,7 @@ def find(name: str, data_dir: str | os.PathLike) -> epath.Path | None:
       ValueError: several configs are there and none is the default.
       OSError: as `retries.patiently`.
     """
-    root = epath.Path(data_dir) / name
+    root = remote.path(data_dir) / name
     return retries.patiently(lambda: _newest(root, name), root.as_posix)
 
 

@@ -16,12 +16,11 @@ set, and neither TensorFlow nor clu. Exit codes: 0 timed, 2 a request that canno
 """
 
 import sys
-from pathlib import Path
 
 import jax
 from absl import flags
 
-from musicssl import command, environment
+from musicssl import command, environment, host
 from musicssl.planning import benchmark, compilation
 from musicssl.planning.benchmark import AROUND, STEP
 from musicssl.runtime import sharding
@@ -54,8 +53,9 @@ def main(argv: list[str]) -> None:
     for row in benchmark.measured(config, here, f.only or [*STEP, *AROUND]):
         rows.append(row)
         print(f"{row.name}: {row.seconds:.3g} s", file=sys.stderr)
-    output = Path(f.output or f"runs/benchmarks/{config.name}-{config.variant}")
-    benchmark.write_report(config, here, rows, output)
+    output = host.path(f.output or f"runs/benchmarks/{config.name}-{config.variant}")
+    with command.refusing():
+        benchmark.write_report(config, here, rows, output)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,8 @@ EXIT_PREEMPTED = 75  # "try again later": saved when asked to end, the same comm
 EXIT_INTERRUPTED = 128 + signal.SIGINT  # Ctrl-C, where there is nothing to save
 
 PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)  # what a disk or bucket says that is away
+_AWAY = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "UNKNOWN:")  # tensorstore's words for it
+_OF_BUCKETS = ("requests", "urllib3")  # by which google-cloud-storage asks: no answer came
 
 CONFIGURATION = "a configuration and its variant, such as music2vec:demo or FILE.py:demo"
 RENAMED = {"probe": "kind"}  # leaves that had another name once
@@ -73,17 +75,25 @@ def run(
     app.run(begin, flags_parser=lambda argv: read(argv, define_flags, required, arguments))
 
 
-def define_path(name: str, what: str, values: flags.FlagValues = flags.FLAGS) -> None:
-    """Define a flag that is a path of this machine."""
-    flags.DEFINE(_LocalPath(), name, None, what, flag_values=values)
+def define_path(
+    name: str,
+    what: str,
+    values: flags.FlagValues = flags.FLAGS,
+    kind: Callable[[str], str] = paths.anywhere,
+) -> None:
+    """Define a flag that is a path, of a kind of `paths`."""
+    flags.DEFINE(_Path(kind), name, None, what, flag_values=values)
 
 
-class _LocalPath(flags.ArgumentParser):
+class _Path(flags.ArgumentParser):
     """Reads the value of a flag that is a path."""
+
+    def __init__(self, kind: Callable[[str], str]):
+        self.kind = kind
 
     def parse(self, argument: str) -> str:
         """Return the path written out; what cannot be one raises ValueError."""
-        return paths.local(argument)
+        return self.kind(argument)
 
 
 def define_config(default: str | None = None, values: flags.FlagValues = flags.FLAGS) -> None:
@@ -201,6 +211,23 @@ def note(line: str) -> None:
     """Print a line of progress on stderr, where stdout is for results."""
     if jax.process_index() == 0:
         print(f"musicssl: {line}", file=sys.stderr, flush=True)
+
+
+def storage_errno(error: BaseException | None) -> int | None:
+    """Return what storage that is away says, in an error or in one that it stems from; else None.
+
+    Orbax and tensorstore wrap and word what a disk or a bucket says, each in its own way.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in PASSING:
+            return error.errno
+        library = type(error).__module__.partition(".")[0]
+        if isinstance(error, (TimeoutError, ConnectionError)) or library in _OF_BUCKETS:
+            return errno.EIO
+        if isinstance(error, (ValueError, RuntimeError)) and str(error).startswith(_AWAY):
+            return errno.EIO
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def refuse(reason: object, code: int | None = None) -> NoReturn:

@@ -3,8 +3,8 @@
 DIR is then a model of transformers: AutoModel.from_pretrained(DIR) and
 AutoFeatureExtractor.from_pretrained(DIR). PyTorch is not needed to write it. --push=ORG/NAME
 uploads it to the Hub, with its model card, in one commit; then --output may be left out. Exit
-codes: 0 written, 2 a request that cannot be met, 74 the Hub does not answer; with these nothing is
-left half-written, in DIR or on the Hub.
+codes: 0 written, 2 a request that cannot be met, 74 a bucket or the Hub does not answer; with these
+nothing is left half-written, in DIR or on the Hub. RUN and DIR may be on gs://.
 """
 
 import tempfile
@@ -13,7 +13,7 @@ from pathlib import Path
 import safetensors
 from absl import flags, logging
 
-from musicssl import command, environment
+from musicssl import command, environment, host
 from musicssl.exchange import hub, huggingface, model_config, pretrained
 from musicssl.exchange.model_card import model_card
 from musicssl.runtime.workdir import step_of
@@ -40,8 +40,8 @@ def main(argv: list[str]) -> None:
         if f.push:
             hub.check_push(f.push)
         with tempfile.TemporaryDirectory() as aside:
-            output = Path(f.output or Path(aside) / "model")
-            workdir = Path(f.workdir)
+            output = host.path(f.output or Path(aside) / "model")
+            workdir = host.path(f.workdir)
             said = export(workdir, output, step_of(workdir, f.step), f.ema, f.push)
             print(said if f.output else said.partition(": ")[2])
             if f.push:

@@ -1,4 +1,4 @@
-"""The only door to data_pipelines: batches, labelled records, counts, reads, claims.
+"""The only door to data_pipelines: batches, labelled records, counts, claims, buckets.
 
 data_pipelines/ loads TensorFlow, so nothing of it is imported before something is read. Its
 machine.py alone, which needs nothing but Python, is imported elsewhere too.
@@ -18,8 +18,8 @@ import jax
 import ml_collections
 from jax.sharding import Mesh
 
-from musicssl import audio
-from musicssl.command import note
+from musicssl import audio, paths
+from musicssl.command import EXIT_REFUSED, EXIT_STORAGE, note
 from musicssl.runtime import distributed, sharding
 
 if TYPE_CHECKING:
@@ -187,6 +187,7 @@ def _compose(name: str, data_dir: str) -> None:
 
     Raises:
       NotComposed: it cannot be built, or not be seen by all processes.
+      OSError: the storage did not answer for long.
     """
 
     def build() -> None:
@@ -196,6 +197,8 @@ def _compose(name: str, data_dir: str) -> None:
         command = ["-m", "data_pipelines.build", name, f"--data_dir={data_dir}"]
         # its summary goes where progress goes: a command's own stdout is for results
         done = subprocess.run([sys.executable, *command, "--wait"], stdout=2, check=False)
+        if done.returncode == EXIT_STORAGE:
+            raise OSError(errno.EIO, "the storage did not answer: see above", data_dir)
         if done.returncode in _ENDED:  # this process too, though it may wait for a place to save
             raise KeyboardInterrupt
         if done.returncode:
@@ -227,6 +230,7 @@ def claimed(folder: Path, remedy: str, writes: bool = False) -> Iterator[None]:
     Raises:
       ValueError: another job has it still after PATIENCE seconds, it is a file, or it cannot be
         written into.
+      OSError: the bucket that it is on did not answer.
     """
     with contextlib.ExitStack() as held:
 
@@ -236,9 +240,9 @@ def claimed(folder: Path, remedy: str, writes: bool = False) -> Iterator[None]:
 
         def take() -> None:
             try:
-                if folder.is_file():
+                if not paths.is_remote(folder) and folder.is_file():
                     raise ValueError(f"{folder} is a file: give a folder")
-                if not folder.exists():
+                if not paths.is_remote(folder) and not folder.exists():  # a bucket needs none
                     folder.mkdir(parents=True, exist_ok=True)
                     held.callback(_remove_if_empty, folder)
                 held.enter_context(claim(folder / ".claim", PATIENCE, waiting))
@@ -265,10 +269,45 @@ def claim(
     patience: float = 0.0,
     waiting: Callable[[OSError, float], None] = lambda other, seconds: None,
 ) -> contextlib.AbstractContextManager[None]:
-    """Hold a file as `data_pipelines.claim.claim` does; BlockingIOError says who holds it."""
+    """Hold a file as `data_pipelines.claim.claim` does; BlockingIOError says who holds it.
+
+    On a bucket a process ends at once when another one has taken its claim over, which happens
+    where it could not renew it for long: two must not write at the same time.
+    """
+    if paths.is_remote(path):
+        from data_pipelines import bucket_claim
+
+        def lost(other: OSError) -> None:
+            distributed.leave(EXIT_REFUSED, f"{path} was taken over by {other}")
+
+        return bucket_claim.claim(str(path), patience, waiting, lost)
     from data_pipelines import claim
 
     return claim.claim(path, patience, waiting)
+
+
+def path(name: str | os.PathLike) -> Path:
+    """Return the path of a name that `paths.anywhere` accepts.
+
+    One on gs:// has the methods of a path of this machine, as far as this package calls them. They
+    bear with errors that pass, and raise OSError, with EIO where the bucket did not answer for
+    long.
+    """
+    if not paths.is_remote(name):
+        return Path(name)
+    from data_pipelines import remote
+
+    return remote.path(name)  # type: ignore[return-value]
+
+
+def patiently(work: Callable[[], None], path: Path) -> None:
+    """Do what TensorFlow does with a file, again and again through errors of a bucket that pass."""
+    if not paths.is_remote(path):
+        work()
+        return
+    from data_pipelines import retries
+
+    retries.patiently(work, lambda: str(path))
 
 
 def is_built(name: str, data_dir: str) -> bool:

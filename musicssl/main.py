@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
         for name in ("absl", "asyncio"):  # Orbax logs pages of an error that it raises as well
             getLogger(name).setLevel("CRITICAL")
         sys.unraisablehook = tell_but_late_writes
-    workdir = Path(f.workdir or f"runs/{f.config.name}-{f.config.variant}")
+    workdir = host.path(f.workdir or f"runs/{f.config.name}-{f.config.variant}")
     goodput.begin()
     with command.refusing(), goodput.lost("start"):
         distributed.start()
@@ -168,6 +168,8 @@ def with_possible_probes(config: ml_collections.ConfigDict) -> ml_collections.Co
         without.probe.every, without.probe.at_end = 0, False
         return without
     except (ValueError, OSError) as error:
+        if command.storage_errno(error):
+            raise
         raise ValueError(
             f"{error} (for the run's own probes: --config.probe.every=0 "
             "--config.probe.at_end=False goes without them)"
@@ -225,7 +227,9 @@ def exec_final_probe(config: ml_collections.ConfigDict, workdir: Path) -> None:
     settings = config.probe.to_dict()
     del settings["every"], settings["at_end"]
     settings["data_dir"] = session.of_training(config).data_dir
-    settings |= {"encoder": workdir, "beside": "random,logmel", "cache": workdir / "features"}
+    settings |= {"encoder": workdir, "beside": "random,logmel"}
+    if not paths.is_remote(workdir):  # else features are kept where the probe keeps any
+        settings["cache"] = workdir / "features"
     argv = [sys.executable, "-m", "musicssl.probe"]
     argv.append(f"--config={paths.of_product('configs/probe.py')}")
     argv += [f"--config.{name}={value}" for name, value in settings.items()]

@@ -1,10 +1,11 @@
 """What a path may be, in a flag or in a leaf of a configuration: the one place that knows.
 
-A path is of this machine's file system. `~` stands for a home, and every other character of a name
-for itself, be it `[`, `*` or a colon. In front of an encoder's path may stand one of KINDS, or HUB
-in place of the path.
+A path is of this machine's file system or, where `anywhere` says so, on gs://. `~` stands for a
+home, and every other character of a name for itself, be it `[`, `*` or a colon. In front of an
+encoder's path may stand one of KINDS, or HUB in place of the path.
 """
 
+import functools
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -24,30 +25,46 @@ KINDS = (RANDOM, PYTHON, FEATURES)
 HUB = "hf:"  # before ORG/NAME or ORG/NAME@REVISION, a model on the Hub of Hugging Face
 
 
-def local(path: str) -> str:
+def local(path: str, remedy: str = "copy it to a disk, or mount it") -> str:
     """Return a path of this machine's file system with `~` and `~user` written out.
 
     Raises:
-      ValueError: it is an address such as gs://, its home is not known, or it is not UTF-8.
+      ValueError: it is an address such as gs://, with the remedy; its home is not known, or it is
+        not UTF-8.
     """
     if "://" in path:
-        raise ValueError(f"{path} is no path on this machine: copy it to a disk, or mount it")
+        raise ValueError(f"{path} is no path on this machine: {remedy}")
     return _written_out(path)
 
 
-def data(path: str) -> str:
-    """Return the path of built data sets, which TensorFlow can also read from gs:// and the like.
+def anywhere(path: str) -> str:
+    """Return a path that may also be on gs://.
 
     Raises:
-      ValueError: as `local`, addresses apart.
+      ValueError: it is an address of another kind or without a bucket; else as `local`.
     """
-    return path if "://" in path else _written_out(path)
+    scheme, found, name = path.partition("://")
+    if not found:
+        if path.startswith("gs:/"):
+            raise ValueError(f"{path} is no address: write gs://BUCKET/FOLDER")
+        return _written_out(path)
+    if scheme != "gs":
+        why = "Orbax does not save there, and TensorFlow does not read there"
+        raise ValueError(f"{path}: {scheme}:// is not supported ({why}): use gs:// or a disk")
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]+[a-z0-9]", name.partition("/")[0]):
+        raise ValueError(f"{path} names no bucket: write gs://BUCKET/FOLDER")
+    return path.rstrip("/")
+
+
+def is_remote(path: str | os.PathLike) -> bool:
+    """Return whether a path that `anywhere` accepts is on gs://."""
+    return os.fspath(path).startswith("gs://")
 
 
 def encoder(spec: str) -> str:
-    """Return what names an encoder, a path or one of KINDS and a path, as `local` does."""
+    """Return what names an encoder, a path or one of KINDS and a path, as `anywhere` does."""
     kind, path = split_kind(spec)
-    return kind + local(path)
+    return kind + anywhere(path)
 
 
 def split_kind(spec: str) -> tuple[str, str]:
@@ -86,16 +103,16 @@ def _written_out(path: str) -> str:
 
 # The leaves of configurations that hold paths, and what they may be.
 LEAVES: dict[str, Callable[[str], str]] = {
-    "start_from": local,
-    "teacher.encoder": local,
-    "data.data_dir": data,
-    "data.mirror": local,
-    "probe.data_dir": data,
-    "data_dir": data,
+    "start_from": anywhere,
+    "teacher.encoder": anywhere,
+    "data.data_dir": anywhere,
+    "data.mirror": functools.partial(local, remedy="it is for this machine's own copy of the data"),
+    "probe.data_dir": anywhere,
+    "data_dir": anywhere,
     "encoder": encoder,
     "beside": several,
-    "results": local,
-    "cache": local,
+    "results": anywhere,
+    "cache": functools.partial(local, remedy="features are read from a disk: name a folder there"),
 }
 
 
@@ -114,6 +131,19 @@ def write_out(config: ml_collections.ConfigDict) -> None:
                 within[leaf] = whole(value)
             except ValueError as error:
                 raise ValueError(f"--config.{name}: {error}") from None
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file so that others see all of it or nothing: on a disk aside, and then renamed.
+
+    An object on gs:// appears as it is complete.
+    """
+    if is_remote(path):
+        path.write_bytes(content)
+        return
+    aside = path.with_name(f"{path.name}.tmp")
+    aside.write_bytes(content)
+    aside.replace(path)
 
 
 def configuration(value: str) -> str:
@@ -155,3 +185,8 @@ class Literal(type(epath.Path("/"))):  # type: ignore[misc]  # the class for thi
         """Return the size and the times of a file, without its owner."""
         there = os.stat(self)
         return StatResult(Path(self).is_dir(), there.st_size, int(there.st_mtime))
+
+
+def literal(path: os.PathLike) -> epath.Path:
+    """Return a path as libraries that take etils' paths are to have it."""
+    return epath.Path(path) if is_remote(path) else Literal(path)

@@ -28,7 +28,7 @@ from typing import Any
 from absl import flags
 from tqdm import tqdm
 
-from musicssl import command, paths
+from musicssl import command, host, paths
 from musicssl.planning import compilation, evaluation, report, topology
 
 
@@ -67,9 +67,11 @@ def main(argv: list[str]) -> None:
 
 def _write(output: str, plan: Any, text: str) -> None:
     """Write a plan as <output>.json and <output>.md, and print the latter."""
-    Path(output).parent.mkdir(parents=True, exist_ok=True)
-    Path(f"{output}.json").write_text(json.dumps(plan, indent=1) + "\n")
-    Path(f"{output}.md").write_text(text)
+    path = host.path(output)
+    with command.refusing():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for ending, content in ((".json", json.dumps(plan, indent=1) + "\n"), (".md", text)):
+            path.with_name(f"{path.name}{ending}").write_text(content)
     print(text)
 
 

@@ -4,14 +4,13 @@ Features of every layer are extracted once and cached; for each task a grid of p
 learning rates x seeds) is trained on them, the best by validation is tested. Writes results.json,
 results.md and pictures. --compare A B C puts directories of such results side by side instead:
 compare.md, and compare.html, a page that can be sorted, with compare.csv.
-Exit codes: 0 complete, 2 a request that cannot be met.
+Exit codes: 0 complete, 2 a request that cannot be met, 74 a disk or a bucket did
+not answer.
 """
-
-from pathlib import Path
 
 from absl import flags, logging
 
-from musicssl import command, environment, paths
+from musicssl import command, environment, host, paths
 from musicssl.probing import report, session
 from musicssl.runtime import compile_cache, distributed
 from musicssl.study import leaderboard
@@ -27,8 +26,8 @@ def main(argv: list[str]) -> None:
     with command.refusing():
         if compare:
             folders = [part for part in [*compare.split(","), *argv[1:]] if part]
-            held = [Path(paths.local(x)) for x in folders]
-            out = Path(config.results or "results/compare")
+            held = [host.path(paths.anywhere(x)) for x in folders]
+            out = host.path(config.results or "results/compare")
             print(report.compare(held, out))
             print(leaderboard.write(held, out))
             return

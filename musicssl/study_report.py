@@ -8,12 +8,12 @@ from pathlib import Path
 
 from absl import flags
 
-from musicssl import command
+from musicssl import command, paths
 from musicssl.study import report
 
 
 def define_flags() -> None:
-    command.define_path("workdir", "the workdir of launch/study.py")
+    command.define_path("workdir", "the workdir of launch/study.py", kind=paths.local)
 
 
 def main(argv: list[str]) -> None:

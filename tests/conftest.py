@@ -23,6 +23,9 @@ collect_ignore = ([] if HAS_LIBTPU else OF_TPUS) + ([] if HAS_CUDA else OF_GPUS)
 if HAS_LIBTPU or HAS_CUDA:  # else jax would look for a device in every process of the suite
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = compiling.xla_flags()  # here and in the processes that tests start
+# TensorFlow, which reads this as it is imported, would try again by itself for 80 s.
+os.environ["GCS_RETRY_CONFIG_MAX_RETRIES"] = "1"
+os.environ["GCS_RETRY_CONFIG_INIT_DELAY_TIME_US"] = "1000"
 
 # Who starts the tests may ignore these, as nohup does, and then so do the processes of tests.
 for _number, _handler in (

@@ -119,9 +119,20 @@ def test_what_is_no_flag(command):
         ),
         ("probe", ["--config.probe=mlp"], 'is not in the configuration. Did you mean "kind"?'),
         ("main", [DEMO, "--config.probe.probe=mlp"], "--config.probe.probe is not in the"),
-        ("main", [DEMO, "--workdir=gs://a/b"], "--workdir=gs://a/b: gs://a/b is no path on this"),
+        (
+            "main",
+            [DEMO, "--workdir=s3://a/b"],
+            "--workdir=s3://a/b: s3://a/b: s3:// is not supported",
+        ),
+        (
+            "main",
+            [DEMO, "--workdir=gs:/a/b"],
+            "--workdir=gs:/a/b: gs:/a/b is no address: write gs://B",
+        ),
+        ("study_report", ["--workdir=gs://a/b"], "gs://a/b is no path on this machine: copy it to"),
+        ("probe", ["--config.cache=gs://a/b"], "--config.cache: gs://a/b is no path on this"),
         ("main", [DEMO, "--config.start_from=~nobody-here/x"], "start_from: ~nobody-here/x: no"),
-        ("export", ["--workdir=run", "--output=s3://a"], "--output=s3://a: s3://a is no path on"),
+        ("export", ["--workdir=run", "--output=s3://a"], "--output=s3://a: s3://a: s3:// is not"),
     ],
 )
 def test_what_a_flag_does_not_take(command, arguments, message):

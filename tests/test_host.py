@@ -72,7 +72,7 @@ def composed(monkeypatch) -> list[list[str]]:
     def run(command: list[str], **_: object) -> subprocess.CompletedProcess:
         commands.append(command[1:])
         name, data_dir = command[3], command[4].partition("=")[2]
-        code = {"full": 2, "ended": 128 + signal.SIGTERM}.get(Path(data_dir).name, 0)
+        code = {"full": 2, "ended": 128 + signal.SIGTERM, "away": 74}.get(Path(data_dir).name, 0)
         if not code:
             clip = record_files.noise(np.random.default_rng(0), 60_000)
             record_files.write(Path(data_dir) / name / "16khz/1.0.0", {"train": [[clip]]})
@@ -95,6 +95,9 @@ def test_what_cannot_be_composed_is_told(tmp_path, composed):
     again = f"build it with python -m data_pipelines.build synth_music --data_dir={tmp_path}/full"
     with pytest.raises(host.NotComposed, match=again):
         host.require_labelled("synth_music", f"{tmp_path}/full", 16_000)
+    with pytest.raises(OSError, match="the storage did not answer") as caught:
+        host.require_labelled("synth_music", f"{tmp_path}/away", 16_000)
+    assert caught.value.errno == errno.EIO  # which may be tried again
     with pytest.raises(KeyboardInterrupt):  # a job that is asked to end is not refused
         host.require_labelled("synth_music", f"{tmp_path}/ended", 16_000)
 

@@ -1,6 +1,7 @@
 """The main command: what it writes, what it refuses, and what it leaves alone."""
 
 import ctypes
+import errno
 import functools
 import hashlib
 import importlib
@@ -493,6 +494,15 @@ def test_probes_of_a_run_on_ones_own_music_compose_what_they_need(own_music, mon
     main.exec_final_probe(own_music, Path("run"))
     # in a job of several processes it is one of its own
     assert {"--config.data_dir=data", "--processes=1"} <= set(called[0])
+
+
+def test_probes_whose_data_are_away_end_a_run_that_may_be_started_again(own_music, monkeypatch):
+    def away(*_: object) -> None:
+        raise OSError(errno.EIO, "no answer")
+
+    monkeypatch.setattr(host, "require_labelled", away)
+    with pytest.raises(OSError, match="no answer"):
+        main.with_possible_probes(own_music)
 
 
 def test_probes_whose_data_cannot_be_composed_are_left_out(own_music, monkeypatch, capsys):

@@ -26,9 +26,25 @@ def test_a_home_is_written_out(home):
 
 
 def test_an_address_is_no_path_on_this_machine():
-    with pytest.raises(ValueError, match="gs://a/b is no path on this machine"):
+    with pytest.raises(ValueError, match="gs://a/b is no path on this machine: copy it"):
         paths.local("gs://a/b")
-    assert paths.data("gs://a/b") == "gs://a/b"  # which TensorFlow reads
+
+
+def test_a_path_may_be_on_a_bucket_of_the_one_kind_that_works(home):
+    assert paths.anywhere("gs://abc/b/") == "gs://abc/b" and paths.anywhere("~/a") == f"{home}/a"
+    assert paths.is_remote("gs://a") and not paths.is_remote(Path("gs:/a"))
+    with pytest.raises(ValueError, match="s3:// is not supported"):
+        paths.anywhere("s3://a/b")
+    for wrong in ("gs://", "gs:///", "gs:/abc/b", "gs://Big_/x", "gs://a/b"):
+        with pytest.raises(ValueError, match="write gs://BUCKET/FOLDER"):
+            paths.anywhere(wrong)
+
+
+def test_a_file_is_written_whole(tmp_path):
+    path = tmp_path / "a.b"
+    for content in (b"1", b"2"):
+        paths.write(path, content)
+        assert path.read_bytes() == content and [*tmp_path.iterdir()] == [path]
 
 
 def test_a_name_that_is_not_utf_8_is_refused_in_words_that_can_be_printed(tmp_path, monkeypatch):
@@ -88,16 +104,34 @@ def test_every_leaf_that_is_a_path_is_written_out(home):
         paths.write_out(config)
     found = flat(training.to_dict()) | flat(evaluation.to_dict())
     assert {found[name] for name in paths.LEAVES} == {f"{home}/x"}
-    evaluation.encoder, evaluation.beside = "random:~/x", "random,~/x,random:~/y"
+    evaluation.encoder, evaluation.beside = "random:~/x", "random,~/x,random:gs://bucket/y"
     paths.write_out(evaluation)
     assert evaluation.encoder == f"random:{home}/x"
-    assert evaluation.beside == f"random,{home}/x,random:{home}/y"
+    assert evaluation.beside == f"random,{home}/x,random:gs://bucket/y"
 
 
-def test_a_leaf_that_cannot_be_a_path_is_named():
+@pytest.mark.parametrize(
+    ("leaf", "value", "why"),
+    [
+        ("start_from", "s3://a", "s3:// is not supported"),
+        (
+            "data.mirror",
+            "gs://a/b",
+            "is no path on this machine: it is for this machine's own copy",
+        ),
+    ],
+)
+def test_a_leaf_that_cannot_be_a_path_is_named(leaf, value, why):
     config = common.get_config()
-    config.start_from = "s3://a"
-    with pytest.raises(ValueError, match=r"--config\.start_from: s3://a is no path"):
+    config.update_from_flattened_dict({leaf: value})
+    with pytest.raises(ValueError, match=f"--config.{leaf}: {value}.*{why}"):
+        paths.write_out(config)
+
+
+def test_features_are_kept_on_a_disk():
+    config = probe.get_config()
+    config.cache = "gs://a/b"
+    with pytest.raises(ValueError, match=r"--config\.cache: gs://a/b .*: features are read"):
         paths.write_out(config)
 
 

@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from musicssl import host
 from musicssl.exchange import state_dict, torch_file
 from musicssl.exchange.loaded import LoadedEncoder, with_digest
 from musicssl.exchange.model_config import read_value
@@ -46,7 +47,7 @@ def read_checkpoint(path: str | os.PathLike) -> LoadedEncoder:
     Raises:
       ValueError: the file is refused, damaged, or not of a supported architecture.
     """
-    path = Path(path)
+    path = host.path(path)
     checkpoint = torch_file.read(path)
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("model"), dict):
         raise ValueError(f"{path} is no fairseq checkpoint: it has no state dict named 'model'")

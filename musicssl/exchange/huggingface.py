@@ -7,9 +7,11 @@ model.safetensors, whole or sharded, without PyTorch, or pytorch_model.bin with 
 NumPy alone.
 """
 
+import contextlib
 import json
 import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from musicssl import host, paths
 from musicssl.command import note
 from musicssl.exchange import model_config, state_dict, torch_file
 from musicssl.exchange.loaded import LoadedEncoder, with_digest
@@ -35,7 +38,7 @@ def read_directory(path: str | os.PathLike) -> LoadedEncoder:
       FileNotFoundError: a file of the directory is missing.
       ValueError: an unsupported architecture, or files that are damaged or contradict each other.
     """
-    path = Path(path)
+    path = host.path(path)
     config = read_json(path / "config.json")
     encoder = model_config.read_encoder(config, path / "config.json")
     normalize, sample_rate = read_preprocessor(path)
@@ -83,7 +86,8 @@ def write(
 ) -> None:
     """Write a directory that AutoModel.from_pretrained and AutoFeatureExtractor read.
 
-    Everything is written beside `output` and then renamed, so that it is whole or absent.
+    Everything is written beside `output` and then renamed, so that it is whole or absent. On gs://
+    it is copied there from this machine; config.json, without which it is no model, comes last.
 
     Args:
       model: a key of model_config.MODELS (`model_config.model_type` for an encoder of this house).
@@ -93,7 +97,7 @@ def write(
       FileExistsError: `output` is a file, or a directory that is not empty.
       ValueError: the parameters do not fit the encoder, or the encoder no transformers model.
     """
-    output = Path(output).absolute()
+    output = host.path(output).absolute()
     refuse_occupied(output)
 
     # all that may refuse comes before anything is written
@@ -104,9 +108,9 @@ def write(
     )
     tensors = state_dict.to_tensors(encoder, pretrained.params)
 
-    # written aside, then renamed
-    aside = output.parent / f".{output.name}.{os.getpid()}"
-    aside.mkdir(parents=True)
+    # written aside, then renamed or copied
+    is_remote = paths.is_remote(output)
+    aside = Path(tempfile.mkdtemp()) if is_remote else _beside(output)
     try:
         safetensors.numpy.save_file(tensors, aside / "model.safetensors", {"format": "pt"})
         (aside / "config.json").write_text(json.dumps(config, indent=2) + "\n")
@@ -114,9 +118,30 @@ def write(
         (aside / "README.md").write_text(card, encoding="utf-8")
         # safetensors writes for its owner alone; the other files follow the umask.
         shutil.copymode(aside / "config.json", aside / "model.safetensors")
-        os.replace(aside, output)
+        if is_remote:
+            _copy(aside, output)
+        else:
+            os.replace(aside, output)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _beside(output: Path) -> Path:
+    """Make a folder of this process's own beside `output`, which it can be renamed to."""
+    aside = output.parent / f".{output.name}.{os.getpid()}"
+    aside.mkdir(parents=True)
+    return aside
+
+
+def _copy(folder: Path, output: Path) -> None:
+    """Copy the files of a model, all or none."""
+    try:
+        for file in sorted(folder.iterdir(), key=lambda file: file.name == "config.json"):
+            (output / file.name).write_bytes(file.read_bytes())
+    except OSError:
+        with contextlib.suppress(OSError):
+            paths.literal(output).rmtree()
+        raise
 
 
 def refuse_occupied(output: Path) -> None:
@@ -174,6 +199,8 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     """Read one safetensors file, without PyTorch."""
     try:
         torch_file.refuse_pointer(path)
+        if paths.is_remote(path):
+            return safetensors.numpy.load(path.read_bytes())
         with safetensors.safe_open(path, framework="numpy") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:

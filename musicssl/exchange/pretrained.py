@@ -5,8 +5,8 @@ from pathlib import Path
 
 import ml_collections
 
-from musicssl import paths
-from musicssl.command import first_line
+from musicssl import host, paths
+from musicssl.command import first_line, storage_errno
 from musicssl.exchange import fairseq, hub, huggingface
 from musicssl.exchange.loaded import LoadedEncoder, with_digest
 from musicssl.model.encoder import Encoder
@@ -30,7 +30,7 @@ def load_encoder(path: str | os.PathLike, step: int | None = None) -> LoadedEnco
     if os.fspath(path).startswith(paths.HUB):
         _refuse_step(path, step)
         return _load_from_hub(os.fspath(path))
-    path = Path(path)
+    path = host.path(path)
     if (path / "checkpoints").is_dir():
         return load_run(path, step)[0]
     _refuse_step(path, step)
@@ -78,6 +78,8 @@ def load_run(
     except FileNotFoundError:
         raise
     except Exception as error:  # Orbax and tensorstore raise many kinds
+        if storage_errno(error):
+            raise
         raise ValueError(
             f"the checkpoint of {workdir} cannot be read ({first_line(error)}): give the step of "
             "another"

@@ -1,6 +1,7 @@
 """PyTorch's pickled checkpoints, read without running code that they carry."""
 
 import argparse
+import io
 import pickle
 import re
 import warnings
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from musicssl import paths
 from musicssl.command import first_line
 
 
@@ -69,6 +71,9 @@ def read(path: Path) -> Any:
     try:
         with torch.serialization.safe_globals(list(_STAND_INS)), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of how the file was pickled
+            if paths.is_remote(path):
+                held = io.BytesIO(path.read_bytes())
+                return torch.load(held, map_location="cpu", weights_only=True)
             mapped = zipfile.is_zipfile(path)
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:

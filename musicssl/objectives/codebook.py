@@ -9,6 +9,7 @@ from there.
 
 import functools
 import hashlib
+import io
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,7 +20,7 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from musicssl import audio, spectra
+from musicssl import audio, paths, spectra
 from musicssl.exchange import pretrained
 from musicssl.objectives import codebook_file, hubert, kmeans, random_projection, targets
 from musicssl.objectives.targets import Target
@@ -319,4 +320,6 @@ def draw(states: Mapping[str, _State], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     for axes in grid:  # a place that no target takes
         axes.remove()
-    figure.savefig(path, dpi=110)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=110)
+    paths.write(path, drawn.getvalue())

@@ -10,10 +10,12 @@ import io
 import json
 import zipfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from etils import epath
+
+from musicssl import paths
 
 Quantizers = Mapping[str, Mapping[str, np.ndarray]]  # arrays by target and name
 
@@ -27,7 +29,7 @@ def digest(quantizers: Quantizers, definitions: Mapping[str, dict]) -> str:
     return _hashed(_flat(quantizers), _alone(definitions))
 
 
-def save(path: epath.PathLike, quantizers: Quantizers, definitions: Mapping[str, dict]) -> None:
+def save(path: Path, quantizers: Quantizers, definitions: Mapping[str, dict]) -> None:
     """Write the quantisers with their hash and definitions."""
     arrays = {name: np.asarray(x, np.float32) for name, x in _flat(quantizers).items()}
     feature = np.array(json.dumps(_alone(definitions), sort_keys=True))
@@ -35,7 +37,7 @@ def save(path: epath.PathLike, quantizers: Quantizers, definitions: Mapping[str,
 
 
 def load(
-    path: epath.PathLike, definitions: Mapping[str, dict], clusters: Mapping[str, int]
+    path: Path, definitions: Mapping[str, dict], clusters: Mapping[str, int]
 ) -> dict[str, dict[str, np.ndarray]]:
     """Read quantisers of these targets as `save` wrote them.
 
@@ -68,13 +70,13 @@ def load(
     return quantizers
 
 
-def save_states(path: epath.PathLike, states: Mapping[str, Mapping[str, Any]]) -> None:
+def save_states(path: Path, states: Mapping[str, Mapping[str, Any]]) -> None:
     """Write what the fits of targets need to go on, arrays and numbers by target and name."""
     _write(path, **_flat(states))
 
 
 def load_states(
-    path: epath.PathLike, names: Mapping[str, tuple[str, ...]]
+    path: Path, names: Mapping[str, tuple[str, ...]]
 ) -> dict[str, dict[str, np.ndarray]]:
     """Read states as `save_states` wrote them.
 
@@ -120,24 +122,21 @@ def _hashed(arrays: Mapping[str, np.ndarray], made_of: Any) -> str:
     return hashlib.sha256(described + b"".join(x.tobytes() for x in plain.values())).hexdigest()
 
 
-def _write(path: epath.PathLike, **arrays: Any) -> None:
+def _write(path: Path, **arrays: Any) -> None:
     """Write arrays under their names, all or nothing."""
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
-    path = epath.Path(path)
-    unfinished = path.parent / f"{path.name}.unfinished"
-    unfinished.write_bytes(buffer.getvalue())
-    unfinished.replace(path)  # a reader never sees half a file
+    paths.write(path, buffer.getvalue())
 
 
-def _read(path: epath.PathLike, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+def _read(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
     """Read all arrays of a file, which has some of these names at least.
 
     Raises:
       ValueError: the file is damaged.
     """
     try:
-        with np.load(io.BytesIO(epath.Path(path).read_bytes()), allow_pickle=False) as file:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             missing = [name for name in names if name not in file.files]
             if missing:
                 raise KeyError(missing[0])

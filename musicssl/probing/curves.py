@@ -4,6 +4,7 @@ It has a panel for each task and factor, with a curve for each layer of an encod
 several encoders.
 """
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from typing import NamedTuple
 import matplotlib
 import numpy as np
 
+from musicssl import paths
 from musicssl.probing.schema import LevelScore, TaskResult
 
 matplotlib.use("agg")
@@ -122,7 +124,9 @@ def draw(curves: Sequence[Curve], path: Path) -> None:
     lines = [Line2D([], [], color=c.colour, marker="o", label=c.name) for c in curves]
     lines.append(Line2D([], [], color="k", linestyle="dotted", label="chance"))
     figure.legend(handles=lines, loc="outside upper center", ncols=min(len(lines), 8))
-    figure.savefig(path, dpi=110)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=110)
+    paths.write(path, drawn.getvalue())
     pyplot.close(figure)
 
 

@@ -1,5 +1,6 @@
 """Results on disk: results.json, a Markdown table beside published rows, and pictures."""
 
+import io
 import itertools
 import json
 from collections.abc import Mapping, Sequence
@@ -8,6 +9,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
+from musicssl import paths
 from musicssl.probing import columns, curves, published, search
 from musicssl.probing.schema import PROTOCOL, About, BesideResult, Results, TaskResult
 
@@ -40,12 +42,9 @@ def save(out: Path, result: TaskResult, about: About) -> None:
     path = out / RESULTS
     tasks: dict[str, TaskResult] = load(out)["tasks"] if path.exists() else {}
 
-    # Write under another name first, so that results.json is never half a file.
     tasks = tasks | {result["task"]: result}
     results: Results = {**about, "tasks": tasks}
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(results, indent=1) + "\n")
-    temporary.rename(path)
+    paths.write(path, (json.dumps(results, indent=1) + "\n").encode())
 
 
 def load(out: Path) -> Results:
@@ -432,5 +431,7 @@ def _draw_confusion(task: TaskResult, path: Path) -> None:
 
 
 def _close(figure: Figure, path: Path) -> None:
-    figure.savefig(path, dpi=150)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=150)
+    paths.write(path, drawn.getvalue())
     pyplot.close(figure)

@@ -92,7 +92,7 @@ def _run_encoder(
     mesh = sharding.make_mesh(config.mesh.fsdp)
     step = None  # of the encoder itself; what stands beside it is of its last
     if spec == config.encoder and config.step:
-        step = step_of(Path(spec), config.step)
+        step = step_of(host.path(spec), config.step)
     source = extract.open_source(spec, config.precision, step)
     run = _trained_by(spec, step)
     check_settings(config, source.layers, source.sample_rate)
@@ -134,7 +134,7 @@ def check_encoders(config: ml_collections.ConfigDict) -> None:
     for name in filter(None, config.beside.split(",")):
         kind, path = paths.split_kind(name)
         known = name in ("random", *BASELINES) or kind == paths.PYTHON or path.startswith(paths.HUB)
-        if not known and not Path(path).exists():
+        if not known and not host.path(path).exists():
             raise ValueError(
                 f"config.beside: {name!r} is no path, nor one of random, {', '.join(BASELINES)}"
             )
@@ -217,9 +217,9 @@ def _naming(leaf: str) -> Iterator[None]:
 def _results_dir(config: ml_collections.ConfigDict) -> Path:
     """Return config.results, or <workdir>/probe of a run, or results/<encoder>."""
     if config.results:
-        return Path(config.results)
-    if (Path(config.encoder) / "checkpoints").is_dir():
-        return Path(config.encoder) / "probe"
+        return host.path(config.results)
+    if (host.path(config.encoder) / "checkpoints").is_dir():
+        return host.path(config.encoder) / "probe"
     return Path("results") / _folder_name(config.encoder)
 
 
@@ -248,11 +248,11 @@ def _about(
 
 def _trained_by(spec: str, step: int | None) -> TrainedBy | None:
     """Return the run whose workdir an encoder is read from, None for any other encoder."""
-    steps = steps_on_disk(Path(spec))
+    steps = steps_on_disk(host.path(spec))
     if not steps:
         return None
     step = steps[-1] if step is None else step
-    saved = Path(spec) / "checkpoints" / str(step) / "about" / "metadata"
+    saved = host.path(spec) / "checkpoints" / str(step) / "about" / "metadata"
     return {"config": flat(json.loads(saved.read_text())["config"]), "step": step}
 
 

@@ -2,9 +2,10 @@
 
 Each checkpoint holds the state and a small JSON document: the configuration, the git commit, the
 step, the processes and devices, the versions and settings. Saves are asynchronous and become
-visible by one rename, so a process that dies while saving leaves the checkpoints before it
-untouched. A save is opened before it is committed, and once more before the run relies on it. Files
-are compared with the digests of their save before they are read.
+visible by one rename, or on gs:// by the file that is written last, so a process that dies while
+saving leaves the checkpoints before it untouched. A save is opened before it is committed, and once
+more before the run relies on it. Files are compared with the digests of their save before they are
+read.
 """
 
 import contextlib
@@ -25,9 +26,8 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy, save_decision_policy
 
-from musicssl import environment
-from musicssl.command import first_line
-from musicssl.paths import Literal
+from musicssl import environment, paths
+from musicssl.command import first_line, storage_errno
 from musicssl.runtime import digests, distributed
 from musicssl.runtime.workdir import git_commit, steps_on_disk
 
@@ -50,7 +50,7 @@ class Checkpoints:
         self, workdir: Path, config: ml_collections.ConfigDict, data: dict[str, int] | None = None
     ):
         """Open the saves of `workdir`; `data` counts what tells its data set from others."""
-        self.directory = Path(workdir).absolute() / "checkpoints"
+        self.directory = workdir.absolute() / "checkpoints"
         self.about = {
             "config": json.loads(config.to_json()),
             "commit": git_commit(),
@@ -81,12 +81,13 @@ class Checkpoints:
         )
 
         self.manager = ocp.CheckpointManager(
-            Literal(self.directory),
+            paths.literal(self.directory),
             options=ocp.CheckpointManagerOptions(
                 save_decision_policy=due,
                 preservation_policy=keep,
                 # not where nothing can be written, as where a complete run is kept
-                cleanup_tmp_directories=os.access(self.directory, os.W_OK),
+                cleanup_tmp_directories=paths.is_remote(self.directory)
+                or os.access(self.directory, os.W_OK),
                 enable_async_checkpointing=True,
             ),
             handler_registry=digests.handlers(self.require_saved),
@@ -153,6 +154,7 @@ class Checkpoints:
                 args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
                 return self.manager.restore(step, args=args).state
         except Exception as error:  # Orbax and tensorstore raise many kinds
+            _raise_if_away(directory, error)
             reason = first_line(error)
         raise ValueError(
             f"{directory} cannot be restored ({reason}). Nothing was changed: {remedy}"
@@ -231,14 +233,19 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # Orbax and tensorstore raise many kinds
-            raise OSError(
+            is_remote = paths.is_remote(self.directory)
+            where = "the bucket" if is_remote else "the disk, its space for one,"
+            failed = OSError(
                 f"{self.directory}: a checkpoint could not be written ({first_line(error)}). Those "
-                "before it are whole: see to the disk, its space for one, and run the same command "
-                "again"
-            ) from error
+                f"before it are whole: see to {where} and run the same command again"
+            )
+            failed.errno = storage_errno(error)
+            raise failed from error
 
     def check_space(self, state: Any) -> None:
-        """Raise OSError before a save that the disk cannot hold."""
+        """Raise OSError before a save that the disk cannot hold; a bucket holds any."""
+        if paths.is_remote(self.directory):
+            return
         needed = sum(x.nbytes for x in jax.tree.leaves(state))
         free = shutil.disk_usage(self.directory).free
         if free < needed:
@@ -281,9 +288,16 @@ def _difference(directory: Path, abstract: Any) -> str | None:
     return None
 
 
+def _raise_if_away(directory: Path, error: Exception) -> None:
+    """Raise OSError where an error says nothing of a checkpoint, but of a bucket that is away."""
+    if paths.is_remote(directory) and (code := storage_errno(error)):
+        said = f"{first_line(error)}: see to the bucket and run the same command again"
+        raise OSError(code, said, str(directory)) from error
+
+
 def metadata(directory: Path) -> dict:
     """Return the shapes and types of a saved tree, without its empty branches."""
-    return ocp.PyTreeCheckpointHandler().metadata(Literal(directory)).tree
+    return ocp.PyTreeCheckpointHandler().metadata(paths.literal(directory)).tree
 
 
 def load_params(
@@ -297,6 +311,7 @@ def load_params(
     Raises:
       FileNotFoundError: no run there, or no checkpoint of that step.
       ValueError: the checkpoint is damaged.
+      OSError: the bucket that it is on did not answer.
     """
     steps = steps_on_disk(workdir)
     if not steps:
@@ -307,13 +322,14 @@ def load_params(
     if step not in steps:
         raise FileNotFoundError(f"{workdir} has no checkpoint of step {step}: it has {steps}")
 
-    directory = Path(workdir).absolute() / "checkpoints" / str(step)
+    directory = workdir.absolute() / "checkpoints" / str(step)
     if reason := damage(directory):
         raise ValueError(f"{directory} cannot be read ({reason}): it is damaged, use another step")
     try:
         about = json.loads((directory / "about" / "metadata").read_text())
         tree = _read_parts(directory / "state", ("params", "teacher"))
     except Exception as error:  # Orbax and tensorstore raise many kinds
+        _raise_if_away(directory, error)
         raise ValueError(
             f"{directory} cannot be read ({first_line(error)}): it is damaged, use another step"
         ) from error
@@ -329,4 +345,4 @@ def _read_parts(directory: Path, names: tuple[str, ...]) -> dict:
     kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
     args = ocp.args.PyTreeRestore(item=wanted, restore_args=kinds, partial_restore=True)
     # not through a Checkpointer, which would warn of what it has no use for
-    return ocp.PyTreeCheckpointHandler().restore(Literal(directory), args=args)
+    return ocp.PyTreeCheckpointHandler().restore(paths.literal(directory), args=args)

@@ -5,6 +5,7 @@ The file `digests.json` of each part of a checkpoint is written before the renam
 checkpoint visible, so a checkpoint that is there has its digests.
 """
 
+import errno
 import hashlib
 import json
 from collections.abc import Callable
@@ -13,6 +14,9 @@ from pathlib import Path
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
+
+from musicssl import paths
+from musicssl.command import storage_errno
 
 _NAME = "digests.json"
 
@@ -24,19 +28,25 @@ def _of_file(path: Path) -> str:
 
 def write(directory: Path) -> None:
     """Write the digests of all files that the directory holds, at any depth, but for its own."""
-    files = sorted(x for x in directory.rglob("*") if x.is_file() and x.name != _NAME)
-    digests = {path.relative_to(directory).as_posix(): _of_file(path) for path in files}
-    (directory / _NAME).write_text(json.dumps(digests, indent=1) + "\n")
+    whole = paths.literal(directory)
+    found = [top / name for top, _, names in whole.walk() for name in names if name != _NAME]
+    digests = {path.relative_to(whole).as_posix(): _of_file(path) for path in sorted(found)}
+    (whole / _NAME).write_text(json.dumps(digests, indent=1) + "\n")
 
 
 def damage(directory: Path) -> str | None:
     """Return the first fault of a directory that `write` has seen, None if it is whole.
 
     Files that came after are not looked at.
+
+    Raises:
+      OSError: a bucket did not answer, which says nothing of what it holds.
     """
     try:
         known = json.loads((directory / _NAME).read_text())
-    except OSError:
+    except OSError as error:
+        if _is_away(directory, error):
+            raise
         return f"{directory.name}/{_NAME} is missing"
     except ValueError:
         return f"{directory.name}/{_NAME} is not what was saved"
@@ -45,8 +55,17 @@ def damage(directory: Path) -> str | None:
             if _of_file(directory / name) != digest:
                 return f"{directory.name}/{name} is not what was saved"
         except OSError as error:
-            return f"{directory.name}/{name} cannot be read: {error.strerror}"
+            if _is_away(directory, error):
+                raise
+            return f"{directory.name}/{name} cannot be read: {error.strerror or error}"
     return None
+
+
+def _is_away(directory: Path, error: OSError) -> bool:
+    """Return whether an error is none of the file's; on a disk, EIO is a sector that is lost."""
+    return storage_errno(error) is not None and (
+        paths.is_remote(directory) or error.errno != errno.EIO
+    )
 
 
 class Digested(ocp.CheckpointHandler):
@@ -55,14 +74,14 @@ class Digested(ocp.CheckpointHandler):
     check: called before that with the directory; what it raises keeps it from being committed.
     """
 
-    check: Callable[[Path], None] | None = None
+    check: Callable[[epath.Path], None] | None = None
 
     def finalize(self, directory: epath.Path) -> None:
         super().finalize(directory)
         if jax.process_index() == 0:  # the others' files are merged and closed by now
             if self.check:
-                self.check(Path(directory))
-            write(Path(directory))
+                self.check(directory)
+            write(directory)
 
 
 class StateHandler(Digested, ocp.StandardCheckpointHandler):
@@ -73,7 +92,7 @@ class DocumentHandler(Digested, ocp.JsonCheckpointHandler):
     pass
 
 
-def handlers(check: Callable[[Path], None]) -> ocp.handlers.CheckpointHandlerRegistry:
+def handlers(check: Callable[[epath.Path], None]) -> ocp.handlers.CheckpointHandlerRegistry:
     """Return Orbax's handlers, with digests, of a checkpoint's two parts, `state` and `about`.
 
     Args:

@@ -5,11 +5,14 @@ import math
 import os
 import subprocess
 import tempfile
+import uuid
 from pathlib import Path
 from typing import Any
 
 import jax
 import ml_collections
+
+from musicssl import command, paths
 
 # Leaves that change how a run goes, not what it computes.
 CHANGES_NOTHING = (
@@ -36,6 +39,7 @@ MAY_CHANGE = (
     "data.data_dir",
     "teacher.encoder",  # the codebook's digest refuses another one
 )
+_MARK = "commit_success.txt"  # the file that Orbax writes last, where it cannot rename folders
 RENAMED = {"probe.probe": "probe.kind"}  # leaves in configurations that older versions wrote
 # Leaves that older versions did not have, with the values that mean what those did.
 ADDED = {
@@ -92,17 +96,22 @@ def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
     text = json.dumps(mine, indent=2) + "\n"
     if jax.process_index() == 0 and not (path.exists() and path.read_text() == text):
         workdir.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(text)
-        temporary.rename(path)
+        paths.write(path, text.encode())
 
 
 def require_writable(workdir: Path) -> None:
     """Raise OSError where a run cannot write into its workdir."""
     try:
-        with tempfile.TemporaryFile(dir=workdir):
-            pass
+        if paths.is_remote(workdir):
+            own = workdir / f".{uuid.uuid4().hex}"
+            own.write_bytes(b"")
+            own.unlink()
+        else:
+            with tempfile.TemporaryFile(dir=workdir):
+                pass
     except OSError as error:
+        if command.storage_errno(error):
+            raise
         raise OSError(
             f"{workdir} cannot be written to ({error.strerror}), which a run that is not complete "
             "has to do: change that, or use another --workdir"
@@ -114,7 +123,7 @@ def metrics(workdir: Path) -> list[tuple[bytes, dict[str, float] | None]]:
 
     None stands for the scalars of a line that cannot be read, of which a crash may leave some.
     """
-    path = Path(workdir) / "metrics.jsonl"
+    path = workdir / "metrics.jsonl"
     lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
     return [(line, _scalars(line)) for line in lines]
 
@@ -200,7 +209,7 @@ def step_of(workdir: Path, text: str) -> int | None:
         return int(text)
     if text != "best":
         raise ValueError(f"step is {text!r}: use a number, best, or nothing for the last")
-    path = Path(workdir) / "config.json"
+    path = workdir / "config.json"
     score = read_leaves(path).get("validate.score", "loss") if path.is_file() else "loss"
     best = best_step(workdir, score)
     if best is None:
@@ -213,7 +222,12 @@ def step_of(workdir: Path, text: str) -> int | None:
 
 def steps_on_disk(workdir: Path) -> list[int]:
     """Return the committed steps of a workdir, ascending."""
-    root = Path(workdir) / "checkpoints"
+    root = workdir / "checkpoints"
     if not root.is_dir():
         return []
-    return sorted(int(p.name) for p in root.iterdir() if p.is_dir() and p.name.isdigit())
+    return sorted(int(p.name) for p in root.iterdir() if p.name.isdigit() and _is_committed(p))
+
+
+def _is_committed(step: Path) -> bool:
+    """Return whether a save is whole: one on gs:// has its name from the start, and then a mark."""
+    return (step / _MARK).exists() if paths.is_remote(step) else step.is_dir()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import jax
 import ml_collections
 
+from musicssl import host, paths
 from musicssl.command import say
 from musicssl.runtime import distributed
 from musicssl.runtime import workdir as workdir_lib
@@ -57,16 +58,14 @@ class Writer:
             with aside.open("ab") as file:
                 file.writelines(damaged)
             say(f"{self.path}: lines that could not be read are now in {aside.name}")
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_bytes(b"".join(kept))
-        temporary.rename(self.path)
+        paths.write(self.path, b"".join(kept))
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """Write the scalars of a step."""
         if self.writer is None:
             return
         self.writer.write_scalars(step, scalars)
-        self.writer.flush()
+        host.patiently(self.writer.flush, self.path.parent)
         with self.path.open("a") as file:
             file.write(json.dumps({"step": step, **scalars}) + "\n")
         if self.tracker is not None:

@@ -110,7 +110,7 @@ def test_a_lock_that_a_machine_left_behind_on_a_file_server(tmp_path, monkeypatc
         silent(path, 1000)
         with pytest.raises(claim.Claimed):  # here the lock tells, however slow its owner is
             claim.claim(path).__enter__()
-        monkeypatch.setattr(claim, "_machine", lambda: "another")
+        monkeypatch.setattr(claim, "machine", lambda: "another")
         silent(path, 20)
         with pytest.raises(claim.Claimed, match=f"process {os.getpid()}"):
             claim.claim(path).__enter__()
@@ -128,7 +128,7 @@ def test_a_machine_that_was_taken_for_dead_leaves_the_next_ones_claim(tmp_path, 
     first, second = claim.claim(path), claim.claim(path)
     first.__enter__()
     silent(path, 60)
-    monkeypatch.setattr(claim, "_machine", lambda: "another")
+    monkeypatch.setattr(claim, "machine", lambda: "another")
     second.__enter__()
     first.__exit__(None, None, None)
     assert path.exists()

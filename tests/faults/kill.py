@@ -31,6 +31,7 @@ from subprocess import PIPE, Popen
 import numpy as np
 import psutil
 
+from musicssl import paths
 from musicssl.runtime.workdir import steps_on_disk
 from tests.support import runs
 
@@ -50,8 +51,7 @@ class Life:
     """One process of a run, watched so that it can be killed at a chosen moment."""
 
     def __init__(self, start: Callable[[], Popen], workdir: Path, probes: bool = False):
-        self.probes = probes
-        self.checkpoints = workdir / "checkpoints"
+        self.probes, self.workdir = probes, workdir
         self.left = self.unfinished()  # by the life before
         self.saves: set[tuple[str, int]] = set()
         self.lines: list[str] = []
@@ -66,8 +66,11 @@ class Life:
 
     def unfinished(self) -> set[tuple[str, int]]:
         """Checkpoints being written, or left so."""
+        checkpoints = self.workdir / "checkpoints"
+        if paths.is_remote(checkpoints):
+            return uncommitted(checkpoints)
         found = set()
-        for path in self.checkpoints.glob(UNFINISHED):
+        for path in checkpoints.glob(UNFINISHED):
             try:
                 found.add((path.name, path.stat().st_ino))
             except FileNotFoundError:  # renamed meanwhile: it is finished
@@ -77,7 +80,9 @@ class Life:
     def count(self, phase: str) -> int:
         """How often the phase has begun."""
         if phase == "saving":
-            self.saves |= self.unfinished() - self.left
+            now = self.unfinished()
+            self.left &= now  # on a bucket a save that was left has the name of the next one
+            self.saves |= now - self.left
             return len(self.saves)
         words = {"fitting": "codebook pass", "training": ("first step", "step "), "probing": PROBED}
         word = words[phase]
@@ -145,11 +150,24 @@ class Life:
         return time.monotonic() - self.began
 
 
+def uncommitted(checkpoints: Path) -> set[tuple[str, int]]:
+    """Saves on a bucket without the mark of a whole one, by the names of their files' folder."""
+    try:
+        names = [str(folder / name) for folder, _, files in checkpoints.walk() for name in files]
+    except FileNotFoundError:
+        return set()
+    inside = [name.removeprefix(f"{checkpoints}/").split("/", 1) for name in names]
+    whole = {step for step, *name in inside if name == ["commit_success.txt"]}
+    return {(step, 0) for step, *_ in inside if step not in whole}
+
+
 class Study:
     """A reference run, and killed ones to compare with it.
 
     Args:
-      root: of all workdirs; root/data holds the clips.
+      root: of the reference's workdir; root/data holds the clips.
+      workdirs: where those of the killed ones are; None for `root`.
+      data_dir: what the killed ones read; None for root/data.
       start: takes the main command's arguments and the folder of compiled programs.
       leaves: of the configuration, beside LEAVES.
     """
@@ -160,10 +178,12 @@ class Study:
         root: Path,
         start: Callable[[list[str], Path], Popen],
         leaves: dict | None = None,
+        workdirs: Path | None = None,
+        data_dir: str | None = None,
     ):
         self.config, self.root, self.start = config, root, start
         self.leaves = LEAVES | (leaves or {})
-        self.data_dir = root / "data"
+        self.workdirs, self.data_dir = root, root / "data"
         self.phases = [x for x in PHASES if x != "fitting" or "hubert" in config]
         self.probes = "probe.every" in self.leaves
         self.phases += ["probing"] if self.probes else []
@@ -173,9 +193,10 @@ class Study:
         if reference.process.returncode:
             raise RuntimeError(f"the reference run failed: {errors}")
         self.state = runs.state(root / "reference")
+        self.workdirs, self.data_dir = workdirs or root, data_dir or self.data_dir
 
     def live(self, name: str, cache: str) -> Life:
-        workdir = self.root / name
+        workdir = self.workdirs / name
         arguments = runs.flags(self.config, workdir, self.data_dir, self.leaves)
         return Life(lambda: self.start(arguments, self.root / cache), workdir, self.probes)
 
@@ -201,7 +222,7 @@ class Study:
         if time.monotonic() - began > 60:
             return [f"SIGTERM in {phase}: it took {time.monotonic() - began:.0f} s"]
         said = [x for x in life.lines if x.startswith("asked to end at step")]
-        saved = steps_on_disk(self.root / name)
+        saved = steps_on_disk(self.workdirs / name)
         if said and int(said[-1].split()[5].rstrip(":")) not in saved:
             return [f"SIGTERM in {phase}: {said[-1]} but there are {saved}"]
         return []
@@ -231,7 +252,7 @@ class Study:
         errors = last.end()
         if last.process.returncode:
             return kills, [f"exit code {last.process.returncode}: {errors}"]
-        return kills, self.differences(self.root / name)
+        return kills, self.differences(self.workdirs / name)
 
     def differences(self, workdir: Path) -> list[str]:
         """Arrays of the last checkpoint, the codebook and logged losses that differ."""
@@ -245,7 +266,7 @@ class Study:
             wrong.append("metrics.jsonl")
         if "hubert" in self.config:
             books = [
-                {name: x.tobytes() for name, x in np.load(at / "codebook.npz").items()}
+                {name: x.tobytes() for name, x in np.load(runs.opened(at / "codebook.npz")).items()}
                 for at in (reference, workdir)
             ]
             if books[0] != books[1]:

@@ -21,9 +21,22 @@ TOLERANCE = 2e-4  # of losses, relative: sums over devices are in another order
 COMPLETE, PREEMPTED = 0, 75
 
 
-def life(config: str, root: Path, name: str, processes: int, devices: int, end: int = 0) -> int:
-    """Run a job to its end, or end it by SIGTERM after a step; returns the exit code."""
-    flags = runs.flags(config, root / name, root / "data", LEAVES)
+def life(
+    config: str,
+    root: Path,
+    name: str,
+    processes: int,
+    devices: int,
+    end: int = 0,
+    workdirs: Path | None = None,
+    data_dir: Path | str = "",
+) -> int:
+    """Run a job to its end, or end it by SIGTERM after a step; returns the exit code.
+
+    Args:
+      root: holds the data, the workdirs and the compiled programs, unless the others say so.
+    """
+    flags = runs.flags(config, (workdirs or root) / name, data_dir or root / "data", LEAVES)
     command = [sys.executable, "-m", "musicssl.main", *flags]
     job = ["launch/local.py", f"--processes={processes}", f"--devices={devices}", "--"]
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(root / "cache")}
@@ -40,9 +53,9 @@ def life(config: str, root: Path, name: str, processes: int, devices: int, end: 
     return process.wait()
 
 
-def compare(root: Path, name: str) -> tuple[bool, float]:
+def compare(alone: Path, workdir: Path) -> tuple[bool, float]:
     """Whether masks are the same as on one process, and the largest difference of a loss."""
-    lines, others = runs.scalars(root / name), runs.scalars(root / "1 process")
+    lines, others = runs.scalars(workdir), runs.scalars(alone)
     same = [x["step"] for x in lines] == [x["step"] for x in others]
     same &= all(
         x["masked_fraction"] == y["masked_fraction"] for x, y in zip(lines, others, strict=True)
@@ -65,7 +78,7 @@ def main() -> None:
         wrong += life(config, root, "moved", 1, 2, end=7) != PREEMPTED
         wrong += life(config, root, "moved", 2, 4) != COMPLETE
         for name in ("2 processes", "4 processes", "moved"):
-            same, difference = compare(root, name)
+            same, difference = compare(root / "1 process", root / name)
             wrong += not same or difference > TOLERANCE
             masks = "the same masks" if same else "OTHER MASKS"
             print(f"{config}, {name}: {masks}, losses within {difference:.1e} of {TOLERANCE:.0e}")

@@ -34,8 +34,9 @@ _PART = 1 << 18  # bytes that are sent at once where the rate is limited
 class Fault:
     """What befalls some of the requests whose "METHOD /path" a regular expression is found in.
 
-    kind: "503" or another status, "reset" (of the connection), "cut" (reset in mid-answer), or
-    "delay" by `seconds`. Of those found, `skip` pass first; then one in `every`, `times` times.
+    kind: "503" or another status, "reset" (of the connection), "lost" (reset after what was asked
+    for is done), "cut" (reset in mid-answer), or "delay" by `seconds`. Of those found, `skip` pass
+    first; then one in `every`, `times` times.
     """
 
     kind: str
@@ -212,7 +213,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     server: Server
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
-    secure = False
+    secure = losing = False
 
     def do_CONNECT(self) -> None:
         if not self.path.endswith("googleapis.com:443"):
@@ -248,6 +249,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         request = f"{self.command} {urllib.parse.unquote(parts.path)}"
         self.server.count(requests=1)
         fault = self.server.fault(request)
+        self.losing = fault is not None and fault.kind == "lost"
         if fault is not None:
             self.server.count(**{f"faults_{fault.kind}": 1})
             if fault.kind == "delay":
@@ -255,7 +257,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             elif fault.kind == "reset":
                 self.reset()
                 return
-            elif fault.kind != "cut":
+            elif fault.kind not in ("cut", "lost"):
                 self.answer(int(fault.kind), {"error": {"code": int(fault.kind)}})
                 return
         try:
@@ -412,6 +414,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(sent)
 
     def begin(self, status: int, length: int, headers: dict) -> None:
+        if self.losing:
+            self.reset()
+            raise ConnectionResetError
         self.send_response_only(status)
         for key, value in ({"Content-Length": length} | headers).items():
             self.send_header(key, str(value))

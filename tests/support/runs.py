@@ -1,6 +1,7 @@
 """Runs of the main command, made tiny: their data, their flags, and processes that run them."""
 
 import functools
+import io
 import json
 import os
 import subprocess
@@ -105,6 +106,11 @@ def start(arguments: Iterable[str], cache: Path) -> subprocess.Popen:
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def opened(path: Path) -> io.BytesIO:
+    """What a file holds, of a disk or of a bucket."""
+    return io.BytesIO(path.read_bytes())
 
 
 def scalars(workdir: Path) -> list[dict[str, float]]:

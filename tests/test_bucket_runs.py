@@ -1,0 +1,128 @@
+"""Runs on a machine that has nothing but a bucket: trained, killed, probed, exported and read."""
+
+import functools
+import json
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from data_pipelines import retries
+from data_pipelines.synth_music.synth_music_dataset_builder import Builder, SynthMusicConfig
+from musicssl import export, host
+from musicssl.exchange.pretrained import load_encoder
+from musicssl.probing import report, session
+from musicssl.runtime.workdir import steps_on_disk
+from tests.faults import kill
+from tests.support import commands, probes, runs
+from tests.support.bucket import ROOT, Bucket, Fault
+
+OFTEN = {"steps": 12, "checkpoint.every": 4, "log_every": 2}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory, bucket: Bucket) -> Path:
+    root = tmp_path_factory.mktemp("bucket")
+    runs.write_clips(root / "data")
+    bucket.copy(root / "data", "data")
+    return root
+
+
+@pytest.fixture(scope="module")
+def study(root) -> kill.Study:
+    """A run on a disk that nothing disturbed, to be compared with those on the bucket."""
+    start = functools.partial(commands.start, pause=0.02)
+    place = host.path(f"{ROOT}/runs"), f"{ROOT}/data"
+    return kill.Study(runs.MUSIC2VEC, root, start, OFTEN, *place)
+
+
+@pytest.fixture(scope="module")
+def survived(study, bucket) -> Path:
+    """The workdir of a run that was killed in training and while it saved, through errors."""
+    faults = Fault("503", "", every=150), Fault("reset", "", skip=7, every=200)
+    with bucket.suffering(*faults, Fault("lost", "(POST|PUT) .*upload", every=60)):
+        kills, wrong = study.run(1, "cache", ["training", "saving"])
+        counts = bucket.counts
+    assert not wrong and kills.total() == 2 and not kills["ended before"], (kills, wrong)
+    assert counts["faults_503"] > 5 and counts["faults_reset"] > 5 and counts["faults_lost"] > 1
+    return host.path(f"{ROOT}/runs/run-1")
+
+
+def test_a_run_that_was_killed_ends_as_one_on_a_disk_that_was_not(survived, study, bucket):
+    assert steps_on_disk(survived) == steps_on_disk(study.root / "reference") == [0, 4, 8, 12]
+    held = bucket.files("runs/run-1/")
+    assert not [name for name in held if ".claim" in name or ".tmp" in name]
+    written = [json.loads(line) for line in held["runs/run-1/metrics.jsonl"].splitlines()]
+    assert [line["step"] for line in written] == [2, 4, 6, 8, 10, 12]
+    # each life has a file of events; together they have every step
+    logged = EventAccumulator(str(survived), size_guidance={"tensors": 0}).Reload()
+    steps = {event.step for event in logged.Tensors("loss")}
+    assert steps == {2, 4, 6, 8, 10, 12}
+
+
+def test_a_save_that_was_not_ended_does_not_count(survived, bucket):
+    bucket.put("runs/run-1/checkpoints/16/state/manifest.ocdbt", b"")
+    assert steps_on_disk(survived)[-1] == 12
+    bucket.delete("runs/run-1/checkpoints/16/state/manifest.ocdbt")
+
+
+def test_probes_read_and_write_there(survived, bucket, tmp_path):
+    size = SynthMusicConfig(name="short", seconds=6.0, train=12, validation=6, test=6)
+    Builder(data_dir=str(tmp_path), config=size).download_and_prepare()
+    bucket.copy(tmp_path, "composed")
+    given = {"encoder": str(survived), "data_dir": f"{ROOT}/composed", "tasks": "synth_key"}
+    with bucket.suffering(Fault("503", "", every=120)):
+        table = session.run(probes.config(tmp_path, epochs=1, **given))
+        assert bucket.counts["faults_503"] > 2
+    held = bucket.files("runs/run-1/probe/")
+    assert held["runs/run-1/probe/results.md"].decode() == table
+    for name in ("layers", "synth_key-layers"):
+        assert held[f"runs/run-1/probe/{name}.png"][:4] == b"\x89PNG"
+    results = json.loads(held["runs/run-1/probe/results.json"])
+    assert results["run"]["step"] == 12 and results["encoder"] == str(survived)
+    table = report.compare([survived / "probe"] * 2, host.path(f"{ROOT}/both"))
+    assert bucket.files("both/")["both/compare.md"].decode() == table
+    assert "both/compare.png" in bucket.files("both/")
+
+
+def test_an_export_is_the_run_s_encoder(survived, bucket, tmp_path):
+    output = host.path(f"{ROOT}/exported")
+    with bucket.suffering(Fault("503", "", every=30)):
+        said = export.export(survived, output)
+    assert said.startswith(f"{ROOT}/exported: data2vec-audio, encoder of {survived} at step 12")
+    names = {name.rpartition("/")[2] for name in bucket.files("exported/")}
+    assert names == {"config.json", "preprocessor_config.json", "model.safetensors", "README.md"}
+    assert "| 12 of 12 |" in bucket.files("exported/")["exported/README.md"].decode()
+    with pytest.raises(FileExistsError, match="is not empty"):
+        export.export(survived, output)
+    loaded, trained = load_encoder(f"{ROOT}/exported"), load_encoder(str(survived))
+    assert loaded.digest == trained.digest
+    export.export(survived, tmp_path / "disk")
+    assert load_encoder(tmp_path / "disk").digest == loaded.digest
+
+
+def impatient(*arguments: str) -> None:
+    """The main command, which does not bear with a bucket for long."""
+    retries.PATIENCE = 0.5
+    commands.main(0, *arguments)
+
+
+def test_a_bucket_that_is_away_ends_a_run_with_the_code_that_launchers_repeat(study, bucket):
+    """Its saves stay, and the same command goes on from them."""
+    workdir = host.path(f"{ROOT}/runs/away")
+    given = runs.flags(runs.MUSIC2VEC, workdir, f"{ROOT}/data", study.leaves)
+    # folders are listed before a save counts; arrays would be tried for 15 minutes
+    with bucket.suffering(Fault("503", "GET .*/o$", skip=60)):
+        process = commands.Process(impatient, *given, cache=study.root / "cache")
+        output, errors = process.communicate()
+    assert process.returncode == 74, errors
+    saved = steps_on_disk(workdir)
+    assert saved and saved[-1] < 12 and "first step" in output, (saved, output)
+    assert errors.splitlines()[-1].startswith(f"musicssl: {workdir}/")
+    # away from the start
+    with bucket.suffering(Fault("503", "")):
+        process = commands.Process(impatient, *given, cache=study.root / "cache")
+        _, errors = process.communicate()
+    assert process.returncode == 74, errors
+    assert errors.splitlines()[-1].startswith(f"musicssl: {ROOT}/")
+    assert steps_on_disk(workdir) == saved
