@@ -6,6 +6,7 @@ says in one line on stderr that names the flag or field and the remedy.
 
 import contextlib
 import errno
+import os
 import re
 import signal
 import sys
@@ -71,8 +72,20 @@ def run(
             main(argv)
         except KeyboardInterrupt:
             refuse("interrupted", EXIT_INTERRUPTED)
+        except SystemExit as end:
+            if end.code == EXIT_STORAGE:
+                _leave(EXIT_STORAGE)
+            raise
 
     app.run(begin, flags_parser=lambda argv: read(argv, define_flags, required, arguments))
+
+
+def _leave(code: int) -> NoReturn:
+    """End at once: threads of a save that wait for storage would hold the process for minutes."""
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
 
 
 def define_path(

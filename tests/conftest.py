@@ -39,6 +39,8 @@ for _number, _handler in (
 LONGEST = (
     *(
         "test_main",
+        "test_bucket_runs",
+        "test_own_folder",
         "test_topologies",
         "test_musichubert",
         "test_configs",

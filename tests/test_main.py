@@ -185,9 +185,9 @@ def as_anybody(*arguments: str) -> None:
         (["--config=configs/music2vec.py:nope"], "no variant 'nope' in configs/music2vec.py"),
         (
             ["--config=configs/nope.py"],
-            "there is no file configs/nope.py: give a configuration",
+            "configs/nope.py: give a configuration",
         ),
-        ([], "--config is missing: give a configuration file"),
+        ([], "--config is missing: give a configuration"),
         (["--config=configs/music2vec.py:demo", "more"], "unexpected arguments ['more']"),
         (
             ["--config=configs/music2vec.py:demo", "--nothing"],

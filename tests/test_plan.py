@@ -56,7 +56,7 @@ def test_eight_virtual_devices(tmp_path):
 @pytest.mark.parametrize(
     "arguments, reason",
     [
-        (["--topology=cpu:8"], "--config is missing: give a configuration file"),
+        (["--topology=cpu:8"], "--config is missing: give a configuration"),
         (
             ["--config=configs/music2vec.py", "--topology=v9:4x4"],
             "v9:4x4 is not known: use v4:4x4x4",

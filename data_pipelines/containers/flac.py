@@ -98,8 +98,8 @@ def _frame(head: bytes, byte: int, block: int) -> _Frame | None:
     if ones in (1, 8):
         return None
     number, at = head[4] & (0x7F >> ones), 5
-    for byte in head[5 : 4 + ones]:
-        number, at = number << 6 | byte & 0x3F, at + 1
+    for more in head[5 : 4 + ones]:
+        number, at = number << 6 | more & 0x3F, at + 1
 
     # how many samples it has
     code, rate = head[2] >> 4, head[2] & 15

@@ -161,12 +161,12 @@ def test_a_workdir_says_which_run_was_evaluated(tmp_path: Path) -> None:
         about = saved / str(step) / "about"
         about.mkdir(parents=True)
         (about / "metadata").write_text(json.dumps({"config": {"seed": seed, "mask": {"span": 5}}}))
-    assert session._trained_by(str(tmp_path)) == {
+    assert session._trained_by(str(tmp_path), None) == {
         "config": {"seed": 4, "mask.span": 5},
         "step": 40,
     }
     for other in ("logmel", f"random:{tmp_path}", str(saved)):
-        assert session._trained_by(other) is None
+        assert session._trained_by(other, None) is None
 
 
 def command(arguments: list[str]) -> tuple[int, str, str]:
