@@ -40,7 +40,8 @@ def load_encoder(path: str | os.PathLike, step: int | None = None) -> LoadedEnco
         return huggingface.read_directory(path)
     raise FileNotFoundError(
         f"{path} holds no encoder: give a workdir (with checkpoints/), a local Hugging Face "
-        "directory (with config.json), hf:ORG/NAME or a fairseq .pt file"
+        "directory (with config.json), hf:ORG/NAME or a fairseq .pt file; for probes also "
+        "python:FILE.py:NAME, features:DIRECTORY, logmel, mfcc, cqt or chroma"
     )
 
 

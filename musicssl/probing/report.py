@@ -116,7 +116,8 @@ def ruler(kind: str) -> str:
         return (
             "Probe: ridge regression in closed form on standardised features of each layer and of "
             "all layers side by side (concat); penalty and layer are chosen on validation, and "
-            "nothing is drawn at random, so that there is one seed."
+            "nothing is drawn at random, so that intervals are over test items alone, or over "
+            "training seeds too where several runs are compared."
         )
     hidden = "with a hidden layer" if kind == "mlp" else "linear"
     return f"Probe: {hidden}, trained; layer and learning rate are chosen on validation."

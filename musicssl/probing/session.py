@@ -82,7 +82,9 @@ def _run_into(out: Path, chosen: Sequence[tasks.Task], config: ml_collections.Co
         spec = f"{paths.RANDOM}{config.encoder}" if name == "random" else name
         folders.append(out / "beside" / _folder_name(name))
         _run_encoder(spec, chosen, folders[-1], config)
-    return report.compare(folders, out) if beside and table else table
+    table = report.compare(folders, out) if beside and table else table
+    note(f"results, tables and pictures are in {out}")
+    return table
 
 
 def _run_encoder(
