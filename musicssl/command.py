@@ -73,16 +73,16 @@ def run(
         except KeyboardInterrupt:
             refuse("interrupted", EXIT_INTERRUPTED)
         except SystemExit as end:
-            if end.code == EXIT_STORAGE:
-                _leave(EXIT_STORAGE)
+            if end.code == EXIT_STORAGE:  # threads of a save would wait for it for minutes
+                leave(EXIT_STORAGE)
             raise
 
     app.run(begin, flags_parser=lambda argv: read(argv, define_flags, required, arguments))
 
 
-def _leave(code: int) -> NoReturn:
-    """End at once: threads of a save that wait for storage would hold the process for minutes."""
-    with contextlib.suppress(OSError):
+def leave(code: int) -> NoReturn:
+    """End at once, without the threads and processes that sys.exit would wait for."""
+    with contextlib.suppress(OSError):  # a launcher that is gone reads nothing
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(code)

@@ -80,9 +80,10 @@ def centres(width: int) -> np.ndarray:
 
 
 def _highest(width: int) -> float:
-    """Return the centre of the last band in Hz: what the pairs of the layer before can carry.
+    """Return the centre of the last band in Hz.
 
-    A frame of its 240 samples, sampled at twice a frequency, has so many values up to it.
+    Up to 23 Hz a channel, what a stem of 64 or 128 channels leaves out of the filters' pieces is
+    less than 3 % of their energy.
     """
     return min(7000.0, 23.0 * width)
 

@@ -31,6 +31,7 @@ import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
 
+from musicssl import command
 from musicssl.command import EXIT_PEER, PASSING, first_line
 
 _COORDINATOR = flags.DEFINE_string(
@@ -331,10 +332,7 @@ def leave(code: int, reason: str = "") -> NoReturn:
     """End this process without waiting for the others, which sys.exit would do."""
     if reason:
         print(f"musicssl: {reason}: start all of them again to go on", file=sys.stderr)
-    with contextlib.suppress(OSError):  # a launcher that is gone reads nothing
-        sys.stdout.flush()
-        sys.stderr.flush()
-    os._exit(code)
+    command.leave(code)
 
 
 def _here() -> str:
