@@ -191,7 +191,7 @@ def test_every_folder_is_a_room_on_a_floor():
 
 def test_no_folder_holds_more_modules_than_a_reader_can_hold():
     for room in FLOOR:
-        assert len(list((ROOT / "musicssl" / room).glob("*.py"))) <= 18, f"split {room}"
+        assert len(list((ROOT / "musicssl" / room).glob("*.py"))) <= 17, f"split {room}"
 
 
 @pytest.mark.parametrize("folder", ["musicssl", "data_pipelines", "launch"])

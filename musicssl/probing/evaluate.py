@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from musicssl.features import geometry, windows
 from musicssl.features import rows as feature_rows
-from musicssl.probing import factors, grid, metrics, neighbours, ridge, search
+from musicssl.probing import grid, metrics, neighbours, ridge, search
 from musicssl.probing.labels import Labels
 from musicssl.probing.neighbours import FEW_SHOT, KNN
 from musicssl.probing.schema import (
@@ -22,6 +22,7 @@ from musicssl.probing.schema import (
     DeformedResult,
     LayerGeometry,
     LayerResult,
+    LevelResult,
     SeedScore,
     TaskResult,
 )
@@ -35,6 +36,8 @@ SETTINGS = (  # without which results do not compare
 RIDGE_SETTINGS = ("kind", "layers", "penalties", "limit")
 
 GEOMETRY = "geometry"
+ALL_LEVELS = "all"  # of a factor: the level that all items have
+_LEVEL_DRAWS = 1000  # of the bootstrap of a level
 ALSO = (KNN, FEW_SHOT, GEOMETRY)  # what config.also may ask of the features beside the probes
 
 
@@ -107,7 +110,7 @@ def evaluate(
         },
         "test_items": _digest(test),
         "layers": list(results.values()),
-        "factors": factors.by_level(outputs_of_sources, train, test),
+        "factors": by_level(outputs_of_sources, train, test),
         "chance": kind.chance(task, train, test),
         "items": {name: splits[name].labels.scored for name in SPLITS},
         "published_items": task.sizes,
@@ -390,3 +393,61 @@ def _present(labels: np.ndarray) -> set[int]:
     """Return the classes that any item has."""
     classes = np.flatnonzero(labels.any(0)) if labels.ndim == 2 else np.unique(labels)
     return set(classes.tolist())
+
+
+def by_level(
+    outputs: Mapping[str, np.ndarray], train: Labels, test: Labels
+) -> dict[str, list[LevelResult]]:
+    """Return the accuracy of every source at every level of every factor.
+
+    Args:
+      outputs: of each source for the test items, [s, i, c].
+
+    Returns:
+      By factor, the results of its levels in ascending order; `ALL_LEVELS` is the first factor.
+      Means are over seeds and items, intervals are of the percentile bootstrap over the level's
+      items and the seeds. It is empty for a task without factors.
+    """
+    if not test.levels:
+        return {}
+
+    # Of each test item: whether each seed answers rightly, and the share of random answers that do.
+    right = {}
+    for source, values in outputs.items():
+        right[source] = values.argmax(-1) == test.labels  # [s, i]
+    answers, counts = np.unique(train.labels, return_counts=True)
+    share = dict(zip(answers, counts / counts.sum(), strict=True))
+    chance = np.array([share.get(label, 0.0) for label in test.labels])  # [i]
+
+    by_factor: dict[str, list[LevelResult]] = {}
+    for factor, levels in {ALL_LEVELS: np.full(len(chance), ALL_LEVELS), **test.levels}.items():
+        names = np.unique(levels)
+        by_factor[factor] = [_level(name, levels == name, right, chance) for name in names]
+    return by_factor
+
+
+def _level(
+    name: str | int, here: np.ndarray, right: Mapping[str, np.ndarray], chance: np.ndarray
+) -> LevelResult:
+    """Return the result of the items that are `here`, at a level: bool [i]."""
+    result: LevelResult = {
+        "level": str(name),
+        "items": int(here.sum()),
+        "chance": float(chance[here].mean()),
+        "sources": {},
+    }
+    for source, all_items in right.items():
+        at_level = all_items[:, here]
+        result["sources"][source] = {
+            "mean": float(at_level.mean()),
+            "interval": _level_interval(at_level),
+        }
+    return result
+
+
+def _level_interval(right: np.ndarray) -> list[float]:
+    """Return the 95 % interval of the mean of seeds and items, bool [s, i]."""
+    items = right.shape[1]
+    drawn = np.random.default_rng(0).integers(0, items, (_LEVEL_DRAWS, items))
+    of_seeds = np.stack([seed[drawn].mean(1) for seed in right])  # [s, draws]
+    return list(metrics.interval(metrics.mean_of_drawn(of_seeds)))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from musicssl.probing import factors
+from musicssl.probing import evaluate
 from musicssl.probing.labels import Labels
 
 
@@ -17,7 +17,7 @@ def test_levels_have_their_own_scores_and_chance() -> None:
     train = labelled(np.array([0, 0, 1, 2]), voices=np.array([1, 1, 2, 2]))
     test = labelled(np.array([0, 1, 2, 0]), voices=np.array([2, 10, 10, 2]))
     answers = np.array([[0, 1, 2, 2], [0, 0, 2, 0]])  # of two seeds
-    by_factor = factors.by_level({"0": np.eye(3)[answers]}, train, test)
+    by_factor = evaluate.by_level({"0": np.eye(3)[answers]}, train, test)
     assert list(by_factor) == ["all", "voices"]
     two, ten = by_factor["voices"]  # by number, not by text
     assert (two["level"], two["items"], two["sources"]["0"]["mean"]) == ("2", 2, 0.75)
@@ -34,7 +34,7 @@ def test_intervals_are_scipys_percentile_bootstrap() -> None:
     y = random.integers(0, 4, 200)
     answers = np.where(random.random((1, 200)) < 0.6, y, (y + 1) % 4)
     of = labelled(y, octave=np.full(200, 4))
-    (level,) = factors.by_level({"sum": np.eye(4)[answers]}, of, of)["octave"]
+    (level,) = evaluate.by_level({"sum": np.eye(4)[answers]}, of, of)["octave"]
     score = level["sources"]["sum"]
     each = (answers == y).mean(0)
     wanted = scipy.stats.bootstrap((each,), np.mean, n_resamples=4000, method="percentile")
@@ -48,11 +48,11 @@ def test_intervals_are_over_seeds_too() -> None:
     share = np.array([[0.9], [0.6], [0.6]])
     answers = (np.random.default_rng(0).random((3, 5000)) > share).astype(int)
     of = labelled(y, octave=y)
-    (level,) = factors.by_level({"sum": np.eye(2)[answers]}, of, of)["octave"]
+    (level,) = evaluate.by_level({"sum": np.eye(2)[answers]}, of, of)["octave"]
     low, high = level["sources"]["sum"]["interval"]
     assert (low, high) == (pytest.approx(0.6, abs=0.02), pytest.approx(0.9, abs=0.02))
 
 
 def test_a_task_without_factors_has_none() -> None:
     of = labelled(np.array([0, 1]))
-    assert factors.by_level({"0": np.zeros((1, 2, 2))}, of, of) == {}
+    assert evaluate.by_level({"0": np.zeros((1, 2, 2))}, of, of) == {}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from musicssl.features import windows
-from musicssl.probing import evaluate, factors, schema, tasks
+from musicssl.probing import evaluate, schema, tasks
 from musicssl.probing.labels import Labels
 from tests.support.probes import config, nothing
 
@@ -27,7 +27,7 @@ def test_a_result_has_the_fields_of_the_schema(tmp_path: Path) -> None:
     deformed = {"gain:0": splits["test"]}
     result = evaluate.evaluate(task, splits, (), 50, settings, nothing, evaluate.ALSO, deformed)
     (layer,) = result["layers"]
-    level = result["factors"][factors.ALL][0]
+    level = result["factors"][evaluate.ALL_LEVELS][0]
     for fields, values in (
         (schema.TaskResult, result),
         (schema.ChosenResult, result["chosen"]),
