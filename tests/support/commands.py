@@ -138,8 +138,8 @@ def module(name: str, *arguments: str) -> None:
 
 
 def limited(name: str, *arguments: str) -> None:
-    """What `python -m name` does where no file may have more than 100,000 bytes."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+    """What `python -m name` does where no file may have more than 20,000 bytes."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
     module(name, *arguments)
 
 
