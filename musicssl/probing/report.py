@@ -372,8 +372,9 @@ def _draw_bars(shown: Sequence[columns.Column], tasks: Sequence[str], path: Path
         axes.hlines(result["chance"][result["score"]], x - 0.45, x + 0.45, "k", "dotted")
     labels = [f"{name}\n{result['score']}" for name, result in zip(tasks, first, strict=True)]
     axes.set_xticks(range(len(tasks)), labels, fontsize=8)
-    axes.set_ylabel("test score (dotted: chance)")
-    axes.legend(fontsize=8)
+    axes.set_ylabel("test score")
+    axes.set_xlabel("vertical lines: 95 % intervals; dotted lines: chance", fontsize=8)
+    figure.legend(fontsize=8, loc="outside upper center", ncols=min(len(shown), 4))
     _close(figure, path)
 
 
