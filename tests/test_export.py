@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import soundfile
 import torch
 import transformers
 from absl import flags
@@ -137,6 +138,22 @@ def test_the_command_and_transformers_alone(exported, read, run, hubert_run):
 
 def test_the_cards_example_runs(read):
     assert read.stdout == "3 torch.Size([1, 49, 48])\n"
+
+
+def test_the_front_pages_two_examples_agree(exported, tmp_path, monkeypatch):
+    page = (Path(__file__).parents[1] / "README.md").read_text()
+    blocks = [block.removeprefix("python\n") for block in page.split("```")[1::2]]
+    torchs, jaxs = (block for block in blocks if "my-encoder" in block and "import" in block)
+    clip = np.load(exported / "clip.npy")
+    soundfile.write(tmp_path / "song.mp3", np.repeat(clip, 2), 32_000, format="MP3")
+    (tmp_path / "my-encoder").symlink_to(exported / "hubert")
+    monkeypatch.chdir(tmp_path)
+    first, second = {}, {}
+    exec(torchs, first)
+    exec(jaxs, second)
+    theirs = np.stack([x.numpy() for x in first["hidden"]])
+    assert theirs.shape == (3, 1, 24, 48) and theirs.std() > 0.1
+    np.testing.assert_allclose(np.stack(second["hidden"]), theirs, atol=1e-4)
 
 
 def test_a_run_and_its_export_are_the_same_encoder(run, tmp_path):
