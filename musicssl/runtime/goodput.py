@@ -20,6 +20,7 @@ from typing import TypedDict
 
 import jax
 
+from musicssl import paths
 from musicssl.command import say
 
 WAITS = (
@@ -108,9 +109,7 @@ def write() -> None:
     if _path is None:
         return
     with contextlib.suppress(Exception):  # of many kinds, where the workdir is in a bucket
-        temporary = _path.parent / f".{_path.name}.tmp"
-        temporary.write_text(json.dumps([*_lives, _this()], indent=1) + "\n")
-        temporary.replace(_path)
+        paths.write(_path, (json.dumps([*_lives, _this()], indent=1) + "\n").encode())
 
 
 def _this() -> Life:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
+from musicssl import paths
 from musicssl.probing import columns, published, report
 from musicssl.probing.columns import Column
 from musicssl.probing.schema import ChosenResult, Results, TaskResult
@@ -42,13 +43,10 @@ def write(folders: Sequence[Path], out: Path) -> str:
     order = [name for name in TASKS if name in described]
     tasks = {name: described[name] for name in dict.fromkeys([*order, *described])}
 
-    # Both files, each under another name first, so that neither is ever half written.
     places = {id(x): str(folder) for x, folder in zip(encoders, folders, strict=True)}
     out.mkdir(parents=True, exist_ok=True)
     for name, text in ((PAGE, _document(rows, tasks)), (CSV, _csv(rows, tasks, places))):
-        temporary = out / f"{name}.tmp"
-        temporary.write_text(text)
-        temporary.rename(out / name)
+        paths.write(out / name, text.encode())
     return f"{out / PAGE} and {CSV}: {len(rows)} encoders, {len(tasks)} tasks"
 
 

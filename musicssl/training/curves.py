@@ -1,9 +1,11 @@
 """A picture of a run from its metrics.jsonl: loss, validation, health of the layers, probes."""
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from musicssl import paths
 from musicssl.runtime import workdir as workdir_lib
 
 PICTURE = "curves.png"
@@ -69,10 +71,10 @@ def draw(workdir: Path) -> Path | None:
     for axes in grid.flat[len(shown) :]:
         axes.set_visible(False)
     path = workdir / PICTURE
-    temporary = path.with_name(f".{PICTURE}")
-    figure.savefig(temporary, dpi=110, format="png")
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=110)
     pyplot.close(figure)
-    temporary.rename(path)
+    paths.write(path, drawn.getvalue())
     return path
 
 
