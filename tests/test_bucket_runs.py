@@ -17,6 +17,8 @@ from tests.faults import kill
 from tests.support import commands, probes, runs
 from tests.support.bucket import ROOT, Bucket, Fault
 
+pytestmark = pytest.mark.slow
+
 OFTEN = {"steps": 12, "checkpoint.every": 4, "log_every": 2}
 
 

@@ -306,6 +306,7 @@ def test_a_leaf_that_no_code_reads_is_found(dead):
     assert unread(config) == [dead]
 
 
+@pytest.mark.slow
 def test_one_optimizer_step_of_every_full_size_variant(monkeypatch):
     """One after another on the same state, in one program."""
     programs = full_size.Programs(monkeypatch)

@@ -102,6 +102,7 @@ def test_tensorboard_and_metrics_jsonl_hold_the_same_values(finished):
         assert found == expected
 
 
+@pytest.mark.slow
 def test_data_in_a_bucket_train_like_those_on_a_disk(root, command, finished, bucket, tmp_path):
     """Through errors that pass, of which none is damage and none changes a batch."""
     bucket.copy(root / "data", "main")
@@ -280,6 +281,7 @@ def test_a_damaged_checkpoint_is_named_and_nothing_changed(root, refused, workdi
     assert contents(workdir) == before
 
 
+@pytest.mark.slow
 def test_collapse_and_losses_that_are_not_finite_stop_with_a_code_of_their_own(
     root, command, tmp_path
 ):
@@ -327,6 +329,7 @@ def test_what_is_logged_of_several_targets(hubert):
     assert logged["label_perplexity/chroma"] > 2
 
 
+@pytest.mark.slow
 def test_iteration_2_trains_on_a_layer_of_iteration_1(root, command, hubert, tmp_path):
     leaves = ITERATION_2 | {"teacher.encoder": hubert}
     code, output, errors = command(flags(root, tmp_path / "run", leaves, runs.MUSICHUBERT))
@@ -531,6 +534,7 @@ def ended(study: kill.Study, name: str, phase: str, number: int) -> str:
     return life.lines[-1]
 
 
+@pytest.mark.slow
 def test_music2vec_stopped_at_any_moment_ends_as_if_never_stopped(tmp_path):
     """One run, ended by Ctrl-C, then killed in training, then killed while saving."""
     runs.write_clips(tmp_path / "data")
@@ -544,6 +548,7 @@ def test_music2vec_stopped_at_any_moment_ends_as_if_never_stopped(tmp_path):
     assert not wrong and kills.total() == 2 and not kills["ended before"]
 
 
+@pytest.mark.slow
 def test_musichubert_stopped_at_any_moment_ends_as_if_never_stopped(study):
     """One run ended by a hang-up and then killed, both while its codebook is fitted."""
     assert ended(study, "run-3", "fitting", signal.SIGHUP).startswith("codebook pass ")

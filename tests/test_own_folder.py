@@ -7,8 +7,12 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from data_pipelines import build
 from tests.support import commands, odd_files, runs
+
+pytestmark = pytest.mark.slow
 
 LEAVES = {
     "data.name": "music_folder",

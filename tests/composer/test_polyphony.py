@@ -182,6 +182,7 @@ def mean_cqt(audio: jax.Array) -> jax.Array:
     return baselines.cqt(audio).mean(1)
 
 
+@pytest.mark.slow
 def test_a_spectrum_tells_a_note_alone_and_loses_it_among_six(designs) -> None:
     found = {}
     for count in (1, 6):

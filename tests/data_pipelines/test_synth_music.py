@@ -33,6 +33,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Builder:
     return _build(tmp_path_factory.mktemp("two"), workers=2)
 
 
+@pytest.mark.slow
 def test_two_workers_and_beams_one_write_the_same_records(built, tmp_path):
     """Shard by shard and in order, to the byte."""
 

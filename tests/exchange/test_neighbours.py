@@ -34,6 +34,7 @@ def tone(hertz: float, seconds: float, seed: int) -> np.ndarray:
     return (noise + 0.3 * np.sin(2 * np.pi * hertz * np.arange(len(noise)) / RATE)).astype("f4")
 
 
+@pytest.mark.slow
 def test_the_nearest_of_a_track_are_those_that_sound_like_it(exported, tmp_path, capsys):
     """Three low tones and three bursts of noise, at several lengths, one of two windows.
 

@@ -34,6 +34,7 @@ def direct(of: extract.FeatureSource, alone: bool) -> list[np.ndarray]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stem_norm", "normalize", "alone"),
     [("layer", True, False), ("layer", True, True), ("group", False, False)],

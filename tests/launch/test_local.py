@@ -183,6 +183,7 @@ def losing(tmp_path_factory) -> Iterator[dict[str, subprocess.Popen]]:
         process.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("end", "said"),
     [

@@ -21,6 +21,7 @@ FAMILIES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_training_has_the_same_values_and_gradients(interpreted, monkeypatch, family):
     encoder = Encoder(

@@ -44,6 +44,7 @@ def gelu(x: np.ndarray) -> np.ndarray:
     return x * (1 + scipy.special.erf(x / np.sqrt(2))) / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [64, 128])
 def test_a_narrow_stem_hears_where_a_tone_is(width):
     hertz = filterbank.centres(width)

@@ -272,6 +272,7 @@ def test_health_of_known_labels():
     )
 
 
+@pytest.mark.slow
 def test_parts_of_a_batch_give_what_the_batch_gives_at_once(case):
     """Clips with unlike masked counts, so that means of parts would not do."""
     config = config_of(**SMALLEST)

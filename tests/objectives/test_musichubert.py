@@ -122,6 +122,7 @@ def frozen_of(config: ml_collections.ConfigDict, tmp_path: Path) -> dict:
     return frozen | {"quantizers": {target.name: {"codebook": jnp.asarray(rows, jnp.float32)}}}
 
 
+@pytest.mark.slow
 def test_one_optimizer_step_of_every_full_size_variant(monkeypatch, tmp_path):
     """One after another, to bound memory; those of as many clusters share state and program."""
     programs, state, clusters = full_size.Programs(monkeypatch), None, None

@@ -21,6 +21,7 @@ def rows(config, only: list[str]) -> dict[str, benchmark.TimedRow]:
     return {row.name: row for row in benchmark.measured(config, here, only)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["data2vec", "data2vec2", "hubert"])
 def test_each_part_of_a_step_has_its_operations(method):
     config, only = tiny.config({"batch_size": 4}), ["step", "teacher", "optimizer"]

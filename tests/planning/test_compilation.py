@@ -111,6 +111,7 @@ def test_masks_of_equal_counts_follow_the_batch():
     assert compilation.with_batch(music2vec2.get_config(), 5).mask.copies == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "family, leaves",
     [

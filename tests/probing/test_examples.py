@@ -33,6 +33,7 @@ def scores(source: extract.FeatureSource, names: str, tmp_path: Path, synth_dir:
     return {x["task"]: ([y["test"] for y in x["layers"]], x["test_items"]) for x in results}
 
 
+@pytest.mark.slow
 def test_the_weights_of_a_native_encoder_score_the_same_in_pytorch(
     synth_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -157,6 +157,7 @@ def activations(shapes: list[list[int]], parameters: list[list[int]]) -> list[li
     return [x for x in shapes if np.prod(x) > mask and tuple(sorted(x)) not in known]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stem", STEMS)
 def test_no_activation_leaves_its_device(stem):
     seen = tiny.on_eight_devices(moved_by_a_step, stem)

@@ -21,6 +21,8 @@ from musicssl.runtime.workdir import steps_on_disk
 from musicssl.training import step as step_lib
 from tests.support import commands, runs
 
+pytestmark = pytest.mark.slow
+
 STEPS = 12
 LEAVES = {
     "steps": STEPS,

@@ -176,6 +176,7 @@ def test_the_frozen_encoder_of_iteration_2():
     assert flops.train_step(config) == pytest.approx(sum(flops.train_parts(config).values()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "family, leaves",
     [

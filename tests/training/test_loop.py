@@ -104,6 +104,7 @@ def test_weights_that_do_not_fit_are_refused(unbroken, tmp_path, leaves, message
     saved.close()
 
 
+@pytest.mark.slow
 def test_probes_come_after_the_log_and_neither_they_nor_a_trace_change_anything(
     unbroken, tmp_path, capsys
 ):
@@ -146,6 +147,7 @@ def test_parameters_load_as_the_state_holds_them(unbroken):
     assert (kernel != same).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [lambda path: Session(config(), path), with_codebook])
 def test_nothing_is_moved_implicitly_between_host_and_devices(tmp_path, make):
     """The whole loop, saves and logs included; a NumPy codebook would be moved at each step."""

@@ -16,6 +16,7 @@ from tests.support.sessions import STEPS, Session, clips, config, copies_config,
 pytestmark = pytest.mark.usefixtures("compiled_once", "silence_is_nan", "traced_once", "sigterm")
 
 
+@pytest.mark.slow
 def test_sigterm_in_a_probe_leaves_it_out_and_saves(tmp_path, capsys):
     session = Session(config({"probe.every": 5}), tmp_path)
     asked = Preemption()
@@ -57,6 +58,7 @@ def test_a_crash_costs_the_steps_since_the_last_save(unbroken, tmp_path, at, cap
     assert again.logged("loss")[-1:] == unbroken.logged("loss")[-1:]
 
 
+@pytest.mark.slow
 def test_a_run_of_masked_copies_goes_on_after_a_crash_with_the_same_bits(tmp_path):
     """data2vec 2.0, whose decoder draws noise besides masks and dropout."""
     short = copies_config()
@@ -80,6 +82,7 @@ def test_a_run_of_masked_copies_goes_on_after_a_crash_with_the_same_bits(tmp_pat
     assert len(set(losses)) == len(losses) and min(losses) > 0
 
 
+@pytest.mark.slow
 def test_sigterm_saves_where_it_is_and_the_run_goes_on(unbroken, tmp_path, capsys):
     session = Session(config(), tmp_path)
 
@@ -107,6 +110,7 @@ def silent_at(session: Session, *steps: int) -> None:
     session.batch = batch
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_and_was_not_applied(tmp_path):
     session = Session(config({"checkpoint.every": 1, "checkpoint.keep": 9}), tmp_path)
     silent_at(session, 5)
@@ -121,6 +125,7 @@ def test_a_loss_that_is_not_finite_stops_and_was_not_applied(tmp_path):
     assert newest["step"] == 7 and newest["updates"] == 6
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_is_skipped_and_counted(tmp_path):
     leaves = {"nonfinite": "skip", "checkpoint.every": 1, "checkpoint.keep": 99}
     session = Session(config(leaves), tmp_path)
@@ -149,6 +154,7 @@ def test_a_collapsed_representation_stops_with_what_was_measured(tmp_path):
     assert steps_on_disk(tmp_path)[-1] == 6
 
 
+@pytest.mark.slow
 def test_labels_that_are_all_alike_stop_the_run(tmp_path):
     far = np.full((6, 39), 1e4)
     far[0] = 0

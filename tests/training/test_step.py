@@ -96,6 +96,7 @@ def test_metrics_are_float32_scalars_on_the_device():
     assert set(metrics) >= {"target_std", "prediction_std", "ema_decay"}
 
 
+@pytest.mark.slow
 def test_four_parts_give_the_update_of_the_whole_batch():
     state, metrics = run()
     accumulated, accumulated_metrics = run(accumulate=4)
@@ -107,6 +108,7 @@ def test_four_parts_give_the_update_of_the_whole_batch():
     assert accumulated.updates == STEPS  # one teacher update a step, not one a part
 
 
+@pytest.mark.slow
 def test_parts_give_the_gradients_of_all_masked_copies():
     """data2vec 2.0: a clip's copies stay together."""
     still = SMALL | {"decoder.dropout": 0.0, "decoder.noise": 0.0, "batch_size": 4}

@@ -66,6 +66,7 @@ def validated(tmp_path_factory):
     return session
 
 
+@pytest.mark.slow
 def test_a_look_is_the_loss_without_dropout_over_all_batches_together():
     """Against the objective's own loss of one batch that holds both, masks as they were drawn."""
     tiny = config({"mask.equal_counts": 0})
@@ -172,6 +173,7 @@ def test_every_objective_is_looked_at_and_the_same_state_gives_the_same_values(m
         assert {"validation/loss", "validation/target_std"} <= first.keys()
 
 
+@pytest.mark.slow
 def test_looks_change_no_bit_of_training(validated, tmp_path):
     without = Session(config(), tmp_path)
     assert without.run()
@@ -189,6 +191,7 @@ def test_the_best_step_is_kept_beside_the_newest(validated):
     assert checkpoint.load_params(validated.workdir, best)[3] == best
 
 
+@pytest.mark.slow
 def test_a_resumed_run_looks_at_the_same(validated, tmp_path):
     again = Session(config(EVERY), tmp_path)
     again.preemption = _StopAt(7)
