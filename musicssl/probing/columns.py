@@ -2,7 +2,7 @@
 
 Results whose training runs differ in their seed alone are one column. Its score is the mean over
 probe seeds and then over training seeds, and its interval and tests are of that mean: seeds and
-test items are drawn together.
+test clips are drawn together.
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ import numpy as np
 from musicssl import paths
 from musicssl.probing import metrics
 from musicssl.probing.schema import Results, TaskResult, TrainedBy
+from musicssl.probing.tasks import TASKS
 from musicssl.runtime.workdir import CHANGES_NOTHING
 
 
@@ -68,7 +69,7 @@ def _alike(one: Results, other: Results) -> bool:
         return False
     for name in one["tasks"].keys() & other["tasks"].keys():
         tasks = one["tasks"][name], other["tasks"][name]
-        if unlike(*tasks) or tasks[0].get("test_items") != tasks[1].get("test_items"):
+        if unlike(*tasks) or _drawn(tasks[0]) != _drawn(tasks[1]):
             return False
     return True
 
@@ -110,21 +111,30 @@ def _mean(results: Sequence[TaskResult]) -> float:
 def against(ours: Sequence[TaskResult], theirs: Sequence[TaskResult]) -> metrics.Difference | None:
     """Return the paired test of two columns' results of a task.
 
-    It is None where test items differ, or are not known.
+    It is None where test items, or what is drawn of them, differ, or are not known.
     """
-    items = {(task.get("test_items"), len(task["chosen"]["draws"][0])) for task in (*ours, *theirs)}
-    if len(items) > 1 or None in next(iter(items)):
+    samples = {_drawn(task) for task in (*ours, *theirs)}
+    if len(samples) > 1 or None in next(iter(samples)):
         return None
     draws = [[task["chosen"]["draws"] for task in results] for results in (ours, theirs)]
     return metrics.paired(draws[0], draws[1], _mean(ours) - _mean(theirs))
 
 
-def of_one_seed(task: TaskResult) -> bool:
-    """Return whether a result's draws are of one of its several probe seeds.
+def _drawn(task: TaskResult) -> tuple[str | None, int, bool]:
+    """Return what tells a result's bootstrap samples from others."""
+    return task.get("test_items"), len(task["chosen"]["draws"][0]), _drew_rows(task)
 
-    They are in the files of earlier versions: of the seed that did best on validation.
-    """
-    return len(task["chosen"]["draws"]) < len(task["chosen"]["test_seeds"])
+
+def of_earlier_versions(task: TaskResult) -> list[str]:
+    """Say in what the interval and p of a result are those of an earlier version."""
+    lines = [ONE_SEED] if len(task["chosen"]["draws"]) < len(task["chosen"]["test_seeds"]) else []
+    return [*lines, ROWS] if _drew_rows(task) else lines
+
+
+def _drew_rows(task: TaskResult) -> bool:
+    """Return whether samples are of items though several are of one clip."""
+    known = TASKS.get(task["task"])
+    return known is not None and not known.by_item and "test_clips" not in task
 
 
 def notes(columns: Sequence[Column], tasks: Sequence[str]) -> list[str]:
@@ -141,16 +151,21 @@ def caveats(column: Column, first: Column, task: str) -> list[str]:
     results, others = column.results(task), first.results(task)
     settings = dict.fromkeys(unlike(result, others[0]) for result in results)
     lines = [f"probed with {text}" for text in settings if text]
-    if any(map(of_one_seed, results)):
-        lines.append(ONE_SEED)
+    lines += dict.fromkeys(line for result in results for line in of_earlier_versions(result))
     if column is not first and against(results, others) is None:
-        lines.append("test items are not the same: no test")
+        apart = {result.get("test_items") for result in (*results, *others)}
+        what = "test items" if len(apart) > 1 else "bootstrap samples"
+        lines.append(f"{what} are not the same: no test")
     return lines
 
 
 ONE_SEED = (
     "interval and p are of the one probe seed that did best on validation, as an earlier version "
     "wrote them; the score is the mean over seeds"
+)
+ROWS = (
+    "interval and p draw items as if no two were of one clip, as an earlier version did, and are "
+    "too small; evaluate again"
 )
 
 

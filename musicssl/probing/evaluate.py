@@ -90,7 +90,7 @@ def evaluate(
         seed_scores[outcome.source] = [kind.score(answer) for answer in answers]
     results = {o.source: _layer_result(o, config, seed_scores[o.source]) for o in outcomes}
 
-    # Of the source that is reported, score samples of the test items, the same for every seed.
+    # Of the source that is reported, score samples of the test clips, the same for every seed.
     draws = []
     for seed in seeds:
         values = kind.resample(_answers(best, seed, splits["test"], fps))
@@ -109,6 +109,7 @@ def evaluate(
             "draws": draws,
         },
         "test_items": _digest(test),
+        "test_clips": test.records,
         "layers": list(results.values()),
         "factors": by_level(outputs_of_sources, train, test),
         "chance": kind.chance(task, train, test),
@@ -158,8 +159,12 @@ def _deformed(
         # in single precision, as those of the test as it is are kept
         draws = np.stack([kind.resample(answer) for answer in answers]).astype(np.float32)
         difference = None
-        same = test.labels.scored == clean.scored
-        if same and (task.by_item or np.array_equal(test.labels.labels, clean.labels)):
+        own = test.labels
+        same = own.scored == clean.scored
+        if own.clips is not None and clean.clips is not None:  # parts of clips may be others
+            same = same and np.array_equal(own.labels, clean.labels)
+            same = same and np.array_equal(own.clips, clean.clips)
+        if same:
             difference = metrics.paired_probes(chosen["draws"], draws, whole - mean)
         told.append({
             "deformation": name,

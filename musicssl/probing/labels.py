@@ -1,6 +1,7 @@
 """What the rows of a task's features are labelled with.
 
-A row is a window, a part of one, or a frame; an item is what is scored: a record, or a row.
+A row is a window, a part of one, or a frame; an item is what is scored: a record, or a row. A
+record is a clip, track, recording or note of the data set.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +32,8 @@ class Labels(NamedTuple):
       records of several rows; else empty.
     references: of beat tasks, the beat times of each record in seconds.
     levels: of each factor of the task, its level in each item.
+    clips: the record that each item is of, [i], where several may be of one; None where what is
+      scored are records.
     """
 
     rows: np.ndarray
@@ -40,11 +43,17 @@ class Labels(NamedTuple):
     start: np.ndarray
     references: Sequence[np.ndarray]
     levels: Mapping[str, np.ndarray] = MappingProxyType({})
+    clips: np.ndarray | None = None
 
     @property
     def scored(self) -> int:
         """Count what is scored: records of a beat task, else items."""
         return len(self.references) or len(self.labels)
+
+    @property
+    def records(self) -> int:
+        """Count the records that what is scored is of."""
+        return self.scored if self.clips is None else len(np.unique(self.clips))
 
 
 def item_labels(task: Task, records: Sequence[Record], rows: windows.Rows, fps: float) -> Labels:
@@ -62,7 +71,7 @@ def item_labels(task: Task, records: Sequence[Record], rows: windows.Rows, fps: 
     if task.label in PART_LABELS:
         y = _part_labels(PART_LABELS[task.label], records, rows)
         used = np.flatnonzero(y >= 0) if y.ndim == 1 else np.arange(len(y))
-        return _row_labels(task, used, y[used])
+        return _row_labels(task, used, y[used], rows.record)
 
     # A track without any tag of an MTG subset is not of that subset; elsewhere it counts.
     whole = np.stack([np.asarray(record[task.label]) for record in records])
@@ -73,7 +82,7 @@ def item_labels(task: Task, records: Sequence[Record], rows: windows.Rows, fps: 
     whole = whole.astype(np.float32 if whole.ndim == 2 else np.int32)
     y = whole[rows.record[used]]
     if not task.by_item:
-        return _row_labels(task, used, y)
+        return _row_labels(task, used, y, rows.record)
 
     # Items are the records that belong to the task, numbered anew.
     number = np.cumsum(member) - 1
@@ -94,9 +103,16 @@ def _taken(task: Task, rows: windows.Rows) -> np.ndarray:
     return task.rests | (length > length.max() - 1e-6) | (rows.begin == 0)
 
 
-def _row_labels(task: Task, used: np.ndarray, y: np.ndarray) -> Labels:
-    """Return labels where every row that takes part is an item by itself."""
-    return _checked(task, Labels(used, y, np.arange(len(y)), y, used[:0], ()))
+def _row_labels(task: Task, used: np.ndarray, y: np.ndarray, record: np.ndarray) -> Labels:
+    """Return labels where every row that takes part is an item by itself.
+
+    Args:
+      used: numbers of these rows.
+      y: their labels.
+      record: of all rows.
+    """
+    number = np.arange(len(y))
+    return _checked(task, Labels(used, y, number, y, used[:0], (), clips=record[used]))
 
 
 def _factor_levels(task: Task, records: Sequence[Record]) -> dict[str, np.ndarray]:

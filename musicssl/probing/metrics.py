@@ -9,7 +9,7 @@ import contextlib
 import functools
 import itertools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -189,52 +189,75 @@ def _over_scorable(scores: jax.Array, positives: jax.Array, negatives: jax.Array
 
 
 def bootstrap(
-    score: Score, labels: np.ndarray, outputs: np.ndarray, seed: int = 0, draws: int = 1000
+    score: Score,
+    labels: np.ndarray,
+    outputs: np.ndarray,
+    clips: np.ndarray | None = None,
+    seed: int = 0,
+    draws: int = 1000,
 ) -> np.ndarray:
-    """Score `draws` samples of the test items, drawn with replacement: [draws].
+    """Score `draws` samples of the test clips, drawn with replacement: [draws].
 
-    The samples depend on the seed and the number of items alone, so that draw i of two probes is of
-    the same items: see `over_seeds` and `paired`. A score that is not defined, for want of
-    positives of any class, is NaN.
+    A clip comes with all of its items, since items of one clip are alike: drawn one by one they
+    would seem to tell more than they do (Davison and Hinkley, Bootstrap Methods and their
+    Application, 1997, section 3.8). The samples depend on the seed and the clips alone, so that
+    draw i of two probes is of the same items: see `over_seeds` and `paired`. A score that is not
+    defined, for want of positives of any class, is NaN.
+
+    Args:
+      clips: the clip that each item is of, [i]; None where every item is a clip.
     """
-    random = np.random.default_rng(seed)
+    samples = _samples(np.arange(len(labels)) if clips is None else clips, seed, draws)
     if score in _OF_SAMPLES:
-        chosen = [random.integers(0, len(labels), len(labels)) for _ in range(draws)]
-        return _OF_SAMPLES[score](labels, outputs, np.stack(chosen))
+        return _OF_SAMPLES[score](labels, outputs, samples)
     values = np.full(draws, np.nan)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # scikit-learn tells of classes lacking in a draw
-        for i in tqdm(range(draws), desc="bootstrap", delay=2):
-            chosen_items = random.integers(0, len(labels), len(labels))
+        for i, chosen in enumerate(tqdm(samples, desc="bootstrap", total=draws, delay=2)):
             with contextlib.suppress(ValueError):
-                values[i] = score(labels[chosen_items], outputs[chosen_items])
+                values[i] = score(labels[chosen], outputs[chosen])
     return values
+
+
+def _samples(clips: np.ndarray, seed: int, draws: int) -> Iterator[np.ndarray]:
+    """Yield the numbers of the items of as many clips as there are, drawn with replacement."""
+    random = np.random.default_rng(seed)
+    order = np.argsort(clips, kind="stable")  # items, clip after clip
+    _, start, size = np.unique(clips[order], return_index=True, return_counts=True)
+    for _ in range(draws):
+        drawn = random.integers(0, len(size), len(size))
+        ends = np.cumsum(size[drawn])
+        place = np.arange(ends[-1]) - np.repeat(ends - size[drawn], size[drawn])
+        yield order[np.repeat(start[drawn], size[drawn]) + place]
 
 
 # Scores of many samples at once: scikit-learn, which takes one after another, needs minutes.
 
 
-def _accuracies(labels: np.ndarray, outputs: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """Return `accuracy` of each sample of items, whose numbers are chosen [draws, i]."""
-    return (outputs.argmax(-1) == labels)[chosen].mean(1)
+_Samples = Iterable[np.ndarray]  # the numbers of the items of each, [items of the sample]
 
 
-def _key_scores(labels: np.ndarray, outputs: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """Return `key_score` of each sample of items, whose numbers are chosen [draws, i]."""
-    return key_weights()[labels, outputs.argmax(-1)][chosen].mean(1)
+def _accuracies(labels: np.ndarray, outputs: np.ndarray, samples: _Samples) -> np.ndarray:
+    """Return `accuracy` of each sample of items: [draws]."""
+    right = outputs.argmax(-1) == labels
+    return np.array([right[chosen].mean() for chosen in samples])
 
 
-def _areas(labels: np.ndarray, outputs: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """Return `roc_auc` of each sample of items, whose numbers are chosen [draws, i].
+def _key_scores(labels: np.ndarray, outputs: np.ndarray, samples: _Samples) -> np.ndarray:
+    """Return `key_score` of each sample of items: [draws]."""
+    scores = key_weights()[labels, outputs.argmax(-1)]
+    return np.array([scores[chosen].mean() for chosen in samples])
+
+
+def _areas(labels: np.ndarray, outputs: np.ndarray, samples: _Samples) -> np.ndarray:
+    """Return `roc_auc` of each sample of items: [draws].
 
     A sample is how often it has each item. By class, items stand in the order of their outputs, and
     the area is the share of pairs of a positive and a negative that are in order, ties for a half.
     """
-    draws, (items, classes) = len(chosen), labels.shape
-    counts = np.zeros((draws, items), np.int64)
-    np.add.at(counts, (np.arange(draws)[:, None], chosen), 1)
-
-    areas = np.full((draws, classes), np.nan)
+    items, classes = labels.shape
+    counts = np.stack([np.bincount(chosen, minlength=items) for chosen in samples])  # [draws, i]
+    areas = np.full((len(counts), classes), np.nan)
     for c in tqdm(range(classes), desc="bootstrap", unit=" classes", delay=2):
         order = np.argsort(outputs[:, c], kind="stable")
         value, positive = outputs[order, c], labels[order, c] > 0
@@ -255,7 +278,7 @@ def _areas(labels: np.ndarray, outputs: np.ndarray, chosen: np.ndarray) -> np.nd
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-_OF_SAMPLES: dict[Score, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {
+_OF_SAMPLES: dict[Score, Callable[[np.ndarray, np.ndarray, _Samples], np.ndarray]] = {
     accuracy: _accuracies,
     key_score: _key_scores,
     roc_auc: _areas,
@@ -267,13 +290,13 @@ Draws = Sequence[npt.ArrayLike]
 
 
 def over_seeds(runs: Draws, stream: int = 0) -> np.ndarray:
-    """Draw seeds with each sample of test items: the mean score of the seeds drawn, [draws].
+    """Draw seeds with each sample of test clips: the mean score of the seeds drawn, [draws].
 
     Seeds are those of the probe or, if there are several training runs, the runs: then a run counts
     with the mean of its probe seeds, whose spread is a part of that between runs (Davison and
-    Hinkley, Bootstrap Methods and their Application, 1997, section 3.8). Of n seeds n - 1 are drawn
-    with replacement, so that the variance of their mean is on average the right one for the mean of
-    n (Rao and Wu, JASA 83, 1988, pages 231 to 241). A single seed has no spread to be drawn.
+    Hinkley, section 3.8). Of n seeds n - 1 are drawn with replacement, so that the variance of
+    their mean is on average the right one for the mean of n (Rao and Wu, JASA 83, 1988, pages 231
+    to 241). A single seed has no spread to be drawn.
 
     Args:
       stream: which of several independent sequences of seeds is drawn.
@@ -316,7 +339,7 @@ class Difference(NamedTuple):
 def paired(ours: Draws, theirs: Draws, mean: float) -> Difference:
     """Test two encoders' scores on the same test items against each other.
 
-    Each sample of test items is the same for both, and seeds are drawn for each by itself. p is
+    Each sample of test clips is the same for both, and seeds are drawn for each by itself. p is
     twice the smaller share of samples at or beyond no difference, counted so that it is never 0
     (Davison and Hinkley, 1997, section 4.2).
 

@@ -94,7 +94,7 @@ def _markdown(results: Results) -> str:
     kind = first.get("settings", results["config"])["kind"]
     lines = [
         f"Encoder: {results['features']}. {ruler(kind)} Scores x 100; mean over seeds ± their "
-        "standard deviation, and the mean's 95 % bootstrap interval over test items and seeds.",
+        "standard deviation, and the mean's 95 % bootstrap interval over test clips and seeds.",
         "",
         "| task | score | test | interval | layer | chance | published |",
         "|---|---|---|---|---|---|---|",
@@ -116,7 +116,7 @@ def ruler(kind: str) -> str:
         return (
             "Probe: ridge regression in closed form on standardised features of each layer and of "
             "all layers side by side (concat); penalty and layer are chosen on validation, and "
-            "nothing is drawn at random, so that intervals are over test items alone, or over "
+            "nothing is drawn at random, so that intervals are over test clips alone, or over "
             "training seeds too where several runs are compared."
         )
     hidden = "with a hidden layer" if kind == "mlp" else "linear"
@@ -268,8 +268,7 @@ def notes(tasks: Mapping[str, TaskResult]) -> list[str]:
     for name, task in tasks.items():
         if settings := columns.unlike(task, first):
             lines.append(f"- {name}: probed with {settings}")
-        if columns.of_one_seed(task):
-            lines.append(f"- {name}: {columns.ONE_SEED}")
+        lines += [f"- {name}: {text}" for text in columns.of_earlier_versions(task)]
         if task["unscored_classes"]:
             lines.append(f"- {name}: not in the averages, for want of test items with and "
                          f"without: {', '.join(task['unscored_classes'])}")  # fmt: skip
@@ -286,7 +285,7 @@ def compare(folders: Sequence[Path], out: Path) -> str:
     """Write a table and pictures of several encoders' main scores, and return the table.
 
     Results of runs that differ in their training seed alone are one column. Scores are means over
-    seeds. Beside them are the 95 % interval over test items and seeds and, from the second column
+    seeds. Beside them are the 95 % interval over test clips and seeds and, from the second column
     on, p of the paired test against the first.
 
     Raises:
@@ -322,9 +321,9 @@ def compare(folders: Sequence[Path], out: Path) -> str:
     # What is to be known of it.
     lines += [
         "",
-        "Scores x 100, means over seeds, with the mean's 95 % bootstrap interval over test items "
+        "Scores x 100, means over seeds, with the mean's 95 % bootstrap interval over test clips "
         f"and seeds. p: paired bootstrap test of that mean against {names[0]} on the same samples "
-        "of test items, seeds drawn for each column by itself.",
+        "of test clips, seeds drawn for each column by itself.",
         *columns.notes(shown, shared),
     ]
     table = "\n".join(lines) + "\n"

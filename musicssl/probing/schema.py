@@ -39,9 +39,9 @@ class ChosenResult(LayerResult):
     """The source with the best validation score, which is the one that is reported.
 
     test_seeds: the main test score of each seed.
-    interval: 95 % bootstrap interval of the mean of these, over test items and seeds.
-    draws: of each seed, the main score of each bootstrap sample of the test items: [s][draws].
-      Those of two encoders are of the same items, so that their differences are a paired test.
+    interval: 95 % bootstrap interval of the mean of these, over test clips and seeds.
+    draws: of each seed, the main score of each bootstrap sample of the test clips: [s][draws].
+      Those of two encoders are of the same clips, so that their differences are a paired test.
       Earlier versions wrote those of the seed that did best on validation alone, [draws], and its
       interval; they are read as those of one seed.
     """
@@ -81,7 +81,7 @@ class BesideResult(TypedDict):
     number: of neighbours that are asked, or of items of each class.
     validation: the main score there, the mean over draws.
     test: every score, over draws of the items of each class (sd 0 of neighbours).
-    interval: 95 % of the mean main score, over test items and draws.
+    interval: 95 % of the mean main score, over test clips and draws.
     """
 
     source: str
@@ -105,7 +105,7 @@ class DeformedResult(TypedDict):
 
     deformation: such as "noise:20".
     mean: over seeds.
-    interval: 95 % of it, over test items and seeds.
+    interval: 95 % of it, over test clips and seeds.
     drop: of the score on the test items as they are.
     drop_interval, p: of a paired test of the same probes on the same items; None where deformed
       items are not the same ones, as where speed changes how many rows there are.
@@ -127,6 +127,8 @@ class TaskResult(TypedDict):
     score: the name of the main score, which is reported and compared.
     chosen: the result that is reported.
     test_items: digest of the test items' labels; results with other items do not compare.
+    test_clips: how many clips these are of, as many as a bootstrap sample draws. Earlier versions,
+      which lack it, drew items, even where several are of one clip.
     layers: the result of every source of features.
     factors: by factor, its levels in ascending order; the first factor, "all", has one level.
     chance: every score of the best answer that ignores the audio.
@@ -149,6 +151,7 @@ class TaskResult(TypedDict):
     score: str
     chosen: ChosenResult
     test_items: NotRequired[str]
+    test_clips: NotRequired[int]
     layers: list[LayerResult]
     factors: NotRequired[dict[str, list[LevelResult]]]
     chance: dict[str, float]

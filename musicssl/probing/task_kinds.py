@@ -39,7 +39,7 @@ class Kind:
     score_names: the names of all scores; the first is the one that is reported.
     label: gives a split its labels, from (task, records, feature rows, encoder frames a second).
     score: gives every score of a probe's answers.
-    resample: gives the main score of bootstrap samples of the test items: [draws].
+    resample: gives the main score of bootstrap samples of the test clips: [draws].
     chance: gives every score of the best answer that ignores the audio, which is chosen on the
       labels of training items and scored on those of test items.
     crop_seconds: what a probe trains on of each clip; 0 for single rows.
@@ -102,7 +102,8 @@ def _item_kind(
         return score_outputs(answers.labels.labels, answers.outputs)
 
     def resample(answers: Answers) -> np.ndarray:
-        return metrics.bootstrap(scores[main], answers.labels.labels, answers.outputs, draws=draws)
+        own = answers.labels
+        return metrics.bootstrap(scores[main], own.labels, answers.outputs, own.clips, draws=draws)
 
     def chance(task: Task, train: Labels, test: Labels) -> dict[str, float]:
         return score_outputs(test.labels, constant(task, train, test))

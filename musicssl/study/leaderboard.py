@@ -79,9 +79,9 @@ def _scores(rows: Sequence[Column], tasks: Mapping[str, TaskResult], notes: _Not
     base = escape(rows[0].name)
     parts = [
         "<p>Scores times 100, means over seeds; below, the mean's 95 % bootstrap interval over "
-        "test items and seeds. <b class='up'>▲</b> and <b class='down'>▼</b>: above or below "
+        "test clips and seeds. <b class='up'>▲</b> and <b class='down'>▼</b>: above or below "
         f"{base} (or, where that has no result, the first that has one) with p &lt; {LIKELY} in a "
-        "paired bootstrap test on the same test items; these tests are not corrected for their "
+        "paired bootstrap test on the same test clips; these tests are not corrected for their "
         "number. A small number at a score: its protocol differs, see "
         "<a href='#differs'>below</a>. Shaded from chance to the best of the column.</p>"
         f"<p class='small'>{tables.GLOSSARY}</p>"
@@ -191,7 +191,7 @@ def _differences(notes: _Notes) -> str:
     if not notes:
         return (
             "<p>Nothing: all scores of a task are of the same settings, the same version of the "
-            "protocol and the same test items.</p>"
+            "protocol and the same test clips.</p>"
         )
     lines = "".join(f"<li>{escape(text)}</li>" for text in notes)
     return (

@@ -155,10 +155,10 @@ def _scores(study: Study) -> str:
     base = escape(reference(study))
     parts = [
         "<p>Scores times 100, the mean of several seeds of the classifier; below, the mean's 95 % "
-        "bootstrap interval over test items and seeds. "
+        "bootstrap interval over test clips and seeds. "
         f"<b class='up'>▲</b> and <b class='down'>▼</b>: above or below {base} "
-        f"with p &lt; {LIKELY} in a paired bootstrap test of the means on the same test items. It "
-        "tells what other test items and seeds of the classifier would give, not what another "
+        f"with p &lt; {LIKELY} in a paired bootstrap test of the means on the same test clips. It "
+        "tells what other test clips and seeds of the classifier would give, not what another "
         "training run would: there is one of each. Shaded from chance to the best of the "
         "column.</p>"
     ]

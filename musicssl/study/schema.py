@@ -148,10 +148,10 @@ class StudyTask(TypedDict):
 
 
 class PairedTest(TypedDict):
-    """The paired test of an encoder against another on the same test items.
+    """The paired test of an encoder against another on the same test clips.
 
     mean, interval, p: the difference of the means over the probe's seeds, its 95 % interval over
-      test items and seeds, the two-sided p.
+      test clips and seeds, the two-sided p.
     likely: whether p is below `results.LIKELY`.
     """
 
@@ -165,7 +165,7 @@ class EncoderScore(TypedDict):
     """An encoder's main score of a task.
 
     mean, sd: over the seeds of the probe.
-    interval: 95 % over test items and seeds, of the mean.
+    interval: 95 % over test clips and seeds, of the mean.
     layer: the source of features that validation chose.
     layers: the mean score of each source.
     factors: as in the task's result.

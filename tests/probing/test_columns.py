@@ -15,6 +15,7 @@ def result(name: str, seed: int | None = None, shift: float = 0.0) -> dict:
     own = 0.6 + shift + 0.02 * random.standard_normal(3)
     draws = own[:, None] + shared + 0.01 * random.standard_normal((3, 500))
     task = {
+        "task": "a",
         "score": "accuracy",
         "title": "a task",
         "chosen": {
@@ -99,3 +100,33 @@ def test_what_does_not_compare_is_said() -> None:
     ]
     tested = columns.against(shown[1].results("a"), shown[0].results("a"))
     assert tested is not None and tested.p <= 1  # what can be tested is
+
+
+def test_samples_of_rows_and_of_clips_do_not_compare() -> None:
+    """Earlier versions drew rows of `synth_chord` one by one; those of clips are as ever."""
+
+    def of_task(name: str, task: str, clips: int | None) -> dict:
+        held = changed(result(name, 1 + (clips is None)), "tasks/a/task", task)
+        if clips:
+            held["tasks"]["a"]["test_clips"] = clips
+        return held
+
+    old, new = of_task("old", "synth_chord", None), of_task("new", "synth_chord", 48)
+    assert columns.against([new["tasks"]["a"]], [old["tasks"]["a"]]) is None
+    assert columns.of_earlier_versions(old["tasks"]["a"]) == [columns.ROWS]
+    assert columns.of_earlier_versions(new["tasks"]["a"]) == []
+    assert columns.against([old["tasks"]["a"]], [old["tasks"]["a"]]).p == 1
+    of_run = (
+        {"config": {"seed": 2, "steps": 1}, "step": 1},
+        {"config": {"seed": 1, "steps": 1}, "step": 1},
+    )
+    shown = columns.of_results([old | {"run": of_run[0]}, new | {"run": of_run[1]}])
+    assert columns.notes(shown, ["a"]) == [
+        f"- a: old: {columns.ROWS}",
+        "- a: new: bootstrap samples are not the same: no test",
+    ]
+
+    of_clips = [of_task(name, "synth_key", clips) for name, clips in (("old", None), ("new", 48))]
+    assert columns.against(*([held["tasks"]["a"]] for held in of_clips)) is not None
+    shown = columns.of_results([x | {"run": y} for x, y in zip(of_clips, of_run, strict=True)])
+    assert len(shown) == 1 and columns.notes(shown, ["a"]) == []

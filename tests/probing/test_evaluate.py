@@ -60,6 +60,47 @@ def test_every_seed_has_the_scores_of_its_own_answers_on_the_same_samples(tmp_pa
     assert alone["interval"] == list(metrics.interval(np.array(alone["draws"][0])))
 
 
+@pytest.mark.parametrize("kind", ["linear", "ridge"])
+def test_rows_that_a_clip_repeats_make_no_interval_narrower(tmp_path: Path, kind: str) -> None:
+    """Of chunks of recordings: interval and p with every test chunk four times over are the same.
+
+    Where each row counts by itself they would be half as wide, and half of all rows be drawn of
+    other recordings.
+    """
+    splits = {name: separable(i, 90) for i, name in enumerate(tasks.SPLITS)}
+    splits = {name: of_recordings(split, 3) for name, split in splits.items()}
+    settings = config(tmp_path, epochs=1, layers="1", kind=kind)
+    task, found = tasks.TASKS["vocalset_technique"], []
+    for times in (1, 4):
+        test = repeated(splits["test"], times)
+        parts = splits | {"test": test}
+        deformed = {"noise:20": test._replace(features=test.features + np.float16(1))}
+        result = evaluate.evaluate(
+            task, parts, "abcdefghij", 50, settings, nothing, ("knn", "few_shot"), deformed
+        )
+        assert result["test_clips"] == 30 and result["items"]["test"] == 90 * times
+        found.append(result)
+    for name in ("knn", "few_shot"):
+        assert found[0][name]["interval"] == pytest.approx(found[1][name]["interval"])
+    once, often = (result["chosen"] for result in found)
+    assert once["draws"] == often["draws"] and np.ptp(once["draws"]) > 0.02
+    assert once["interval"] == often["interval"]
+    apart = [result["deformed"][0] for result in found]
+    assert apart[0] == apart[1]
+
+
+def of_recordings(split: evaluate.Prepared, chunks: int) -> evaluate.Prepared:
+    return split._replace(labels=split.labels._replace(clips=split.rows.record // chunks))
+
+
+def repeated(split: evaluate.Prepared, times: int) -> evaluate.Prepared:
+    """A split with every row and item so many times."""
+    own = split.labels
+    rows, number = np.repeat(own.rows, times), np.arange(len(own.rows) * times)
+    y, clips = np.repeat(own.y, times), np.repeat(own.clips, times)
+    return split._replace(labels=labels.Labels(rows, y, number, y, number[:0], (), clips=clips))
+
+
 def test_features_that_do_not_fit_are_read_as_they_are_trained(tmp_path: Path) -> None:
     splits = {name: separable(i, 300) for i, name in enumerate(tasks.SPLITS)}
     results = []

@@ -46,9 +46,26 @@ def test_every_vocalset_chunk_is_an_item() -> None:
     labelled = labels.item_labels(TASKS["vocalset_singer"], records, rows, FPS)
     assert labelled.labels.tolist() == [7, 7, 7, 8]
     assert labelled.item.tolist() == [0, 1, 2, 3]
+    assert labelled.clips.tolist() == [0, 0, 0, 1] and labelled.records == 2
     labelled = labels.item_labels(TASKS["vocalset_technique"], records, rows, FPS)
     assert labelled.labels.tolist() == [2, 2, 0]
     assert labelled.rows.tolist() == [0, 1, 3]
+    assert labelled.clips.tolist() == [0, 0, 1] and labelled.scored == 3
+
+
+def test_half_seconds_are_of_their_clips_and_clips_of_nothing() -> None:
+    """Of two clips; half seconds without a third in their chord take no part."""
+    rows = rows_of([2.1, 1.1], 2.1, 25)
+    for name, wanted in (
+        ("synth_pitch", [0, 0, 0, 0, 1, 1]),
+        ("synth_polyphony", [0, 0, 0, 0, 1, 1]),
+        ("synth_chord", [0, 0, 1, 1]),
+    ):
+        labelled = labels.item_labels(TASKS[name], [song(), song()], rows, FPS)
+        assert labelled.clips.tolist() == wanted and labelled.records == 2
+    records = [{"genre": 3}, {"genre": 1}]
+    labelled = labels.item_labels(TASKS["gtzan_genre"], records, rows_of([60, 30], 30), FPS)
+    assert labelled.clips is None and labelled.records == 2
 
 
 def test_clips_of_giantsteps_are_whole() -> None:

@@ -266,3 +266,115 @@ def test_tempo_accuracies_are_mir_evals_of_one_tempo() -> None:
     assert metrics.tempo_accuracy_octaves(tempi, outputs) == pytest.approx(np.mean(octaves))
     assert 0.2 < np.mean(single) < np.mean(octaves) < 0.9
     assert float(metrics.monitor_tempo(tempi, outputs)) == pytest.approx(np.mean(single))
+
+
+def rows_of_clips(score, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labels and outputs of rows, and their clips: 40 of 1 to 12 rows each, in a mixed order.
+
+    Rows of a clip are right or wrong together.
+    """
+    random = np.random.default_rng(seed)
+    clips = np.repeat(np.arange(40), random.integers(1, 13, 40))
+    clips = clips[random.permutation(len(clips))]
+    heard = random.random(40) < 0.6
+    labels = random.integers(0, 24, len(clips))
+    outputs = one_hot(np.where(heard[clips], labels, (labels + 1) % 24))
+    outputs = outputs + 0.3 * np.round(random.random(outputs.shape), 1)
+    if score in (metrics.roc_auc, metrics.average_precision):
+        labels = one_hot(labels)[:, :5]
+        outputs = outputs[:, :5]
+    return labels, outputs, 100 + 7 * clips
+
+
+@pytest.mark.parametrize(
+    "score",
+    [metrics.accuracy, metrics.key_score, metrics.roc_auc, metrics.average_precision],
+)
+def test_clips_are_drawn_with_all_of_their_rows(score) -> None:
+    """Against a bootstrap that draws clips one after another and puts their rows together."""
+    labels, outputs, clips = rows_of_clips(score)
+    found = metrics.bootstrap(score, labels, outputs, clips, seed=3, draws=30)
+    random, names = np.random.default_rng(3), np.unique(clips)
+    for value in found:
+        rows: list[int] = []
+        for number in random.integers(0, len(names), len(names)):
+            rows += [i for i, clip in enumerate(clips) if clip == names[number]]
+        assert value == pytest.approx(score(labels[rows], outputs[rows]), abs=1e-12)
+
+
+def test_the_interval_of_clips_is_that_of_a_bootstrap_with_draws_of_its_own() -> None:
+    """A share of rows: sums and numbers of rows by clip, drawn in NumPy by another sequence.
+
+    Rows drawn one by one, as if no two were of one clip, have an interval far too narrow.
+    """
+    labels, outputs, clips = rows_of_clips(metrics.accuracy)
+    low, high = metrics.interval(metrics.bootstrap(metrics.accuracy, labels, outputs, clips))
+    number = np.unique(clips, return_inverse=True)[1]
+    right, rows = np.bincount(number, outputs.argmax(1) == labels), np.bincount(number)
+    drawn = np.random.default_rng(9).integers(0, 40, (20_000, 40))
+    wanted = np.percentile(right[drawn].sum(1) / rows[drawn].sum(1), [2.5, 97.5])
+    np.testing.assert_allclose([low, high], wanted, atol=0.02)
+    by_rows = metrics.interval(metrics.bootstrap(metrics.accuracy, labels, outputs))
+    assert by_rows[1] - by_rows[0] < 0.6 * (high - low)
+
+
+@pytest.mark.parametrize("score", [metrics.accuracy, metrics.key_score, metrics.roc_auc])
+def test_rows_that_say_nothing_new_narrow_nothing(score) -> None:
+    """Every row of a clip five times over: the same samples, the same interval and p."""
+    labels, outputs, clips = rows_of_clips(score)
+    five = np.repeat(np.arange(len(labels)), 5)
+    draws = [
+        metrics.bootstrap(score, labels[rows], outputs[rows], clips[rows], draws=100)
+        for rows in (slice(None), five)
+    ]
+    np.testing.assert_allclose(draws[1], draws[0], rtol=1e-12)
+    assert np.ptp(draws[0]) > 0.05
+
+
+@pytest.mark.parametrize("score", [metrics.accuracy, metrics.key_score, metrics.roc_auc])
+def test_where_an_item_is_a_clip_samples_are_of_items_as_ever(score) -> None:
+    """Bit by bit the samples that NumPy draws of items, whether clips are named or not."""
+    labels, outputs, _ = rows_of_clips(score)
+    found = metrics.bootstrap(score, labels, outputs, seed=4, draws=50)
+    named = metrics.bootstrap(score, labels, outputs, np.arange(len(labels)), seed=4, draws=50)
+    np.testing.assert_array_equal(found, named)
+    random = np.random.default_rng(4)
+    chosen = [random.integers(0, len(labels), len(labels)) for _ in range(50)]
+    scores = {
+        metrics.accuracy: lambda x: (outputs.argmax(-1) == labels)[x].mean(),
+        metrics.key_score: lambda x: metrics.key_weights()[labels, outputs.argmax(-1)][x].mean(),
+        metrics.roc_auc: lambda x: metrics.roc_auc(labels[x], outputs[x]),
+    }
+    wanted = np.array([scores[score](x) for x in chosen])
+    if score is metrics.roc_auc:
+        np.testing.assert_allclose(found, wanted, rtol=1e-12)
+    else:
+        np.testing.assert_array_equal(found, wanted)
+
+
+def test_the_paired_test_of_clips_agrees_with_one_that_draws_for_itself() -> None:
+    """Two encoders with three probe seeds each, which differ by clips: clips and seeds are drawn.
+
+    By rows the same difference would be told with far more certainty.
+    """
+    random = np.random.default_rng(5)
+    clips = np.repeat(np.arange(50), 20)
+    hard = random.random(50)
+    skills = (0.72, 0.75, 0.73, 0.60, 0.62, 0.58)
+    right = [hard[clips] + 0.25 * random.standard_normal(50)[clips] < skill for skill in skills]
+    mean = float(np.mean(right[:3]) - np.mean(right[3:]))
+
+    def tested(clips: np.ndarray | None) -> metrics.Difference:
+        draws = [metrics.bootstrap(mean_output, x, x, clips) for x in right]
+        return metrics.paired([draws[:3]], [draws[3:]], mean)
+
+    by_clip = np.stack(right).reshape(6, 50, 20).mean(2)
+    drawn = []
+    for _ in range(4000):
+        chosen = random.integers(0, 50, 50)
+        ours, theirs = random.integers(0, 3, 2), 3 + random.integers(0, 3, 2)
+        drawn.append(by_clip[ours][:, chosen].mean() - by_clip[theirs][:, chosen].mean())
+    found, by_rows = tested(clips), tested(None)
+    np.testing.assert_allclose(found[1:3], np.percentile(drawn, [2.5, 97.5]), atol=0.02)
+    assert found.p == pytest.approx(2 * np.mean(np.array(drawn) <= 0), abs=0.03)
+    assert by_rows.p < found.p / 3 and 0.01 < found.p < 0.3
