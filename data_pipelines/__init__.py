@@ -2,6 +2,6 @@
 
 import os
 
-# TensorFlow asks gs:// for so many bytes whenever it reads, 64 MiB if nobody says otherwise, and
-# looks this up as it is imported.
+# How many bytes TensorFlow requests from gs:// in one read; its default is 64 MiB. It looks this
+# variable up when it is imported.
 os.environ.setdefault("GCS_READAHEAD_BUFFER_SIZE_BYTES", str(1 << 20))

@@ -1,4 +1,4 @@
-"""Reading TFRecord files and nothing more: what any input pipeline is measured against."""
+"""Reads TFRecord files and does nothing more: the baseline for any input pipeline."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ import tensorflow as tf
 
 
 def records(shards: Sequence[str], threads: int, buffer: int = 1 << 20) -> tf.data.Dataset:
-    """Yield whole records without end, in any order, by the fastest TFRecordDataset that was found.
+    """Yield whole records without end, in any order, by the fastest TFRecordDataset we found.
 
     Args:
       buffer: bytes read at once; the best differs between machines.

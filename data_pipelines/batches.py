@@ -1,9 +1,10 @@
 """Deterministic batches of audio from a built data set.
 
 Row r of step s is place p = s * batch_size + r of the stream that `order` or `block_order` defines.
-There is no shuffle buffer and no state: a run goes on at any step at once, and any number of hosts
-read their rows of the same global batches. tf.data keeps the batches in order and bounds what is
-read ahead; the rows of a batch are read by threads into its place in memory, which is never copied.
+There is no shuffle buffer and no state: a run can resume at any step immediately, and any number of
+hosts can each read their rows of the same global batches. tf.data keeps the batches in order and
+limits how far they are read ahead. Threads read the rows straight into the memory of their batch,
+which is never copied.
 """
 
 import logging
@@ -45,9 +46,9 @@ _ENDLESS = 1 << 40  # steps
 _FAILED = -2  # in place of a record; -1 is a row without one
 _PIECE = 8  # rows that a thread reads in one go
 READING = 2  # batches that are read at once, so that no thread waits for the last row of one
-AHEAD = 1  # whole batches that wait beside those
-THREADS = 8  # at most by default: more of them wait for Python's lock
-FAR_THREADS = 64  # for data on gs://, where each waits for an answer most of the time
+AHEAD = 1  # complete batches that wait to be used, besides those being read
+THREADS = 8  # the most by default: with more of them, they wait for Python's lock
+FAR_THREADS = 64  # for data on gs://, where a thread waits for answers most of the time
 _ATTEMPTS = 16  # records tried for one row
 _LOST_SHARE, _LOST_FEW = 0.01, 10  # "skip" ends when both this share and this number are damaged
 
@@ -90,11 +91,11 @@ def iterate(
       samples: of a crop; a record that is shorter is repeated from its start.
       rows: of the global batch, those wanted; all if None.
       on_damage: "stop" raises Damaged at the first record that cannot be read. "skip" takes
-        another record, drawn by a hash, and counts (`Batches.damaged`) until more than 1 % of the
-        records, and more than ten, are lost. Only a record that is cut short or not what was
-        indexed is damaged: one that cannot be read now is read again.
+        another record, drawn by a hash, and counts the damaged ones (`Batches.damaged`) until
+        more than 1 % of the records, and more than ten, are lost. A record counts as damaged only
+        if it is cut short or is not what was indexed; one that cannot be read now is read again.
       order: "shuffled" takes records from anywhere at any time; "blocks" as `block_order` has it.
-      threads: that read; if None, as many as there are cores, up to eight, or 64 for gs://.
+      threads: how many threads read. None means one per core, up to eight, or 64 for gs://.
 
     Returns:
       an iterator of {"audio": int16 [rows, samples], "record": int64 [rows]}, read-only arrays.
@@ -184,7 +185,7 @@ class _Reader:
             ]
             for piece in running:
                 piece.result()
-        except Exception as error:  # to be raised by Batches: TensorFlow would print pages about it
+        except Exception as error:  # raised by Batches later: TensorFlow would print pages about it
             self.errors[step] = error
             records = np.full(len(places), _FAILED)
         return audio, records
@@ -194,7 +195,7 @@ class _Reader:
     ) -> None:
         for row, place in enumerate(places.tolist()):
             if self.closed.is_set():
-                return  # nobody wants the rest
+                return  # nobody needs the rest
             records[row] = self._row(place, int(records[row]), int(starts[row]), audio[row])
 
     def _row(self, place: int, record: int, start: int, out: np.ndarray) -> int:
@@ -210,7 +211,7 @@ class _Reader:
             except Damaged as error:
                 self._count(record, error)
             record, start = self.plan.instead(place, attempt)
-        raise Damaged(f"{self.dataset.directory}: {_ATTEMPTS} records drawn in turn are damaged")
+        raise Damaged(f"{self.dataset.directory}: {_ATTEMPTS} records in a row are damaged")
 
     def _count(self, record: int, error: Damaged) -> None:
         """Note a damaged record, or raise the error where none may be skipped."""
@@ -222,8 +223,8 @@ class _Reader:
         logging.getLogger(__name__).warning("skipped: %s", error)
         if len(self.damaged) > max(_LOST_FEW, _LOST_SHARE * len(self.dataset)):
             raise Damaged(
-                f"{self.dataset.directory}: {len(self.damaged)} damaged records, more than "
-                f"{_LOST_SHARE:.0%} of {len(self.dataset)}: build it again; the last is {error}"
+                f"{self.dataset.directory}: {len(self.damaged)} records are damaged, more than "
+                f"{_LOST_SHARE:.0%} of {len(self.dataset)}: build it again; the last one: {error}"
             )
 
 
@@ -238,7 +239,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         usual = FAR_THREADS if reader.dataset.is_far else min(os.cpu_count() or 1, THREADS)
         pool = ThreadPoolExecutor(threads or usual, "batches")
         self._running = [_pipeline(reader, steps, pool).as_numpy_iterator()]
-        # At exit too: a thread that called into a Python already gone would abort the process.
+        # Also at exit: a thread that calls into a Python that has ended would abort the process.
         self.close = weakref.finalize(self, _close, reader, pool, self._running)
 
     def __next__(self) -> dict[str, np.ndarray]:
@@ -248,7 +249,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         if batch["record"][0] == _FAILED:
             self.close()
             raise self._reader.errors[min(self._reader.errors)]
-        if self._reader.closed.is_set():  # by another thread meanwhile: the batch may be cut off
+        if self._reader.closed.is_set():  # by another thread: the batch may be incomplete
             raise StopIteration
         return batch
 

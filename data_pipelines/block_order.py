@@ -1,16 +1,16 @@
-"""The order "blocks": batches from neighbouring records read at once, for data that lie far away.
+"""The order "blocks": batches from neighbouring records read in one request, for remote data.
 
-A bucket answers a request after tens of milliseconds and counts requests, so whole blocks are
-read: runs of up to RECORDS records of the shards. The rows of every batch belong to lanes, at most
-LANES of them, each a run of rows; a host that has a lane's rows needs that lane's blocks and no
-others. The blocks of an epoch, in the order of a hash, go to the lanes in windows of BLOCKS blocks,
-one window after another in the order in which the lanes come to need them. A lane goes through the
-records of its window in the order of a hash, and again in another one, as often as it takes to use
-up what was read; each time, a hash draws another crop.
+A bucket takes tens of milliseconds to answer a request, and charges for each one, so whole blocks
+are read: runs of up to RECORDS records of the shards. The rows of every batch are divided among at
+most LANES lanes, each a run of rows; a host that has a lane's rows needs that lane's blocks and no
+others. The blocks of an epoch, in the order of a hash, are given to the lanes in windows of BLOCKS
+blocks, one window after another in the order in which the lanes come to need them. A lane visits
+the records of its window in the order of a hash, then again in another order, until what was read
+has been used up; each visit draws another crop by a hash.
 
-So the record and the crop at a place are functions of the seed and the place alone, as they are in
-the order "shuffled", and every block is in one window of an epoch. Lanes come to the ends of their
-windows at different steps, since they begin in different places of their first.
+So the record and the crop at a place are functions of the seed and the place alone, as in the order
+"shuffled", and every block is in exactly one window of an epoch. Lanes reach the ends of their
+windows at different steps, because they begin at different places of their first windows.
 """
 
 import functools
@@ -20,11 +20,11 @@ import numpy as np
 
 from data_pipelines.order import INSIDE, Shuffled, epoch_order, hash64
 
-# These define the order: whoever changes them changes the batches of every run that has it.
+# These define the order: to change one is to change the batches of every run that uses it.
 LANES = 64
 BLOCKS = 2  # in a window
 RECORDS = 20  # in a block, or one fewer: 19 MB of 30 s at 16 kHz
-_READ, _USED = 3, 2  # samples read for so many in crops, at most
+_READ, _USED = 3, 2  # at most 3 samples are read for every 2 that crops use
 
 
 def visits(longest: int, samples: int) -> int:
@@ -33,7 +33,7 @@ def visits(longest: int, samples: int) -> int:
 
 
 class Window(NamedTuple):
-    """What a lane is given at once.
+    """What a lane is given at one time.
 
     blocks: int64 [BLOCKS]. records: int64 [visits, slots], in the order in which they are taken.
     """
@@ -43,7 +43,7 @@ class Window(NamedTuple):
 
 
 class Blocks(Shuffled):
-    """The stream of training in blocks, of records so many samples long."""
+    """The stream of training crops in blocks, from records of given lengths in samples."""
 
     def __init__(self, lengths: np.ndarray, seed: int, samples: int, batch_size: int):
         super().__init__(lengths, seed, samples)
@@ -78,7 +78,7 @@ class Blocks(Shuffled):
     def needed(self, rows: np.ndarray, first: int, last: int) -> list[int]:
         """Return the blocks that some rows need in steps first to last, soonest first.
 
-        And those of a window beyond: it is what there is time to read while the last is used.
+        The blocks of one more window follow: they can be read while the last window is used.
         """
         lanes = np.unique(rows * self.lanes // self.batch_size)
         begin = self._reached(lanes, np.full_like(lanes, first)) // self.size

@@ -1,8 +1,9 @@
 """One owner of what is being written on gs://: an object that only one process can create.
 
-A bucket has no locks, but creates and replaces an object on a condition. Who created the claim
-renews it, and one that was not renewed for SILENT_AFTER seconds is free: its owner was killed. No
-two clocks are compared: whoever finds a claim watches it on its own.
+A bucket has no locks, but it can create or replace an object on a condition. The process that
+created the claim renews it. A claim that was not renewed for SILENT_AFTER seconds is free, because
+its owner must have been killed. No two clocks are compared: a process that finds a claim watches it
+by its own clock.
 """
 
 import contextlib
@@ -21,7 +22,7 @@ from data_pipelines.claim import Claimed, Waiting, machine, said, signature, uns
 
 RENEWED_EVERY = 5.0  # seconds
 SILENT_AFTER = 45.0  # seconds
-_SAY_EVERY = 10.0  # seconds, of one that waits
+_SAY_EVERY = 10.0  # seconds between messages of a process that waits
 
 
 @contextlib.contextmanager
@@ -33,10 +34,10 @@ def claim(
 ) -> Iterator[None]:
     """Hold the claim in object `path`, which is deleted at the end.
 
-    The claim of a process of this machine that is gone is free at once.
+    The claim of a process of this machine that has ended is free at once.
 
     Args:
-      patience, waiting: as of `claim.claim`.
+      patience, waiting: as in `claim.claim`.
       lost: called by another thread when somebody else has taken the claim over.
 
     Raises:
@@ -69,7 +70,7 @@ class _Held:
         self.mine = json.dumps(signature() | own).encode()
 
     def take(self, patience: float, waiting: Waiting) -> None:
-        """Create the object, or replace one that is not renewed; raise Claimed for another."""
+        """Create the object, or replace one that is not renewed; else raise Claimed."""
         began = since = time.monotonic()
         told = began - _SAY_EVERY
         there = self.read()
@@ -91,7 +92,7 @@ class _Held:
                     raise Claimed(said(there.value)[0])
 
     def read(self) -> Any:
-        """Return what the object is now."""
+        """Return the present state of the object."""
         return self._patiently(lambda: self.store.read(self.name))
 
     def owner(self) -> Claimed:
@@ -123,7 +124,7 @@ class _Held:
 
 
 def _is_gone(content: bytes) -> bool:
-    """Return whether a claim is of a process that this one would see, and that has ended."""
+    """Return whether a claim belongs to a process that this one would see, and that has ended."""
     if said(content)[1] != machine():
         return False
     owner, here = json.loads(content), _processes()

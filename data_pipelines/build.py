@@ -1,7 +1,7 @@
 """Builds a data set: python -m data_pipelines.build NAME --data_dir=DATA [--manual_dir=DIR].
 
-NAME is a builder's folder beside this file, NAME/CONFIG one of its configs. Without other flags
-the work is done by processes of this machine. Flags that are not listed here go to Beam:
+NAME is a builder's folder beside this file, and NAME/CONFIG is one of its configs. Without other
+flags, processes of this machine do the work. Flags that are not listed here are passed to Beam:
 --runner=DataflowRunner, FlinkRunner or SparkRunner with their own flags hand it to a cluster. DATA
 may be on gs://. Exit codes: 0 built, 2 a request that cannot be met, 74 storage that did not answer
 (the same command may do better later), 130 interrupted.
@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-# TensorFlow only writes files here; what it has to say of its kernels is noise.
+# TensorFlow only writes files here; its messages about its kernels are noise.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
@@ -34,9 +34,9 @@ from data_pipelines.shards import SKIPPED, BuildError, ShardedBuilder
 from data_pipelines.workers import LOCAL_RUNNER
 
 EXIT_REFUSED = 2  # a request that cannot be met; nothing of it is kept
-EXIT_STORAGE = 74  # a disk or a bucket that did not answer
+EXIT_STORAGE = 74  # a disk or a bucket did not answer
 SOURCE = "manual_dir.txt"  # beside the shards: the folder that they were built from
-# What a disk says that takes no more, and what is then said of it.
+# The errors of a disk that takes no more data, and how the message words them.
 _FULL = {
     "No space left on device": "is full",
     "Disk quota exceeded": "is full",
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def names() -> list[str]:
-    """Return the builders that there are, by their folders' names."""
+    """Return the names of all builders, which are their folders' names."""
     here = Path(__file__).parent
     return sorted(path.parent.name for path in here.glob("*/*_dataset_builder.py"))
 
@@ -77,7 +77,7 @@ def load_builder(name: str, config: str | None, data_dir: str) -> ShardedBuilder
       BuildError: there is no such builder or it has no such config.
     """
     if name not in names():
-        raise BuildError(f"there is no builder {name!r}; there are {', '.join(names())}")
+        raise BuildError(f"there is no builder {name!r}; the builders are {', '.join(names())}")
     module = importlib.import_module(f"data_pipelines.{name}.{name}_dataset_builder")
     configs = list(module.Builder.builder_configs)
     if config is not None and config not in configs:
@@ -101,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
         default=ShardedBuilder.max_lost,
         help="share of the files that may be unusable (0.5)",
     )
-    add("--wait", action="store_true", help="wait for another process that builds the same")
+    add("--wait", action="store_true", help="wait if another process is building this data set")
     return parser
 
 
@@ -113,19 +113,19 @@ def _build(args: argparse.Namespace, beam_flags: Sequence[str]) -> None:
     args.name, args.config = name, args.config or config or None
     _check(args)
     if beam_flags and args.workers:
-        raise BuildError("--workers is for this machine; a Beam runner has flags of its own")
+        raise BuildError("--workers is for this machine; a Beam runner has its own flags")
     beam_options = _beam_options(beam_flags) if beam_flags else {}
     builder = load_builder(args.name, args.config, args.data_dir)
     if _is_built(builder, args):
         return
     with _claimed(builder.data_path, math.inf if args.wait else 0.0):
         builder = load_builder(args.name, args.config, args.data_dir)
-        if not _is_built(builder, args):  # it may have been, until it was ours
+        if not _is_built(builder, args):  # another process may have built it before we held it
             _prepare(builder, args, beam_options)
 
 
 def _is_built(builder: ShardedBuilder, args: argparse.Namespace) -> bool:
-    """Tell, in words too, whether the data set is there, and refuse one of another folder."""
+    """Return and print whether the data set exists; refuse one built from another folder."""
     folder, given = builder.data_path, _source(args)
     source = folder / SOURCE
     if not _is_complete(folder):
@@ -145,10 +145,10 @@ def _is_built(builder: ShardedBuilder, args: argparse.Namespace) -> bool:
 
 
 def _is_complete(folder: epath.Path) -> bool:
-    """Tell what TFDS would, which takes a folder's name for a pattern.
+    """Return what TFDS would, which misreads a folder's name as a pattern.
 
-    On gs:// a folder gets its name file by file, and may be left without some by a build that was
-    killed; then the source was not written either.
+    On gs:// a folder is renamed file by file, so a build that was killed may leave some files out;
+    then the source was not written either.
     """
     named = [folder / "dataset_info.json", *[folder / SOURCE] * ("://" in str(folder))]
     return all(path.exists() for path in named)
@@ -161,14 +161,14 @@ def _prepare(
     builder.max_lost = args.max_lost
     builder.workers = args.workers or _cores()
     for left in paths.matching(folder.parent, f"incomplete.*_{folder.name}"):
-        print(f"{left} is of a build that was killed, or still runs", file=sys.stderr)
+        print(f"{left} is from a build that was killed or is still running", file=sys.stderr)
     start = time.monotonic()
     download = tfds.download.DownloadConfig(manual_dir=args.manual_dir, **beam_options)
     try:
         with _full_disk_named(args.data_dir), contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare(download_config=download)
     except (OSError, tf.errors.OpError):
-        # Where a disk has no claims, somebody else may have been first.
+        # On a disk without claims, another process may have been first.
         other = load_builder(args.name, args.config, args.data_dir)
         if not (_is_complete(other.data_path) and _is_built(other, args)):
             raise
@@ -185,7 +185,8 @@ def _claimed(folder: epath.Path, patience: float) -> Iterator[None]:
     folder.parent.mkdir(parents=True, exist_ok=True)
 
     def waiting(other: claim.Claimed, seconds: float) -> None:
-        print(f"{folder} is being built by {other}: waited {seconds:.0f} s", file=sys.stderr)
+        line = f"{folder} is being built by {other}: waiting, {seconds:.0f} s so far"
+        print(line, file=sys.stderr)
 
     if "://" in str(folder):
         held = bucket_claim.claim(str(place), patience, waiting)
@@ -196,12 +197,12 @@ def _claimed(folder: epath.Path, patience: float) -> Iterator[None]:
             yield
     except claim.Claimed as other:
         raise BuildError(
-            f"{folder} is being built by {other}: wait for its end, which --wait does"
+            f"{folder} is being built by {other}: wait until that has ended, as --wait does"
         ) from other
 
 
 def _source(args: argparse.Namespace) -> str:
-    """Return the folder that is built from, as it is kept and shown."""
+    """Return the folder that the data set is built from, as it is stored and shown."""
     return machine.shown(Path(args.manual_dir).resolve()) if args.manual_dir else ""
 
 
@@ -212,7 +213,7 @@ def _cores() -> int:
 
 
 def _index(folder: epath.Path, write: Callable[[str], None]) -> None:
-    """Indexes the records for data_pipelines.batches, which would else do it on first use."""
+    """Indexes the records for data_pipelines.batches, which would otherwise do so on first use."""
     try:
         write(str(folder))
     except OSError as error:
@@ -220,7 +221,7 @@ def _index(folder: epath.Path, write: Callable[[str], None]) -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Raise BuildError for a flag whose value cannot be; write `~` out in the paths."""
+    """Raise BuildError for a flag with an impossible value; expand `~` in the paths."""
     copied = "copy it to a disk of this machine, or mount the bucket (gcsfuse), and give that"
     try:
         args.data_dir = paths.anywhere(args.data_dir)
@@ -231,18 +232,18 @@ def _check(args: argparse.Namespace) -> None:
     if args.manual_dir is not None and not Path(args.manual_dir).is_dir():
         raise BuildError(f"--manual_dir={machine.shown(args.manual_dir)} is not a folder")
     if machine.shown(Path(args.data_dir).absolute()) != str(Path(args.data_dir).absolute()):
-        raise BuildError(f"{shown} is no UTF-8, which TensorFlow needs; choose another")
+        raise BuildError(f"{shown} is not valid UTF-8, which TensorFlow needs; choose another")
     if "://" not in args.data_dir:
         try:
             Path(args.data_dir).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise BuildError(f"{shown}: {error.strerror}") from error
         if not os.access(args.data_dir, os.W_OK):
-            raise BuildError(f"{shown} may not be written to; choose another")
+            raise BuildError(f"{shown} is not writable; choose another")
     if not 0 <= args.max_lost <= 1:
-        raise BuildError(f"--max_lost={args.max_lost:g} is not a share in 0..1")
+        raise BuildError(f"--max_lost={args.max_lost:g} is not a share from 0 to 1")
     if args.workers is not None and args.workers < 1:
-        raise BuildError(f"--workers={args.workers} is not at least 1")
+        raise BuildError(f"--workers={args.workers} is less than 1")
 
 
 def _beam_options(flags: Sequence[str]) -> dict[str, Any]:
@@ -257,16 +258,16 @@ def _beam_options(flags: Sequence[str]) -> dict[str, Any]:
     runner = options.view_as(StandardOptions).runner
     local = runner in (None, "DirectRunner", "FnApiRunner", LOCAL_RUNNER)
     if not flags[0].startswith("--") or (unknown and local):
-        raise BuildError(f"not known here or to Beam: {' '.join(flags)}; see --help")
+        raise BuildError(f"unknown here and to Beam: {' '.join(flags)}; see --help")
     return {"beam_runner": LOCAL_RUNNER if local else runner, "beam_options": options}
 
 
 @contextlib.contextmanager
 def _full_disk_named(data_dir: str) -> Iterator[None]:
-    """Turns any error that stems from a full disk into one line."""
+    """Turns any error that a full disk caused into one line."""
     try:
         yield
-    except Exception as error:  # TensorFlow, Beam and Python each have their own
+    except Exception as error:  # TensorFlow, Beam and Python each raise their own
         states = [state for sign, state in _FULL.items() if sign in str(error)]
         if not states:
             raise
@@ -302,7 +303,7 @@ def _summary(builder: ShardedBuilder, elapsed: float, workers: str) -> str:
 def _silent_decoders() -> Iterator[None]:
     """Discards what C libraries write to stderr, such as libmpg123's note on every odd header.
 
-    Python's own sys.stderr, with the progress and the errors, goes on as it was.
+    Python's own sys.stderr, which has the progress and the errors, stays as it was.
     """
     python_stderr = sys.stderr
     python_stderr.flush()

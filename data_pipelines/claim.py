@@ -1,4 +1,4 @@
-"""One owner of what is being written: a claim that ends with the process that holds it."""
+"""Gives what is being written one owner, by a claim that ends with the process that holds it."""
 
 import contextlib
 import datetime
@@ -14,19 +14,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 RENEWED_EVERY = 5.0  # seconds
-SILENT_AFTER = 45.0  # seconds without a renewal, after which another machine is taken for dead
-_LOOK_EVERY = 0.5  # seconds, of one that waits
-_SAY_EVERY = 10.0  # seconds, of one that waits
+SILENT_AFTER = 45.0  # seconds without a renewal after which another machine is presumed dead
+_LOOK_EVERY = 0.5  # seconds between looks of a process that waits
+_SAY_EVERY = 10.0  # seconds between its messages
 _HELD = (errno.EWOULDBLOCK, errno.EACCES)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Claimed(BlockingIOError):
-    """Somebody else is writing; the process, its host and since when."""
+    """Another process is writing; the message names it, its host and since when it writes."""
 
 
-Waiting = Callable[[Claimed, float], None]  # takes the owner, and the seconds that are over
+Waiting = Callable[[Claimed, float], None]  # takes the owner, and the seconds waited so far
 
 
 def unsaid(owner: Claimed, seconds: float) -> None:
@@ -37,15 +37,16 @@ def unsaid(owner: Claimed, seconds: float) -> None:
 def claim(path: Path, patience: float = 0.0, waiting: Waiting = unsaid) -> Iterator[None]:
     """Hold the claim in file `path`, which is removed at the end.
 
-    The operating system's lock on the file is the claim; what is written in it, process, host and
-    time, is for people. So the claim of a process that was killed is free at once, whatever file
-    it left. A file server may keep the lock of a machine that is gone, and some have no locks:
-    there a claim is free when its owner, who renews it, has been silent for SILENT_AFTER seconds.
+    The operating system's lock on the file is the claim; the process, host and time that are
+    written into it are for people. So the claim of a process that was killed is free at once, even
+    if its file is still there. A file server may keep the lock of a machine that is gone, and some
+    servers have no locks: there a claim is free when its owner, which should renew it, has not done
+    so for SILENT_AFTER seconds.
 
     Args:
-      patience: seconds to wait for it, if somebody else has it.
-      waiting: called at once and every ten seconds while that is so, with the owner and the
-        seconds that are over.
+      patience: how many seconds to wait for it if another process has it.
+      waiting: called at once and then every ten seconds of that wait, with the owner and the
+        seconds waited so far.
 
     Raises:
       Claimed: another process holds it.
@@ -61,7 +62,7 @@ def claim(path: Path, patience: float = 0.0, waiting: Waiting = unsaid) -> Itera
         with held:
             ended.set()
             if _is_of(path, descriptor):
-                path.unlink(missing_ok=True)  # before it is free: else that of the next one
+                path.unlink(missing_ok=True)  # while locked: later it could be the next owner's
             os.close(descriptor)
 
 
@@ -101,7 +102,7 @@ def _taken(path: Path) -> int:
             if _is_of(path, descriptor):
                 if is_own:
                     return descriptor
-                path.unlink(missing_ok=True)  # a dead process's of another user
+                path.unlink(missing_ok=True)  # it is a dead process's, of another user
         except OSError:
             os.close(descriptor)
             raise
@@ -117,9 +118,9 @@ def _opened(path: Path) -> tuple[int, bool]:
 
 
 def _owner(path: Path, descriptor: int, is_new: bool) -> Claimed | None:
-    """Lock an open claim; return who holds it, None where it is now locked or its owner is gone.
+    """Lock an open claim; return who holds it, or None if it is now locked or its owner is gone.
 
-    The file of an owner that is gone is removed, if the lock is not to be had.
+    The file of an owner that is gone is removed if the lock cannot be had.
     """
     try:
         _lock(descriptor)
@@ -139,9 +140,9 @@ def _owner(path: Path, descriptor: int, is_new: bool) -> Claimed | None:
 
 
 def _lock(descriptor: int) -> None:
-    """Lock a file, or raise OSError at once; a file server locks against others what it may write.
+    """Lock a file, or raise OSError at once; a file server locks only files that may be written.
 
-    A lock that is shared is not to be had beside that of a living owner either.
+    A shared lock cannot be had either while an owner lives.
     """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -152,7 +153,7 @@ def _lock(descriptor: int) -> None:
 
 
 def machine() -> str:
-    """Return what tells this machine from all others, and containers on it from none."""
+    """Return what tells this machine from others; containers on one machine share it."""
     try:
         return _BOOT.read_text().strip()
     except OSError:
@@ -173,17 +174,17 @@ def signature() -> dict[str, int | str]:
 
 
 def said(content: bytes) -> tuple[str, str]:
-    """Return the owner that a claim names, in words, and the owner's machine."""
+    """Return the owner named in a claim, in words, and the owner's machine."""
     try:
         owner = json.loads(content)
         words = f"process {owner['process']} on {owner['host']} since {owner['since']}"
         return words, owner.get("machine", "")
-    except (ValueError, KeyError, TypeError, AttributeError):  # it has just begun
+    except (ValueError, KeyError, TypeError, AttributeError):  # the claim is only half written yet
         return "another process", ""
 
 
 def _renew(descriptor: int, ended: threading.Event, held: threading.Lock) -> None:
-    """Show now and then that a claim's owner lives; the descriptor is open while `held` is free."""
+    """Renew a claim again and again; the descriptor stays open while `held` can be locked."""
     while not ended.wait(RENEWED_EVERY):
         with held, contextlib.suppress(OSError):
             if not ended.is_set():

@@ -1,4 +1,4 @@
-"""Labels of the published test splits, counted: what can be scored by chance, without any audio.
+"""The label counts of the published test splits: from them follow the scores of chance.
 
 `test_counts*.tsv` beside a builder holds where its counts are from, and for each class or tag the
 number of test items that have it and that of all test items.
@@ -25,7 +25,7 @@ TABLES = {
 
 
 class Counts(NamedTuple):
-    """The test items that have each class or tag, those there are, and where that is from."""
+    """How many test items have each class or tag, how many there are, and the source of both."""
 
     positives: dict[str, int]
     items: int
@@ -41,10 +41,11 @@ def read(task: str) -> Counts:
 
 
 def chance(task: str) -> float:
-    """Return the score of an answer that does not hear, with which a test score is to be compared.
+    """Return the score of an answer given without listening, a baseline for test scores.
 
-    Of tags it is the average precision of any constant, the mean share of items that have a tag;
-    of genres and keys the accuracy and the weighted score of the class most frequent in training.
+    For tags it is the average precision of a constant answer, which is the mean share of items
+    that have a tag; for genres and keys it is the accuracy, or weighted score, of always answering
+    the class that is most frequent in training.
     """
     counts = read(task)
     if task not in _FREQUENT:

@@ -1,8 +1,8 @@
 """Turns audio files of any common kind into int16 mono at one rate, or says why it cannot.
 
-A file is decoded and resampled in blocks, so that the most memory is that of the int16 result: 115
-MB an hour at 16 kHz, whatever the file's own rate, channels and encoding. libsndfile decodes what
-it can. FFmpeg, where it is installed, decodes what libsndfile does not know or gives up on.
+A file is decoded and resampled in blocks, so that the int16 result takes most of the memory: 115 MB
+per hour of audio at 16 kHz, whatever the file's own rate, channels and encoding. libsndfile decodes
+what it can. FFmpeg, if it is installed, decodes what libsndfile does not know or gives up on.
 """
 
 import contextlib
@@ -33,16 +33,16 @@ _BYTES_PER_SECOND = {  # typical; 16,000 (128 kbit/s) for the others: duration()
 }
 
 MIN_RATE = 4000  # Hz; less is not music, and a header of 1 Hz would ask for 16,000 times the memory
-QUIETEST = 1e-4  # of full scale, -80 dB: what is below is no music, but the noise of rounding
-_TOO_LONG = 1.05  # a file with more than this share of what it promises is not what was meant
+QUIETEST = 1e-4  # of full scale, -80 dB: what is below is not music but rounding noise
+_TOO_LONG = 1.05  # a file with more than this share of its stated length is not what was meant
 _GRACE = 0.2  # seconds beyond it that encoders add to short files
 _FRAME = 0.02  # seconds: less than a decoder leaves out at a time
-_BEYOND = 0.05  # share of a float file's samples beyond -1..1 that is more than loud passages,
-_FEW = 100  # if it is more than so many
+_BEYOND = 0.05  # share of a float file's samples beyond -1..1 that loud passages do not explain,
+_FEW = 100  # if it is more than this many samples
 _CANCELLED = 0.01  # energy of the channels' mean, by theirs: -20 dB
 _EVERY = 7  # samples from one to the next of those whose energy is measured
 _BLOCK = 1 << 16  # frames decoded at a time: fits the cache, and was fastest of 2^14 .. 2^20
-_LARGEST_START = 1 << 28  # samples allocated on a header's word; more only as it comes
+_LARGEST_START = 1 << 28  # samples allocated because a header says so; more only as they arrive
 
 
 _Decoder = Callable[[Path], Generator[Stream, None, None]]
@@ -123,7 +123,7 @@ def load(
     tracks the default one is decoded; files that were joined are decoded to the end of the last.
 
     Args:
-      quietest: the least deviation from its mean that is sound, as a share of full scale.
+      quietest: the least deviation from the mean that counts as sound, as a share of full scale.
 
     Raises:
       Unusable: the file is empty, unreadable, locked, not audio, corrupt, truncated (less than
@@ -151,10 +151,10 @@ def load(
 
 
 def check_heard(audio: np.ndarray, sample_rate: int, quietest: float = QUIETEST) -> None:
-    """Raise Unusable for int16 [n] in which nothing is to be heard.
+    """Raise Unusable for int16 [n] in which nothing can be heard.
 
-    The tenth of a second at both ends is not looked at if the rest is longer: a constant rings
-    there when it is resampled.
+    The tenth of a second at each end is ignored if the rest is longer: resampling makes a constant
+    ring there.
     """
     if not audio.any():
         raise Unusable("no sound: digital silence")
@@ -170,19 +170,20 @@ def check_heard(audio: np.ndarray, sample_rate: int, quietest: float = QUIETEST)
     if deviation >= max(32768 * quietest, 1e-3):
         return
     if abs(mean) > max(deviation, 0.5):
-        raise Unusable(f"no sound: a constant, {mean / 32768:.3g}")
+        raise Unusable(f"no sound: a constant value of {mean / 32768:.3g}")
     if quietest:
         raise Unusable(f"no sound: below {20 * np.log10(quietest):.0f} dB")
 
 
 def duration(path: str | os.PathLike) -> float:
-    """Return a file's length in seconds by its header alone, 0.0 where that cannot be said.
+    """Return a file's length in seconds by its header alone, or 0.0 if the header does not tell.
 
-    Of what soundfile does not read it is a guess by the size: starting a decoder costs too much.
+    For files that soundfile cannot read it is guessed from the size: starting a decoder would cost
+    too much time.
     """
     path = Path(path)
     try:
-        if not path.is_file():  # a named pipe would be waited for
+        if not path.is_file():  # reading a named pipe would block
             return 0.0
         if kinds.needs_ffmpeg(kinds.kind(path)[0]):
             return path.stat().st_size / _BYTES_PER_SECOND.get(path.suffix.lower(), 16_000)
@@ -210,7 +211,7 @@ def _decode(path: Path, sample_rate: int) -> _Sound:
 
     If both fail, the reason is that of the first, unless only the second knows the file.
     """
-    # what libsndfile has no part of
+    # kinds that libsndfile does not know
     kind, _ = kinds.kind(path)
     if kinds.needs_ffmpeg(kind):
         if not ffmpeg.is_installed():
@@ -238,7 +239,7 @@ def _decode(path: Path, sample_rate: int) -> _Sound:
             known = not second.reason.startswith(UNKNOWN)
             raise (second if first.reason.startswith(UNKNOWN) and known else first) from None
         if first.reason.startswith("corrupt") and abs(sound.seconds - sound.promised) > _FRAME:
-            raise  # FFmpeg has left out what is damaged
+            raise  # FFmpeg has left the damaged parts out
         return sound
 
 
@@ -262,9 +263,9 @@ def _whole(decoder: _Decoder, path: Path, sample_rate: int) -> _Sound:
     if seconds < COMPLETE * promised:
         raise Unusable(f"truncated: {seconds:.1f} of {promised:.1f} s are there")
     if promised and seconds > _TOO_LONG * promised + _GRACE:
-        raise Unusable(f"longer than it says: {seconds:.1f} s, stated are {promised:.1f} s")
+        raise Unusable(f"longer than it says: {seconds:.1f} s instead of {promised:.1f} s")
     if not sound.samples:
-        raise Unusable("empty: no sample in it")
+        raise Unusable("empty: it holds no samples")
     return sound
 
 

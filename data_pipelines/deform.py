@@ -1,10 +1,10 @@
-"""Deformations of audio that an encoder should hear through: noise, MP3, gain, pitch, speed.
+"""Deformations of audio that should not disturb an encoder: noise, MP3, gain, pitch, speed.
 
 noise:20    white noise, 20 dB below the record
 mp3:64      MP3 of 64 kbit/s and back, by FFmpeg
 gain:-12    12 dB less; what exceeds 16 bits is clipped
 pitch:50c   half a semitone up, at the same speed
-speed:1.02  2 % faster, and higher by as much, as a tape; times of labels move along
+speed:1.02  2 % faster, and higher by as much, as a tape; the times of labels move along
 """
 
 import math
@@ -33,7 +33,7 @@ _BOUNDS = {  # of what can be asked for
 
 
 class Records(Protocol):
-    """What is deformed: `labelled_records.Labelled`, as far as it is used here."""
+    """What is deformed: the part of `labelled_records.Labelled` that is used here."""
 
     @property
     def labels(self) -> Sequence[Mapping[str, Any]]:
@@ -135,7 +135,7 @@ def at_speed(record: Mapping[str, Any], speed: float) -> Mapping[str, Any]:
 
 
 def noise(audio: np.ndarray, decibels: float, seed: int) -> np.ndarray:
-    """Add white noise whose power is so many decibels below that of the audio [n]."""
+    """Add white noise whose power is the given number of decibels below that of the audio [n]."""
     x = audio.astype(np.float64)
     level = math.sqrt(np.mean(x**2)) * 10 ** (-decibels / 20)
     return _int16(x + level * np.random.default_rng(seed).standard_normal(len(x)))
@@ -163,7 +163,7 @@ def _speed(audio: np.ndarray, speed: float, rate: int) -> np.ndarray:
 
 
 def _mp3(audio: np.ndarray, kilobits: float, rate: int) -> np.ndarray:
-    """Encode and decode: what FFmpeg puts before and behind the audio is taken off again."""
+    """Encode and decode; the padding that FFmpeg adds at both ends is removed again."""
     with tempfile.TemporaryDirectory() as folder:
         plain, coded, decoded = (Path(folder, name) for name in ("a.wav", "b.mp3", "c.wav"))
         soundfile.write(plain, audio, rate)
@@ -181,7 +181,7 @@ def _mp3(audio: np.ndarray, kilobits: float, rate: int) -> np.ndarray:
 
 
 def _fitted(audio: np.ndarray, length: int) -> np.ndarray:
-    """Cut audio to a length, or fill it up with silence."""
+    """Cut audio to a length, or pad it with silence."""
     return np.pad(audio[:length], (0, max(length - len(audio), 0)))
 
 

@@ -1,8 +1,8 @@
-"""The common part of the labelled data sets, which turn whole files with labels into records.
+"""What the labelled data sets share: they turn whole files with labels into records.
 
-A builder says which tracks there are and where their audio is (`contents`); here they are
-decoded, and the sizes are compared with the published ones. Shards, workers and skipped.tsv are
-those of data_pipelines.shards.
+A builder says which tracks exist and where their audio is (`contents`). Here the tracks are decoded
+and the sizes compared with the published ones. Shards, workers and skipped.tsv are those of
+data_pipelines.shards.
 """
 
 import abc
@@ -34,10 +34,10 @@ class Member:
 
 @dataclasses.dataclass(frozen=True)
 class Track:
-    """One record to be: its unique id, the path it is known by, where its audio is, its labels.
+    """A future record: its unique id, the path it is known by, where its audio is, its labels.
 
-    `seconds` is its length as far as a table states it; `counted` names the entries of
-    EXPECTED_SIZES that it counts for, if that is not its split.
+    `seconds` is its length, if a table states it; `counted` names the entries of EXPECTED_SIZES
+    that it counts towards, if they are not simply its split.
     """
 
     id: str
@@ -53,7 +53,7 @@ class Track:
 class Contents:
     """What a builder found: tracks by split and class names by label.
 
-    `faults` are files left out, {path: reason}; `notes` are lines for the reader.
+    `faults` are the files that were left out, {path: reason}; `notes` are lines for the user.
     """
 
     tracks: Mapping[str, Sequence[Track]]
@@ -144,20 +144,20 @@ class LabelledBuilder(shards.ShardedBuilder, skip_registration=True):  # type: i
 def differences(sizes: Mapping[str, Mapping[str, int | None]]) -> list[str]:
     """Return a line for each entry of `info.metadata["sizes"]` that is not as published."""
     return [
-        f"{name} has {size['built']:,} items, published are {size['published']:,}"
+        f"{name} has {size['built']:,} items, but the published split has {size['published']:,}"
         for name, size in sizes.items()
         if size["published"] not in (None, size["built"])
     ]
 
 
 def _check(name: str, tracks: Mapping[str, Sequence[Track]]) -> None:
-    """Raise BuildError for a split without tracks and for an id that occurs twice in one."""
+    """Raise BuildError for a split without tracks, or with an id that occurs twice."""
     for split, members in tracks.items():
         if not members:
-            raise shards.BuildError(f"{name}: no track of split {split} found; see its README.md")
+            raise shards.BuildError(f"{name}: found no track of split {split}; see its README.md")
         counts = collections.Counter(track.id for track in members)
         if twice := [identity for identity, count in counts.items() if count > 1]:
-            raise shards.BuildError(f"{name}: {twice[0]} is twice in the tables of split {split}")
+            raise shards.BuildError(f"{name}: {twice[0]} occurs twice in the tables of {split}")
 
 
 def _sizes(
@@ -166,7 +166,7 @@ def _sizes(
     skipped: Mapping[str, str],
     published: Mapping[str, int],
 ) -> dict[str, dict[str, int | None]]:
-    """Count what was built, by split or by Track.counted, beside the published numbers."""
+    """Count what was built, by split or by Track.counted, next to the published numbers."""
     planned: collections.Counter[str] = collections.Counter()
     built: collections.Counter[str] = collections.Counter()
     for split, members in tracks.items():
@@ -208,7 +208,7 @@ def _on_disk(audio: epath.Path | Member) -> Iterator[epath.Path]:
         yield epath.Path(copy.name)
 
 
-@functools.lru_cache(maxsize=128)  # mtg_jamendo has 100 archives, a shard may need any of them
+@functools.lru_cache(maxsize=128)  # mtg_jamendo has 100 archives, and a shard may need any of them
 def _index(archive: epath.Path) -> dict[str, tarfile.TarInfo]:
     """List an uncompressed tar by the stems of its members; read their headers only."""
     with archive.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:

@@ -20,10 +20,10 @@ _AUDIO = ("audio", "path", "start")
 class Labelled(NamedTuple):
     """A split of a built data set.
 
-    labels: one dict a record, without the audio. classes: names of each label's classes, as far as
-    the data set tells. sample_rate: Hz of what `read` gives. version: such as
-    "gtzan/16khz/1.0.0". sizes: {entry: {"built", "published"}} of the builders that say so.
-    whole: all records of the split. numbers: of those that `dataset` has, in `whole`.
+    labels: one dict per record, without the audio. classes: names of each label's classes, if the
+    data set tells them. sample_rate: in Hz, of what `read` returns. version: such as
+    "gtzan/16khz/1.0.0". sizes: {entry: {"built", "published"}}, of the builders that state them.
+    whole: all records of the split. numbers: where the records of `dataset` are in `whole`.
     """
 
     dataset: "Dataset | _ChosenRecords"
@@ -37,12 +37,12 @@ class Labelled(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """Of the audio: which records, and their checksums."""
+        """Digest of the audio: which records there are, and their checksums."""
         return _digest(self.dataset)
 
     @property
     def split_digest(self) -> str:
-        """Of the audio of all records of the split."""
+        """Digest of the audio of all records of the split."""
         return _digest(self.whole)
 
     @property
@@ -72,17 +72,17 @@ def open_labelled(
     """Open a split of DATA_DIR/NAME, in its build for `sample_rate` if there is one.
 
     Args:
-      limit: use that many records, spread evenly over the split; 0 for all.
+      limit: how many records to use, spread evenly over the split; 0 means all.
 
     Raises:
       FileNotFoundError: the data set is not built.
-      ValueError: no such split, or a record of it cannot be read.
+      ValueError: there is no such split, or a record of it cannot be read.
     """
     dataset = open_dataset(build_for(name, data_dir, sample_rate), data_dir, split)
     if lost := np.flatnonzero(dataset.samples == 0).tolist():
         raise ValueError(str(dataset.damage(lost[0], f"one of {len(lost)} unreadable records")))
 
-    # the labels, one set a record
+    # the labels, one set per record
     builder = _builder(dataset.directory)
     labels = _labels(dataset.directory, split)
     if len(labels) != len(dataset):
@@ -107,7 +107,7 @@ def open_labelled(
     )
 
 
-@functools.lru_cache(3)  # a data set's splits: its next task need not read hours of audio past
+@functools.lru_cache(3)  # a data set's splits, so that its next task need not read them again
 def _labels(directory: str, split: str) -> list[Mapping[str, Any]]:
     """Read all records of a split without their audio, in the order of Dataset's."""
     builder = _builder(directory)
@@ -129,7 +129,7 @@ def _builder(directory: str) -> tfds.core.DatasetBuilder:
 
 
 def build_for(name: str, data_dir: str | os.PathLike, sample_rate: int) -> str:
-    """Return the build of DATA_DIR/NAME for `sample_rate` if there is one, else its default.
+    """Return the build of DATA_DIR/NAME for `sample_rate` if it exists, else the default one.
 
     Raises:
       FileNotFoundError, ValueError: as `records.require`.
@@ -148,7 +148,7 @@ def _digest(records: "Dataset | _ChosenRecords") -> str:
 
 
 class _ChosenRecords:
-    """Some records of a Dataset, numbered anew."""
+    """Some records of a Dataset, renumbered from 0."""
 
     def __init__(self, dataset: Dataset, records: np.ndarray):
         self.directory, self.sample_rate = dataset.directory, dataset.sample_rate

@@ -1,4 +1,4 @@
-"""The blocks of records that a host is about to need, read before it needs them."""
+"""Reads the blocks of records that a host is about to need, before it needs them."""
 
 import threading
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from data_pipelines.records import Dataset
 
 
 class Lookahead:
-    """Blocks in memory: those of the lanes' windows, and of the windows that follow."""
+    """Blocks in memory: those of the lanes' windows and of the windows that follow."""
 
     def __init__(self, dataset: Dataset, plan: Blocks, rows: np.ndarray, closed: threading.Event):
         self.dataset, self.plan, self.rows, self.closed = dataset, plan, rows, closed
@@ -20,10 +20,10 @@ class Lookahead:
         self.lock = threading.Lock()
 
     def reach(self, step: int, behind: int) -> None:
-        """Begin to read what a step and the next ones need, and let go of the rest.
+        """Begin to read what a step and the next ones need, and drop the rest.
 
         Args:
-          behind: steps before this one that may not be at their end.
+          behind: how many steps before this one may still be unfinished.
         """
         with self.lock:
             if step <= self.step:
@@ -33,7 +33,7 @@ class Lookahead:
             self.held = {x: self.held[x] if x in self.held else self._begin(x) for x in needed}
 
     def bytes(self, record: int, begin: int, size: int) -> memoryview | None:
-        """Return bytes of a record's audio; None if its block is not here, or cannot be whole."""
+        """Return bytes of a record's audio; None if its block is not here or is incomplete."""
         block = self.held.get(self.plan.block_of(record))
         offset = int(self.dataset.index.offset[record])
         return block.bytes(self.dataset.shard(record), offset + begin, size) if block else None
@@ -42,7 +42,7 @@ class Lookahead:
         spans: dict[str, tuple[int, int]] = {}
         for record in self.plan.records_of(block):
             samples = int(self.dataset.samples[record])
-            if samples:  # what is known as damaged is not wanted
+            if samples:  # records known to be damaged are not read
                 shard, offset = self.dataset.shard(record), int(self.dataset.index.offset[record])
                 begin, _ = spans.get(shard, (offset, offset))
                 spans[shard] = begin, offset + 2 * samples
@@ -61,7 +61,7 @@ class _Part:
         self.lock = threading.Lock()
 
     def whole(self, shard: str, closed: threading.Event) -> bytes:
-        """Wait for the bytes; what is begun is begun anew after an error that passes."""
+        """Wait for the bytes; after an error that may pass, begin to read again."""
 
         def read() -> bytes:
             wait, self.wait = self.wait or self.start(), None
@@ -85,6 +85,6 @@ class _Block:
         if part is None:
             return None
         content = part.whole(shard, self.closed)
-        if len(content) < part.end - part.begin:  # the shard is cut off somewhere: who reads a
+        if len(content) < part.end - part.begin:  # the shard is cut off somewhere: whoever reads a
             return None  # record alone is told whether it is this one
         return memoryview(content)[begin - part.begin :][:size]

@@ -1,6 +1,6 @@
-"""What a machine need not have: a home, names in UTF-8, somebody who reads what is said.
+"""What a machine may lack: a home directory, names in UTF-8, someone who reads the output.
 
-Both wings have this from here, so nothing but Python's own library is loaded.
+Both wings import this module, so it loads nothing but Python's standard library.
 """
 
 import contextlib
@@ -15,53 +15,53 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def written_out(path: str) -> str:
-    """Return a path with `~` and `~user` written out, as a shell does only where they stand alone.
+    """Return a path with `~` and `~user` expanded, even after `--flag=`, where a shell does not.
 
     Raises:
-      ValueError: there is no such home.
+      ValueError: there is no such home directory.
     """
     whole = os.path.expanduser(path)
     if whole.startswith("~"):
-        raise ValueError(f"{path}: no home directory is known for it; write the path out")
+        raise ValueError(f"{path}: its home directory is not known; write the path out")
     return whole
 
 
 def shown(path: str | os.PathLike) -> str:
-    """Return a name that can be printed and kept: bytes that are not UTF-8 with backslashes."""
+    """Return a name that can be printed and stored, with bytes that are not UTF-8 escaped."""
     return os.fspath(path).encode("utf-8", "backslashreplace").decode()
 
 
 class _Dropping(io.FileIO):
-    """A descriptor that drops what nobody can read: a pipe's end is closed, a terminal is gone.
+    """A descriptor that drops what nobody can read, because a pipe is closed or a terminal gone.
 
-    What a full disk does not hold is dropped as well, which is told once on stderr.
+    Output that does not fit on a full disk is dropped too, and one line on stderr says so.
     """
 
-    errors = 2  # the descriptor that it is told on; Python's stderr may be this very stream
+    errors = 2  # the descriptor for that line; Python's stderr may be this very stream
     told = False
 
     def write(self, content: Any) -> int:
-        """Write, or do as if it had been written."""
+        """Write, or pretend to have written."""
         try:
             return super().write(content)
         except OSError as error:
             if error.errno in _FULL and not self.told:
                 self.told = True
-                line = f"a part of what is said is lost: {error.strerror}\n"
+                line = f"some of the output is lost: {error.strerror}\n"
                 with contextlib.suppress(OSError):
                     os.write(self.errors, line.encode())
             return len(content)
 
 
 def keep_streams() -> None:
-    """Go on where nobody reads stdout or stderr any more: what is said there is not the work.
+    """Let the work continue when nobody reads stdout or stderr any more.
 
-    Python's streams have descriptors of their own then, so that 1 and 2 may be led elsewhere.
+    Python's streams get their own descriptors, so that 1 and 2 can be redirected.
     """
     for number in range(3):
         try:
             os.fstat(number)
-        except OSError:  # closed before the start: the next file to be opened would be in its place
+        except OSError:  # it was closed before the start: the next opened file would take its place
             os.open(os.devnull, os.O_RDWR)
     errors = os.dup(2)
     for name in ("stdout", "stderr"):

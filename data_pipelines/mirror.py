@@ -1,8 +1,8 @@
-"""A copy of a data set's shards on this machine's disk, or in its memory, to be read there.
+"""Copies a data set's shards to this machine's disk or memory, to be read there.
 
-Each shard is read in parts, written aside, compared with the checksums of the index and then given
-its name, so that a copy that was interrupted goes on where it was. Of the processes of a machine
-one copies, and the others wait for it.
+Each shard is read in parts, written under a temporary name, compared with the checksums of the
+index and then renamed, so that an interrupted copy resumes where it was. One of the processes of a
+machine copies, and the others wait for it.
 """
 
 import functools
@@ -27,16 +27,16 @@ from data_pipelines.records import Dataset
 
 _PART = 8 << 20  # bytes of a request
 _COPIERS = 16  # shards that are copied at once
-_LOOK, _SAY = 0.5, 60.0  # seconds between looks at, and between lines about, another one's copy
+_LOOK, _SAY = 0.5, 60.0  # seconds between looks at, and lines about, another's copy
 
 
 def mirror(name: str, data_dir: str, split: str, target: str) -> Dataset:
     """Copy a split of DATA_DIR/NAME to TARGET, unless it is there already, and open it there.
 
     Raises:
-      FileNotFoundError, ValueError: as `records.open_dataset`; or TARGET is no folder of this
+      FileNotFoundError, ValueError: as `records.open_dataset`; or TARGET is not a folder of this
         machine, or holds the copy of another data set of this name.
-      OSError: the disk is full, or the data cannot be read, as `retries.patiently` has it.
+      OSError: the disk is full, or the data cannot be read; see `retries.patiently`.
     """
     target = paths.local(target, "it is for this machine's own copy of the data")
     source = records.open_dataset(name, data_dir, split)
@@ -48,7 +48,7 @@ def mirror(name: str, data_dir: str, split: str, target: str) -> Dataset:
     while not copy.is_complete():
         try:
             with claim.claim(folder / ".mirror.claim"):
-                if not copy.is_complete():  # it may have been, until it was ours
+                if not copy.is_complete():  # another process may have completed it meanwhile
                     copy.make()
         except claim.Claimed as other:
             if time.monotonic() >= said + _SAY:
@@ -76,18 +76,18 @@ class _Copy:
         self.closed, self.lock = threading.Event(), threading.Lock()
 
     def is_complete(self) -> bool:
-        """Return whether this very split was copied, and no shard of it is gone since."""
+        """Return whether this very split was copied and all of its shards are still there."""
         return self._noted() == self.about and all(
             _size(path) == size for path, size in zip(self.paths, self.sizes, strict=True)
         )
 
     def make(self) -> None:
-        """Copy what is not here, with a bar; what is here is compared with its checksums."""
+        """Copy what is missing, with a bar; compare what is here with its checksums."""
         noted = self._noted()
         if noted.get("source", self.source.directory) != self.source.directory:
             raise ValueError(
                 f"{self.folder} holds the copy of {noted['source']}: use another data.mirror for "
-                f"{self.source.directory}, or remove that one"
+                f"{self.source.directory}, or remove that copy"
             )
         self._require_space()
         paths.write(epath.Path(self.note), json.dumps(self.about | {"index": ""}).encode())
@@ -111,18 +111,18 @@ class _Copy:
             return {}
 
     def _require_space(self) -> None:
-        """Raise OSError if the disk cannot hold what is not here yet."""
+        """Raise OSError if the disk cannot hold what is still missing."""
         here = sum(max(_size(path), _size(_aside(path))) for path in self.paths)
         needed, free = sum(self.sizes) - here, shutil.disk_usage(self.folder).free
         if needed > free:
             raise OSError(
                 f"{self.folder} has {free / 1e9:.2f} GB free and the copy of "
-                f"{self.source.directory} needs {needed / 1e9:.2f} GB more: free some, choose "
-                "another data.mirror, or go without one (--config.data.order=blocks)"
+                f"{self.source.directory} needs {needed / 1e9:.2f} GB more: free some space, "
+                "choose another data.mirror, or do without a copy (--config.data.order=blocks)"
             )
 
     def _shard(self, number: int) -> None:
-        """Copy a shard that is not here; what is missing or damaged at its source stays so."""
+        """Copy a missing shard; what is missing or damaged at its source stays so."""
         path, size = self.paths[number], self.sizes[number]
         if size and _size(path) == size and not self._damage(number, path):
             self._copied(size)
@@ -132,7 +132,7 @@ class _Copy:
         while size:
             self._fetch(self.source.layout.shards[number], size, aside)
             damage = self._damage(number, aside)
-            if not damage or damage == before:  # the same twice: so it is at its source
+            if not damage or damage == before:  # the same damage twice: it is in the source
                 aside.replace(path)
                 return
             self._copied(-size)
@@ -140,7 +140,7 @@ class _Copy:
             before = damage
 
     def _fetch(self, shard: str, size: int, aside: Path) -> None:
-        """Go on with a file where it was left."""
+        """Resume a file where it was left."""
         with aside.open("ab") as file:
             self._copied(file.tell())
             while (begin := file.tell()) < size:
@@ -149,14 +149,14 @@ class _Copy:
                     functools.partial(read, min(_PART, size - begin)), lambda: shard, self.closed
                 )
                 if not part:
-                    raise OSError(f"{shard} is shorter than it was: start the same command again")
+                    raise OSError(f"{shard} became shorter meanwhile: run the same command again")
                 file.write(part)
                 self._copied(len(part))
             file.flush()
             os.fsync(file.fileno())
 
     def _damage(self, number: int, path: Path) -> list[int]:
-        """Return the records of a shard whose checksums, of all their samples, do not match."""
+        """Return the records of a shard for which the checksum of all samples does not match."""
         index, found = self.source.index, []
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as content:
             for record in self.records[number]:
@@ -167,7 +167,7 @@ class _Copy:
         return found
 
     def _beside_shards(self) -> None:
-        """Copy what describes the records, and the index, if it was good enough to be kept."""
+        """Copy what describes the records, and the index if it was good enough to be saved."""
         for path in remote.path(self.source.directory).iterdir():
             if ".tfrecord" not in path.name and path.suffix in (".json", ".txt", ".tsv"):
                 content = retries.patiently(path.read_bytes, path.as_posix)
@@ -182,7 +182,7 @@ class _Copy:
 
 
 def _aside(path: Path) -> Path:
-    """Return where a file lies while it is not whole."""
+    """Return where a file lies while it is incomplete."""
     return path.with_name(f".{path.name}.part")
 
 

@@ -1,10 +1,10 @@
-"""Several data sets read as one, each with its share of the places of a stream.
+"""Reads several data sets as one, each with its share of the places of a stream.
 
-Places come in cycles of as many as the weights, whole numbers, add up to. In a cycle every data set
-has as many places as its weight says; which, the hash of (seed, cycle) decides. What is at the n-th
-of a data set's places is what is at place n of that data set alone. So the record and the crop at a
-place are functions of the seed and the place, as they are of one data set, and the shares are exact
-in every cycle.
+Places come in cycles. The weights are whole numbers, and their sum is the length of a cycle. In a
+cycle every data set has as many places as its weight; a hash of (seed, cycle) decides which. The
+n-th of a data set's places holds what place n of that data set alone would hold. So the record and
+the crop at a place are functions of the seed and the place, as they are for one data set, and the
+shares are exact in every cycle.
 """
 
 import functools
@@ -20,8 +20,8 @@ from data_pipelines.order import Shuffled, hash64
 from data_pipelines.record_index import Damaged
 from data_pipelines.records import Dataset
 
-_MIX = 4  # a stream of the hash, beside those of `order`
-_MOST = 10_000  # places of a cycle
+_MIX = 4  # a stream of the hash, in addition to those of `order`
+_MOST = 10_000  # places in a cycle
 
 
 def parse(text: str) -> dict[str, int]:
@@ -39,11 +39,11 @@ def parse(text: str) -> dict[str, int]:
             share = Fraction(0)
         if share <= 0:
             raise ValueError(
-                f"{part.strip()!r} is no data set and weight: write NAME:WEIGHT, comma-separated, "
-                "with weights above 0"
+                f"{part.strip()!r} is not a data set and a weight: write NAME:WEIGHT, separated by "
+                "commas, with weights above 0"
             )
         if name in weights:
-            raise ValueError(f"{name} is named twice: add its weights up")
+            raise ValueError(f"{name} is named twice: add up its weights")
         weights[name] = share
 
     # Whole numbers, as small as they can be.
@@ -68,7 +68,7 @@ class Part(NamedTuple):
 
 
 class Mixture:
-    """The records of several data sets, one set after another, as a `records.Dataset` has them."""
+    """The records of several data sets, one after another, read as a `records.Dataset` is."""
 
     def __init__(self, datasets: Sequence[Dataset], weights: Sequence[int]):
         """Put data sets together.
@@ -92,7 +92,7 @@ class Mixture:
         return len(self.samples)
 
     def part_of(self, record: int) -> tuple[Dataset, int]:
-        """Return the data set that a record is of, and its number there."""
+        """Return the data set that a record is from, and its number there."""
         firsts = [part.first for part in self.parts]
         part = self.parts[int(np.searchsorted(firsts, record, side="right")) - 1]
         return part.dataset, record - part.first
@@ -110,14 +110,14 @@ class Mixture:
         closed: threading.Event | None = None,
         held: Callable[[int, int, int], bytes | memoryview | None] | None = None,
     ) -> None:
-        """Fill `out` as `Dataset.read` does; nothing of a mixture is `held` in memory."""
+        """Fill `out` as `Dataset.read` does; no record of a mixture is `held` in memory."""
         dataset, number = self.part_of(record)
-        del held  # it counts records of one data set
+        del held  # its numbers are those of one data set
         dataset.read(number, start, out, closed)
 
 
 class Mixed:
-    """The stream of training of a mixture: random crops, in epochs of each data set by itself."""
+    """The training stream of a mixture: random crops, each data set in epochs of its own."""
 
     def __init__(self, mixture: Mixture, seed: int, samples: int):
         self.parts, self.seed = mixture.parts, seed
@@ -156,6 +156,6 @@ class Mixed:
         return which, cycles * weights[which] + ranks - (self.ends - weights)[which]
 
     def _cycle(self, cycle: int) -> np.ndarray:
-        """Return the ranks of a cycle's places: which data set has one, its weight decides."""
+        """Return the ranks of a cycle's places, by which the weights allot them to data sets."""
         drawn = hash64(self.seed, _MIX, cycle, np.arange(self.size))
         return np.argsort(np.argsort(drawn, kind="stable"), kind="stable")

@@ -1,8 +1,8 @@
 """The order of the data: which record, and which part of it, at each place of a stream.
 
-Place p of the training stream is in epoch p // N of a data set of N records. The epoch's order
-sorts the records by a hash of (seed, epoch, record), and another hash of the same draws the crop:
-everything is a function of the seed and the place, so nothing has to be saved or replayed.
+Place p of the training stream is in epoch p // N of a data set of N records. An epoch's order sorts
+the records by a hash of (seed, epoch, record), and another hash of these draws the crop. Everything
+is a function of the seed and the place, so nothing has to be saved or replayed.
 """
 
 import functools
@@ -41,7 +41,7 @@ def epoch_order(records: int, seed: int, epoch: int) -> np.ndarray:
 def crop_starts(
     lengths: np.ndarray, samples: int, seed: int, epochs: np.ndarray, records: np.ndarray
 ) -> np.ndarray:
-    """Return the first sample of each record's crop in its epoch, uniform over those possible.
+    """Return the first sample of each record's crop in its epoch, uniform over all possible ones.
 
     Args:
       lengths: samples of each of the records, int64 [rows].
@@ -52,17 +52,17 @@ def crop_starts(
 
 
 class StreamPlan(Protocol):
-    """Which record, from which sample on, is at each place of a stream."""
+    """Which record is at each place of a stream, and from which sample on."""
 
     def __call__(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return (records, starts), int64; record -1 is none."""
 
     def instead(self, place: int, attempt: int) -> tuple[int, int]:
-        """Return (record, start) to try when what belongs at a place is damaged."""
+        """Return the (record, start) to try when the record at a place is damaged."""
 
 
 class Shuffled:
-    """The stream of training: endless epochs of random crops, of records so many samples long."""
+    """The training stream: endless epochs of random crops, from records of given lengths."""
 
     def __init__(self, lengths: np.ndarray, seed: int, samples: int):
         self.lengths, self.seed, self.samples = lengths, seed, samples

@@ -1,4 +1,4 @@
-"""What a path may be: on a disk or on gs://, with names like patterns and nameless owners."""
+"""Paths on a disk or on gs://, even with names that look like patterns and unknown owners."""
 
 import fnmatch
 import os
@@ -18,7 +18,7 @@ def anywhere(path: str) -> str:
     """Return a path that may be on this machine or on gs://, with `~` written out.
 
     Raises:
-      ValueError: it is an address of another kind, or there is no such home.
+      ValueError: it is an address of another kind, or there is no such home directory.
     """
     scheme, found, _ = path.partition("://")
     if found and scheme != "gs":
@@ -32,7 +32,8 @@ def local(path: str, remedy: str) -> str:
     """Return a path of this machine, with `~` written out.
 
     Raises:
-      ValueError: it is an address such as gs://, with the remedy; or there is no such home.
+      ValueError: it is an address such as gs://, with the remedy; or there is no such home
+        directory.
     """
     if "://" in path:
         raise ValueError(f"{path} has to be a folder of this machine: {remedy}")
@@ -40,10 +41,10 @@ def local(path: str, remedy: str) -> str:
 
 
 def matching(folder: epath.Path, pattern: str) -> list[epath.Path]:
-    """Return what is below `folder` and fits the pattern, sorted.
+    """Return what is below `folder` and matches the pattern, sorted.
 
-    `*`, `?` and `[...]` are looked for in the names that are found, never in the folder's own,
-    which etils would take for a pattern too. A name with a leading dot fits if the pattern has one.
+    `*`, `?` and `[...]` apply to the names below the folder, never to the folder's own name, which
+    etils would also treat as a pattern. A leading dot in a name must be in the pattern too.
     """
     return sorted(_matching(folder, pattern.split("/")))
 
@@ -68,15 +69,16 @@ def _matching(folder: epath.Path, parts: list[str]) -> Iterator[epath.Path]:
 
 
 def size(path: str | os.PathLike) -> int:
-    """Return the bytes of a file; etils would look for its owner's name, which need not exist."""
+    """Return the bytes of a file; etils would look up its owner's name, which need not exist."""
     name = os.fspath(path)
     return tf.io.gfile.stat(name).length if "://" in name else Path(name).stat().st_size
 
 
 def write(path: epath.Path, content: bytes) -> None:
-    """Write a file so that others see all of it or nothing: on a disk aside, and then renamed.
+    """Write a file so that others see all of it or nothing.
 
-    An object on gs:// appears as it is complete.
+    On a disk it is written under a temporary name and then renamed; an object on gs:// appears when
+    it is complete.
 
     Raises:
       OSError: it could not be written; nothing is left of it.

@@ -1,7 +1,7 @@
-"""Parts of files by their bytes: local ones by pread, those on gs:// by requests for ranges.
+"""Reads byte ranges of files: of local ones by pread, of those on gs:// by range requests.
 
 TensorFlow's files on gs:// open a connection for every read and occupy a thread while they wait.
-tensorstore keeps its connections, and a read that was begun needs no thread.
+tensorstore keeps its connections, and a read in progress needs no thread.
 """
 
 import errno
@@ -13,11 +13,11 @@ from typing import Any
 
 import tensorstore
 
-_ANSWER = 60.0  # seconds in which a bucket has to have answered
+_ANSWER = 60.0  # seconds within which a bucket must answer
 OPEN_FILES = 128  # local files that are kept open
-_LOCAL_READERS = 4  # threads that read what was begun on a local disk
+_LOCAL_READERS = 4  # threads that carry out reads from a local disk
 _LASTING = ("PERMISSION_DENIED", "UNAUTHENTICATED", "INVALID_ARGUMENT", "NOT_FOUND")
-# Few repetitions of its own: how long errors are borne with is for `retries` to say.
+# tensorstore itself retries little: `retries` decides how long errors are tolerated.
 _CONTEXT = {
     "gcs_request_retries": {"max_retries": 1, "initial_delay": "100ms"},
     "gcs_request_concurrency": {"limit": 64},
@@ -41,11 +41,11 @@ class _File:
 
 
 class Ranges:
-    """Reads of the files that somebody works with; threads may share it.
+    """Reads files and keeps them open; threads may share it.
 
-    Every error is an OSError, of a bucket with EIO where it may pass and EACCES where it will not.
-    A file that is no longer there is a stale one (ESTALE), since it was there when its size was
-    taken: a disk of the network may be away for a while.
+    Every error is an OSError; for a bucket, errno is EIO if the error may pass and EACCES if it
+    will not. A missing file is reported as stale (ESTALE), since it existed when its size was
+    taken: a network disk may be away for a while.
     """
 
     def __init__(self) -> None:
@@ -53,11 +53,11 @@ class Ranges:
         self._pool = functools.cache(lambda: ThreadPoolExecutor(_LOCAL_READERS, "ranges"))
 
     def read(self, path: str, begin: int, size: int) -> bytes:
-        """Return bytes of a file, fewer than `size` if it ends before."""
+        """Return bytes of a file, fewer than `size` if the file ends earlier."""
         return self._pread(path, begin, size) if "://" not in path else _bucket(path, begin, size)()
 
     def begin(self, path: str, begin: int, size: int) -> Callable[[], bytes]:
-        """Begin to read as `read` does; what is returned waits for the bytes."""
+        """Begin to read as `read` does; return a function that waits for the bytes."""
         if "://" in path:
             return _bucket(path, begin, size)
         return self._pool().submit(self._pread, path, begin, size).result
@@ -73,7 +73,7 @@ class Ranges:
 
 
 def _bucket(path: str, begin: int, size: int) -> Callable[[], bytes]:
-    """Begin to read from a bucket; return what waits for it."""
+    """Begin to read from a bucket; return a function that waits for the bytes."""
     folder, _, name = path.rpartition("/")
     future = store(folder).read(name, byte_range=slice(begin, begin + size))
 
@@ -90,10 +90,10 @@ def _bucket(path: str, begin: int, size: int) -> Callable[[], bytes]:
 
 
 def answer(future: Any, path: str) -> Any:
-    """Return what a bucket answers to a request of tensorstore's.
+    """Return a bucket's answer to a request of tensorstore's.
 
     Raises:
-      OSError: with EIO where the error may pass, EACCES where it will not.
+      OSError: with EIO if the error may pass, with EACCES if it will not.
       EOFError: the file ends before the bytes that were asked for.
     """
     try:
@@ -109,7 +109,7 @@ def answer(future: Any, path: str) -> Any:
 
 @functools.lru_cache(16)
 def store(folder: str) -> tensorstore.KvStore:
-    """Open a folder of a bucket, with a slash at its end or without."""
+    """Open a folder of a bucket, whether or not its name ends with a slash."""
     bucket, _, inside = folder.removeprefix("gs://").rstrip("/").partition("/")
     spec = {"driver": "gcs", "bucket": bucket, "path": f"{inside}/" if inside else ""}
     return tensorstore.KvStore.open(spec, context=tensorstore.Context(_CONTEXT)).result()

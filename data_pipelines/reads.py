@@ -1,6 +1,6 @@
-"""What a crop reads of where its data lie, in the mean: bytes, and reads of them.
+"""How many bytes and reads a crop takes on average where its data are stored.
 
-For plans; what is really read is for `records` and `lookahead` to say. Imports no TensorFlow.
+This is for plans; `records` and `lookahead` decide what is really read. Imports no TensorFlow.
 """
 
 from typing import NamedTuple
@@ -9,22 +9,23 @@ import numpy as np
 
 from data_pipelines import block_order
 
-BLOCK = 1 << 16  # bytes of audio to a checksum: what is read are whole ones
+BLOCK = 1 << 16  # bytes of audio per checksum; only whole blocks are read
 ORDERS = ("shuffled", "blocks")
 
 
 class Reads(NamedTuple):
-    """What a crop reads, in the mean."""
+    """What a crop reads on average."""
 
     bytes: float
     reads: float
 
 
 def of_crop(order: str, samples: int, record: int) -> Reads:
-    """Return what a crop of so many samples reads of records of `record` int16 samples.
+    """Return what a crop of `samples` samples reads from records of `record` int16 samples.
 
-    In "blocks" it is a crop's part of a block of records, which is read at once and used for
-    several crops of each; a block that lies in two shards takes two reads and is counted as one.
+    In the order "blocks" it is a crop's share of a block of records, which is read at once and used
+    for several crops of each record. A block that lies in two shards takes two reads and is counted
+    as one.
     """
     if order == "blocks":
         visits = block_order.visits(record, samples)

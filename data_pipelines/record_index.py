@@ -1,10 +1,11 @@
 """The index of a built data set's shards: where each record's samples are, and their checksums.
 
-TFRecord's own checksum covers a whole record, and a 5 s crop is a sixth of one of 30 s. So the
-shards are read and verified whole, by TensorFlow, once, when the index is made. It holds the place
-and number of each record's samples and the CRC-32 of the samples up to the end of every 64 KiB
-block: any run of blocks can then be read alone and checked. It lies beside the shards, takes 84
-bytes for a record of 30 s at 16 kHz, and is made anew when the shards' sizes no longer match.
+TFRecord's own checksum covers a whole record, but a crop of 5 s is only a sixth of one of 30 s. So
+TensorFlow reads and verifies the whole shards once, when the index is made. The index holds the
+position and number of each record's samples and the CRC-32 of the samples up to the end of every
+64 KiB block: any run of blocks can then be read alone and checked. The index is stored beside the
+shards, takes 84 bytes for a record of 30 s at 16 kHz, and is rebuilt when the shards' sizes no
+longer match.
 """
 
 import io
@@ -37,7 +38,7 @@ class Damaged(OSError):
 
 
 class Layout(NamedTuple):
-    """What dataset_info.json says of a split: its shards, the records in each."""
+    """What dataset_info.json says about a split: its shards, and the records in each."""
 
     shards: tuple[str, ...]
     lengths: tuple[int, ...]
@@ -52,9 +53,9 @@ class Layout(NamedTuple):
 
 
 class Index(NamedTuple):
-    """The records of a split in the order of its shards.
+    """The records of a split, in the order of its shards.
 
-    A record that could not be read has no samples, and the offset at which it should begin.
+    A record that could not be read has 0 samples, and the offset at which it should begin.
     """
 
     offset: np.ndarray  # int64 [records], byte of the shard where the samples begin
@@ -62,18 +63,18 @@ class Index(NamedTuple):
     sums: np.ndarray  # uint32; for each record 0, then the CRC-32 up to each block's end
 
     def first(self) -> np.ndarray:
-        """Return the place in sums of each record's 0, int64 [records]."""
+        """Return the place in `sums` of each record's 0, int64 [records]."""
         counts = _blocks(self.samples) + 1
         return np.cumsum(counts) - counts
 
 
 def _blocks(samples: np.ndarray) -> np.ndarray:
-    """Return how many blocks, the last perhaps short, hold so many int16 samples."""
+    """Return how many blocks hold a number of int16 samples; the last block may be short."""
     return -(-2 * samples // BLOCK)
 
 
 def layouts(directory: epath.Path) -> dict[str, Layout]:
-    """Return the splits that have records, of a data set's version directory."""
+    """Return those splits of a data set's version directory that have records."""
     builder = retries.patiently(lambda: tfds.builder_from_directory(directory), directory.as_posix)
     info = builder.info
     if info.file_format.value != "tfrecord":
@@ -93,7 +94,7 @@ def write_index(directory: str) -> None:
     """Verify and index every split of a data set's version directory.
 
     Raises:
-      Damaged: a record is not readable; its split is left without an index.
+      Damaged: a record is unreadable; its split gets no index.
     """
     for layout in layouts(remote.path(directory)).values():
         layout.path.unlink(missing_ok=True)
@@ -109,9 +110,9 @@ def complete_index(directory: str) -> None:
 
 
 def read_index(layout: Layout) -> Index:
-    """Return the index beside the shards, or a new one, saved if it can be.
+    """Return the index beside the shards, or a new one, which is saved if possible.
 
-    Damage is no error here, and is not saved: it may be mended.
+    Damage is not an error here, and is not saved, since it may be repaired.
     """
     sizes = shard_sizes(layout)
     index = _load(layout, sizes)
@@ -138,7 +139,7 @@ def shard_sizes(layout: Layout) -> np.ndarray:
 
 
 def _load(layout: Layout, sizes: np.ndarray) -> Index | None:
-    """Load the saved index, or return None if there is none that fits the shards."""
+    """Load the saved index; return None if there is none that matches the shards."""
     try:
         content = retries.patiently(layout.path.read_bytes, layout.path.as_posix)
         with np.load(io.BytesIO(content)) as saved:
@@ -151,7 +152,7 @@ def _load(layout: Layout, sizes: np.ndarray) -> Index | None:
         logging.getLogger(__name__).warning("%s: %s; indexing again", layout.path, error)
         return None
 
-    # an index of other shards, or of another format, does not fit
+    # an index of other shards, or of another format, does not match
     expected: dict[str, npt.ArrayLike] = {
         "format": _FORMAT,
         "sizes": sizes,
@@ -167,9 +168,9 @@ def _load(layout: Layout, sizes: np.ndarray) -> Index | None:
 
 
 def save(layout: Layout, sizes: np.ndarray, index: Index) -> None:
-    """Write the index aside and rename it, unless a record is damaged.
+    """Write the index under a temporary name and rename it, unless a record is damaged.
 
-    It is made in memory: NumPy goes back in a file that it writes, which one on gs:// cannot do.
+    It is made in memory: NumPy seeks back in a file that it writes, which gs:// does not allow.
     """
     if not index.samples.all():
         record = int(np.argmin(index.samples))
@@ -204,7 +205,7 @@ def _scan_shard(shard: str, size: int, records: int) -> list[_IndexRow]:
     for position, record in _records(shard, size):
         if len(rows) == records:
             raise ValueError(
-                f"{shard} holds more than the {records} records that dataset_info.json says: "
+                f"{shard} holds more than the {records} records that dataset_info.json states: "
                 "build the data set again"
             )
         rows.append(_row(shard, position, record))
@@ -223,10 +224,10 @@ def _row(shard: str, position: int, record: bytes | None) -> _IndexRow:
 
 
 def _records(shard: str, size: int) -> Iterator[tuple[int, bytes | None]]:
-    """Yield (position, record) of a TFRecord file, None for one that TensorFlow finds damaged.
+    """Yield (position, record) of a TFRecord file; None for a record that TensorFlow finds damaged.
 
-    What follows a damaged record is found through its length. If that is damaged too, it leads to
-    more damage or past the end, and the rest of the shard is lost.
+    What follows a damaged record is found by the record's length. If the length is damaged too, it
+    leads to more damage or past the end, and the rest of the shard is lost.
     """
 
     buffer = 8 << 20 if "://" in shard else 1 << 20  # bytes; each is a request to a bucket
@@ -257,8 +258,8 @@ def _records(shard: str, size: int) -> Iterator[tuple[int, bytes | None]]:
 def _audio_span(shard: str, example: bytes) -> tuple[int, int]:
     """Find the bytes of the feature "audio" in a serialised tf.train.Example.
 
-    By its wire format, since parsing would copy the audio: Example.features (field 1) holds
-    entries (1) of a key (1) and a Feature (2), whose bytes_list (1) holds values (1).
+    The wire format is read directly, since parsing would copy the audio: Example.features (field 1)
+    holds entries (1) of a key (1) and a Feature (2), whose bytes_list (1) holds values (1).
     """
     for _, begin, end in _fields(example, 0, len(example)):
         for _, entry, entry_end in _fields(example, begin, end):
@@ -273,7 +274,7 @@ def _audio_span(shard: str, example: bytes) -> tuple[int, int]:
 
 
 def _fields(message: bytes, begin: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Yield (number, begin, end) of each field of a Protocol Buffers message that has no others."""
+    """Yield (number, begin, end) of each field of a message with length-delimited fields only."""
     while begin < end:
         number = message[begin] >> 3
         size = shift = 0

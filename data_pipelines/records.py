@@ -1,4 +1,4 @@
-"""The records of a built data set, any part of any of them at once."""
+"""The records of a built data set; any part of any record can be read directly."""
 
 import dataclasses
 import functools
@@ -24,7 +24,7 @@ _DEFAULT_RATE = 16_000  # Hz, of a data set whose config does not say otherwise
 class Dataset:
     """One split of a built data set; its length is the number of records.
 
-    `samples` is 0 for a record that was unreadable when the split was opened.
+    `samples` is 0 for records that were unreadable when the split was opened.
     """
 
     directory: str
@@ -62,7 +62,7 @@ class Dataset:
         return self.layout.shards[self._shard[record]]
 
     def damage(self, record: int, what: str) -> Damaged:
-        """Return the error that says what is wrong with a record."""
+        """Return an error that says what is wrong with a record."""
         return Damaged(f"{self.layout.where(record, self.index.offset[record])}: {what}")
 
     def read(
@@ -73,22 +73,22 @@ class Dataset:
         closed: threading.Event | None = None,
         held: Callable[[int, int, int], bytes | memoryview | None] | None = None,
     ) -> None:
-        """Fill `out`, int16 [n], from sample `start` on; a record too short is repeated from there.
+        """Fill `out`, int16 [n], from sample `start` on; too short a record repeats from there.
 
         Args:
-          closed: is set when nobody wants it any more.
-          held: returns bytes of a record that are in memory already, by (record, begin, size), or
-            None.
+          closed: is set when nobody needs the samples any more.
+          held: takes (record, begin, size) and returns these bytes if they are in memory already,
+            else None.
 
         Raises:
           Damaged: the record is cut short or is not what was indexed.
-          OSError: it cannot be read, as `retries.patiently` has it.
+          OSError: it cannot be read; see `retries.patiently`.
         """
         samples = min(len(out), int(self.samples[record]) - start)
         if samples <= 0:
             raise self.damage(record, "missing, empty or damaged")
 
-        # whole blocks around the samples, since a checksum is of a whole block
+        # whole blocks around the samples, since a checksum covers a whole block
         low, high = 2 * start // BLOCK, -(-2 * (start + samples) // BLOCK)
         begin = low * BLOCK
         size = min(high * BLOCK, 2 * int(self.samples[record])) - begin
@@ -116,14 +116,14 @@ class Dataset:
 
 
 def open_dataset(name: str, data_dir: str | os.PathLike, split: str) -> Dataset:
-    """Open a split of DATA_DIR/NAME, indexing it first if that was not done when it was built.
+    """Open a split of DATA_DIR/NAME; index it first if that was not done when it was built.
 
     Args:
       name: of the builder ("music_folder") or of one of its configs ("music_folder/24khz").
 
     Raises:
       FileNotFoundError: the data set is not built.
-      ValueError: no such split, or several configs are there and none is the default.
+      ValueError: there is no such split, or there are several configs and none is the default.
     """
     return open_directory(require(name, data_dir), split)
 
@@ -132,11 +132,13 @@ def open_directory(directory: epath.Path, split: str) -> Dataset:
     """Open a split of a data set's version directory, as `open_dataset` does.
 
     Raises:
-      ValueError: no such split.
+      ValueError: there is no such split.
     """
     splits = layouts(directory)
     if split not in splits:
-        raise ValueError(f"{directory} has no records in split {split!r}, but in {sorted(splits)}")
+        raise ValueError(
+            f"{directory} has no records in split {split!r}; it has some in {sorted(splits)}"
+        )
     layout = splits[split]
     return Dataset(str(directory), split, _sample_rate(directory), layout, read_index(layout))
 
@@ -147,7 +149,7 @@ def is_built(name: str, data_dir: str | os.PathLike) -> bool:
 
 
 def require(name: str, data_dir: str | os.PathLike) -> epath.Path:
-    """Find the data set as `find` does, and refuse where there is none.
+    """Find the data set as `find` does, or raise an error if there is none.
 
     Raises:
       FileNotFoundError: the data set is not built.
@@ -166,7 +168,7 @@ def find(name: str, data_dir: str | os.PathLike) -> epath.Path | None:
     """Find the newest version of DATA_DIR/NAME, of its default config if NAME has none.
 
     Raises:
-      ValueError: several configs are there and none is the default.
+      ValueError: there are several configs and none is the default.
       OSError: as `retries.patiently`.
     """
     root = remote.path(data_dir) / name
@@ -180,7 +182,7 @@ def _newest(root: epath.Path, name: str) -> epath.Path | None:
     if versions := _versions(root):
         return versions[-1]
 
-    # a folder for each config, of which one is the default
+    # a folder for each config, one of which is the default
     configs = {}
     for folder in root.iterdir():
         if folder.is_dir() and (built := _versions(folder)):
@@ -191,7 +193,7 @@ def _newest(root: epath.Path, name: str) -> epath.Path | None:
     chosen = json.loads(default.read_text())["default_config_name"] if default.exists() else ""
     if chosen not in configs:
         if len(configs) > 1:
-            raise ValueError(f"{root} holds {sorted(configs)}: name one, as in {name}/CONFIG")
+            raise ValueError(f"{root} holds {sorted(configs)}: name one of them, as {name}/CONFIG")
         chosen = next(iter(configs))
     return configs[chosen][-1]
 

@@ -1,7 +1,8 @@
-"""A path on gs:// that behaves as one on a disk does, and bears with errors that pass.
+"""A path on gs:// that behaves like one on a disk, and tolerates errors that pass.
 
-Files are read and written by tensorstore, so that a reader sees what was written last, and a file
-appears whole or not at all. Folders are TensorFlow's, by etils. Every error is an OSError.
+tensorstore reads and writes the files, so that a reader sees what was written last, and a file
+appears whole or not at all. Folders are left to TensorFlow, by way of etils. Every error is an
+OSError.
 """
 
 import contextlib
@@ -16,15 +17,15 @@ from etils import epath
 
 from data_pipelines import ranges, retries
 
-_PART = 1 << 24  # bytes of one request, of a file that is read bit by bit
+_PART = 1 << 24  # bytes per request, for a file that is read piece by piece
 _Result = TypeVar("_Result")
 
 
 class Remote(type(epath.Path("gs://bucket"))):  # type: ignore[misc]  # etils' own class for gs://
-    """A path of etils whose operations are tried again as `retries.patiently` says.
+    """A path of etils whose operations are retried by `retries.patiently`.
 
     Raises:
-      OSError: of every operation; its errno is EIO where the bucket did not answer for long.
+      OSError: for every operation; its errno is EIO if the bucket did not answer for minutes.
     """
 
     def _patiently(self, work: Callable[[], _Result]) -> _Result:
@@ -40,7 +41,7 @@ class Remote(type(epath.Path("gs://bucket"))):  # type: ignore[misc]  # etils' o
 
     def is_dir(self) -> bool:
         """Return whether this is a folder."""
-        try:  # TensorFlow's own function takes every error for a no
+        try:  # TensorFlow's own function takes any error to mean "no"
             return self._patiently(lambda: tf.io.gfile.stat(str(self))).is_directory
         except FileNotFoundError:
             return False
@@ -60,7 +61,7 @@ class Remote(type(epath.Path("gs://bucket"))):  # type: ignore[misc]  # etils' o
                 if whole not in folders:
                     folders[whole] = [], []
                     folders[outer][0].append(inner)
-            if name:  # else the object stands for an empty folder
+            if name:  # an empty name is the object of an empty folder
                 folders["/".join(above)][1].append(name)
         for folder, (inside, files) in folders.items():
             yield (self / folder if folder else self), inside, files
@@ -74,12 +75,12 @@ class Remote(type(epath.Path("gs://bucket"))):  # type: ignore[misc]  # etils' o
         return sorted(name.decode() for name in names if name)
 
     def glob(self, pattern: str) -> Iterator["Remote"]:
-        """Yield what is below this folder and fits the pattern."""
+        """Yield what is below this folder and matches the pattern."""
         found = super().glob
         yield from self._patiently(lambda: list(found(pattern)))
 
     def mkdir(self, mode: int | None = None, parents: bool = False, exist_ok: bool = False) -> None:
-        """Make a folder, and those that it is in, which a bucket has no need of."""
+        """Make a folder and its parents, although a bucket needs no folders."""
         if not exist_ok and self.exists():
             raise FileExistsError(errno.EEXIST, "already exists", str(self))
         make = super().mkdir
@@ -93,10 +94,10 @@ class Remote(type(epath.Path("gs://bucket"))):  # type: ignore[misc]  # etils' o
             raise FileNotFoundError(errno.ENOENT, "no such folder", str(self))
 
     def rmdir(self) -> None:
-        """Do nothing: a folder without a file is none."""
+        """Do nothing: a folder without files does not exist on a bucket."""
 
     def _truly(self, work: Callable[[], _Result]) -> _Result:
-        """Do what TensorFlow says of that there was nothing to do it to where it got no answer."""
+        """Call TensorFlow, which reports that nothing is there when it got no answer."""
         try:
             return work()
         except (FileNotFoundError, tf.errors.NotFoundError, tf.errors.PermissionDeniedError) as e:
@@ -105,7 +106,7 @@ class Remote(type(epath.Path("gs://bucket"))):  # type: ignore[misc]  # etils' o
                 not self.exists()
             ):
                 raise
-            raise OSError(errno.EIO, "not done to its end", str(self)) from e
+            raise OSError(errno.EIO, "was not completed", str(self)) from e
 
     def unlink(self, missing_ok: bool = False) -> None:
         """Remove a file."""
@@ -117,7 +118,7 @@ class Remote(type(epath.Path("gs://bucket"))):  # type: ignore[misc]  # etils' o
         move = super().replace
         return self._patiently(lambda: self._truly(lambda: move(target)))
 
-    rename = replace  # else one that is tried again would find what it left the first time
+    rename = replace  # a rename that is retried would otherwise stop at its own earlier copy
 
     def stat(self) -> Any:
         """Return the size and the times of a file."""
@@ -132,18 +133,18 @@ class Remote(type(epath.Path("gs://bucket"))):  # type: ignore[misc]  # etils' o
         return self.read_bytes().decode(encoding or "utf-8")
 
     def write_bytes(self, data: bytes) -> int:
-        """Write a file, in place of one that is there."""
+        """Write a file; replace one that exists."""
         store, name = self.place()
         self._patiently(lambda: ranges.answer(store.write(name, bytes(data)), str(self)))
         return len(data)
 
     def write_text(self, data: str, encoding: str | None = None, errors: str | None = None) -> int:
-        """Write a file of text, in place of one that is there."""
+        """Write a text file; replace one that exists."""
         return self.write_bytes(data.encode(encoding or "utf-8", errors or "strict"))
 
     @contextlib.contextmanager
     def open(self, mode: str = "r", **options: Any) -> Iterator[Any]:
-        """Open a file; one that is written appears as it is closed, but not after an error."""
+        """Open a file; a written one appears when it is closed, and not after an error."""
         if mode == "rb":
             with io.BufferedReader(_Reading(self), _PART) as reading:
                 yield reading
@@ -174,7 +175,7 @@ class _Reading(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        # a bucket refuses a range that the file ends within
+        # a bucket refuses a range that reaches beyond the file's end
         part = self._read(self.at + len(buffer)) or self._read(None)
         buffer[: len(part)] = part
         return len(part)
@@ -183,7 +184,7 @@ class _Reading(io.RawIOBase):
         return self._read(None)
 
     def _read(self, end: int | None) -> bytes:
-        """Return the bytes up to `end`, none if the file ends before; all with None."""
+        """Return the bytes up to `end`, or up to the file's end if that is None."""
         where, what = slice(self.at, end), str(self.path)
         ask = lambda: ranges.answer(self.store.read(self.name, byte_range=where), what)  # noqa: E731
         try:
@@ -197,5 +198,5 @@ class _Reading(io.RawIOBase):
 
 
 def path(name: str | os.PathLike) -> epath.Path:
-    """Return the path of a name, on gs:// one that bears with errors that pass."""
+    """Return the path of a name; one on gs:// tolerates errors that pass."""
     return Remote(name) if os.fspath(name).startswith("gs://") else epath.Path(name)

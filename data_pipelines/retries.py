@@ -1,10 +1,9 @@
-"""Errors of storage that pass are no damage: the same is read again, with growing pauses.
+"""Retries reads after storage errors that pass, with growing pauses: they are not damage.
 
-A bucket that is busy (503), a connection that is lost, a disk of the network that does not answer
-(EIO, ESTALE): none of them says anything about what is stored. So a read is tried again until
-PATIENCE seconds after its first error, and then ends in Unreachable, after which the same command
-may be started again. An error that stays the same however often one asks, such as a permission
-that is missing, is raised at once.
+A bucket that is busy (503), a lost connection, or a network disk that does not answer (EIO, ESTALE)
+says nothing about what is stored. So a read is retried until PATIENCE seconds after its first
+error, and then ends in Unreachable; the same command may be started again. An error that stays the
+same however often one asks, such as a missing permission, is raised at once.
 """
 
 import errno
@@ -17,11 +16,11 @@ from typing import TypeVar
 
 import tensorflow as tf
 
-PATIENCE = 300.0  # seconds from a read's first error to the last time that it is tried again
+PATIENCE = 300.0  # seconds from a read's first error to its last retry
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 30.0  # seconds; each is twice the one before it
 _TOLD_EVERY = 10.0  # seconds, by all threads of a process together
 
-# Errors that asking again does not change; all others of an operating system are taken to pass.
+# Errors that asking again does not change; all other errors of the system are assumed to pass.
 _LASTING = frozenset(
     (
         *(errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
@@ -46,11 +45,11 @@ class Unreachable(OSError):
 
 
 class Closed(Exception):
-    """Nobody wants what is being read any more."""
+    """What is being read is no longer needed."""
 
 
 def passes(error: BaseException) -> bool:
-    """Return whether the same request may do without this error later."""
+    """Return whether the same request may succeed later."""
     if isinstance(error, tf.errors.OpError):
         return error.error_code in _PASSING
     if isinstance(error, OSError) and error.errno is None:
@@ -61,16 +60,16 @@ def passes(error: BaseException) -> bool:
 def patiently(
     read: Callable[[], _Result], what: Callable[[], str], closed: threading.Event | None = None
 ) -> _Result:
-    """Return what `read` returns, calling it again after each error that passes.
+    """Return what `read` returns; call it again after each error that may pass.
 
     Args:
       what: returns the name of what is read, for messages.
-      closed: is set when nobody wants it any more.
+      closed: is set when the result is no longer needed.
 
     Raises:
       Unreachable: the errors did not end within PATIENCE seconds.
       Closed: `closed` was set meanwhile.
-      OSError: an error that does not pass, TensorFlow's too.
+      OSError: an error that does not pass, including TensorFlow's.
     """
     closed = closed or threading.Event()
     began, pause = None, _FIRST_PAUSE
@@ -89,11 +88,11 @@ def patiently(
             line = f"{what()}: {_said(error)}"
             if now - began >= PATIENCE:
                 raise Unreachable(
-                    f"{line}; tried again for {now - began:.0f} s: see to the storage and start "
-                    "the same command again"
+                    f"{line}; retried for {now - began:.0f} s: check the storage, then run the "
+                    "same command again"
                 ) from error
-        _tell(f"{line}; trying again for up to {PATIENCE:.0f} s")
-        # at random, so that many hosts do not come back all at once
+        _tell(f"{line}; retrying for up to {PATIENCE:.0f} s")
+        # a random pause, so that many hosts do not all come back at the same moment
         remaining = max(began + PATIENCE - time.monotonic(), 0.0)
         if closed.wait(min(pause * random.uniform(0.5, 1.0), remaining)):
             raise Closed(what())
@@ -110,7 +109,7 @@ _told_at, _telling = float("-inf"), threading.Lock()
 
 
 def _tell(line: str) -> None:
-    """Log a line, unless another one was logged just now: all threads meet the same outage."""
+    """Log a line, unless one was logged just now: all threads meet the same outage."""
     global _told_at
     with _telling:
         if time.monotonic() < _told_at + _TOLD_EVERY:

@@ -48,15 +48,15 @@ RECORDED = {
 
 
 class BuildError(Exception):
-    """A build that cannot go on: one line that names the thing and the remedy."""
+    """A build cannot continue; the message is one line with the cause and the remedy."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Input:
     """One file to read.
 
-    `path` names it in skipped.tsv, `size` is the bytes that it will become, as well as can be
-    told, and `origin` is whatever the builder needs to read it.
+    `path` names it in skipped.tsv, `size` is an estimate of the bytes that it will become, and
+    `origin` is whatever the builder needs to read it.
     """
 
     path: str
@@ -66,7 +66,7 @@ class Input:
 
 @dataclasses.dataclass(frozen=True)
 class ShardTask:
-    """One worker's work: the inputs that make one shard, or several if they hold more."""
+    """One worker's task: the inputs that make one shard, or several if they hold more."""
 
     index: int
     split: str
@@ -80,7 +80,7 @@ class ShardTask:
 
 @dataclasses.dataclass
 class Summary:
-    """What a build did: files read, (path, reason) of those left out, seconds of audio."""
+    """What a build did: files read, (path, reason) of those skipped, seconds of audio."""
 
     files: int
     skipped: list[tuple[str, str]]
@@ -101,7 +101,7 @@ class _Record(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class TaskWriter:
-    """Writes the parts of a task and its report into `folder`; what a Beam worker calls."""
+    """Writes the parts of a task and its report into `folder`; Beam workers call this."""
 
     generate: Callable[[Input], Iterator[tuple[str, Example]]]
     features: tfds.features.FeaturesDict
@@ -123,10 +123,10 @@ class TaskWriter:
         report = json.dumps({"parts": parts, "samples": samples, "skipped": skipped})
         writing = folder / f"{task.report}.writing"
         writing.write_text(report)
-        writing.replace(folder / task.report)  # whole as soon as it is seen: progress reads it
+        writing.replace(folder / task.report)  # complete when it appears, since progress reads it
 
     def _records(self, task: ShardTask, skipped: list[tuple[str, str]]) -> Iterator[_Record]:
-        """Yield the records of a task's inputs, and add those that have none to `skipped`."""
+        """Yield the records of a task's inputs; add inputs without any to `skipped`."""
         for source in task.inputs:
             try:
                 for key, example in self.generate(source):
@@ -174,7 +174,7 @@ class ShardedBuilder(tfds.core.GeneratorBasedBuilder):
         dl_manager: tfds.download.DownloadManager,
         download_config: tfds.download.DownloadConfig,
     ) -> Sequence[tfds.core.SplitInfo]:
-        """Plan, write and number the shards (TFDS's hook, run in a folder set aside)."""
+        """Plan, write and number the shards (TFDS's hook, run in a temporary folder)."""
         tasks = plan(self._split_generators(dl_manager))
         folder = epath.Path(self.data_path)
         every_input = itertools.chain.from_iterable(task.inputs for task in tasks)
@@ -187,7 +187,7 @@ class ShardedBuilder(tfds.core.GeneratorBasedBuilder):
         with _progress(folder, tasks, self.sample_rate):
             self._run(tasks, write, download_config)
 
-        # what they did, and whether that is enough to be kept
+        # their reports, and whether enough was usable for the build to be kept
         reports = [json.loads((folder / task.report).read_text()) for task in tasks]
         listed = itertools.chain.from_iterable(report["skipped"] for report in reports)
         skipped = sorted((path, reason) for path, reason in listed)
@@ -200,7 +200,7 @@ class ShardedBuilder(tfds.core.GeneratorBasedBuilder):
         # the parts become shards of splits
         splits = self._number(folder, tasks, reports)
         if "train" in {task.split for task in tasks} - {split.name for split in splits}:
-            raise BuildError("no file of split train is usable; add some or mend them")
+            raise BuildError("no file of split train is usable; add files or repair them")
         return splits
 
     def _run(
@@ -218,11 +218,11 @@ class ShardedBuilder(tfds.core.GeneratorBasedBuilder):
             workers.run(write, tasks, self.workers, preload=type(self).__module__)
         except BrokenProcessPool as error:
             raise BuildError(
-                "a worker process was killed, perhaps for want of memory; use fewer --workers"
+                "a worker process was killed, perhaps for lack of memory; use fewer --workers"
             ) from error
 
     def _check_lost(self, folder: epath.Path) -> None:
-        """Raise BuildError if too few files are usable, and leave the list of the others."""
+        """Raise BuildError if too few files are usable; leave a list of the others."""
         summary, lost = self.summary, len(self.summary.skipped)
         listed = folder.parent / f"{self.version}.{SKIPPED}"
         if lost < summary.files and lost <= self.max_lost * summary.files:
@@ -238,7 +238,7 @@ class ShardedBuilder(tfds.core.GeneratorBasedBuilder):
     def _number(
         self, folder: epath.Path, tasks: Sequence[ShardTask], reports: Sequence[Mapping[str, Any]]
     ) -> list[tfds.core.SplitInfo]:
-        """Give the parts their names as shards; a split without any is left out."""
+        """Rename the parts to shards; a split without parts is left out."""
         parts = collections.defaultdict(list)
         for task, report in zip(tasks, reports, strict=True):
             for number, (records, size) in enumerate(report["parts"]):
@@ -264,8 +264,8 @@ def _serialize(features: tfds.features.FeaturesDict, example: Example) -> bytes:
 def plan(inputs: Mapping[str, Sequence[Input]]) -> list[ShardTask]:
     """Divide the inputs of each split among tasks of about one shard, in the order of a hash.
 
-    The order spreads an album over the shards; the sizes are those of the inputs, so that the
-    plan is the same on every machine.
+    The order spreads an album over the shards. Only the sizes of the inputs count, so that the plan
+    is the same on every machine.
     """
     total = sum(source.size for source in itertools.chain.from_iterable(inputs.values()))
     target = min(_SHARD_BYTES, max(_SMALLEST_SHARD, total // 16))

@@ -1,4 +1,4 @@
-"""Where the files of a published data set come from: the reader's own folder, or a public URL.
+"""Where the files of a published data set come from: the user's own folder, or a public URL.
 
 TFDS's checksums.tsv wants a file's exact size beside its SHA-256. The publishers of these data
 sets (and the public repositories that list them) state digests, some only MD5, and no sizes, so
@@ -23,11 +23,11 @@ _BIG = 256 << 20  # bytes; hashing or joining more than this shows progress
 
 @dataclasses.dataclass(frozen=True)
 class DownloadSource:
-    """One public file: its published name, where it lies, and its digest if one is published.
+    """A public file: its published name, its URL, and its digest if one is published.
 
     `digest` is "sha256:<hex>" or "md5:<hex>", or None where the publisher states none; it is
-    never a digest of our own making. Of a folder of a git repository, whose archives GitHub may
-    pack anew, it is "git-tree:<hex>", the name that git gives the folder by its contents.
+    never one that we computed. For a folder of a git repository, whose archives GitHub may repack,
+    it is "git-tree:<hex>", the name that git derives from the folder's contents.
     """
 
     filename: str
@@ -36,7 +36,7 @@ class DownloadSource:
 
 
 def manual_dir(dl_manager: tfds.download.DownloadManager) -> epath.Path | None:
-    """Return the reader's own folder, or None if there is none or it is empty."""
+    """Return the user's own folder, or None if there is none or it is empty."""
     try:
         return epath.Path(dl_manager.manual_dir)
     except AssertionError:  # how TFDS says that the folder is not there
@@ -58,16 +58,16 @@ def fetch(
 ) -> dict[str, epath.Path]:
     """Find each source in manual_dir under its published name, or download it.
 
-    A download whose digest is wrong is an error. A file that the reader placed by hand is used
-    all the same, with a warning: it may be a corrected copy, and the built sizes are compared
-    with the published ones in any case.
+    A download with a wrong digest is an error. A file that the user placed by hand is used anyway,
+    with a warning: it may be a corrected copy, and the built sizes are compared with the published
+    ones in any case.
     """
     folder = manual_dir(dl_manager)
     by_hand = {name: placed(folder, source.filename) for name, source in sources.items()}
     wanted = {name: sources[name].url for name, path in by_hand.items() if path is None}
     downloaded = download(dl_manager, wanted) if wanted else {}
 
-    # each is checked, whoever brought it
+    # each is checked, wherever it came from
     chosen = {}
     for name, source in sources.items():
         path = by_hand[name] or downloaded[name]
@@ -78,7 +78,7 @@ def fetch(
                 f"{source.filename} in --manual_dir"
             )
         if problem:
-            print(f"{path}: {problem}; it is used all the same", file=sys.stderr)
+            print(f"{path}: {problem}; it is used anyway", file=sys.stderr)
         chosen[name] = path
     return chosen
 
@@ -106,7 +106,7 @@ def mismatch(path: epath.Path, digest: str | None) -> str | None:
     actual = git_tree(path) if algorithm == "git-tree" else _digest(path, algorithm)
     if actual == expected:
         return None
-    return f"{algorithm} is {actual}, published is {expected}"
+    return f"its {algorithm} is {actual}, but the published one is {expected}"
 
 
 def _digest(path: epath.Path, algorithm: str) -> str:
@@ -146,8 +146,8 @@ def unpack(
 ) -> epath.Path:
     """Extract an archive once, below TFDS's download folder, and return the new folder.
 
-    The method is said explicitly: TFDS guesses it from the extension, which `?download=1` and
-    `.tar_.gz` hide from it.
+    The method is given explicitly: TFDS guesses it from the extension, which `?download=1` and
+    `.tar_.gz` hide.
     """
     resource = tfds.download.Resource(path=archive, extract_method=method)
     return epath.Path(dl_manager.extract(resource))

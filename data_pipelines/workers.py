@@ -9,34 +9,34 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any
 
-# Never Beam's default: since 2.6x it starts Prism, a binary that it downloads.
+# Never Beam's default runner: since version 2.6x that is Prism, a binary that Beam downloads.
 LOCAL_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 
 
 def run(function: Callable[[Any], None], tasks: Sequence[Any], workers: int, preload: str) -> None:
-    """Run the tasks in `workers` processes of this machine, 1 being this process itself.
+    """Run the tasks in `workers` processes of this machine; 1 means this process itself.
 
-    Not in Beam's own local processes: its pipeline waits for ever for one that is killed.
+    Beam's own local processes are not used: its pipeline waits forever for one that is killed.
 
     Args:
       preload: the module that the function needs, imported once for all processes.
 
     Raises:
       BrokenProcessPool: a process was killed.
-      Exception: the first that a task raised; tasks that run are waited for, others dropped.
+      Exception: the first that a task raised; running tasks are waited for, the others dropped.
     """
     if workers == 1:
         for task in tasks:
             function(task)
         return
-    # One server imports TensorFlow, some seconds, and the workers are forked from it; forked from
-    # here they would inherit locks of threads that they do not have.
+    # One server imports TensorFlow, which takes seconds, and the workers are forked from it. Forked
+    # from here, they would inherit the locks of threads that they do not have.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([preload])
     try:
         pool = ProcessPoolExecutor(min(workers, len(tasks)), context, _start)
     except (OSError, NotImplementedError) as error:  # as in a container without /dev/shm
-        print(f"no processes can be started ({error}): one process does it all", file=sys.stderr)
+        print(f"cannot start processes ({error}): one process does all the work", file=sys.stderr)
         run(function, tasks, 1, preload)
         return
 
@@ -51,7 +51,7 @@ def run(function: Callable[[Any], None], tasks: Sequence[Any], workers: int, pre
 def run_on_beam(
     function: Callable[[Any], None], tasks: Sequence[Any], runner: Any, options: Any
 ) -> None:
-    """Run the tasks on a Beam runner; without one, on the runner that needs nothing else."""
+    """Run the tasks on a Beam runner, by default on the one that needs nothing else installed."""
     import apache_beam as beam  # here, since a worker process needs none of its 100 MB
 
     with beam.Pipeline(runner=runner or LOCAL_RUNNER, options=options) as pipeline:
@@ -59,7 +59,7 @@ def run_on_beam(
 
 
 def _start() -> None:
-    """Leave Ctrl-C to the parent process, and end with it however it ends."""
+    """Leave Ctrl-C to the parent process, and end when it ends, in whatever way."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     parent = multiprocessing.parent_process()

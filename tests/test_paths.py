@@ -21,7 +21,7 @@ def test_a_home_is_written_out(home):
     assert paths.local("~/runs/[x]") == f"{home}/runs/[x]"
     assert paths.local("~root/x") == f"{pwd.getpwnam('root').pw_dir}/x"
     assert paths.local("runs/~x") == "runs/~x"
-    with pytest.raises(ValueError, match="~nobody-here/x: no home directory is known"):
+    with pytest.raises(ValueError, match="~nobody-here/x: its home directory is not known"):
         paths.local("~nobody-here/x")
 
 

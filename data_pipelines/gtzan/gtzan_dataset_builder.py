@@ -171,5 +171,5 @@ def _beats_folder(dl_manager: tfds.download.DownloadManager) -> epath.Path:
     if problem and not by_hand:
         raise BuildError(f"{BEATS.url}: of its beats/ {problem}; delete {archive} and run again")
     if problem:
-        print(f"{folder}: {problem}; it is used all the same", file=sys.stderr)
+        print(f"{folder}: {problem}; it is used anyway", file=sys.stderr)
     return folder

@@ -292,7 +292,7 @@ def test_too_much_damage_ends_a_run_that_skips(data_dir, tmp_path):
             harm(dataset, record)
     options = {"batch_size": RECORDS, "samples": 300, "on_damage": "skip", "threads": 2}
     # threads may find more while one counts
-    message = r"(1[1-9]|2\d) damaged records, more than 1% of 23: build"
+    message = r"(1[1-9]|2\d) records are damaged, more than 1% of 23: build"
     with pytest.raises(batches.Damaged, match=message):
         take(1, batches.sequential(dataset, **options))
 
@@ -302,7 +302,7 @@ def test_a_row_is_given_up_when_all_drawn_for_it_are_damaged(tmp_path):
     dataset = batches.open_dataset("clips", tmp_path, "train")
     harm(dataset, 0)
     harm(dataset, 1)
-    with pytest.raises(batches.Damaged, match="16 records drawn in turn are damaged"):
+    with pytest.raises(batches.Damaged, match="16 records in a row are damaged"):
         take(1, batches.iterate(dataset, seed=1, batch_size=1, samples=9, on_damage="skip"))
 
 

@@ -150,11 +150,11 @@ def test_wrong_flags_are_refused_by_name(music, tmp_path, capsys):
     assert "needs --manual_dir=DIR" in refused(capsys, "music_folder", data)
     name = ("music_folder", data, f"--manual_dir={music}")
     assert "--manual_dir=/no is not a folder" in refused(capsys, *name, "--manual_dir=/no")
-    assert "--workers=0 is not at least 1" in refused(capsys, *name, "--workers=0")
+    assert "--workers=0 is less than 1" in refused(capsys, *name, "--workers=0")
     assert "--max_lost=1.5 is not a share" in refused(capsys, *name, "--max_lost=1.5")
-    assert "not known here or to Beam: --wokers=2" in refused(capsys, *name, "--wokers=2")
-    assert "not known here or to Beam: more" in refused(capsys, *name, "more")
-    assert "flags of its own" in refused(capsys, *name, "--workers=2", "--runner=DirectRunner")
+    assert "unknown here and to Beam: --wokers=2" in refused(capsys, *name, "--wokers=2")
+    assert "unknown here and to Beam: more" in refused(capsys, *name, "more")
+    assert "its own flags" in refused(capsys, *name, "--workers=2", "--runner=DirectRunner")
     (tmp_path / "file").touch()
     assert "file: " in refused(capsys, *name, f"--data_dir={tmp_path}/file")
     assert not list(tmp_path.rglob("*.tfrecord*"))
@@ -255,7 +255,7 @@ def test_stopped_build_leaves_nothing_and_the_next_one_succeeds(music, tmp_path,
     process = commands.Process(commands.module, "data_pipelines.build", *command)
     output, errors = process.communicate()
     assert process.returncode == 0, errors
-    assert "incomplete.ABCDEF_1.0.0 is of a build that was killed" in errors
+    assert "incomplete.ABCDEF_1.0.0 is from a build that was killed" in errors
     assert "3 (train 2, validation 1)" in output
     assert "files/s" in errors and "Traceback" not in errors
 
@@ -297,7 +297,7 @@ def test_a_build_waits_for_one_that_is_under_way_and_uses_what_it_made(
     said = capsys.readouterr()
     assert "is already built (3 records)" in said.out
     assert f"is being built by process {os.getpid()} on" in said.err
-    assert said.err.endswith(": waited 0 s\n") and said.err.count("\n") == 1
+    assert said.err.endswith(": waiting, 0 s so far\n") and said.err.count("\n") == 1
 
 
 def test_folders_by_any_name(music, tmp_path, capsys, monkeypatch):
@@ -313,9 +313,9 @@ def test_folders_by_any_name(music, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(music)
     assert build.main(["music_folder", "--manual_dir=.", "--workers=1", "--data_dir=~/c"]) == 0
     line = refused(capsys, "music_folder", f"--manual_dir={music}", f"--data_dir={strange}/d")
-    assert r"caf\udce9 [1]/d is no UTF-8" in line
+    assert r"caf\udce9 [1]/d is not valid UTF-8" in line
     line = refused(capsys, "music_folder", f"--manual_dir={music}", "--data_dir=~nobody-at-all/d")
-    assert "no home directory is known" in line
+    assert "home directory is not known" in line
 
 
 def test_files_of_an_owner_without_a_name(music, tmp_path, capsys, monkeypatch):
@@ -339,7 +339,7 @@ def test_one_process_where_there_can_be_no_more(music, tmp_path, capsys, monkeyp
     assert build.main(["music_folder", *flags]) == 0
     said = capsys.readouterr()
     assert "3 (train 2, validation 1)" in said.out
-    assert "Read-only file system): one process does it all" in said.err
+    assert "Read-only file system): one process does all the work" in said.err
 
 
 def test_noise_of_decoders_is_discarded_and_python_is_heard(capfd):

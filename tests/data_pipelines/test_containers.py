@@ -246,7 +246,7 @@ def test_no_sound_has_its_reasons(tmp_path):
         assert reason(tmp_path, wav, "a.wav") == "no sound: below -80 dB"
         assert len(load(tmp_path, wav, "a.wav", quietest=0)) == 5 * RATE
         wav = encoded(tmp_path, "wav", np.full(5 * rate, 0.1), rate)
-        assert reason(tmp_path, wav, "a.wav") == "no sound: a constant, 0.1"
+        assert reason(tmp_path, wav, "a.wav") == "no sound: a constant value of 0.1"
         wav = encoded(tmp_path, "wav", np.zeros(5 * rate), rate)
         assert reason(tmp_path, wav, "a.wav") == "no sound: digital silence"
 

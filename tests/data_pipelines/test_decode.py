@@ -182,7 +182,7 @@ def test_what_is_no_music(tmp_path):
     path.write_text("this is not audio")
     assert reason(path).startswith("not audio, or a kind that cannot be read")
     write(path, np.zeros(0), RATE)
-    assert reason(path) == "empty: no sample in it"
+    assert reason(path) == "empty: it holds no samples"
     write(path, np.zeros(5 * RATE), RATE)
     assert reason(path) == "no sound: digital silence"
     write(path, noise(5.0) * 1e-9, RATE, subtype="FLOAT")  # less than half a step of 16 bits

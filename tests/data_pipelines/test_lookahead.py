@@ -108,7 +108,7 @@ def test_a_bucket_that_stays_away_ends_the_run(in_bucket, bucket, monkeypatch):
     dataset = batches.open_dataset("clips", in_bucket, "train")
     with bucket.suffering(Fault("503", "tfrecord")):
         stream = batches.iterate(dataset, **OPTIONS, on_damage="skip")
-        with pytest.raises(retries.Unreachable, match=r"tfrecord-.*, byte .*start the same"):
+        with pytest.raises(retries.Unreachable, match=r"tfrecord-.*, byte .*run the same"):
             next(stream)
     assert not stream.damaged
 

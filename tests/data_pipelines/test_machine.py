@@ -29,7 +29,7 @@ def test_a_home_is_written_out(monkeypatch):
     monkeypatch.setenv("HOME", "/home/of mine")
     assert machine.written_out("~/[x]") == "/home/of mine/[x]"
     assert machine.written_out("a/~b") == "a/~b"
-    with pytest.raises(ValueError, match="~nobody-here/x: no home directory is known for it"):
+    with pytest.raises(ValueError, match="~nobody-here/x: its home directory is not known"):
         machine.written_out("~nobody-here/x")
 
 
@@ -62,7 +62,7 @@ def test_what_a_full_disk_does_not_hold_is_told_once(monkeypatch, capfd):
         machine.keep_streams()
         for _ in range(3):
             print("a result", flush=True)
-    assert capfd.readouterr().err == ("a part of what is said is lost: No space left on device\n")
+    assert capfd.readouterr().err == ("some of the output is lost: No space left on device\n")
 
 
 def test_what_is_read_is_written(monkeypatch, tmp_path):

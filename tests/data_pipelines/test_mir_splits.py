@@ -374,7 +374,7 @@ def test_jamendo_archives_by_hand(whole: Callable[[str], Path], tmp_path: Path) 
     output, errors = process.communicate()
     assert process.returncode == 0, errors
     assert "13 (train 4, validation 4, test 5)" in output
-    assert "moodtheme/test has 5 items, published are 4,231" in errors
+    assert "moodtheme/test has 5 items, but the published split has 4,231" in errors
     (version,) = (tmp_path / "data/mtg_jamendo/moodtheme_16khz").glob("[0-9]*")
     stored = tfds.builder_from_directory(version)
     assert set(stored.info.features) == {"id", "path", "start", "audio", "moodtheme"}

@@ -49,10 +49,10 @@ def test_weights_are_whole_numbers_in_lowest_terms(text, weights):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("a,b:1", "'a' is no data set and weight: write NAME:WEIGHT"),
-        ("a:1,b:0", "'b:0' is no data set"),
-        ("a:1,,b:1", "'' is no data set"),
-        ("a:much", "'a:much' is no data set"),
+        ("a,b:1", "'a' is not a data set and a weight: write NAME:WEIGHT"),
+        ("a:1,b:0", "'b:0' is not a data set"),
+        ("a:1,,b:1", "'' is not a data set"),
+        ("a:much", "'a:much' is not a data set"),
         ("a:1,a:2", "a is named twice"),
         ("a:0.99999,b:1", "add up to more than 10000: round them"),
     ],

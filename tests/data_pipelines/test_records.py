@@ -321,7 +321,9 @@ def test_configs_and_versions(tmp_path):
         folder.mkdir(parents=True)
         (folder / "dataset_info.json").touch()
     root = tmp_path / "clips"
-    with pytest.raises(ValueError, match=r"holds \['16khz', '24khz'\]: name one, as in clips/"):
+    with pytest.raises(
+        ValueError, match=r"holds \['16khz', '24khz'\]: name one of them, as clips/"
+    ):
         records.find("clips", tmp_path)
     assert str(records.find("clips/16khz", tmp_path)) == str(root / "16khz" / "1.10.0")
     (root / ".config").mkdir()

@@ -47,7 +47,7 @@ def soon(monkeypatch):
 
 def test_errors_that_pass_are_tried_again_and_told_once(caplog):
     assert retries.patiently(Failing(*PASSING), lambda: "a shard") == 7
-    assert [x.message for x in caplog.records] == ["a shard: away; trying again for up to 300 s"]
+    assert [x.message for x in caplog.records] == ["a shard: away; retrying for up to 300 s"]
 
 
 @pytest.mark.parametrize("error", LASTING, ids=lambda error: type(error).__name__)
@@ -78,7 +78,7 @@ def test_patience_ends(monkeypatch):
         retries.patiently(Failing(*PASSING * 1000), lambda: "a shard")
     assert 0.2 <= time.monotonic() - begin < 1
     message = str(caught.value)
-    assert message.startswith("a shard: ") and "start the same command again" in message
+    assert message.startswith("a shard: ") and "run the same command again" in message
     assert caught.value.errno == errno.EIO
 
 

@@ -48,8 +48,10 @@ def test_fetch_prefers_the_readers_files_and_checks_downloads(
     assert found["table"].read_text() == "theirs"
     found = sources.fetch(fake_manager(tmp_path / "mine", {}), wanted)
     assert found["table"].read_text() == "mine"
-    assert "it is used all the same" in capsys.readouterr().err
-    with pytest.raises(BuildError, match=r"http://host/table.csv: sha256 is .*, published is"):
+    assert "it is used anyway" in capsys.readouterr().err
+    with pytest.raises(
+        BuildError, match=r"http://host/table.csv: its sha256 is .*, but the published one is"
+    ):
         sources.fetch(fake_manager(None, {"table": tmp_path / "mine/table.csv"}), wanted)
 
 

@@ -123,7 +123,7 @@ def folder(root: Path) -> dict[str, str]:
         "states less.wav": (with_size(wav, len(wav) // 3 & ~1), "longer than it says: "),
         "scaled.wav": (floats(32_768 * sound), "out of scale: "),
         "infinite.wav": (floats(np.full(160_000, np.inf)), "not finite: "),
-        "constant.wav": (floats(np.full(160_000, 0.1)), "no sound: a constant, 0.1"),
+        "constant.wav": (floats(np.full(160_000, 0.1)), "no sound: a constant value of 0.1"),
         "silence.flac": (encoded(scratch, "flac", 0 * sound, 16_000), "no sound: digital silence"),
         "quiet.wav": (encoded(scratch, "wav", quiet, 16_000), "no sound: below -80 dB"),
         "short.wav": (encoded(scratch, "wav", sound[:16_000], 16_000), "too short: 1.00 s"),
