@@ -205,7 +205,7 @@ def as_anybody(*arguments: str) -> None:
         (["--config=configs/music2vec.py:demo", "--config.steps=few"], "--config.steps=few"),
         (
             ["--config=configs/music2vec.py:demo", "--coordinator=localhost:1"],
-            "--coordinator needs --processes and --process",
+            "--coordinator also needs --processes and --process",
         ),
     ],
 )
@@ -246,7 +246,7 @@ def test_a_workdir_of_another_run_is_left_alone(root, refused, workdir):
 def test_a_directory_that_is_no_workdir_is_left_alone(root, refused, tmp_path):
     (tmp_path / "config.json").write_text('{"architectures": ["HubertModel"]}')
     before = contents(tmp_path)
-    assert "config.json is not of a run" in refused(flags(root, tmp_path))
+    assert "config.json is not a run's" in refused(flags(root, tmp_path))
     assert contents(tmp_path) == before
 
 
@@ -440,7 +440,7 @@ def test_lines_past_the_restored_step_are_written_again(gone_on, finished):
 
 def test_lines_that_cannot_be_read_are_set_aside_and_told(gone_on):
     workdir, output = gone_on
-    assert f"{workdir}/metrics.jsonl: lines that could not be read are now in" in output
+    assert f"{workdir}/metrics.jsonl: unreadable lines were moved to" in output
     assert (workdir / "metrics.jsonl.damaged").read_bytes() == b"".join(DAMAGED)
 
 

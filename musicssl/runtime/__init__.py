@@ -1,4 +1,4 @@
-"""What surrounds a computation: devices, processes, states on disk, time, compiled programs.
+"""What surrounds a computation: devices, processes, saved states, timekeeping, compiled programs.
 
 Imports `musicssl.command` and nothing else of this package.
 """

@@ -1,8 +1,8 @@
-"""Compiled programs, kept on disk between runs: a restart does not wait for minutes of compiling.
+"""Keeps compiled programs on disk, so that a restart does not spend minutes on compilation.
 
 JAX_COMPILATION_CACHE_DIR names another place; JAX_ENABLE_COMPILATION_CACHE=false turns it off.
-Processes may share it: an entry is written once and found by a hash of the program, the devices
-and the versions of all that compiles.
+Processes may share the cache: an entry is written once and found by a hash of the program, the
+devices and the versions of everything that compiles.
 """
 
 import hashlib
@@ -15,10 +15,10 @@ import jax
 
 
 def keep() -> None:
-    """Find compiled programs, and leave them, in the user's cache, if there is a home for one."""
+    """Keep compiled programs in the user's cache, if the user has a home directory."""
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]  # jax adds it
         folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
-        if not folder.is_absolute():  # a user of a container without a name has no home
+        if not folder.is_absolute():  # a container's user without a name has no home
             return
         jax.config.update("jax_compilation_cache_dir", str(folder / "musicssl/xla" / machine()))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:

@@ -1,8 +1,8 @@
-"""SHA-256 of every file of a checkpoint, made as it is committed and checked before it is read.
+"""SHA-256 of every file of a checkpoint, computed at its commit and checked before it is read.
 
-Orbax keeps no digest from end to end: a flipped bit can restore as another number without a word.
-The file `digests.json` of each part of a checkpoint is written before the rename that makes the
-checkpoint visible, so a checkpoint that is there has its digests.
+Orbax keeps no digest from end to end: a flipped bit can be restored as another number without an
+error. The file `digests.json` of each part of a checkpoint is written before the rename that makes
+the checkpoint visible, so every visible checkpoint has its digests.
 """
 
 import errno
@@ -27,7 +27,7 @@ def _of_file(path: Path) -> str:
 
 
 def write(directory: Path) -> None:
-    """Write the digests of all files that the directory holds, at any depth, but for its own."""
+    """Write the digests of all other files in the directory, at any depth."""
     whole = paths.literal(directory)
     found = [top / name for top, _, names in whole.walk() for name in names if name != _NAME]
     digests = {path.relative_to(whole).as_posix(): _of_file(path) for path in sorted(found)}
@@ -35,12 +35,12 @@ def write(directory: Path) -> None:
 
 
 def damage(directory: Path) -> str | None:
-    """Return the first fault of a directory that `write` has seen, None if it is whole.
+    """Return the first fault of a directory with digests; None if it is intact.
 
-    Files that came after are not looked at.
+    Files that were added later are ignored.
 
     Raises:
-      OSError: a bucket did not answer, which says nothing of what it holds.
+      OSError: a bucket did not answer, which says nothing about what it holds.
     """
     try:
         known = json.loads((directory / _NAME).read_text())
@@ -62,7 +62,7 @@ def damage(directory: Path) -> str | None:
 
 
 def _is_away(directory: Path, error: OSError) -> bool:
-    """Return whether an error is none of the file's; on a disk, EIO is a sector that is lost."""
+    """Return whether an error is not the file's fault; on a disk, EIO means a lost sector."""
     return storage_errno(error) is not None and (
         paths.is_remote(directory) or error.errno != errno.EIO
     )
@@ -71,14 +71,14 @@ def _is_away(directory: Path, error: OSError) -> bool:
 class Digested(ocp.CheckpointHandler):
     """A checkpoint handler whose last act before the commit is to write the digests.
 
-    check: called before that with the directory; what it raises keeps it from being committed.
+    check: called with the directory before that; what it raises prevents the commit.
     """
 
     check: Callable[[epath.Path], None] | None = None
 
     def finalize(self, directory: epath.Path) -> None:
         super().finalize(directory)
-        if jax.process_index() == 0:  # the others' files are merged and closed by now
+        if jax.process_index() == 0:  # the other processes' files are merged and closed by now
             if self.check:
                 self.check(directory)
             write(directory)
@@ -96,7 +96,7 @@ def handlers(check: Callable[[epath.Path], None]) -> ocp.handlers.CheckpointHand
     """Return Orbax's handlers, with digests, of a checkpoint's two parts, `state` and `about`.
 
     Args:
-      check: of the state that was written, before it is committed.
+      check: checks the state that was written, before it is committed.
     """
     registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
     state, about = StateHandler(), DocumentHandler()

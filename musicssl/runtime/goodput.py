@@ -1,13 +1,14 @@
-"""Where a run's time goes, over all its lives: into steps, or into what a step has to wait for.
+"""Where a run's time goes, over all its lives: into steps, or into what steps have to wait for.
 
-Time is measured where the host waits. The host is up to two steps ahead of the devices, so a short
-wait for input or for a save may cost them nothing: the shares are upper bounds of what is lost.
+Time is measured where the host waits. The host runs up to two steps ahead of the devices, so a
+short wait for input or for a save may cost them nothing: the shares are upper bounds of the loss.
 
-A run may end and go on many times. The account of each life is kept in <workdir>/goodput.json, and
-the shares are of the time since the first life began. "repeated" is the time of steps that a life
-took and a later one took again, since they had not been saved. "down" is the time between the last
-record of one life and the start of the next: of a life that was killed nothing is known after its
-last record, which is at most RECORD seconds and a step, a probe or a pass before its end.
+A run may end and resume many times; each stretch is called a life. The account of each life is kept
+in <workdir>/goodput.json, and shares refer to the time since the first life began. "repeated" is
+the time of steps that one life took and a later one took again, because they had not been saved.
+"down" is the time between the last record of one life and the start of the next. Nothing is known
+about a killed life after its last record, which is at most RECORD seconds and one step, probe or
+pass before its end.
 """
 
 import contextlib
@@ -32,10 +33,10 @@ RECORD = 30.0  # seconds between two records: a bucket answers each in tens of m
 
 
 class Life(TypedDict):
-    """What is kept of one process's part of a run.
+    """The account of one life of a run.
 
-    began, ended: seconds since 1970, the second at the last record. first, step: the steps that
-    were done when it began and when it ended. seconds: of its waits, by kind.
+    began, ended: in seconds since 1970; `ended` is the time of the last record. first, step: how
+    many steps were done when it began and when it ended. seconds: how long it waited, by kind.
     """
 
     began: float
@@ -45,7 +46,7 @@ class Life(TypedDict):
     seconds: dict[str, float]
 
 
-_seconds = dict.fromkeys(WAITS, 0.0)  # one run a process, so one account
+_seconds = dict.fromkeys(WAITS, 0.0)  # one run per process, so one account
 _open: list[str] = []  # what is being waited for, the innermost last
 _began = _counted = _recorded = time.monotonic()
 _clock = time.time()  # when this life began
@@ -64,9 +65,10 @@ def begin() -> None:
 
 
 def keep(workdir: Path, first: int) -> None:
-    """Take up the account of a run's earlier lives; from here on this one is kept beside them.
+    """Read the account of a run's earlier lives; from here on this life is added to it.
 
-    Only the first process keeps one. An account that cannot be read is told of and begun anew.
+    Only the first process keeps one. If the account cannot be read, a line says so and a new one is
+    begun.
 
     Args:
       first: the step that this life begins at.
@@ -79,12 +81,12 @@ def keep(workdir: Path, first: int) -> None:
     try:
         _lives[:] = [_life(x) for x in json.loads(_path.read_text())] if _path.exists() else []
     except (ValueError, TypeError, KeyError):
-        say(f"{_path} is no account of time: that of this run's earlier lives is not counted")
+        say(f"{_path} cannot be read: the time of this run's earlier lives is not counted")
     write()
 
 
 def _life(found: dict) -> Life:
-    """Return a life that was kept, all of whose values are numbers."""
+    """Return a life from its record, with all values checked to be numbers."""
     return {
         "began": float(found["began"]),
         "ended": float(found["ended"]),
@@ -95,7 +97,7 @@ def _life(found: dict) -> Life:
 
 
 def record(step: int) -> None:
-    """Note that so many steps are done, and write the account every RECORD seconds."""
+    """Note how many steps are done, and write the account every RECORD seconds."""
     global _steps
     _steps = (_steps[0], step)
     if time.monotonic() - _recorded >= RECORD:
@@ -103,7 +105,7 @@ def record(step: int) -> None:
 
 
 def write() -> None:
-    """Write the account; where that fails, it may be written next time, and no run ends."""
+    """Write the account; a failure does not end the run, since it may succeed next time."""
     global _recorded
     _recorded = time.monotonic()
     if _path is None:
@@ -123,7 +125,7 @@ def _this() -> Life:
 
 @contextlib.contextmanager
 def lost(kind: str) -> Iterator[None]:
-    """Count the time within as lost to this kind, and not to one that it is within."""
+    """Count the time within as lost to this kind, and not to an enclosing kind."""
     _count()
     _open.append(kind)
     try:
@@ -143,10 +145,10 @@ def _count() -> None:
 
 
 def account(lives: Sequence[Life]) -> dict[str, float]:
-    """Return the seconds of a run's lives: "goodput", and those of each kind of loss.
+    """Return the seconds of a run's lives: of "goodput" and of each kind of loss.
 
     Args:
-      lives: in the order in which they began; one at least.
+      lives: at least one, in the order in which they began.
     """
     total = dict.fromkeys(("goodput", *KINDS), 0.0)
     again, after = math.inf, math.inf  # the step that later lives began at, and when they began
@@ -154,7 +156,7 @@ def account(lives: Sequence[Life]) -> dict[str, float]:
         for kind, seconds in life["seconds"].items():
             total[kind] = total.get(kind, 0.0) + seconds
 
-        # Steps that count are those that no later life took again.
+        # Only steps that no later life took again count.
         stepping = life["ended"] - life["began"] - sum(life["seconds"].values())
         taken = life["step"] - life["first"]
         counting = min(max(again - life["first"], 0), taken) / taken if taken else 1.0

@@ -1,6 +1,6 @@
-"""Requests to end: SIGTERM of a machine that is taken away, Ctrl-C, a terminal that hangs up.
+"""Requests to end: SIGTERM from a preempted machine, Ctrl-C, a terminal that hangs up.
 
-A run that is asked to end saves after the step under way, and the same command goes on.
+A run that is asked to end saves after the current step, and the same command resumes it.
 """
 
 import contextlib
@@ -18,16 +18,17 @@ class Preempted(Exception):
 
 
 class Preemption:
-    """Whether somebody has asked the job to end, agreed on by all processes.
+    """Whether the job was asked to end; all processes agree on it.
 
     A second Ctrl-C ends the process at once. A second SIGTERM or SIGHUP does not: one preemption
-    or one lost connection may send several. What is ignored already, as by nohup, stays so.
+    or one lost connection may send several. Signals that are already ignored, as under nohup, stay
+    ignored.
     """
 
     def __init__(self) -> None:
         self.asked = False
         for number in _ASKING:
-            # With several processes jax.distributed handles SIGTERM, and tells the others.
+            # With several processes, jax.distributed handles SIGTERM and tells the others.
             theirs = number == signal.SIGTERM and jax.process_count() > 1
             if not theirs and signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self.ask)
@@ -36,15 +37,15 @@ class Preemption:
         """Note the request; also the handler of the signals."""
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
-            with contextlib.suppress(OSError):  # not by Python's buffers: they may be in use
-                os.write(2, b"musicssl: asked to end, saving first: Ctrl-C again ends at once\n")
+            with contextlib.suppress(OSError):  # not through Python's buffers, which may be in use
+                os.write(2, b"musicssl: asked to end; saving first (Ctrl-C again ends at once)\n")
         if number is not None and jax.process_count() > 1:
             os.kill(os.getpid(), signal.SIGTERM)  # which jax.distributed tells the others of
         else:
             self.asked = True
 
     def poll(self) -> None:
-        """Raise Preempted if this process is alone and was asked; several agree between steps."""
+        """Raise Preempted if a single process was asked to end; several agree between steps."""
         if self.asked:
             raise Preempted
 
@@ -59,8 +60,8 @@ class Preemption:
           number: the step. Orbax calls the same meeting point with the step at every save, and a
             number of another kind would make some processes end while others wait for them. Work
             before training, such as fitting a codebook, passes first, first + 1, and so on, where
-            first is the step that training then begins at. A negative number is never passed,
-            since JAX would drop the request.
+            `first` is the step at which training then begins. The number is never negative, since
+            JAX would drop the request.
         """
         if jax.process_count() > 1:
             self.asked = multihost_utils.reached_preemption_sync_point(number) or self.asked

@@ -1,4 +1,4 @@
-"""A trace of some steps: what the devices and the host did, for TensorBoard's profile and xprof."""
+"""Traces some steps: what the devices and the host did, for xprof and TensorBoard's Profile."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ from musicssl.runtime import goodput
 
 
 def steps(spec: str) -> range:
-    """Return the steps that a specification, START:STOP or "" for none, names; STOP is not one.
+    """Return the steps that a specification names: START:STOP without STOP, or "" for none.
 
     Raises:
       ValueError: it is neither.
@@ -27,21 +27,22 @@ def steps(spec: str) -> range:
 
 
 class Profile:
-    """A trace in <workdir>/plugins/profile of those steps that this life of the run takes.
+    """A trace in <workdir>/plugins/profile of those named steps that this life of the run takes.
 
-    The first process alone writes one: the others do the same.
+    Only the first process writes one, since the others do the same work.
     """
 
     def __init__(self, spec: str, workdir: Path):
         self.steps = steps(spec) if jax.process_index() == 0 else range(0)
         self.workdir = workdir
-        self.first: int | None = None  # of the trace that is being taken
+        self.first: int | None = None  # the first step of the trace in progress
 
     def start(self, step: int, before: Any) -> None:
-        """Begin the trace where a step is the first that it is of.
+        """Begin the trace if a step is its first.
 
         Args:
-          before: what the steps before make, which is waited for: they are no part of the trace.
+          before: the results of the steps before, which are awaited so that the trace excludes
+            them.
         """
         if step not in self.steps or self.first is not None:
             return
@@ -51,17 +52,17 @@ class Profile:
         self.first = step
 
     def stop(self, done: int, after: Any) -> None:
-        """Write the trace where so many steps are done.
+        """Write the trace if its last step is done.
 
         Args:
-          after: what the last of them makes, which is waited for.
+          after: the results of that step, which are awaited.
         """
         if self.first is not None and done == self.steps.stop:
             jax.block_until_ready(after)
             self._write(done)
 
     def close(self) -> None:
-        """Write a trace whose last steps are not taken in this life."""
+        """Write a trace whose last steps this life does not reach."""
         if self.first is not None:
             self._write(None)
 
@@ -71,10 +72,10 @@ class Profile:
         try:
             with goodput.lost("profile"):
                 jax.profiler.stop_trace()
-        except Exception as error:  # a run does not end for want of a trace
-            say(f"the trace of {which} is lost ({first_line(error)})")
+        except Exception as error:  # a run does not end because a trace failed
+            say(f"the trace of {which} could not be written ({first_line(error)})")
             return
         say(
-            f"the trace of {which} is in {self.workdir}/plugins/profile: `pip install xprof`, then "
-            f"`xprof {self.workdir}`, or TensorBoard's page Profile"
+            f"the trace of {which} is in {self.workdir}/plugins/profile. To see it: `pip install "
+            f"xprof`, then `xprof {self.workdir}` or TensorBoard's Profile page"
         )

@@ -1,4 +1,4 @@
-"""Where arrays live: a mesh of (data, fsdp), one size rule for parameters, clips over both axes.
+"""Where arrays live: a (data, fsdp) mesh, a size rule for parameters, clips over both axes.
 
 Parameters, EMA teacher and optimizer moments follow the same rule, so a state is sharded by its
 shapes alone and restores onto any mesh.
@@ -23,12 +23,12 @@ SMALLEST_SHARDED = 2**16  # elements; below this a parameter is replicated
 def make_mesh(fsdp: int = 1, devices: list[jax.Device] | None = None) -> Mesh:
     """Return a mesh of all devices, `fsdp` of them sharing each copy of the parameters.
 
-    Those are neighbours on the chips' own links, never on two TPU slices, between which the
-    network is many times slower: only gradients cross it.
+    These devices are neighbours on the chips' own links, never on two TPU slices, since the network
+    between slices is many times slower: only gradients cross it.
 
     Raises:
-      ValueError: mesh.fsdp does not divide the number of devices, of one slice where there are
-        several.
+      ValueError: mesh.fsdp does not divide the number of devices; with several slices, the number
+        in each slice.
     """
     devices = jax.devices() if devices is None else devices
     tpu = devices[0].platform == "tpu"
@@ -36,7 +36,7 @@ def make_mesh(fsdp: int = 1, devices: list[jax.Device] | None = None) -> Mesh:
     each = len(devices) // slices
     if fsdp < 1 or each % fsdp:
         where = f"{len(devices)} devices" if slices == 1 else f"{each} devices in each slice"
-        raise ValueError(f"mesh.fsdp is {fsdp}, but there are {where}: choose a divisor of that")
+        raise ValueError(f"mesh.fsdp is {fsdp}, but there are {where}: choose a divisor of it")
     shape = (each // fsdp, fsdp)
     if slices == 1:
         placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
@@ -64,11 +64,11 @@ def state_shardings(state: Any, mesh: Mesh) -> Any:
 
 
 def whole(tree: Any) -> Any:
-    """Gather parameters of `state_shardings` on every device; gradients go back into shards.
+    """Gather parameters of `state_shardings` on every device; return gradients to their shards.
 
-    This is said in one place, since XLA otherwise splits each matrix product of a shard, and the
-    convolutions with it, to overlap it with exchanges: the base model then takes ten times as many
-    of a TPU's cycles.
+    This is stated explicitly, since XLA would otherwise split each matrix product of a shard, and
+    with it the convolutions, to overlap them with exchanges: the base model then takes ten times as
+    many of a TPU's cycles.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.shape["fsdp"] == 1:
@@ -88,7 +88,7 @@ _gathered.defvjp(
 
 
 def platform() -> str:
-    """Return what is compiled for: the set mesh's kind of device, or jax's default."""
+    """Return the platform that is compiled for: that of the current mesh, or jax's default."""
     mesh = jax.sharding.get_abstract_mesh()
     return jax.default_backend() if mesh.empty else mesh.abstract_device.platform
 
@@ -100,7 +100,7 @@ def clips_here(clips: int) -> int:
 
 
 def by_clip(function: Callable[..., jax.Array], clips: _ByClip, *shared: jax.Array) -> jax.Array:
-    """Apply function to each device's own clips, an array or a tree of arrays of as many rows.
+    """Apply function to each device's own clips: an array, or a tree of arrays with equal rows.
 
     XLA does not partition a grouped convolution over the batch on CPU and GPU: it gathers the
     whole batch on every device (openxla/xla#47945). shard_map leaves it no choice.
@@ -111,13 +111,13 @@ def by_clip(function: Callable[..., jax.Array], clips: _ByClip, *shared: jax.Arr
         return function(clips, *shared)
 
     def local(clips: _ByClip, *shared: jax.Array) -> jax.Array:
-        # Each device has a gradient of its own for what they share: their sum belongs here, not in
-        # a custom gradient of the function.
+        # Each device computes its own gradient for what they share. These are summed here, not in a
+        # custom gradient of the function.
         own = (jax.lax.pcast(x, mesh.axis_names, to="varying") for x in shared)
         return function(clips, *own)
 
     specs = (CLIPS, *[P()] * len(shared))
-    checked = bool(shared)  # a Pallas kernel cannot tell over which axes its results vary
+    checked = bool(shared)  # a Pallas kernel does not say over which axes its results vary
     mapped = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=CLIPS, check_vma=checked)
     return mapped(clips, *shared)
 

@@ -1,4 +1,4 @@
-"""Whose run a workdir is: its configuration, its saved steps, and the commit that writes there."""
+"""Which run a workdir holds: its configuration, its saved steps, and the commit of the code."""
 
 import json
 import math
@@ -32,14 +32,14 @@ CHANGES_NOTHING = (
     "hubert.unmasked_accuracy",
     "then",
 )
-# Leaves that may differ when a run goes on: what it reads may have moved meanwhile. Of two runs the
-# same leaves may name two data sets or teachers.
+# Leaves that may differ when a run resumes, since what it reads may have moved meanwhile. In two
+# separate runs, the same leaves may name different data sets or teachers.
 MAY_CHANGE = (
     *CHANGES_NOTHING,
     "data.data_dir",
     "teacher.encoder",  # the codebook's digest refuses another one
 )
-_MARK = "commit_success.txt"  # the file that Orbax writes last, where it cannot rename folders
+_MARK = "commit_success.txt"  # the file that Orbax writes last if it cannot rename folders
 RENAMED = {"probe.probe": "probe.kind"}  # leaves in configurations that older versions wrote
 # Leaves that older versions did not have, with the values that mean what those did.
 ADDED = {
@@ -53,7 +53,7 @@ ADDED = {
 
 
 def flat(config: dict, prefix: str = "") -> dict:
-    """Flatten {"a": {"b": 1}} to {"a.b": 1}, as command-line flags spell it."""
+    """Flatten {"a": {"b": 1}} to {"a.b": 1}, as command-line flags are spelt."""
     leaves: dict[str, Any] = {}
     for key, value in config.items():
         name = f"{prefix}{key}"
@@ -62,10 +62,10 @@ def flat(config: dict, prefix: str = "") -> dict:
 
 
 def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
-    """Write <workdir>/config.json; where the run has checkpoints, check that it is the same run.
+    """Write <workdir>/config.json; if there are checkpoints, check that they are of this run.
 
     Raises:
-      ValueError: the directory holds another run, checkpoints of an unknown one, or something else.
+      ValueError: the directory holds another run, or checkpoints of an unknown run, or other files.
     """
     path = workdir / "config.json"
     mine = json.loads(config.to_json())
@@ -87,10 +87,10 @@ def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
         if changed:
             raise ValueError(
                 f"{workdir} holds a run of another configuration: {', '.join(changed)}. Use "
-                "another --workdir, or the same values to go on with that run"
+                "another --workdir, or the same values to resume that run"
             )
     elif path.exists() and not _wrote(path):
-        raise ValueError(f"{path} is not of a run: it would be lost, use another --workdir")
+        raise ValueError(f"{path} is not a run's and would be lost: use another --workdir")
 
     # written by one process, and only where it changes something
     text = json.dumps(mine, indent=2) + "\n"
@@ -100,7 +100,7 @@ def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
 
 
 def require_writable(workdir: Path) -> None:
-    """Raise OSError where a run cannot write into its workdir."""
+    """Raise OSError if a run cannot write to its workdir."""
     try:
         if paths.is_remote(workdir):
             own = workdir / f".{uuid.uuid4().hex}"
@@ -113,15 +113,15 @@ def require_writable(workdir: Path) -> None:
         if command.storage_errno(error):
             raise
         raise OSError(
-            f"{workdir} cannot be written to ({error.strerror}), which a run that is not complete "
-            "has to do: change that, or use another --workdir"
+            f"{workdir} cannot be written to ({error.strerror}), but the run is not complete: make "
+            "it writable, or use another --workdir"
         ) from error
 
 
 def metrics(workdir: Path) -> list[tuple[bytes, dict[str, float] | None]]:
     """Return the lines of a run's metrics.jsonl, each with its scalars.
 
-    None stands for the scalars of a line that cannot be read, of which a crash may leave some.
+    None stands for the scalars of an unreadable line, such as a crash may leave.
     """
     path = workdir / "metrics.jsonl"
     lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
@@ -131,7 +131,7 @@ def metrics(workdir: Path) -> list[tuple[bytes, dict[str, float] | None]]:
 def _scalars(line: bytes) -> dict[str, float] | None:
     try:
         scalars = json.loads(line)
-    except ValueError:  # of Unicode, too
+    except ValueError:  # also for invalid Unicode
         return None
     if not line.endswith(b"\n") or not isinstance(scalars, dict) or "step" not in scalars:
         return None
@@ -139,7 +139,7 @@ def _scalars(line: bytes) -> dict[str, float] | None:
 
 
 def read_leaves(path: Path) -> dict:
-    """Return the leaves of a run's config.json by the names that they have today."""
+    """Return the leaves of a run's config.json by their present names."""
     leaves = flat(json.loads(path.read_text()))
     return {RENAMED.get(name, name): value for name, value in leaves.items()}
 
@@ -159,7 +159,7 @@ def _wrote(path: Path) -> bool:
 def git_commit() -> str:
     """Return the commit of the code, with "-dirty" where files differ.
 
-    Outside git it is what MUSICSSL_COMMIT says, as in an image, or "".
+    Outside git, as in an image, it is the value of MUSICSSL_COMMIT, or "".
     """
     command = ["git", "--no-optional-locks", "-C", str(Path(__file__).parent)]
     command += ["describe", "--always", "--dirty", "--abbrev=40"]
@@ -172,7 +172,7 @@ def git_commit() -> str:
 
 
 def is_better(score: str, value: float, best: float | None) -> bool:
-    """Return whether a value of a validation score is better than the best before it, if any."""
+    """Return whether a validation score is better than the best so far, if there is one."""
     if not math.isfinite(value):
         return False
     if best is None:
@@ -181,7 +181,7 @@ def is_better(score: str, value: float, best: float | None) -> bool:
 
 
 def best_step(workdir: Path, score: str) -> tuple[int, float] | None:
-    """Return the saved step with the best validation score, and the score; None without any.
+    """Return the saved step with the best validation score, and the score; None if there is none.
 
     Args:
       score: as in validate.score.
@@ -214,8 +214,8 @@ def step_of(workdir: Path, text: str) -> int | None:
     best = best_step(workdir, score)
     if best is None:
         raise ValueError(
-            f"{workdir} has no best step: no saved step of it was validated "
-            "(--config.validate.every of the run)"
+            f"{workdir} has no best step: none of its saved steps was validated (set "
+            "--config.validate.every when training)"
         )
     return best[0]
 
@@ -229,5 +229,5 @@ def steps_on_disk(workdir: Path) -> list[int]:
 
 
 def _is_committed(step: Path) -> bool:
-    """Return whether a save is whole: one on gs:// has its name from the start, and then a mark."""
+    """Return whether a save is complete; one on gs:// has its name from the start, then a mark."""
     return (step / _MARK).exists() if paths.is_remote(step) else step.is_dir()

@@ -1,4 +1,4 @@
-"""The jitted training step and the loop around it, the optimizer, the operations that they take.
+"""The jitted training step, the loop around it, the optimizer, and their count of operations.
 
-Imports musicssl.objectives and what lies below it; not musicssl.probing, which is beside it.
+Imports musicssl.objectives and what lies below it, but not musicssl.probing, on the same floor.
 """

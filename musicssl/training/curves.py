@@ -1,4 +1,4 @@
-"""A picture of a run from its metrics.jsonl: loss, validation, health of the layers, probes."""
+"""Draws a run from its metrics.jsonl: loss, validation, health of the layers, probes."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ def series(workdir: Path) -> dict[str, Points]:
 
 
 def panels(names: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Return what is drawn, of the scalars that there are: {title: {label: name}}."""
+    """Return which of the existing scalars are drawn: {title: {label: name}}."""
     drawn: dict[str, dict[str, str]] = {"loss": {}}
     for name in names:
         section, _, rest = name.partition("/")
@@ -50,13 +50,13 @@ def panels(names: Sequence[str]) -> dict[str, dict[str, str]]:
 
 
 def draw(workdir: Path) -> Path | None:
-    """Draw <workdir>/curves.png, and return its path; None where there is nothing to draw."""
+    """Draw <workdir>/curves.png and return its path; None if there is nothing to draw."""
     points = series(workdir)
     shown = panels(list(points))
     if not shown:
         return None
 
-    import matplotlib  # here, for most of what imports this module draws nothing
+    import matplotlib  # here, since most importers of this module draw nothing
 
     matplotlib.use("agg")
     from matplotlib import pyplot
@@ -79,7 +79,7 @@ def draw(workdir: Path) -> Path | None:
 
 
 def _panel(axes: Any, title: str, lines: Mapping[str, str], points: Mapping[str, Points]) -> None:
-    """Draw the lines {label: name}; those of layers go from dark to light, the stem is red."""
+    """Draw the lines {label: name}; the layers' go from dark to light, and the stem's is red."""
     from matplotlib import pyplot
 
     layers = [label for label in lines if label.startswith("layer ")]

@@ -1,4 +1,4 @@
-"""Floating-point operations of the models, counted from their shapes: the one owner of FLOPs.
+"""Counts the floating-point operations of the models from their shapes; the only place that does.
 
 A multiplication and an addition are two operations; norms, activations and softmax are not
 counted, as is the custom for model FLOP utilisation (PaLM, arXiv:2204.02311, appendix B). Remat
@@ -12,8 +12,8 @@ from musicssl import audio, spectra
 from musicssl.model.stem import KERNELS, STRIDES
 from musicssl.objectives import masking, targets
 
-# Dense bf16 (fp16 where there is none) operations a second and chip, by jax's device_kind; from
-# the vendors' data sheets.
+# Dense bf16 operations per second and chip (fp16 if the chip has no bf16), by jax's device_kind,
+# from the vendors' data sheets.
 _PEAKS = {
     "TPU v3": 123e12,
     "TPU v4": 275e12,
@@ -66,10 +66,10 @@ def train_step(config: ml_collections.ConfigDict) -> float:
 def train_parts(config: ml_collections.ConfigDict) -> dict[str, float]:
     """Return the operations of one step by part.
 
-    What learns takes three passes, and what gives the targets takes one.
-    data2vec 2.0's student takes them for every copy of a clip, without what that copy masks.
-    HuBERT's heads see the masked frames alone. A frozen encoder, whose shape the configuration
-    does not hold, counts as one of this configuration's shape up to the layer that is taken.
+    What learns takes three passes, and what gives the targets takes one. data2vec 2.0's student
+    takes its three for every copy of a clip, without the frames that the copy masks. HuBERT's heads
+    see only the masked frames. The shape of a frozen encoder is not in the configuration: it counts
+    as an encoder of this configuration's shape, up to the layer that is taken.
     """
     frames = config.data.crop_frames
     passes = forward(config.encoder, frames)
@@ -97,8 +97,8 @@ def train_parts(config: ml_collections.ConfigDict) -> dict[str, float]:
 def _copies(config: ml_collections.ConfigDict) -> dict[str, float]:
     """Return the operations of what data2vec 2.0 does to each copy of one clip, by part.
 
-    Positional and decoder's convolutions see all frames, the transformer the visible alone, the
-    decoder's last layer those that are masked.
+    The positional and the decoder's convolutions see all frames, the transformer only the visible
+    ones, and the decoder's last layer the masked ones.
     """
     frames, copies = config.data.crop_frames, config.mask.copies
     masked = masking.masked_in_copy(frames, config.mask.probability, config.mask.inverse)
@@ -115,9 +115,9 @@ def _copies(config: ml_collections.ConfigDict) -> dict[str, float]:
 
 
 def predictions(config: ml_collections.ConfigDict) -> float:
-    """Return how many frames one step predicts the targets of, in the mean.
+    """Return for how many frames one step predicts targets, on average.
 
-    Counts of span masks are taken before they are made equal.
+    The counts of span masks are those before they are made equal.
     """
     frames, mask = config.data.crop_frames, config.mask
     if "copies" in mask:
@@ -162,12 +162,12 @@ def _spectral(name: str, ceps: int, frames: int) -> float:
 
 
 def peak(device: jax.Device) -> float | None:
-    """Return the operations a second of this device's data sheet, None where it is not known."""
+    """Return the operations per second of this device's data sheet; None if it is not known."""
     return peak_of(device.device_kind)
 
 
 def peak_of(device_kind: str) -> float | None:
-    """Return `peak` of a kind of device, as jax names it."""
+    """Return `peak` of a kind of device, named as in jax."""
     kind = f"{device_kind} ".replace("-", " ")
     names = [name for name in _PEAKS if kind.startswith(f"{name} ")]  # an L40 is no L4
     return _PEAKS[max(names, key=len)] if names else None

@@ -39,27 +39,27 @@ AHEAD = 2  # steps the host may run ahead of the devices; between logs it copies
 
 
 class TrainingStopped(Exception):
-    """A run that cannot go on; the message says what was measured and what usually helps."""
+    """A run cannot continue; the message says what was measured and what usually helps."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a run is made of, apart from its state; `train` takes it from there.
+    """Everything that a run consists of, except its state; the input of `train`.
 
     Attributes:
       config: the run's configuration, accepted by `check`.
       mesh: the devices that the state and the batches are spread over.
       checkpoints: where the state is saved.
       frozen: the part of the teacher that training does not change ({} for data2vec).
-      preemption: asked at each step; it may listen for longer than `train` runs.
+      preemption: asked at each step; it may exist for longer than `train` runs.
       open_batches: called with the first step to train; returns the global batches of int16 audio
-        [b, n] from there on, placed on the mesh.
-      on_scalars: called on every process with a step and what is to be logged of it.
+        [b, n] from that step on, placed on the mesh.
+      on_scalars: called on every process with a step and its scalars to log.
       take_probe: called every config.probe.every steps on every process; returns scalars to log.
         Its arguments are the step, the parameters, and a function to call between pieces of work,
-        which raises `Preempted` where the probe is to be left unfinished.
-      open_validation: returns batches of the validation split like those of training, the same at
-        every call; asked once, if config.validate.every is set.
+        which raises `Preempted` if the probe has to be abandoned.
+      open_validation: returns batches of the validation split in the form of training batches, the
+        same at every call; called once, if config.validate.every is set.
     """
 
     config: ml_collections.ConfigDict
@@ -74,10 +74,10 @@ class Run:
 
 
 def check(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
-    """Refuse what cannot be trained, before anything is built.
+    """Refuse a configuration that cannot be trained, before anything is built.
 
     Raises:
-      ValueError: naming the field and the remedy.
+      ValueError: the message names the field and the remedy.
     """
     _check_values(flat(config.to_dict()))
     if config.accumulate < 1:
@@ -95,7 +95,7 @@ def check(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
         if value < 1 or width % value:
             raise ValueError(f"encoder.{name} is {value}: choose a divisor of the width, {width}")
 
-    # Tracing the masks and the state raises ValueError where they do not fit.
+    # Tracing the masks and the state raises ValueError if their settings do not fit.
     samples = audio.crop_samples(config.data.crop_frames)
     clips = jax.ShapeDtypeStruct((config.batch_size, samples), np.int16)
     key = step_lib.streams(config.seed, 0)["mask"]
@@ -105,13 +105,13 @@ def check(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
 
 
 def _check_values(leaves: dict[str, Any]) -> None:
-    """Refuse values that are wrong by themselves.
+    """Refuse values that are wrong whatever the other values are.
 
     Args:
       leaves: the configuration's, by names spelt as on the command line.
 
     Raises:
-      ValueError: naming the leaf and what it may be.
+      ValueError: the message names the leaf and its allowed values.
     """
     for name, choices in _CHOICES.items():
         if leaves[name] not in choices:
@@ -126,12 +126,13 @@ def _check_values(leaves: dict[str, Any]) -> None:
         if leaves[name] < 1:
             raise ValueError(f"{name} is {leaves[name]}: use 1 or more")
     if leaves["probe.every"] < 0:
-        raise ValueError(f"probe.every is {leaves['probe.every']}: use a number of steps, or 0")
+        raise ValueError(f"probe.every is {leaves['probe.every']}: use a number of steps or 0")
     for name in _DROPOUTS:
         if not 0 <= leaves[name] < 1:
-            raise ValueError(f"{name} is {leaves[name]}: use 0 to below 1")
+            raise ValueError(f"{name} is {leaves[name]}: use a number from 0 to below 1")
     if not 0 < leaves["mask.probability"] <= 1:
-        raise ValueError(f"mask.probability is {leaves['mask.probability']}: use above 0, up to 1")
+        share = leaves["mask.probability"]
+        raise ValueError(f"mask.probability is {share}: use a number above 0, up to 1")
     if not 0 < leaves["optim.learning_rate"] < np.inf:
         rate = leaves["optim.learning_rate"]
         raise ValueError(f"optim.learning_rate is {rate}: use a number above 0")
@@ -144,7 +145,7 @@ def train(run: Run, state: step_lib.TrainState) -> bool:
       state: from `initial_state`; it is consumed.
 
     Returns:
-      True when complete, False when preempted: the state is saved, and the same call goes on.
+      True when complete, False when preempted: the state is saved, and the same call resumes.
 
     Raises:
       TrainingStopped: the representation collapsed, or a loss is not finite.
@@ -165,11 +166,11 @@ def train(run: Run, state: step_lib.TrainState) -> bool:
     metrics: list[dict[str, jax.Array]] = []
     running: deque = deque()
     try:
-        # The order is fixed: save what `step` steps made, then its batch, then the step, then the
-        # log, then the validation, then the probe. The last step goes through the same lines.
+        # The order is fixed: save the state after `step` steps, then get the batch, take the step,
+        # log, validate, probe. The last step goes through the same lines.
         with distributed.together() as alive:
             for step in range(first, config.steps + 1):
-                # Save, where it is due.
+                # Save, if it is due.
                 preempted = run.preemption.reached(step)
                 best = validate is not None and validate.best_step == step > first
                 with goodput.lost("save"):
@@ -181,7 +182,7 @@ def train(run: Run, state: step_lib.TrainState) -> bool:
                 with goodput.lost("input"):
                     batch = next(batches)
 
-                # The step, which is compiled before it is taken for the first time.
+                # The step, which is compiled before its first use.
                 compiling = goodput.lost("compile") if step == first else contextlib.nullcontext()
                 with jax.set_mesh(mesh), compiling:
                     if step == first:
@@ -200,7 +201,7 @@ def train(run: Run, state: step_lib.TrainState) -> bool:
                 goodput.record(step + 1)
                 alive()
 
-                # The log, the validation and the probe, where they are due.
+                # The log, the validation and the probe, if they are due.
                 if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
                     scalars = _summarise(jax.device_get(metrics))
                     metrics.clear()
@@ -221,12 +222,12 @@ def train(run: Run, state: step_lib.TrainState) -> bool:
 
     say(goodput.line())
     if preempted:
-        say(f"asked to end at step {step}: saved, run the same command to go on")
+        say(f"asked to end at step {step}: saved; run the same command to resume")
     return not preempted
 
 
 class _Validation:
-    """Looks at the validation split, and which step has done best there so far."""
+    """Validates, and keeps track of the best step so far."""
 
     def __init__(self, run: Run):
         self.run, self.score = run, run.config.validate.score
@@ -239,12 +240,12 @@ class _Validation:
             self.looker = validation.make(run.config, run.mesh, batches)
 
     def is_due(self, step: int) -> bool:
-        """Return whether a step is to be looked at: the last one always is."""
+        """Return whether to validate at a step; the last one is always validated."""
         config = self.run.config
         return step % config.validate.every == 0 or step == config.steps
 
     def look(self, step: int, state: step_lib.TrainState) -> None:
-        """Log what a state's loss and health are, and note it where it is the best so far."""
+        """Log a state's loss and health, and note the step if it is the best so far."""
         scalars = self.looker(state, self.run.frozen)
         self.run.on_scalars(step, scalars)
         value = scalars[f"validation/{self.score}"]
@@ -259,7 +260,7 @@ class _Validation:
 
 
 def _log_probe(run: Run, step: int, params: dict, alive: Callable[[], None]) -> None:
-    """Take a probe and log its scalars; one that is asked to end is left out."""
+    """Take a probe and log its scalars; abandon it if the run is asked to end."""
 
     def poll() -> None:
         alive()
@@ -268,7 +269,7 @@ def _log_probe(run: Run, step: int, params: dict, alive: Callable[[], None]) -> 
     try:
         scalars = run.take_probe(step, params, poll)
     except Preempted:
-        say(f"asked to end in the probe of step {step}, which is left out")
+        say(f"asked to end during the probe of step {step}, which is abandoned")
         return
     run.on_scalars(step, scalars)
     say(f"step {step}  " + "  ".join(f"{name} {value:.4f}" for name, value in scalars.items()))
@@ -277,7 +278,7 @@ def _log_probe(run: Run, step: int, params: dict, alive: Callable[[], None]) -> 
 def initial_state(
     config: ml_collections.ConfigDict, mesh: Mesh, checkpoints: Checkpoints
 ) -> step_lib.TrainState:
-    """Return the newest checkpoint's state, on this mesh whatever mesh wrote it, or a new one.
+    """Return the newest checkpoint's state on this mesh, whichever mesh wrote it, or a new state.
 
     Raises:
       ValueError: a checkpoint cannot be restored, or config.start_from does not fit.
@@ -298,15 +299,15 @@ def initial_state(
     state = checkpoints.restore(step, abstract)
     say(f"going on from step {step} of {config.steps}{_moved(checkpoints.about_step(step))}")
     if changes := checkpoints.changes(step):
-        say(f"since that save these have changed, and results with them: {changes}")
+        say(f"these have changed since that save, so results may differ: {changes}")
     return state
 
 
 def _starting_weights(config: ml_collections.ConfigDict) -> dict:
-    """Load the encoder's parameters from config.start_from, as NumPy arrays; heads begin anew.
+    """Load the encoder's parameters from config.start_from, as NumPy arrays; heads stay new.
 
     Raises:
-      ValueError: the encoder there has another shape, or hears something else than this run's.
+      ValueError: the encoder there has another shape, or other input, than this run's.
     """
     loaded = pretrained.load_encoder(config.start_from)
     there = {f"encoder.{name}": x for name, x in architecture(loaded.encoder).items()}
@@ -318,18 +319,18 @@ def _starting_weights(config: ml_collections.ConfigDict) -> dict:
     if differing:
         both = [f"{name} ({there[name]} there, {here[name]} here)" for name in differing]
         raise ValueError(
-            f"start_from {config.start_from} does not fit: {', '.join(both)}. Set these as they "
-            "are there, or start from another encoder"
+            f"start_from {config.start_from} does not fit: {', '.join(both)}. Use the values from "
+            "there, or start from another encoder"
         )
     say(f"starting from the weights of {loaded.source}")
     return loaded.params
 
 
 def _moved(saved: dict) -> str:
-    """Describe how these machines differ from those that wrote a checkpoint, "" if they do not.
+    """Describe how these machines differ from those that wrote a checkpoint; "" if they do not.
 
     Args:
-      saved: what the checkpoint says of the machines that wrote it.
+      saved: what the checkpoint says about the machines that wrote it.
     """
     here = {"processes": jax.process_count(), "devices": jax.device_count()}
     changed = [
@@ -341,7 +342,7 @@ def _moved(saved: dict) -> str:
 
 
 def _summarise(metrics: list[dict[str, np.ndarray]]) -> dict[str, float]:
-    """Average the finite steps since the last log, all if none is finite; count the others."""
+    """Average the finite steps since the last log, or all if none is finite; count the others."""
     finite = [m for m in metrics if not m["nonfinite"]] or metrics
     scalars = {}
     for name in metrics[0]:
@@ -352,7 +353,7 @@ def _summarise(metrics: list[dict[str, np.ndarray]]) -> dict[str, float]:
 
 
 def _guard(config: ml_collections.ConfigDict, scalars: dict[str, float], step: int) -> None:
-    """Stop a run whose interval was not finite, or whose representation has collapsed.
+    """Stop a run with losses that were not finite, or whose representation has collapsed.
 
     Raises:
       TrainingStopped: with what was measured and what usually helps.
@@ -363,7 +364,7 @@ def _guard(config: ml_collections.ConfigDict, scalars: dict[str, float], step: i
         raise TrainingStopped(
             f"{bad} losses or gradients between steps {begin} and {step} were not finite. None of "
             "those updates was applied. A lower optim.learning_rate or optim.clip_norm=1 usually "
-            "helps; --config.nonfinite=skip goes on without such batches and counts them"
+            "helps; --config.nonfinite=skip leaves such batches out and counts them"
         )
     reason = step_lib.objective(config).collapse(config, scalars, step)
     if reason:
@@ -383,14 +384,14 @@ class _Clock:
         self.began, self.step = time.monotonic(), first
 
     def compiled(self, result: jax.Array) -> None:
-        """Leave the first step, which compiles, out of the speed."""
+        """Leave the first step, which includes compilation, out of the speed."""
         jax.block_until_ready(result)
-        say(f"first step after {time.monotonic() - self.began:.1f} s (compilation included)")
+        say(f"first step done after {time.monotonic() - self.began:.1f} s, including compilation")
         self.began, self.step = time.monotonic(), self.step + 1
 
     @contextlib.contextmanager
     def stopped(self) -> Iterator[None]:
-        """Leave what happens in here out of the speed."""
+        """Leave the time spent in here out of the speed."""
         before = time.monotonic()
         yield
         self.began += time.monotonic() - before
@@ -399,7 +400,7 @@ class _Clock:
         """Print the progress line and add the speed to the scalars."""
         now, steps = time.monotonic(), step - self.step
 
-        # Audio heard, speed, the share of the peak rate and the time that is left.
+        # The audio heard, the speed, the share of the peak rate and the time left.
         hours = step * self.batch_seconds / 3600
         scalars["audio_hours"] = hours
         line = f"step {step}/{self.config.steps}  loss {scalars['loss']:.4f}  {hours:.2f} audio-h"

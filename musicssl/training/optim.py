@@ -16,8 +16,9 @@ def tri_stage(
 ) -> Schedule:
     """Rise from scale * peak, hold, and decay exponentially back to it (fairseq tri_stage).
 
-    A phase's steps are rounded and the decay takes the rest. This deviates from fairseq, which cuts
-    off the fractions of all three, and stays at the decay's end for the rest, at most two steps.
+    The steps of the first two phases are rounded, and the decay takes the rest. This deviates from
+    fairseq, which truncates all three and stays at the decay's end for the remaining steps, at most
+    two.
     For the paper's 400,000 and 800,000 steps both give the same phases; for 400,001 the rates
     differ by 0.02 %.
     """
@@ -76,18 +77,18 @@ def learning_rate(config: ml_collections.ConfigDict) -> Schedule:
 
 
 def adam(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
-    """Return Adam with decoupled weight decay on every parameter, as all recipes have it.
+    """Return Adam with decoupled weight decay on every parameter, as in all recipes.
 
     optax adds epsilon after the bias correction of the second moment, as PyTorch does, and as
-    fairseq does where it finds Apex's FusedAdam (FusedAdamV2). This deviates from fairseq's own
-    Adam and its FusedAdamV1, which add it before, so that in update t it counts
-    1 / sqrt(1 - beta2^t) times as much: 7.1 times in the first, 1.07 times in the 100th. There
+    fairseq does if it finds Apex's FusedAdam (FusedAdamV2). This deviates from fairseq's own Adam
+    and its FusedAdamV1, which add epsilon before, so that in update t it counts
+    1 / sqrt(1 - beta2^t) times as much: 7.1 times in the first, 1.07 times in the 100th. Their
     updates are smaller: by 0.6 % in the first and 0.007 % in the 100th for a gradient of 1e-3, by
-    5.7 % and 0.07 % for one of 1e-4. Both computed from the moments of the music2vec demo (8 clips
-    a batch, float32), the first update differs by 11 % of its norm, the 10th by 3 % and the 70th by
-    0.5 %. FusedAdamV1 also applies the bias correction to the weight decay, which counts 1.4 times
-    in the first update, 0.66 times in the 10th, and within 1 % the same from the 200th on. All of
-    this is early in warm-up, where the rate is low.
+    5.7 % and 0.07 % for a gradient of 1e-4. Computed both ways from the moments of the music2vec
+    demo (8 clips per batch, float32), the first update differs by 11 % of its norm, the 10th by 3 %
+    and the 70th by 0.5 %. FusedAdamV1 also applies the bias correction to the weight decay, which
+    then counts 1.4 times in the first update, 0.66 times in the 10th, and differs by less than 1 %
+    from the 200th on. All of this is early in warm-up, where the learning rate is low.
     """
     optim = config.optim
     return optax.adamw(
@@ -100,7 +101,7 @@ def adam(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
 
 
 def clip(gradients: optax.Updates, norm: jax.Array, limit: float) -> optax.Updates:
-    """Scale gradients of the given global norm down to `limit`; 0 leaves them alone."""
+    """Scale gradients of the given global norm down to `limit`; 0 leaves them unchanged."""
     if not limit:
         return gradients
     scale = jnp.minimum(1.0, limit / jnp.maximum(norm, 1e-12))

@@ -1,6 +1,6 @@
 """The training step: one jitted, donated function from (state, audio) to (state, metrics).
 
-Randomness is a function of (seed, step) alone: `fold_in(seed, step)`, then one stream a use. No
+Randomness is a function of (seed, step) alone: `fold_in(seed, step)`, then one stream per use. No
 key is stored, and masks are drawn for the global batch, so neither the number of devices nor a
 restart changes them.
 """
@@ -35,7 +35,7 @@ STREAMS = ("init", "mask", "dropout", "layerdrop")
 
 
 class TrainState(NamedTuple):
-    """All that a step changes. step counts batches seen, updates those that changed parameters."""
+    """All that a step changes. `step` counts batches, `updates` those that changed parameters."""
 
     step: jax.Array
     updates: jax.Array
@@ -48,7 +48,7 @@ def objective(config: ml_collections.ConfigDict) -> Objective:
     """Return the objective that config.method names.
 
     Raises:
-      ValueError: there is none of that name.
+      ValueError: there is no objective of that name.
     """
     if config.method not in OBJECTIVES:
         raise ValueError(f"method is {config.method!r}: use one of {sorted(OBJECTIVES)}")
@@ -62,7 +62,7 @@ def streams(seed: int, step: jax.Array | int) -> dict[str, jax.Array]:
 
 
 def init_state(config: ml_collections.ConfigDict) -> TrainState:
-    """Return the state before the first step; call it under jit, for it shards nothing."""
+    """Return the state before the first step; call it under jit, since it shards nothing."""
     samples = audio.crop_samples(1)
     keys = streams(config.seed, 0)
     params, teacher = objective(config).init(keys["init"], make_encoder(config), config, samples)
@@ -82,7 +82,7 @@ def _state_shapes(config_json: str) -> TrainState:
 
 
 def sharded_init(config: ml_collections.ConfigDict, mesh: Mesh) -> TrainState:
-    """Return the initial state, made in its shards."""
+    """Return the initial state, created in its shards."""
     with jax.set_mesh(mesh):
         shardings = sharding.state_shardings(state_shapes(config), mesh)
         return jax.jit(lambda: init_state(config), out_shardings=shardings)()
@@ -119,7 +119,7 @@ def make_step(config: ml_collections.ConfigDict, mesh: Mesh) -> Callable:
     clips = NamedSharding(mesh, sharding.CLIPS)
     everywhere = NamedSharding(mesh, P())
 
-    # The compiled program spells these arguments' names, and planning/costs.py looks for them.
+    # The compiled program contains these arguments' names, and planning/costs.py looks for them.
     def step(state: TrainState, frozen: dict, audio: jax.Array) -> tuple[TrainState, dict]:
         return update(config, state, frozen, audio)
 
@@ -134,7 +134,7 @@ def make_step(config: ml_collections.ConfigDict, mesh: Mesh) -> Callable:
 def update(
     config: ml_collections.ConfigDict, state: TrainState, frozen: dict, clips: jax.Array
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """Make one optimizer update; one that is not finite changes nothing but the step.
+    """Make one optimizer update; if it is not finite, only the step changes.
 
     Args:
       frozen: the part of the teacher that training does not change.
@@ -165,7 +165,7 @@ def update(
         new_teacher = method.after_update(config, params, state.teacher, state.updates + 1)
         new_teacher = where_finite(new_teacher, state.teacher)
 
-    # The new state and what is logged of this step.
+    # The new state and this step's metrics.
     updates, params, optimizer = kept
     new = TrainState(state.step + 1, updates, params, new_teacher, optimizer)
     metrics = {
@@ -194,8 +194,9 @@ def accumulate(
 ) -> tuple[jax.Array, dict, dict]:
     """Return loss, health sums and gradients of the global batch, in config.accumulate parts.
 
-    Every part's loss is divided by the masked frames of the whole batch, so the sum is what the
-    batch gives at once. Each device keeps its own clips: part i takes rows i, i + parts, ...
+    Every part's loss is divided by the number of masked frames of the whole batch, so the sum is
+    what the whole batch would give at once. Each device keeps its own clips: part i takes rows i,
+    i + parts, ...
     """
     method, encoder = objective(config), make_encoder(config)
     parts = config.accumulate
@@ -227,7 +228,7 @@ def accumulate(
     def add(total: tuple, numbered_rows: tuple) -> tuple[tuple, None]:
         return jax.tree.map(jnp.add, total, of_part(*numbered_rows)), None
 
-    # A scan that adds up what the parts give, from zeros of their shapes.
+    # A scan that adds up the parts' results, from zeros of their shapes.
     first_rows = jax.tree.map(lambda x: x[0], rows)
     shapes = jax.eval_shape(of_part, jnp.int32(0), first_rows)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)

@@ -1,13 +1,13 @@
-"""A look at the validation split during training: the same crops and masks at every look.
+"""Validates during training, each time on the same crops with the same masks.
 
-Which crops, which masks and, for data2vec 2.0, which noise are functions of the seed alone, so that
-only what was learnt in between changes the figures. Nothing is dropped out, no parameter changes,
-and the training step is the same program with and without looks.
+The crops, the masks and, for data2vec 2.0, the noise are functions of the seed alone, so that only
+what was learnt in between changes the figures. There is no dropout, no parameter changes, and the
+training step is the same program with and without validation.
 
-Beside the objective's own figures ("validation/...") are those of the representation
-("health/..."): how far the frames of the stem's output and of every layer lie apart. A stem that
-gives all frames the same output has a deviation or a rank near its least, and every layer above it
-with it; where the last layers alone have, the blocks or the head collapse, not the stem.
+The figures are the objective's own ("validation/...") and those of the representation
+("health/..."): how far apart the frames of the stem's output and of every layer lie. If the stem
+gives all frames the same output, its deviation or rank is near the minimum, and so is that of every
+layer above it. If only the last layers are affected, the blocks or the head collapse, not the stem.
 
 Axis letters: b batch, n samples, t frames, c channels, r frames of all clips.
 """
@@ -32,8 +32,8 @@ from musicssl.objectives.masking import Batch, draw
 from musicssl.runtime import sharding
 from musicssl.training import step as step_lib
 
-_STREAM = 2**31 - 1  # in place of a step's number: the keys of no step
-_NOT_VALIDATED = ("ema_decay",)  # what an objective logs of its schedule
+_STREAM = 2**31 - 1  # in place of a step's number, so that no step has these keys
+_NOT_VALIDATED = ("ema_decay",)  # an objective logs it for its schedule
 
 
 class Spread(NamedTuple):
@@ -48,20 +48,20 @@ Look = Callable[[step_lib.TrainState, dict], dict[str, float]]
 
 
 def read(batches: Iterable[jax.Array], config: ml_collections.ConfigDict) -> list[jax.Array]:
-    """Return as many whole batches as hold validate.clips crops."""
+    """Return the number of whole batches that hold validate.clips crops."""
     count = -(-config.validate.clips // config.batch_size)
     return list(itertools.islice(batches, count))
 
 
 def check(config: ml_collections.ConfigDict) -> None:
-    """Refuse settings of validation that cannot be used.
+    """Refuse unusable settings of validation.
 
     Raises:
-      ValueError: naming the leaf and what it may be.
+      ValueError: the message names the leaf and its allowed values.
     """
     settings = config.validate
     if settings.every < 0:
-        raise ValueError(f"validate.every is {settings.every}: use a number of steps, or 0")
+        raise ValueError(f"validate.every is {settings.every}: use a number of steps or 0")
     if settings.clips < 1:
         raise ValueError(f"validate.clips is {settings.clips}: use 1 or more")
     known = scores(config)
@@ -81,7 +81,7 @@ def scores(config: ml_collections.ConfigDict) -> list[str]:
 
 
 def make(config: ml_collections.ConfigDict, mesh: Mesh, batches: Sequence[jax.Array]) -> Look:
-    """Return what looks at the validation split: from (state, frozen) to scalars, by name.
+    """Return a function that validates: from (state, frozen) to scalars by name.
 
     Args:
       batches: of the split, int16 [b, n] each, on the mesh; b is the training batch.
@@ -101,7 +101,7 @@ def make(config: ml_collections.ConfigDict, mesh: Mesh, batches: Sequence[jax.Ar
         batch = step_lib.prepare(config, keys["mask"], audio)
         batch = batch._replace(
             masked=jnp.float32(total), clips=batch.clips * len(batches)
-        )  # so that what the batches give adds up
+        )  # so that the results of the batches add up
         return _of_batch(config, sharding.whole(params), teacher | frozen, batch, keys)
 
     @functools.partial(jax.jit, out_shardings=everywhere)
@@ -133,7 +133,7 @@ def make(config: ml_collections.ConfigDict, mesh: Mesh, batches: Sequence[jax.Ar
 
 
 def _without_dropout(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """Return a configuration whose loss drops nothing."""
+    """Return a configuration without dropout."""
     quiet = config.copy_and_resolve_references()
     for name in ("dropout", "attention_dropout", "activation_dropout", "input_dropout"):
         quiet.encoder[name] = 0.0
@@ -144,7 +144,7 @@ def _without_dropout(config: ml_collections.ConfigDict) -> ml_collections.Config
 
 
 def _keys(config: ml_collections.ConfigDict, number: jax.Array | int) -> dict[str, jax.Array]:
-    """Return the keys of a validation batch, which no training step has."""
+    """Return the random keys of a validation batch, which no training step uses."""
     key = jax.random.fold_in(jax.random.fold_in(environment.key(config.seed), _STREAM), number)
     return {name: jax.random.fold_in(key, i) for i, name in enumerate(step_lib.STREAMS)}
 
@@ -168,7 +168,7 @@ def _of_batch(
     rngs = {name: keys[name] for name in ("dropout", "layerdrop")}
     loss, sums = method.loss(encoder, config, params, teacher, batch, rngs)
 
-    # Every layer of the clips as they are.
+    # Every layer of the unmasked clips.
     student = {"params": params["encoder"]}
     apply: Callable[..., Any] = encoder.apply
     features = apply(student, batch.encoder_input, method="stem")
@@ -198,11 +198,11 @@ def _joined(one: Spread | None, other: Spread) -> Spread:
 
 
 def measures(spread: Spread) -> tuple[float, float]:
-    """Return the deviation of frames, the mean over channels, and their effective rank.
+    """Return the deviation of frames, averaged over channels, and their effective rank.
 
     The effective rank is the exponential of the entropy of the singular values of the centred
-    frames (Roy and Vetterli, EUSIPCO 2007): 1 where all frames lie on a line, and the number of
-    channels where they fill every direction alike. It is 0 where all frames are the same.
+    frames (Roy and Vetterli, EUSIPCO 2007): 1 if all frames lie on a line, and the number of
+    channels if they fill every direction equally. It is 0 if all frames are the same.
     """
     covariance = np.asarray(spread.products, np.float64) / spread.count
     deviation = float(np.sqrt(np.maximum(np.diag(covariance), 0)).mean())

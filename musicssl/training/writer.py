@@ -1,6 +1,6 @@
-"""What a run writes about itself as it trains: scalars for TensorBoard and in metrics.jsonl.
+"""Writes a run's scalars to TensorBoard and metrics.jsonl as it trains.
 
-And to a tracker, where the configuration names one.
+They also go to a tracker, if the configuration names one.
 """
 
 import json
@@ -25,10 +25,10 @@ class Writer:
 
     Args:
       first: the step that training begins at; lines of later steps are dropped from metrics.jsonl.
-        Nothing is touched where it is the last.
+        If it is the last step, nothing is changed.
 
     Raises:
-      ValueError: in every process, where the tracker cannot be opened.
+      ValueError: in every process, if the tracker cannot be opened.
     """
 
     def __init__(self, workdir: Path, config: ml_collections.ConfigDict, first: int):
@@ -49,7 +49,7 @@ class Writer:
         self.tracker = Tracker(config, self.path.parent)
 
     def _drop_after(self, step: int) -> None:
-        """Drop lines of later steps, which will be written again; set aside what is no line."""
+        """Drop lines of later steps, which will be written again; set unreadable lines aside."""
         lines = workdir_lib.metrics(self.path.parent)
         kept = [line for line, scalars in lines if scalars and scalars["step"] <= step]
         damaged = [line for line, scalars in lines if scalars is None]
@@ -57,7 +57,7 @@ class Writer:
             aside = self.path.with_suffix(".jsonl.damaged")
             with aside.open("ab") as file:
                 file.writelines(damaged)
-            say(f"{self.path}: lines that could not be read are now in {aside.name}")
+            say(f"{self.path}: unreadable lines were moved to {aside.name}")
         paths.write(self.path, b"".join(kept))
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
@@ -72,6 +72,6 @@ class Writer:
             self.tracker.write(step, scalars)
 
     def close(self) -> None:
-        """Let the tracker send what it has; the rest is on disk."""
+        """Let the tracker send what it has; everything else is on disk."""
         if self.tracker is not None:
             self.tracker.close()

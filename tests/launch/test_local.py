@@ -188,7 +188,7 @@ def losing(tmp_path_factory) -> Iterator[dict[str, subprocess.Popen]]:
     ("end", "said"),
     [
         # which of the two comes first depends on what gloo was doing
-        ("SIGKILL", "process 0 of 2 lost another one|that another task died"),
+        ("SIGKILL", "process 0 of 2 lost another process|that another task died"),
         ("SIGSTOP", "musicssl: process 0 of 2 took no step for 6 s"),
     ],
 )

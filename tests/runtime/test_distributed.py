@@ -67,7 +67,7 @@ def test_flags_go_before_the_environment(described):
     flags = {"coordinator": "a:1", "processes": "3", "process": "2"}
     expected = {"coordinator_address": "a:1", "num_processes": 3, "process_id": 2}
     assert described(SLURM, **flags) == expected
-    with pytest.raises(ValueError, match="--coordinator needs --processes and --process"):
+    with pytest.raises(ValueError, match="--coordinator also needs --processes and --process"):
         described({}, coordinator="a:1", processes="3")
     with pytest.raises(ValueError, match="need --coordinator=HOST:PORT"):
         described({}, processes="3", process="2")
@@ -111,7 +111,7 @@ def test_what_the_others_cannot_know_ends_a_process_at_once(two, error, code):
     with pytest.raises(SystemExit), distributed.together():
         raise error
     assert two[0][0] == code
-    assert (code == 69) == ("process 0 of 2 lost another one" in two[0][1])
+    assert (code == 69) == ("process 0 of 2 lost another process" in two[0][1])
 
 
 def test_a_connection_that_storage_closed_is_no_lost_process(two):
@@ -153,5 +153,5 @@ def test_processes_that_do_not_all_come_are_told():
     )  # fmt: skip
     assert done.returncode == 69
     assert done.stderr == (
-        "musicssl: not all processes came within 1 s: start all of them again to go on\n"
+        "musicssl: not all processes arrived within 1 s: start all processes again to resume\n"
     )

@@ -104,7 +104,7 @@ def test_an_account_is_written_now_and_then(clock, tmp_path):
 def test_an_account_that_cannot_be_read_is_told_and_begun_anew(clock, tmp_path, text, capsys):
     (tmp_path / "goodput.json").write_text(text)
     goodput.keep(tmp_path, 3)
-    assert "goodput.json is no account of time" in capsys.readouterr().out
+    assert "goodput.json cannot be read: the time" in capsys.readouterr().out
     clock[0] += 5
     assert goodput.line() == "goodput 100.0% of 0:00:05"
 

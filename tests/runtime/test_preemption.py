@@ -39,7 +39,7 @@ def test_each_asks_at_the_next_step(number, capfd):
     assert asked.reached(1)
     with pytest.raises(Preempted):
         asked.poll()
-    told = "musicssl: asked to end, saving first: Ctrl-C again ends at once\n"
+    told = "musicssl: asked to end; saving first (Ctrl-C again ends at once)\n"
     assert capfd.readouterr().err == (told if number == signal.SIGINT else "")
 
 

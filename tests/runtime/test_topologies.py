@@ -123,7 +123,7 @@ def test_all_processes_refuse_a_disk_that_they_do_not_share(root, tmp_path):
     assert [process.returncode for process in processes] == [2, 2], errors
     told = {x.replace(f"{tmp_path}/{i}", "WORKDIR") for i, x in enumerate(errors)}
     (line,) = told
-    assert line.startswith("musicssl: process 1 of 2 does not see what process 0 writes into WORK")
+    assert line.startswith("musicssl: process 1 of 2 cannot see what process 0 writes to WORK")
     assert line.count("\n") == 1
 
 
@@ -239,7 +239,7 @@ def test_batches_and_masks_are_the_same_to_the_bit(root):
     # A folder is of the whole job, and all processes are told alike of one that they cannot have.
     told, alone = sorted(refused, key=lambda line: "FOLDER" in line)
     assert alone == (
-        "REFUSED process 1 of 2 does not see what process 0 writes into FOLDER: use a --workdir "
+        "REFUSED process 1 of 2 cannot see what process 0 writes to FOLDER: use a --workdir "
         "that all machines share"
     )
     owner = f"is in use by process {processes[1].process.pid} on {socket.gethostname()} since 20"

@@ -31,7 +31,7 @@ def test_sigterm_in_a_probe_leaves_it_out_and_saves(tmp_path, capsys):
     assert not session.run()
     assert steps_on_disk(tmp_path)[-1] == 5
     assert [step for step, _ in session.rows] == [4]
-    assert "asked to end in the probe of step 5, which is left out" in capsys.readouterr().out
+    assert "asked to end during the probe of step 5, which is abandoned" in capsys.readouterr().out
 
 
 class Crash(Exception):

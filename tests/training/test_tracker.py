@@ -82,7 +82,7 @@ def test_a_run_keeps_its_id_over_lives(wandb, tmp_path, capsys):
         assert "mode" not in call  # WANDB_MODE says
     assert [run.finished for run in wandb.runs] == [True, True]
     assert wandb.runs[0].logged == [(4, {"loss": 0.25}), (8, {"loss": 0.125})]
-    assert f"tracked as run {ids[0]} by Weights & Biases: https:" in capsys.readouterr().out
+    assert f"Weights & Biases tracks this as run {ids[0]}: https:" in capsys.readouterr().out
     (tmp_path / "other").mkdir()
     tracker.Tracker(tracked, tmp_path / "other")
     assert wandb.calls[-1]["id"] != ids[0]
@@ -101,8 +101,8 @@ def test_a_server_that_is_away_ends_no_run(wandb, tmp_path, capsys):
     tracker.Tracker(config(), tmp_path).close()
     assert wandb.runs[0].offline and wandb.runs[0].finished
     said = capsys.readouterr().out
-    assert "nothing is sent to Weights & Biases (no such host): kept offline\n" in said
-    assert said.endswith(f"Weights & Biases: {tmp_path}/wandb/offline-run-1\n")
+    assert "Weights & Biases cannot be reached (no such host): it is kept offline\n" in said
+    assert said.endswith(f": {tmp_path}/wandb/offline-run-1\n")
 
 
 def test_a_tracker_that_breaks_ends_no_run(wandb, tmp_path, capsys):
@@ -113,7 +113,7 @@ def test_a_tracker_that_breaks_ends_no_run(wandb, tmp_path, capsys):
     run.close()
     assert wandb.runs[0].log.call_count == 1 and not wandb.runs[0].finished
     said = capsys.readouterr().out
-    assert said.endswith("this life is tracked no further (the service has ended)\n")
+    assert said.endswith("tracking has stopped until the next start (the service has ended)\n")
 
 
 def test_nobody_logged_in_is_refused_in_one_line(wandb, tmp_path):

@@ -227,7 +227,7 @@ def test_what_a_command_may_name_a_step(tmp_path):
     with pytest.raises(ValueError, match="step is 'first': use a number, best, or nothing"):
         step_of(tmp_path, "first")
     (tmp_path / "metrics.jsonl").unlink()
-    with pytest.raises(ValueError, match="has no best step: no saved step of it was validated"):
+    with pytest.raises(ValueError, match="has no best step: none of its saved steps was validated"):
         step_of(tmp_path, "best")
 
 
