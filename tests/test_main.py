@@ -313,7 +313,10 @@ def test_a_teacher_that_does_not_fit(root, refused, hubert, tmp_path):
     for about in other.glob("checkpoints/*/about/metadata"):
         about.write_text(about.read_text().replace('"sample_rate": 16000', '"sample_rate": 24000'))
         digests.write(about.parent)
-    cases = {"none": "none holds no encoder", "24khz": "hears 24000 Hz and data.sample_rate is"}
+    cases = {
+        "none": "none holds no encoder",
+        "24khz": "takes audio of 24000 Hz, but data.sample_rate is",
+    }
     for name, message in cases.items():
         leaves = ITERATION_2 | {"teacher.encoder": tmp_path / name}
         workdir = tmp_path / f"run-{name}"

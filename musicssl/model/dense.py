@@ -1,11 +1,11 @@
-"""A matrix and a bias, whose gradient a TPU takes from its matrix units.
+"""A dense layer whose bias gradient is computed on a TPU's matrix units.
 
-A sum over all frames goes down the rows of a TPU's registers. For one bias of 768 it takes 0.243
-million cycles with 8 clips of 1496 frames, and 0.082 with 16 of 256; a product with a row of ones
-takes 0.007 and 0.004 (libtpu 0.0.42's estimates, v5e). With long clips, a sum that XLA can fuse
-with what makes its array is cheaper all the same, because the product reads that array once more:
-the feed-forward layers of 8 clips of 1496 frames take 39.1 million cycles, and 46.7 with the
-product.
+A sum over all frames goes down the rows of a TPU's registers. For one bias of 768 elements it takes
+0.243 million cycles with 8 clips of 1496 frames, and 0.082 million with 16 clips of 256; a product
+with a row of ones takes 0.007 and 0.004 million (libtpu 0.0.42's estimates for v5e). With long
+clips, a sum that XLA can fuse with the operation before it is cheaper all the same, because the
+product has to read the array once more: the feed-forward layers of 8 clips of 1496 frames take 39.1
+million cycles with the sum, and 46.7 million with the product.
 """
 
 from collections.abc import Callable
@@ -16,14 +16,14 @@ import jax.numpy as jnp
 
 from musicssl.runtime import sharding
 
-_SHORT = 512  # frames below which the product pays for every bias
-_ROWS = 8  # of ones: fewer would be a vector, which XLA turns back into a sum
+_SHORT = 512  # frames in a clip; in shorter clips the product is faster for every bias
+_ROWS = 8  # rows of ones: a single one would be a vector, which XLA turns back into a sum
 
 
 class Dense(nn.Module):
     """x [b, t, d] times a kernel [d, width], plus a bias [width], as flax.linen.Dense has it.
 
-    `alone`: a kernel makes the output's gradient, so that XLA has nothing to fuse a sum with.
+    `alone`: a kernel computes the output's gradient, so XLA has nothing to fuse a sum with.
     """
 
     width: int

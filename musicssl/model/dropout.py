@@ -1,9 +1,9 @@
-"""Dropout whose random bits cost next to nothing on any backend.
+"""Dropout with random bits that cost next to nothing on any backend.
 
-The bits are one 32-bit hash of an element's place in the global array and of the step's key, where
-jax.random uses a block cipher. By the TPU compiler's estimate, threefry takes a third of a whole
-feed-forward layer's cycles for one dropout, and this hash takes none. The bits of a place depend
-neither on the devices that the array is sharded over nor on the rest of its shape.
+The bits are a 32-bit hash of an element's place in the global array and of the step's key, whereas
+jax.random uses a block cipher, threefry. By the TPU compiler's estimate, threefry takes a third of
+a whole feed-forward layer's cycles for one dropout, and this hash adds none. The bits of a place
+depend neither on the devices that the array is sharded over nor on the rest of its shape.
 """
 
 import math
@@ -18,7 +18,7 @@ _FIRST, _SECOND = 0x7FEB352D, 0x846CA68B  # lowbias32, github.com/skeeto/hash-pr
 
 
 class Dropout(nn.Module):
-    """Zero a share `rate` of the elements, scale the others so that the mean stays.
+    """Zero a share `rate` of the elements, and scale the others so that the mean stays the same.
 
     Its bits come from the "dropout" stream and the module's path.
     """
@@ -37,10 +37,10 @@ def keep(key: jax.Array, shape: tuple[int, ...], rate: float) -> jax.Array:
     """Return an array of `shape` that is True for the share 1 - rate of its elements.
 
     Raises:
-      ValueError: the rate is no share.
+      ValueError: the rate is not from 0 to below 1.
     """
     if not 0 < rate < 1:
-        raise ValueError(f"a dropout rate is {rate}: use 0 to below 1")
+        raise ValueError(f"a dropout rate is {rate}: use a number from 0 to below 1")
     return bits(key, shape) >= jnp.uint32(rate * 2**32)
 
 

@@ -56,7 +56,7 @@ class Output(NamedTuple):
 
 
 class ConvValues(nn.Module):
-    """The parameters of one convolution of the stem; `start` has values that are not random."""
+    """The parameters of one convolution of the stem; `start` makes its values if not random."""
 
     width: int
     taps: int
@@ -87,7 +87,7 @@ class NormValues(nn.Module):
 class PositionalConv(nn.Module):
     """One grouped convolution over time, odd or even kernel, output as long as the input.
 
-    `weight_norm` keeps the kernel as a direction and one length a tap (torch weight_norm dim=2).
+    `weight_norm` stores the kernel as a direction and one length per tap (torch weight_norm dim=2).
     """
 
     kernel: int
@@ -213,7 +213,7 @@ class Encoder(nn.Module):
     pos_conv_depth: 0 for one weight-normed convolution (HuBERT, wav2vec 2.0), else the number of
         plain ones, each followed by a layer norm without parameters and GELU (data2vec).
     feature_grad_mult: factor on the gradient that reaches the stem.
-    stem_start: initial values of the stem's convolutions: "random", or "filterbank" (see there).
+    stem_start: initial values of the stem's convolutions: "random" or "filterbank" (the module).
     """
 
     layers: int
@@ -288,7 +288,7 @@ class Encoder(nn.Module):
         self.drop_input = Dropout(self.input_dropout)
 
     def _stem_start(self, layer: int) -> Callable[[], np.ndarray] | None:
-        """Return what makes the initial kernel of a convolution of the stem; None: it is random."""
+        """Return the initializer of a stem convolution's kernel; None if it is random."""
         if self.stem_start == "random":
             return None
         if self.stem_start != "filterbank":
@@ -308,13 +308,13 @@ class Encoder(nn.Module):
         """Turn audio [b, n], normalised or raw as in training, into every hidden state.
 
         Args:
-          samples: of each clip, int [b], where clips of several lengths are padded to one with
-            zeros. The states of a clip's `audio.frame_counts(samples)` frames are then those of
-            the clip alone, and what follows them means nothing. A clip of less than one window
-            of the stem is heard with zeros up to it.
+          samples: the length of each clip, int [b], if clips of several lengths are padded to one
+            length with zeros. The states of a clip's `audio.frame_counts(samples)` frames are then
+            those of the clip alone, and those after them mean nothing. A clip shorter than one
+            window of the stem is padded with zeros to that window.
 
         Raises:
-          ValueError: the audio holds no frame.
+          ValueError: the audio is too short for one frame.
         """
         if samples is None:
             return self.contextualize(self.project(self.stem(audio)), train)
@@ -339,7 +339,7 @@ class Encoder(nn.Module):
         return self.projection(self.projection_norm(features))
 
     def mask(self, x: jax.Array, mask: jax.Array, train: bool = True) -> jax.Array:
-        """Drop some of the input, then put the learned embedding where the mask [b, t] is."""
+        """Drop some of the input, then put the learned embedding where the mask [b, t] is set."""
         x = self.drop_input(x, deterministic=not train)
         return jnp.where(mask[..., None], self.mask_embedding.astype(x.dtype), x)
 
@@ -349,7 +349,7 @@ class Encoder(nn.Module):
         """Take projected features [b, t, d] through positional convolution and transformer.
 
         Args:
-          frames: of each clip, [b], where what follows them is padding.
+          frames: the number of each clip's frames, [b], if padding follows them.
         """
         with jax.named_scope("positional"):
             x = x + self.position(x, frames)
@@ -358,7 +358,7 @@ class Encoder(nn.Module):
     def transform(
         self, x: jax.Array, train: bool = False, frames: jax.Array | None = None
     ) -> Output:
-        """Take frames that know their place [b, t, d] through the transformer."""
+        """Take frames with positions added, [b, t, d], through the transformer."""
         x = x if self.pre_norm else self.encoder_norm(x)
         x = self.drop(x, deterministic=not train)
         hidden, ffn = [x], []
@@ -384,7 +384,7 @@ class Encoder(nn.Module):
         return x
 
     def keep_layers(self, train: bool) -> list[jax.Array | None]:
-        """Draw which layers are kept in this step (LayerDrop); None where none can be dropped."""
+        """Draw which layers are kept in this step (LayerDrop); None if none can be dropped."""
         if not (train and self.layerdrop):
             return [None] * self.layers
         key = self.make_rng("layerdrop")
@@ -404,7 +404,7 @@ def _scale_gradient(x: jax.Array, factor: float) -> jax.Array:
     if factor == 1:
         return x
     fixed = jax.lax.stop_gradient(x)
-    return fixed + factor * (x - fixed) if factor else fixed  # with 0 nothing goes backwards
+    return fixed + factor * (x - fixed) if factor else fixed  # with 0 there is no backward pass
 
 
 def make_encoder(config: ml_collections.ConfigDict) -> Encoder:

@@ -1,20 +1,20 @@
-"""Initial values that make the stem a bank of band-pass filters, in place of random ones.
+"""Initial values that make the stem a bank of band-pass filters, instead of random values.
 
-A random stem hardly tells one pitch from another, and what it lacks takes tens of thousands of
-updates to learn: that is what a short run has no time for. The stem can be a filter bank exactly.
-Since gelu(x) - gelu(-x) = x, a pair of channels with opposite kernels carries a signal unchanged
-through a GELU, so that six layers of pairs compute linear functions of up to 240 samples, and the
-seventh filters of 400 (25 ms) at each frame. Each filter is a cosine under a Hann window, at three
+A random stem hardly distinguishes pitches, and learning to do so takes tens of thousands of
+updates, for which a short run has no time. The stem can be an exact filter bank. Since gelu(x) -
+gelu(-x) = x, a pair of channels with opposite kernels carries a signal unchanged through a GELU, so
+that six layers of pairs compute linear functions of up to 240 samples, and the seventh computes
+filters of 400 samples (25 ms) at each frame. Each filter is a cosine under a Hann window, at three
 phases a third of a turn apart; their sum after the last GELU follows the magnitude of its band.
 
-The first layer passes single samples. They are equally loud, so that its group norm scales them
-alike and makes the loudness of clips equal. Between two layers a filter is cut into pieces that
-overlap, one for each tap of the layer above, and a layer computes a basis of all the pieces it is
-asked for: where there are more than pairs of channels, the greatest components, which a narrow stem
-therefore restricts to low bands (`_highest`).
+The first layer passes single samples on. They are equally loud, so that its group norm scales them
+alike and makes the loudness of clips equal. Between two layers, a filter is cut into overlapping
+pieces, one for each tap of the layer above, and a layer computes a basis of all the pieces that are
+needed. If there are more of them than pairs of channels, it computes the greatest components; a
+narrow stem is therefore restricted to low bands (`_highest`).
 
-Only initial values change: the architecture is that of wav2vec 2.0, and training goes on from here.
-This is no part of the published recipes.
+Only initial values change: the architecture is that of wav2vec 2.0, and training starts from here.
+This is not part of the published recipes.
 """
 
 import functools
@@ -26,33 +26,33 @@ from musicssl.model.stem import KERNELS, STRIDES
 
 _LOWEST = 60.0  # Hz, of the first band
 _PHASES = 3
-_LOUDNESS = 0.03  # of an output: a loud tone at 500 Hz gives about 3
+_LOUDNESS = 0.03  # scale of an output: a loud tone at 500 Hz gives about 3
 _RISE = 0.6  # exponent by which higher bands, which are softer in music, are amplified
-_ROUNDING = 1e-9  # of the greatest component of a basis: what is smaller is no part of it
+_ROUNDING = 1e-9  # share of a basis's greatest component; smaller ones are rounding errors
 
 
 @functools.cache
 def kernels(width: int) -> tuple[np.ndarray, ...]:
     """Return the kernels [k, c_in, width] of the seven layers.
 
-    Channels that no filter needs are zero, and learn from there.
+    Channels that no filter needs start at zero.
 
     Raises:
       ValueError: there are not enough channels for the samples of the first layer.
     """
     if width < 2 * KERNELS[0]:
         raise ValueError(
-            f"encoder.stem_width is {width}, and the stem cannot start as a filter bank: use "
-            f"{2 * KERNELS[0]} or more, or --config.encoder.stem_start=random"
+            f"encoder.stem_width is {width}, too narrow for a stem that starts as a filter bank: "
+            f"use {2 * KERNELS[0]} or more, or --config.encoder.stem_start=random"
         )
 
-    # How many samples a frame of each layer hears, and how far apart frames are.
+    # How many samples a frame of each layer covers, and how far apart frames are.
     windows, hops = [KERNELS[0]], [STRIDES[0]]
     for taps, stride in zip(KERNELS[1:], STRIDES[1:], strict=True):
         windows.append(windows[-1] + (taps - 1) * hops[-1])
         hops.append(hops[-1] * stride)
 
-    # From the last layer down: what it computes, as functions of the samples of the layer below.
+    # From the last layer down: what a layer computes, as functions of the samples of the one below.
     wanted = _filters(width)  # [n, 400]
     importance = np.ones(len(wanted))
     made = []
@@ -82,8 +82,8 @@ def centres(width: int) -> np.ndarray:
 def _highest(width: int) -> float:
     """Return the centre of the last band in Hz.
 
-    Up to 23 Hz a channel, what a stem of 64 or 128 channels leaves out of the filters' pieces is
-    less than 3 % of their energy.
+    With up to 23 Hz per channel, a stem of 64 or 128 channels loses less than 3 % of the energy of
+    the filters' pieces.
     """
     return min(7000.0, 23.0 * width)
 
@@ -100,7 +100,7 @@ def _filters(width: int) -> np.ndarray:
 
 
 def _shares(taps: int, window: int, hop: int) -> np.ndarray:
-    """Return what each tap takes of the samples it hears, so that shares sum to 1: [k, window]."""
+    """Return each tap's share of the samples that it covers; shares sum to 1: [k, window]."""
     sample, overlap = np.arange(window) + 0.5, window - hop
     shares = np.ones((taps, window))
     shares[1:] = np.minimum(shares[1:], sample / overlap)
@@ -112,7 +112,7 @@ def _shares(taps: int, window: int, hop: int) -> np.ndarray:
 
 
 def _basis(pieces: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return an orthonormal basis of rows and how much of the pieces each one carries."""
+    """Return an orthonormal basis of the pieces, and how much of the pieces each row carries."""
     _, sizes, rows = np.linalg.svd(pieces.reshape(-1, pieces.shape[-1]), full_matrices=False)
     kept = min(most, int((sizes > _ROUNDING * sizes[0]).sum()))
     return rows[:kept], sizes[:kept] / sizes[0]
@@ -123,8 +123,8 @@ def _in_pairs(
 ) -> np.ndarray:
     """Return the kernel [k, c_in, width] of a layer whose signals are products [k, d, n].
 
-    The channels of a signal are neighbours, the second the negative of the first; those of the
-    last layer, which are not read by pairs, have one each.
+    A signal has two neighbouring channels, the second the negative of the first. In the last layer,
+    which is not read in pairs, it has one channel.
     """
     if paired_input:
         products = np.stack([products, -products], 2).reshape(len(products), -1, products.shape[2])

@@ -1,9 +1,9 @@
 """The stem's first convolution, its norm and its GELU as one GPU kernel each way.
 
-Its output is the largest array of a step and its input, the audio, one of the smallest. So the
-kernel writes the output and keeps nothing else: the gradient computes the convolution again from
-the audio. Statistics come from the audio too, by `first_norm`. For 8 clips of 30 s a step moves 1.9
-GB for this layer, instead of 11 GB with XLA's own program for an H100.
+Its output is the largest array of a step, and its input, the audio, one of the smallest. So the
+kernel writes the output and keeps nothing else: the gradient recomputes the convolution from the
+audio. The statistics come from the audio too, by way of `first_norm`. For 8 clips of 30 s, this
+layer moves 1.9 GB per step, instead of 11 GB with XLA's own program for an H100.
 """
 
 import functools
@@ -17,7 +17,7 @@ from jax.experimental.pallas import triton as plgpu
 
 Ref = Any  # what a kernel is given: a reference to a block of memory, for which Pallas has no type
 
-TAPS = 16  # rows of a kernel, the least that a GPU's matrix units take: ten taps, and zeros
+TAPS = 16  # rows of a kernel, the fewest that a GPU's matrix units take: ten taps, and zeros
 FRAMES, CHANNELS = 32, 128  # of a block
 BLOCKS = 64  # of frames, in a program of the gradient
 _WARPS = 4
@@ -40,7 +40,7 @@ def layer(
     """Return GELU(windows @ kernel * by_frame * scale + offset): [b, t, c] in the windows' type.
 
     Args:
-      windows: [b, t, TAPS], samples of each frame; nothing asks for their gradient.
+      windows: [b, t, TAPS], the samples of each frame; their gradient is never needed.
       kernels: [b, TAPS, c], one for each clip.
       by_frame: float32 [b, t]. scale, offset: float32 [b, c].
       varies: whether by_frame has a gradient.
@@ -108,7 +108,7 @@ def _backward(varies: bool, saved: tuple, dy: jax.Array) -> tuple:
         metadata={"operations": str(4 * b * t * TAPS * c)},
     )(windows, kernels.astype(windows.dtype), by_frame, scale, offset, dy)
 
-    # the programs' sums together
+    # add up the programs' sums
     products = products.sum(axis=1)  # [b, TAPS, c], windows times what reaches the convolution
     d_scale = (products * kernels).sum(axis=1)
     d_kernels = products * scale[:, None]
@@ -174,8 +174,8 @@ def _product(x: jax.Array, y: jax.Array) -> jax.Array:
 def _normal(z: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return the normal distribution function and its density.
 
-    Kernels have no erf: this is formula 7.1.26 of Abramowitz and Stegun, off by 1.5e-7 at most,
-    whose exponential is the density's.
+    Kernels have no erf. This is formula 7.1.26 of Abramowitz and Stegun, with an error of at most
+    1.5e-7; its exponential is also that of the density.
     """
     power = jnp.exp(-0.5 * z * z)
     u = 1 / (1 + 0.3275911 * math.sqrt(0.5) * jnp.abs(z))

@@ -1,13 +1,13 @@
 """The stem's first convolution and its norm in one pass, for a TPU.
 
-The norm's statistics need no look at the convolution's output, the largest array of the step: a
-convolution of one channel is a product with windows w of ten samples, y = w K, so over time a
-channel k has the mean E[w] k and the variance k' Cov[w] k, and over channels a frame of a centred
-kernel has the variance w K K' w' / c. What is kept for the gradient is the standardised output.
+The norm's statistics do not require reading the convolution's output, the largest array of the
+step: a convolution of one channel is a product with windows w of ten samples, y = w K, so over time
+a channel k has the mean E[w] k and the variance k' Cov[w] k, and over channels a frame of a centred
+kernel has the variance w K K' w' / c. The standardised output is kept for the gradient.
 
-The statistics of the output itself would differ by its rounding alone, and cost more: with a norm
+The statistics of the output itself would differ only by its rounding, and cost more: with a norm
 over channels, the first two convolutions of 16 clips of 256 frames would take 20.4 million cycles
-forward and backward instead of 14.1 (libtpu 0.0.42's estimates, v5e).
+forward and backward, instead of 14.1 million (libtpu 0.0.42's estimates for v5e).
 """
 
 import jax
@@ -22,8 +22,9 @@ def over_time(
 ) -> tuple[jax.Array, jax.Array]:
     """Return each channel's mean and inverse deviation [b, 1, c] in the convolved audio [b, n].
 
-    Both come from the steps between samples, and from the kernel's sums from each sample on: the
-    moments of neighbouring samples are so nearly equal that their difference loses its digits.
+    Both are computed from the differences between samples and from the kernel's sums from each
+    sample on: the moments of neighbouring samples are so nearly equal that subtracting them would
+    lose precision.
 
     Args:
       real: which frames are counted, bool [b, t]; None for all.

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 def gelu(x: jax.Array) -> jax.Array:
     """Multiply x by the normal distribution function, exactly; only the derivative is kept.
 
-    It uses erf in float32, as PyTorch does. jax.nn.gelu uses erfc, which costs a TPU a third of a
-    feed-forward layer's cycles more (the compiler's estimate) and takes four times as long to
+    It uses erf in float32, as PyTorch does. jax.nn.gelu uses erfc, which costs a TPU a further
+    third of a feed-forward layer's cycles (the compiler's estimate) and takes four times as long to
     compile.
     """
     return (x * _normal_distribution(x)).astype(x.dtype)

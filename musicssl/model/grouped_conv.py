@@ -1,19 +1,19 @@
-"""A grouped convolution over time whose gradients are fast on every backend.
+"""A grouped convolution over time with gradients that are fast on every backend.
 
 XLA's own gradient for the weights of a grouped convolution is a single-threaded loop on CPU (24
-times slower than the form below for k=128, 16 groups, on 4 clips of 5 s) and as slow as an
-ungrouped one on GPU (jax#13800).
+times slower than the form below for k=128 and 16 groups, on 4 clips of 5 s), and as slow as that of
+an ungrouped convolution on GPU (jax#13800).
 
-A TPU multiplies 128 channels by 128 at a time, and a group of the base model has 48. There two
-groups become one of 96, with zeros where they do not meet, and the gradient for the input reads
-weights that are turned round beforehand. For 16 clips of 256 frames and 16 groups, forward and
-backward, this takes 2.8 million cycles instead of 4.4 at k=128, and 0.61 instead of 0.83 at k=19
-(libtpu 0.0.42's estimates).
+A TPU multiplies 128 channels by 128 at a time, but a group of the base model has 48. There, two
+groups become one of 96 channels, with zeros between the two, and the gradient for the input reads
+weights that are reversed beforehand. For 16 clips of 256 frames and 16 groups, forward and backward
+take 2.8 million cycles instead of 4.4 million at k=128, and 0.61 million instead of 0.83 million at
+k=19 (libtpu 0.0.42's estimates).
 
-On a GPU each group is one dense convolution over eight frames folded into channels, which keeps
-the matrix units busy. On an H200, k=128 and 8 clips of 1496 frames take 0.56 ms forward, instead of
-0.96 with cuDNN's grouped convolution. Inside a training step XLA chose an algorithm of cuDNN's that
-takes 37 ms, which was half of that step.
+On a GPU, each group is one dense convolution over eight frames folded into channels, which keeps
+the matrix units busy. On an H200 with k=128 and 8 clips of 1496 frames, the forward pass takes 0.56
+ms, instead of 0.96 ms with cuDNN's grouped convolution. Inside a training step, XLA chose one of
+cuDNN's algorithms that takes 37 ms, which was half of the step.
 """
 
 import functools
@@ -92,11 +92,11 @@ def _weight_gradient(x: jax.Array, weight: jax.Array, dy: jax.Array, groups: int
     return jnp.concatenate(by_group, axis=-1)  # [k, c / groups, d]
 
 
-_FOLD = 8  # frames that a GPU has side by side
+_FOLD = 8  # frames that are folded into channels on a GPU
 
 
 def convolve_apart(x: jax.Array, weight: jax.Array, groups: int) -> jax.Array:
-    """Compute `convolve` as one dense convolution a group, over frames folded into channels."""
+    """Compute `convolve` as one dense convolution per group, over frames folded into channels."""
     return apart(x, weight, groups, _padding(weight.shape[0]))
 
 
@@ -167,7 +167,7 @@ def _pack(weight: jax.Array, groups: int, together: int) -> jax.Array:
 
 
 def _unpack(wide: jax.Array, groups: int, together: int) -> jax.Array:
-    """Return the elements that `_pack` has put there: [k, together * c, d] -> [k, c, d]."""
+    """Return the elements that `_pack` placed: [k, together * c, d] -> [k, c, d]."""
     parts, d = jnp.split(wide, together, axis=1), wide.shape[2]
     place = jnp.arange(d) // (d // groups) % together
     own = [jnp.where(place == i, part, 0) for i, part in enumerate(parts)]

@@ -1,11 +1,12 @@
 """The seven convolutions of the wav2vec 2.0 stem, as a function of arrays (arXiv:2006.11477).
 
-On a TPU the stem is bound by how often its large arrays are read and written, and two things save
-much of that, for the same values: the first norm is taken from the audio (`first_norm`), and clips
-are cut into pieces, since nothing else there looks further than a window of 400 samples. The
-compiler lays pieces out beside channels in tiles of 8, and works best with _ROWS of them on a
-device: one strided convolution of 8 clips of 30 s takes 38 million cycles forward and backward, and
-21 million when they are cut into 32 pieces (libtpu 0.0.42's estimates, v5e).
+On a TPU the speed of the stem is limited by how often its large arrays are read and written. Two
+things save much of that without changing values: the first norm is computed from the audio
+(`first_norm`), and clips are cut into pieces, since nothing else in the stem looks further than
+a window of 400 samples. The compiler lays out pieces next to channels in tiles of 8, and works best
+with _ROWS of them on a device: one strided convolution of 8 clips of 30 s takes 38 million cycles
+forward and backward, and 21 million if they are cut into 32 pieces (libtpu 0.0.42's estimates for
+v5e).
 """
 
 import functools
@@ -23,7 +24,7 @@ from musicssl.runtime import sharding
 KERNELS = (10, 3, 3, 3, 3, 2, 2)  # receptive field 400 samples
 STRIDES = (5, 2, 2, 2, 2, 2, 2)  # hop 320 samples
 TIME, CHANNELS = 1, 2  # axes that a norm standardises over
-_ROWS = 32  # pieces that a device should have
+_ROWS = 32  # how many pieces a device should have
 _SHORTEST = 16  # frames of a piece: neighbours share 80 samples
 
 
@@ -35,7 +36,7 @@ class Norm(NamedTuple):
 
 
 class StemLayer(NamedTuple):
-    """One convolution: its kernel [k, c_in, c], bias [c] and norm, where it has them."""
+    """One convolution: its kernel [k, c_in, c], and its bias [c] and norm if it has them."""
 
     kernel: jax.Array
     bias: jax.Array | None
@@ -48,12 +49,12 @@ def stem(
     """Turn audio [b, n] in the compute type into features [b, t, c]; norms go over `axis`.
 
     Args:
-      samples: of each clip, [b], where clips of several lengths are padded to one. A clip's own
-        frames then have the values that it has alone; only a norm over time looks further than a
-        frame's own samples.
+      samples: the length of each clip, [b], if clips of several lengths are padded to one length.
+        A clip's own frames then have the values that they have without padding; only a norm over
+        time looks further than a frame's own samples.
 
     Raises:
-      ValueError: the audio holds no frame.
+      ValueError: the audio is too short for one frame.
     """
     frame_count(audio.shape[1])
     real = None
@@ -80,8 +81,8 @@ def onward(
     """Take [b, n, c_in] through the layers from number `start` on.
 
     Args:
-      real: which frames of the first layer its norm over time counts, bool [b, t]; None for all.
-        No other layer of a stem has such a norm.
+      real: which frames the first layer's norm over time counts, bool [b, t]; None means all. No
+        other layer of a stem has such a norm.
     """
     for i, layer in enumerate(layers[start:], start):
         with jax.named_scope(f"stem_{i}"):
@@ -104,7 +105,7 @@ def _normed(x: jax.Array, norm: Norm, axis: int, real: jax.Array | None) -> jax.
     mean = y.mean(axis=axis, keepdims=True, where=where)
     variance = jnp.square(y).mean(axis=axis, keepdims=True, where=where) - jnp.square(mean)
     inverse = jax.lax.rsqrt(jnp.maximum(variance, 0) + NORM_EPSILON) * norm.scale
-    if axis == TIME:  # one factor and one summand a channel: two operations an element, not three
+    if axis == TIME:  # a factor and a summand per channel: two operations per element, not three
         return (y * inverse + (norm.offset - mean * inverse)).astype(x.dtype)
     return ((y - mean) * inverse + norm.offset).astype(x.dtype)
 
@@ -171,7 +172,7 @@ def first_on_gpu(
 
 
 def pieces_of(frames: int, clips: int) -> int:
-    """Return how many pieces to cut a clip into: the fewest that make _ROWS, or else the most."""
+    """Return how many pieces to cut a clip into: the fewest that give _ROWS, or else the most."""
     possible = [n for n in range(1, frames + 1) if frames % n == 0 and frames // n >= _SHORTEST]
     return min((n for n in possible if n * clips >= _ROWS), default=max(possible, default=1))
 

@@ -1,5 +1,5 @@
-"""What an encoder is trained for, a module each, with the masks and codebooks that they need.
+"""The training objectives, one module each, with the masks and codebooks that they need.
 
-Imports musicssl.exchange and what lies below it. To add an objective, see
-objective.py, which holds their contract.
+Imports musicssl.exchange and what lies below it. To add an objective, see objective.py, which holds
+their contract.
 """

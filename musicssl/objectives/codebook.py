@@ -1,10 +1,9 @@
-"""Where a HuBERT run's labels come from: a quantiser for each target, and for a layer its encoder.
+"""Makes what a HuBERT run's labels come from: each target's quantiser, and a layer's encoder.
 
-The codebooks are fitted to the run's own input on first use, those of all targets in the same
-passes over it, and kept in its workdir. codebook.npz holds them with their features' definitions
-and a hash, and codebook.png shows how often each code occurs. Until these are written,
-codebook.<key>.state.npz holds the fits after each pass, so that a run that was interrupted goes on
-from there.
+The codebooks are fitted to the run's own input on first use, for all targets in the same passes,
+and kept in its workdir. codebook.npz holds them with their features' definitions and a hash, and
+codebook.png shows how often each code occurs. Until these are written, codebook.<key>.state.npz
+holds the state of the fits after each pass, so that an interrupted run resumes from there.
 """
 
 import functools
@@ -31,7 +30,7 @@ _State = kmeans.State | random_projection.State
 
 
 class _Fit(Protocol):
-    """What makes a target's quantiser in passes over its feature: `kmeans.Fit`, for instance."""
+    """Makes a target's quantiser in passes over its feature: `kmeans.Fit`, for instance."""
 
     settings: Any
     state: Any  # None before the first pass has ended
@@ -50,7 +49,8 @@ def frozen_encoder(
     """Load the encoder that labels come from.
 
     Returns:
-      {"encoder": it, on every device} and its digest; ({}, "") where all features are spectral.
+      {"encoder": its parameters, on every device} and its digest; ({}, "") if all features are
+      spectral.
 
     Raises:
       ValueError: no encoder is named, or it does not fit.
@@ -61,7 +61,7 @@ def frozen_encoder(
     if spectral and config.data.sample_rate != audio.SAMPLE_RATE:
         raise ValueError(
             f"data.sample_rate is {config.data.sample_rate} and teacher.feature {spectral[0]!r} "
-            f"is for {audio.SAMPLE_RATE} Hz: use audio of that rate, or the layer of an encoder"
+            f"needs {audio.SAMPLE_RATE} Hz: use audio of that rate, or the layer of an encoder"
         )
     if "layer" not in features:
         return {}, ""
@@ -75,13 +75,13 @@ def frozen_encoder(
     loaded = pretrained.load_encoder(t.encoder)
     if loaded.sample_rate != config.data.sample_rate:
         raise ValueError(
-            f"teacher.encoder {t.encoder} hears {loaded.sample_rate} Hz and data.sample_rate is "
-            f"{config.data.sample_rate}: use audio of the same rate"
+            f"teacher.encoder {t.encoder} takes audio of {loaded.sample_rate} Hz, but "
+            f"data.sample_rate is {config.data.sample_rate}: use audio of the encoder's rate"
         )
     if not 0 <= t.layer <= loaded.encoder.layers:
         raise ValueError(
             f"teacher.layer is {t.layer}, but {t.encoder} has layers 0 to {loaded.encoder.layers}: "
-            "choose one of those"
+            "choose one of these"
         )
 
     params = jax.device_put(loaded.params, NamedSharding(mesh, PartitionSpec()))
@@ -91,7 +91,7 @@ def frozen_encoder(
 
 
 def definition(config: ml_collections.ConfigDict, target: Target, digest: str) -> dict:
-    """Return what the columns of a target's feature are, in plain values, and who quantises them.
+    """Return, in plain values, what a target's feature is made of and what quantises it.
 
     Args:
       digest: of the encoder whose layer the feature may be.
@@ -115,7 +115,7 @@ def get(
     open_batches: Callable[[], Iterator[jax.Array]],
     say: Callable[[str], None],
 ) -> dict[str, dict[str, jax.Array]]:
-    """Return the workdir's quantisers on every device, made if they are not there.
+    """Return the workdir's quantisers on every device; make them if they are missing.
 
     Args:
       frozen, digest: what `frozen_encoder` returned.
@@ -124,11 +124,11 @@ def get(
       say: prints a line of progress.
 
     Returns:
-      The arrays of each target's quantiser, by its name and theirs: {"mel": {"codebook": [k, f]}}.
+      The arrays of each target's quantiser, by target and array: {"mel": {"codebook": [k, f]}}.
 
     Raises:
-      ValueError: the workdir's are of other features or sizes, there are fewer frames than
-        clusters, or a codebook is degenerate.
+      ValueError: the workdir's quantisers are of other features or sizes, there are fewer frames
+        than clusters, or a codebook is degenerate.
     """
     wanted = targets.of(config)
     definitions = {target.name: definition(config, target, digest) for target in wanted}
@@ -145,14 +145,14 @@ def get(
         if jax.process_index() == 0:
             draw(states, workdir / _PICTURE)
             codebook_file.save(path, quantizers, definitions)
-            state_path.unlink(missing_ok=True)  # a codebook that is deleted is to be fitted anew
+            state_path.unlink(missing_ok=True)  # so that a deleted codebook is fitted anew
     return jax.device_put(quantizers, NamedSharding(mesh, PartitionSpec()))
 
 
 def _state_path(
     config: ml_collections.ConfigDict, workdir: Path, definitions: dict[str, dict]
 ) -> Path:
-    """Return where the states of a fit lie: of the same codebooks on the same stream alone."""
+    """Return where the states of a fit are kept: a path of their own for each fit and stream."""
     t, settings = config.teacher, _settings(config)
     stream = t.batches, config.batch_size, config.precision, config.data.to_dict()
     what: tuple = definitions, settings, stream
@@ -170,7 +170,7 @@ def _fit(
     open_batches: Callable[[], Iterator[jax.Array]],
     say: Callable[[str], None],
 ) -> dict[str, _State]:
-    """Fit all targets' quantisers, from the last pass whose states are there."""
+    """Fit all targets' quantisers, starting after the last pass whose states were saved."""
     t, wanted, settings = config.teacher, targets.of(config), _settings(config)
     begun = _load_states(state_path, wanted) if state_path.exists() else {}
     fits: dict[str, _Fit] = {
@@ -184,7 +184,7 @@ def _fit(
 
     # Passes over the stream, each for all targets that are not finished.
     what = ", ".join(f"{x.clusters} codes{_whose(x.name, wanted)}" for x in wanted)
-    say(f"fitting {what} to {t.batches} batches" + (", going on" if begun else ""))
+    say(f"fitting {what} to {t.batches} batches" + (", resuming" if begun else ""))
     with jax.set_mesh(mesh):
         while unfinished := [x for x in wanted if not fits[x.name].finished]:
             names = tuple(dict.fromkeys(x.feature for x in unfinished))
@@ -203,7 +203,7 @@ def _fit(
 
 
 def _settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """Return how each target's quantiser is made, by the target's name."""
+    """Return what makes each target's quantiser, by the target's name."""
     t = config.teacher
     of_kmeans = config.seed, t.sample, t.restarts, t.polish, t.passes, t.tolerance
     return {
@@ -226,14 +226,14 @@ def _load_states(path: Path, wanted: Sequence[Target]) -> dict[str, _State]:
 
 
 def _whose(name: str, wanted: Sized) -> str:
-    """Say which of several targets something is of; "" where there is one."""
+    """Say to which of several targets something belongs; "" if there is only one."""
     return f" of {name}" if len(wanted) > 1 else ""
 
 
 def _progress(
     config: ml_collections.ConfigDict, wanted: Sequence[Target], states: Mapping[str, _State]
 ) -> str:
-    """Return the line that tells how the codes are used after a pass."""
+    """Return the line that says how the codes are used after a pass."""
     fitted = any(target.quantizer == "kmeans" for target in wanted)
     done = max(state.passes for state in states.values())
     line = f"codebook pass {done}/{config.teacher.passes if fitted else 1}"
@@ -270,7 +270,7 @@ def _check_frames(config: ml_collections.ConfigDict) -> None:
             if count < target.clusters:
                 raise ValueError(
                     f"teacher.{name} = {t[name]} gives k-means {count} frames, fewer than "
-                    f"{asked}: raise it, or ask for fewer clusters"
+                    f"{asked}: raise it, or use fewer clusters"
                 )
 
 
@@ -281,7 +281,7 @@ def check(states: Mapping[str, _State], config: ml_collections.ConfigDict) -> No
       states: of the targets' fits, by name.
 
     Raises:
-      ValueError: with the labels' perplexity and what to look at.
+      ValueError: with the labels' perplexity and what to check.
     """
     for target in targets.of(config):
         counts = states[target.name].counts
@@ -318,7 +318,7 @@ def draw(states: Mapping[str, _State], path: Path) -> None:
         )
         axes.legend(frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
-    for axes in grid:  # a place that no target takes
+    for axes in grid:  # places without a target
         axes.remove()
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=110)

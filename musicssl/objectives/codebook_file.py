@@ -1,8 +1,8 @@
-"""What codebook.npz holds: the arrays of each target's quantiser, what they are of, and a hash.
+"""The file codebook.npz: the arrays of each target's quantiser, their definitions, and a hash.
 
-The arrays of a lone target have plain names, such as "codebook"; those of several begin with the
-target's: "mel.codebook". Beside it, until it is complete, the states of fits lie in a file of the
-same form.
+The arrays of a single target have plain names, such as "codebook"; with several targets, the names
+begin with the target's: "mel.codebook". Until it is complete, the states of fits are kept in a file
+of the same form beside it.
 """
 
 import hashlib
@@ -21,10 +21,10 @@ Quantizers = Mapping[str, Mapping[str, np.ndarray]]  # arrays by target and name
 
 
 def digest(quantizers: Quantizers, definitions: Mapping[str, dict]) -> str:
-    """Return the SHA-256 of quantisers and of the features they are of, in hexadecimal.
+    """Return the SHA-256 of quantisers and their features' definitions, in hexadecimal.
 
     Args:
-      definitions: by target, what the columns of its feature are, in plain values.
+      definitions: for each target, what its feature is made of, in plain values.
     """
     return _hashed(_flat(quantizers), _alone(definitions))
 
@@ -45,7 +45,7 @@ def load(
       definitions, clusters: by target.
 
     Raises:
-      ValueError: the file is damaged, or its features or numbers of clusters are others.
+      ValueError: the file is damaged, or has other features or numbers of clusters.
     """
     saved = _read(path, ("feature", "hash"))
     made_of, written = json.loads(str(saved.pop("feature"))), str(saved.pop("hash"))
@@ -56,7 +56,7 @@ def load(
     )  # tuples are lists, as they are in the file
     if made_of != wanted:
         raise ValueError(
-            f"{path} is a codebook of {made_of} and the config asks for {wanted}: "
+            f"{path} is a codebook of {made_of}, but the config asks for {wanted}: "
             "restore the config, or delete the file to fit it again"
         )
     quantizers = _nested(saved, list(definitions))
@@ -64,14 +64,14 @@ def load(
         found, whose = len(arrays["codebook"]), f" of {name}" if len(definitions) > 1 else ""
         if found != clusters[name]:
             raise ValueError(
-                f"{path} has {found} clusters{whose} and the config asks for {clusters[name]}: "
+                f"{path} has {found} clusters{whose}, but the config asks for {clusters[name]}: "
                 "restore the config, or delete the file to fit it again"
             )
     return quantizers
 
 
 def save_states(path: Path, states: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write what the fits of targets need to go on, arrays and numbers by target and name."""
+    """Write what the fits of targets need to resume: arrays and numbers by target and name."""
     _write(path, **_flat(states))
 
 
@@ -81,7 +81,7 @@ def load_states(
     """Read states as `save_states` wrote them.
 
     Args:
-      names: what the state of each target holds.
+      names: the names in each target's state.
 
     Raises:
       ValueError: the file is damaged.
@@ -109,7 +109,7 @@ def _nested(arrays: Mapping[str, np.ndarray], targets: list[str]) -> dict[str, d
 
 
 def _alone(by_target: Mapping[str, Any]) -> Any:
-    """Return the only value, or all by target where there are several."""
+    """Return the only value, or all values by target if there are several."""
     return next(iter(by_target.values())) if len(by_target) == 1 else dict(by_target)
 
 
@@ -123,14 +123,14 @@ def _hashed(arrays: Mapping[str, np.ndarray], made_of: Any) -> str:
 
 
 def _write(path: Path, **arrays: Any) -> None:
-    """Write arrays under their names, all or nothing."""
+    """Write arrays under their names, either all or none."""
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     paths.write(path, buffer.getvalue())
 
 
 def _read(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Read all arrays of a file, which has some of these names at least.
+    """Read all arrays of a file, which must contain these names.
 
     Raises:
       ValueError: the file is damaged.

@@ -1,13 +1,13 @@
 """data2vec 1.0 for audio: predict an EMA teacher's latent targets at masked frames.
 
 arXiv:2202.03555, in the form of fairseq's data2vec_audio with its base LibriSpeech recipe, which
-music2vec takes over (arXiv:2307.05161). The teacher is the transformer alone: it reads the
-student's own unmasked features and shares its positional convolution.
+music2vec adopts (arXiv:2307.05161). The teacher is only the transformer: it reads the student's own
+unmasked features and shares the student's positional convolution.
 
-Named deviations from fairseq: the teacher averages the float32 parameters (fairseq averages the
-fp16 copies), and steps once per optimizer update, also with accumulated gradients (fairseq steps
-it once a micro-batch). Clips are normalised as they are cropped (fairseq normalises whole files),
-and LayerDrop draws once a step (fairseq once a step on each GPU).
+Deviations from fairseq: the teacher averages the float32 parameters (fairseq averages the fp16
+copies), and steps once per optimizer update, also with accumulated gradients (fairseq steps it once
+per micro-batch). Clips are normalised after cropping (fairseq normalises whole files), and
+LayerDrop draws once per step (fairseq draws once per step on each GPU).
 """
 
 import math
@@ -47,7 +47,7 @@ def init(
 
 
 def first_teacher(params: Tree) -> Tree:
-    """Return the teacher before any update, which has the student's own values."""
+    """Return the teacher before any update; it has the student's values."""
     return {"encoder": averaged(params["encoder"])}
 
 
@@ -82,13 +82,13 @@ def loss(
     apply: Callable[..., Any] = encoder.apply
     student = {"params": params["encoder"]}
 
-    # The teacher reads the clips as they are, from the student's own features.
+    # The teacher reads the unmasked clips, by way of the student's own features.
     features = apply(student, batch.encoder_input, method="stem")
     z = apply(student, features, method="project")  # [b, t, d]
     with jax.named_scope("teacher"):
         target = targets(encoder, config, params, teacher, jax.lax.stop_gradient(z))
 
-    # The student reads them masked and predicts what the teacher made of them.
+    # The student reads them masked and predicts the teacher's outputs.
     masked = apply(student, z, batch.mask.mask, rngs=rngs, method="mask")
     output = apply(student, masked, train=True, rngs=rngs, method="contextualize").hidden[-1]
     with jax.named_scope("head"):
@@ -98,7 +98,7 @@ def loss(
     weight = batch.mask.mask[..., None].astype(jnp.float32)  # [b, t, 1]
     total = jnp.sum(weight * jnp.square(prediction - target)) / math.sqrt(encoder.width)
 
-    # What `health` makes its deviations of: sums over masked frames of values and their squares.
+    # `health` computes deviations from these: sums over masked frames of values and their squares.
     sums = {}
     for name, x in (("target", target), ("prediction", prediction)):
         sums[f"{name}_1"] = jnp.sum(weight * x, axis=(0, 1))  # [d]
@@ -153,7 +153,7 @@ def health(
     masked: jax.Array,
     updates: jax.Array,
 ) -> dict[str, jax.Array]:
-    """Return scalars to log: fairseq's target_var and pred_var, which are standard deviations.
+    """Return the scalars to log: fairseq's target_var and pred_var, which are standard deviations.
 
     They are taken over the masked frames of the global batch, with 1e-6 added to the variance, and
     averaged over channels.
@@ -184,6 +184,6 @@ def collapse(config: ml_collections.ConfigDict, metrics: dict[str, float], step:
             return (
                 f"{name} is {metrics[name]:.4f}, below data2vec.min_{name} = {floor}: the "
                 "representation has collapsed. A lower optim.learning_rate, a longer warm-up or a "
-                "larger batch usually helps; resume from a checkpoint before the fall"
+                "larger batch usually helps; resume from a checkpoint before the collapse"
             )
     return None

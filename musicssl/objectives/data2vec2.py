@@ -1,23 +1,25 @@
-"""data2vec 2.0 for audio: data2vec's targets at a fraction of the cost of each.
+"""data2vec 2.0 for audio: data2vec's targets at a fraction of the cost per target.
 
 arXiv:2212.07525, in the form of fairseq's data2vec2 with its base audio recipe. Several masked
-copies of a clip share one pass of the teacher. The student encodes the visible frames of a copy
-alone, after positional convolutions that saw zeros at the others; a small convolutional decoder
-puts noise in the place of what was masked and predicts the targets there. These are data2vec
-1.0's: top blocks' FFN outputs, each standardised over time. Loss, schedule of the decay, guards and
-what is logged are the same too. The teacher also averages the positional convolutions.
+copies of a clip share one pass of the teacher. The student encodes only the visible frames of a
+copy, after positional convolutions that saw zeros at the masked ones; a small convolutional decoder
+puts noise in place of the masked frames and predicts their targets. The targets are data2vec 1.0's:
+the top blocks' FFN outputs, each standardised over time. The loss, the schedule of the decay, the
+guards and the logged scalars are the same too. The teacher also averages the positional
+convolutions.
 
-Named deviations from fairseq, besides those that `data2vec` names:
+Deviations from fairseq, besides those that `data2vec` names:
 
 - The encoder is data2vec 1.0's, so that a run exports to transformers' Data2VecAudioModel.
-  fairseq's attention adds a bias that grows with the distance of two frames (ALiBi), with a learned
-  scale for each head. No model of transformers has it, and its own modules would not load here.
-  Otherwise the two encoders are the same (stem, projection, positional convolutions, post-norm
-  blocks, no further blocks before those that are averaged).
+  fairseq's attention adds a bias that grows with the distance between two frames (ALiBi), with a
+  learned scale for each head. No model in transformers has that, so such a run could not be
+  exported. Otherwise the two encoders are the same (stem, projection, positional convolutions,
+  post-norm blocks, no further blocks before those that are averaged).
 - Masks are drawn for each crop. fairseq draws them for each file and then crops them, so that a
   clip's copies may mask fewer or more frames than it gathers.
 
-Masked frames are zeros, so the encoder's mask embedding has no gradient; weight decay shrinks it.
+Masked frames are zeros, so the encoder's mask embedding gets no gradient, and weight decay shrinks
+it.
 """
 
 import functools
@@ -61,7 +63,7 @@ class Decoder(nn.Module):
     """The decoder; its fields are the leaves of a configuration's `decoder` section.
 
     outputs: the width of the targets.
-    dropout: of the encoder's output. noise: standard deviation of what stands for masked frames.
+    dropout: of the encoder's output. noise: standard deviation of the noise in masked frames.
     """
 
     outputs: int
@@ -101,12 +103,12 @@ class Decoder(nn.Module):
 
 
 def normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Draw standard normal numbers, float32, from the bits that dropout draws."""
+    """Draw standard normal numbers, float32, from dropout's random bits."""
     uniform = (bits(key, shape) >> 9).astype(jnp.float32) + 0.5  # of (0, 2**23), exact
     return math.sqrt(2) * jax.lax.erf_inv(uniform / 2**22 - 1)
 
 
-# What a copy lists of its frames: each once, in order. XLA then needs no sums for the gradients.
+# A copy lists each of its frames at most once, in order: XLA then needs no sums for the gradients.
 _LISTED: dict[str, Any] = {
     "indices_are_sorted": True,
     "unique_indices": True,
@@ -144,12 +146,12 @@ def init(
 
 
 def _check(encoder: Encoder, config: ml_collections.ConfigDict) -> None:
-    """Refuse what the decoder or the masks cannot be made of; `data2vec.init` looks at the rest."""
+    """Refuse unusable settings of the decoder or the masks; `data2vec.init` checks the others."""
     if "copies" not in config.mask:
-        raise ValueError("data2vec2 needs block masks: a mask section with copies")
+        raise ValueError("data2vec2 needs block masks: give a mask section with copies")
     if encoder.input_dropout:
         raise ValueError(
-            f"encoder.input_dropout is {encoder.input_dropout}: data2vec2 has none, use 0"
+            f"encoder.input_dropout is {encoder.input_dropout}, but data2vec2 has none: use 0"
         )
     c = config.decoder
     for name in ("layers", "width", "kernel", "groups"):
@@ -161,13 +163,13 @@ def _check(encoder: Encoder, config: ml_collections.ConfigDict) -> None:
             f"encoder.width, {encoder.width}"
         )
     if not 0 <= c.dropout < 1:
-        raise ValueError(f"decoder.dropout is {c.dropout}: use 0 to below 1")
+        raise ValueError(f"decoder.dropout is {c.dropout}: use a number from 0 to below 1")
     if c.noise < 0:
         raise ValueError(f"decoder.noise is {c.noise}: use 0 or more")
 
 
 def first_teacher(params: Tree) -> Tree:
-    """Return the teacher before any update, which has the student's own values."""
+    """Return the teacher before any update; it has the student's values."""
     return {"encoder": averaged(params["encoder"])}
 
 
@@ -177,7 +179,7 @@ def head(encoder: Encoder, config: ml_collections.ConfigDict) -> Decoder:
 
 
 def averaged(encoder_params: Tree) -> Tree:
-    """Return the part that the teacher averages: all but stem, projection and mask embedding.
+    """Return the part that the teacher averages: all except stem, projection and mask embedding.
 
     fairseq's ema_local_encoder is off: the teacher reads the student's features.
     """
@@ -203,7 +205,7 @@ def loss(
     b, k, t = batch.mask.mask.shape
     m = masking.masked_in_copy(t, config.mask.probability, config.mask.inverse)
 
-    # The teacher reads the clips as they are, once, from the student's own features.
+    # The teacher reads the unmasked clips once, by way of the student's own features.
     features = apply(student, batch.encoder_input, method="stem")
     z = apply(student, features, method="project")  # [b, t, d]
     with jax.named_scope("teacher"):
@@ -211,7 +213,7 @@ def loss(
         frames = batch.mask.frames[..., :m].reshape(b, k * m, 1)
         target = jnp.take_along_axis(target, frames, axis=1).reshape(b * k, m, -1)  # [n, m, d]
 
-    # The student reads what each copy shows; a row is a copy of a clip, n = b * k.
+    # The student reads the visible frames of each copy; a row is a copy of a clip, n = b * k.
     x = jnp.where(batch.mask.mask[..., None], 0, z[:, None]).reshape(b * k, t, -1)  # [n, t, d]
     mask, order = batch.mask.mask.reshape(b * k, t), batch.mask.frames.reshape(b * k, t)
     with jax.named_scope("positional"):
@@ -219,7 +221,7 @@ def loss(
     x = pick(x, order[:, m:])  # [n, v, d]
     output = apply(student, x, train=True, rngs=rngs, method="transform").hidden[-1]
 
-    # The decoder predicts what the teacher made of the rest.
+    # The decoder predicts the teacher's outputs at the other frames.
     with jax.named_scope("head"):
         decoder = {"params": params["head"]}
         noise = {"dropout": rngs["dropout"]}
@@ -227,7 +229,7 @@ def loss(
         prediction = predicted.astype(jnp.float32)  # [n, m, d]
     total = jnp.sum(jnp.square(prediction - target)) / math.sqrt(encoder.width)
 
-    # What `health` makes its deviations of: sums over masked frames of values and their squares.
+    # `health` computes deviations from these: sums over masked frames of values and their squares.
     sums = {}
     for name, y in (("target", target), ("prediction", prediction)):
         sums[f"{name}_1"], sums[f"{name}_2"] = y.sum((0, 1)), jnp.square(y).sum((0, 1))  # [d]

@@ -1,16 +1,18 @@
 """HuBERT: predict the cluster of each masked frame.
 
 arXiv:2106.07447, in the form of fairseq's hubert with its base LibriSpeech recipe, which
-musicHuBERT takes over (arXiv:2307.05161). The labels are a function of the batch's audio, computed
-in the step: the nearest row of a codebook to each frame's features. Features are MFCC with
-differences (iteration 1), or a layer of a frozen encoder (iteration 2). There are no label files.
+musicHuBERT adopts (arXiv:2307.05161). The labels are a function of the batch's audio, computed
+within the step: for each frame, the codebook row nearest to its features. The features are MFCCs
+with differences (iteration 1), or a layer of a frozen encoder (iteration 2). There are no label
+files.
 
-Several targets at once (see targets.py) have a codebook and a head each, and the loss is the
-weighted sum of their cross entropies, as fairseq sums those of several label files. The names of
-parameters and metrics then have the target's in them; with one target they do without.
+With several targets (see targets.py), each has a codebook and a head, and the loss is the weighted
+sum of their cross entropies, as fairseq sums those of several label files. The names of parameters
+and metrics then contain the target's name; with one target they do not.
 
-Named deviation from fairseq: K classes, where its dictionary adds four special symbols that take
-part in the softmax and are never right. Penalty and counts are of the global batch.
+Deviation from fairseq: there are K classes, whereas fairseq's dictionary adds four special symbols
+that take part in the softmax and are never right. The penalty and the counts are those of the
+global batch.
 """
 
 import functools
@@ -32,7 +34,7 @@ from musicssl.objectives.objective import Tree
 
 @flax.struct.dataclass
 class FrozenEncoder:
-    """The encoder that iteration 2 takes its features from, and which hidden state they are."""
+    """The encoder that gives iteration 2 its features, and which hidden state they are."""
 
     params: Tree
     encoder: Encoder = flax.struct.field(pytree_node=False)
@@ -96,7 +98,7 @@ def init(
 
 
 def first_teacher(params: Tree) -> Tree:
-    """Return no state, for the teacher does not change."""
+    """Return no state, since the teacher does not change."""
     return {}
 
 
@@ -115,11 +117,11 @@ def head(encoder: Encoder, config: ml_collections.ConfigDict) -> nn.Module:
 def features(
     config: ml_collections.ConfigDict, name: str, frozen: Tree, waveform: jax.Array
 ) -> jax.Array:
-    """Return what a codebook quantises, a row for each encoder frame: [b, n] -> [b, t, f].
+    """Return the features that a codebook quantises, one row per frame: [b, n] -> [b, t, f].
 
     Args:
       name: one of targets.FEATURES.
-      frozen: has the "encoder" where the feature is a layer of it.
+      frozen: has the "encoder" if the feature is one of its layers.
     """
     if name != "layer":
         return spectra.feature(name, config.teacher.ceps).apply(waveform)
@@ -136,7 +138,7 @@ def labels(
 
     Args:
       teacher: has the arrays of each target's quantiser under "quantizers" and its name, and the
-        "encoder" where a feature is a layer of it.
+        "encoder" if a feature is one of its layers.
     """
     predicted = targets.of(config)
     names = dict.fromkeys(target.feature for target in predicted)
@@ -188,7 +190,7 @@ def loss(
             logits: Any = head(encoder, config).apply({"params": params["head"]}, y)
         return logits if len(predicted) > 1 else {predicted[0].name: logits}
 
-    # The negative log-likelihood of the labels of masked frames, and what `health` is made of.
+    # The negative log-likelihood of the labels of masked frames, and the sums for `health`.
     at = batch.mask.frames  # [b, m]
     logits = classify(jnp.take_along_axis(output, at[..., None], axis=1))  # {name: [b, m, k]}
     sums: dict[str, Any] = {"penalty": penalty}
@@ -222,7 +224,7 @@ def _cross_entropy(predicted: tuple[targets.Target, ...], sums: dict[str, Any]) 
 def after_update(
     config: ml_collections.ConfigDict, params: Tree, teacher: Tree, updates: jax.Array
 ) -> Tree:
-    """Return the teacher as it is: nothing of it follows the student."""
+    """Return the teacher unchanged: no part of it follows the student."""
     return teacher
 
 
@@ -232,12 +234,12 @@ def health(
     masked: jax.Array,
     updates: jax.Array,
 ) -> dict[str, jax.Array]:
-    """Return scalars to log.
+    """Return the scalars to log.
 
-    code_usage is the share of the codes that are among this batch's labels, label_perplexity the
+    code_usage is the share of the codes that occur among this batch's labels, label_perplexity the
     exponential of the labels' entropy, and majority the most frequent label's share, which is the
-    accuracy of a constant answer. Of several targets each has its own, under NAME/TARGET, and
-    cross_entropy is their weighted sum.
+    accuracy of a constant answer. With several targets, each has its own values, under NAME/TARGET,
+    and cross_entropy is their weighted sum.
     """
     predicted = targets.of(config)
     scalars = {
@@ -262,7 +264,7 @@ def health(
 def _logged_as(
     predicted: tuple[targets.Target, ...], target: targets.Target
 ) -> Callable[[str], str]:
-    """Return what makes a scalar's name of a target's: the scalar's own where there is one."""
+    """Return what a target adds to the names of its scalars; "" if there is only one target."""
     return str if len(predicted) == 1 else lambda name: f"{name}/{target.name}"
 
 
@@ -275,8 +277,8 @@ def collapse(config: ml_collections.ConfigDict, metrics: dict[str, float], step:
             whose = "the labels'" if len(predicted) == 1 else f"the {target.name} labels'"
             return (
                 f"{whose} perplexity is {found:.2f}, below hubert.min_label_perplexity = {least}: "
-                "nearly every frame has the same label, which teaches nothing. Look at "
-                "codebook.png in the workdir and at the audio; fit the codebook again on more, or "
-                "more varied, audio"
+                "nearly every frame has the same label, so there is nothing to learn. Look at "
+                "codebook.png in the workdir and at the audio, and fit the codebook again to more, "
+                "or more varied, audio"
             )
     return None

@@ -5,14 +5,14 @@ n = max(min_spans, floor(probability * t / span + r)) spans, r uniform in [0, 1)
 starts uniform over 0 .. t - span - 1; spans may overlap, so the masked fraction is smaller than
 the probability. fairseq then cuts every clip of one GPU's batch to the smallest masked count in
 it, by dropping masked frames at random, which leaves holes in the spans (require_same_masks, its
-default in both recipes). `equal_counts` is that group of clips, for instance 7 for 30 s clips in
-music2vec; 0 keeps whole spans.
+default in both recipes). `equal_counts` is the number of clips in such a group, for instance 7 for
+music2vec's clips of 30 s; 0 keeps whole spans.
 
-Block masks follow fairseq's compute_block_mask_1d (data2vec 2.0, section 3.2): several masks of a
-clip, all of which mask the same number of its frames, known before any draw.
+Block masks follow fairseq's compute_block_mask_1d (data2vec 2.0, section 3.2): a clip gets several
+masks, all of which mask the same number of its frames, known before any draw.
 
-Everything is drawn in global view: the masks of a batch do not depend on the devices it is
-sharded over.
+Everything is drawn for the global batch: its masks do not depend on the devices that it is sharded
+over.
 """
 
 import math
@@ -22,14 +22,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# With equal counts there is room for this many times a clip's expected masked frames. When all
-# clips of a group have more, their count is cut to what there is room for: less than once in 10,000
-# draws of a group of 6 clips or more, once in 40 of a group of 2 clips of 5 s.
+# With equal counts there is room for this many times a clip's expected masked frames. If all clips
+# of a group have more, their count is cut to that room. This happens in fewer than 1 of 10,000
+# draws for a group of 6 or more clips, and in 1 of 40 for a group of 2 clips of 5 s.
 _HEADROOM = 1.05
 
 
 class SpanMask(NamedTuple):
-    """Which frames of a batch are masked, as a mask and as a list that has room for m in each clip.
+    """Which frames of a batch are masked, as a mask and as a list with room for m per clip.
 
     mask: bool [b, t]. frames: int32 [b, m], the masked frames of each clip and then others.
     valid: bool [b, m], which of `frames` are masked. Block masks have an axis for the copies of a
@@ -42,9 +42,9 @@ class SpanMask(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What an objective's loss sees of a batch, or of one part of it when gradients accumulate.
+    """What a loss sees of a batch, or of one part of it when gradients are accumulated.
 
-    encoder_input: [b, n], normalised where the encoder is trained on normalised clips.
+    encoder_input: [b, n], normalised if the encoder is trained on normalised clips.
     waveform: [b, n] the same audio in [-1, 1), never normalised.
     masked, clips: masked frames and clips of the whole global batch, which losses divide by.
     """
@@ -57,7 +57,7 @@ class Batch(NamedTuple):
 
 
 def draw(key: jax.Array, clips: int, frames: int, **rule: Any) -> SpanMask:
-    """Draw the masks of a configuration's `mask` section, which has `copies` where they are blocks.
+    """Draw the masks of a configuration's `mask` section, which has `copies` for block masks.
 
     Raises:
       ValueError: the clips or the batch do not fit the rule.
@@ -131,10 +131,10 @@ def block_mask(
 ) -> SpanMask:
     """Draw several masks of each clip: every one masks `masked_in_copy` frames.
 
-    Blocks of `span` frames are laid around centres that are drawn with replacement, as many as
-    would cover the probability and `adjust` more if none overlapped. Then single frames, drawn at
-    random, are added or taken away until the count is right. Blocks are masked, or left visible
-    where `inverse` is set.
+    Blocks of `span` frames are laid around centres that are drawn with replacement. Without
+    overlap, they would cover a share of the frames equal to the probability plus `adjust`. Then
+    single frames, drawn at random, are added or removed until the count is right. Blocks are
+    masked, or left visible if `inverse` is set.
 
     Raises:
       ValueError: the clip is too short for the blocks, or there are no copies.
@@ -160,7 +160,7 @@ def block_mask(
     before = span // 2  # of a block's frames lie before its centre
     is_covered = (begun > ended)[..., before : before + frames]  # [b, k, t]
 
-    # As many frames as there are to be: of those that are covered first, or else of the others.
+    # The right number of frames: covered ones first, and then others.
     order = jax.random.uniform(cut_key, shape) + jnp.where(is_covered, 0, 1)
     chosen = _rank(order) < (frames - masked if inverse else masked)
     mask = ~chosen if inverse else chosen
@@ -186,7 +186,7 @@ def _max_spans(frames: int, probability: float, span: int, min_spans: int) -> in
 def mask_capacity(
     frames: int, *, probability: float, span: int, min_spans: int, equal_counts: int
 ) -> int:
-    """Return the number of masked frames to make room for in each clip, known before any draw."""
+    """Return how many masked frames to make room for in each clip, known before any draw."""
     if equal_counts <= 1:
         return min(frames, _max_spans(frames, probability, span, min_spans) * span)
     expected = expected_count(frames, probability=probability, span=span, min_spans=min_spans)
@@ -194,7 +194,7 @@ def mask_capacity(
 
 
 def expected_count(frames: int, *, probability: float, span: int, min_spans: int) -> float:
-    """Return the exact mean number of masked frames of a clip, before counts are made equal."""
+    """Return the exact expected number of masked frames of a clip, before counts are equalised."""
     exact = max(float(min_spans), probability * frames / span)
     low = math.floor(exact)
     shares = {low: 1 - (exact - low), low + 1: exact - low}  # of clips, by their number of spans

@@ -1,8 +1,8 @@
-"""The contract of an objective: what the training step asks of a module such as data2vec or hubert.
+"""The contract of an objective: what the training step needs from a module such as hubert.
 
 An objective is a plain module with the functions of `Objective`; there is no class to inherit from.
 To add one, write a file beside this one, a line in `musicssl.training.step.OBJECTIVES`, a
-configuration and a test. These places ask for a method by its name, and need a case for a new one:
+configuration and a test. These places branch on a method's name, and need a case for a new one:
 `training.flops.train_parts`, `planning.compilation.frozen`, `planning.benchmark` (labels and head),
 `exchange.model_card`, and `main.run` for a frozen teacher.
 """
@@ -22,14 +22,14 @@ class Objective(Protocol):
     """The functions that an objective has.
 
     The teacher is a tree of arrays. `init` makes the part of it that training changes (an average
-    of the student, for instance); `loss` sees that part merged with the one that training leaves
-    alone, such as a codebook.
+    of the student, for instance); `loss` sees that part merged with the part that training does not
+    change, such as a codebook.
     """
 
     def init(
         self, key: jax.Array, encoder: Encoder, config: ml_collections.ConfigDict, samples: int
     ) -> tuple[Tree, Tree]:
-        """Return the initial parameters {"encoder", "head"} and the teacher that they give.
+        """Return the initial parameters {"encoder", "head"} and the teacher that belongs to them.
 
         Args:
           samples: the length of any clip that the encoder accepts; the values do not depend on it.
@@ -39,7 +39,7 @@ class Objective(Protocol):
         """
 
     def first_teacher(self, params: Tree) -> Tree:
-        """Return the teacher before any update; `params` needs its "encoder" alone."""
+        """Return the teacher before any update; of `params`, only "encoder" is needed."""
 
     def loss(
         self,
@@ -52,7 +52,7 @@ class Objective(Protocol):
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Return the loss of a batch, or of a part of it, and sums for `health`.
 
-        Both are added over the parts of a batch, so they are shares of the global batch's.
+        Both are added up over the parts of a batch, so each is a share of the global batch's value.
 
         Args:
           rngs: a key for "dropout" and one for "layerdrop".
@@ -61,7 +61,7 @@ class Objective(Protocol):
     def after_update(
         self, config: ml_collections.ConfigDict, params: Tree, teacher: Tree, updates: jax.Array
     ) -> Tree:
-        """Return the teacher after an update of the parameters, which is number `updates`."""
+        """Return the teacher after the parameters' update number `updates`."""
 
     def health(
         self,
@@ -70,7 +70,7 @@ class Objective(Protocol):
         masked: jax.Array,
         updates: jax.Array,
     ) -> dict[str, jax.Array]:
-        """Return scalars to log.
+        """Return the scalars to log.
 
         Args:
           sums: what `loss` returned, added over the parts of the batch.

@@ -1,12 +1,12 @@
-"""A quantiser that needs no k-means: a random projection, and the nearest of random directions.
+"""A quantiser without k-means: a random projection, and the nearest of random directions.
 
-BEST-RQ (arXiv:2202.01855, section 3.1): the columns of a feature are brought to mean 0 and
-deviation 1, a projection of Xavier's scale takes them to a few dimensions, and the code is the row
-of a codebook, of standard normal values, whose direction is nearest. Neither is ever trained.
-Several codebooks over several features are OMAR-RQ's targets (arXiv:2507.03482).
+BEST-RQ (arXiv:2202.01855, section 3.1): the columns of a feature are standardised to mean 0 and
+deviation 1, a projection with Xavier's scale reduces them to a few dimensions, and the code is the
+codebook row, of standard normal values, whose direction is nearest. Neither projection nor codebook
+is ever trained. OMAR-RQ's targets are several codebooks over several features (arXiv:2507.03482).
 
-The paper calls the normalisation critical: without it few codes are used. Here mean and deviation
-are those of the run's own input, measured in the pass over it in which k-means draws its sample,
+The paper calls the standardisation critical: without it, few codes are used. Here mean and
+deviation are those of the run's own input, measured in the pass in which k-means draws its sample,
 so that a frame has the same code in every crop. A second pass counts how often each code occurs.
 """
 
@@ -20,7 +20,7 @@ import numpy as np
 from musicssl.objectives import kmeans, seeding
 from musicssl.objectives.seeding import EXACT, Features
 
-_CONSTANT = 1e-5  # a column of a smaller deviation tells nothing, and is left as it is
+_CONSTANT = 1e-5  # a column of smaller deviation carries no information and is not scaled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,10 +28,10 @@ class Settings:
     """How to draw a quantiser.
 
     Attributes:
-      name: the target's, by which those of a run differ.
+      name: the target's, so that the targets of a run differ.
       clusters: the rows of the codebook.
       seed: of the projection and the codebook.
-      dimensions: what the projection leaves of the feature's columns.
+      dimensions: to how many the projection reduces the feature's columns.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Settings:
 
 
 class State(NamedTuple):
-    """A quantiser: arrays and numbers alone, small enough to save.
+    """A quantiser: only arrays and numbers, small enough to save.
 
     `mean` [f] and `deviation` [f] are the feature's, `projection` is [f, p] and `codebook` [k, p],
     with rows of length 1; `counts` [k] are the frames of each row, 0 before they were counted.
@@ -56,12 +56,12 @@ class State(NamedTuple):
 
     @property
     def passes(self) -> int:
-        """Passes made over the stream, after that which measured it."""
+        """How many passes were made over the stream after the one that measured it."""
         return int(self.finished)
 
     @property
     def quantizer(self) -> dict[str, np.ndarray]:
-        """What `assign` needs, by name."""
+        """The arrays that `assign` needs, by name."""
         return {name: getattr(self, name) for name in ARRAYS}
 
 
@@ -86,7 +86,7 @@ def assign(quantizer: dict[str, Any], features: Features) -> jax.Array:
     """
     standard = (features.astype(jnp.float32) - quantizer["mean"]) / quantizer["deviation"]
     projected = jnp.matmul(standard, quantizer["projection"], precision=EXACT)  # [..., p]
-    # The paper scales these to length 1 as well, which does not change the row that is nearest:
+    # The paper scales these to length 1 as well, which does not change which row is nearest, since
     # all rows have the same length.
     return kmeans.assign(quantizer["codebook"], projected)
 
@@ -105,11 +105,11 @@ class Fit:
 
     @property
     def finished(self) -> bool:
-        """Return whether another pass has nothing to add."""
+        """Return whether no further pass is needed."""
         return self.state is not None and self.state.finished
 
     def add(self, features: Features) -> None:
-        """Take a batch of the pass: [..., f]."""
+        """Process a batch of the pass: [..., f]."""
         if self.state is None:
             self._moments.append((int(np.prod(features.shape[:-1])), _moments(features)))
         else:
@@ -118,7 +118,7 @@ class Fit:
             self._counts = _count(self._counts, self.state.quantizer, features)
 
     def end_pass(self) -> None:
-        """Make the next state of the pass.
+        """Make the next state from the pass.
 
         Raises:
           ValueError: there were no frames, or features that are not finite.
@@ -139,7 +139,7 @@ def _together(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return mean and deviation [f] of all batches from those of each (Chan et al. 1979)."""
     if not moments:
-        raise ValueError("the first pass over the data gave no features: check the data set")
+        raise ValueError("the first pass over the data found no features: check the data set")
     frames = np.array([count for count, _ in moments], np.float64)[:, None]  # [batches, 1]
     means, squares = (
         np.stack([np.asarray(pair[i], np.float64) for _, pair in moments]) for i in range(2)

@@ -1,7 +1,7 @@
-"""What k-means begins from: a random sample of a stream, and greedy k-means++ on it.
+"""Seeds k-means: a random sample of a stream, and greedy k-means++ on that sample.
 
-Both are functions of a seed alone: neither the number of devices nor of hosts changes the codebook
-that they seed, beyond rounding.
+Both depend on a random seed alone: neither the number of devices nor that of hosts changes the
+resulting codebook, beyond rounding.
 """
 
 import functools
@@ -32,7 +32,7 @@ class Sample:
         self._kept: tuple[Features, Features] | None = None
 
     def add(self, features: Features) -> None:
-        """Take the stream's next batch: [..., f]."""
+        """Add the stream's next batch: [..., f]."""
         self._seen += int(np.prod(features.shape[:-1]))
         if self._kept is None:
             rows = np.zeros((self._size, features.shape[-1]), np.float32)
@@ -41,13 +41,13 @@ class Sample:
         self._batches += 1
 
     def frames(self) -> np.ndarray:
-        """Return the frames that were drawn: [size, or all if they are fewer, f].
+        """Return the frames that were drawn: [size, f], or all if there are fewer.
 
         Raises:
           ValueError: the stream had none.
         """
         if self._kept is None:
-            raise ValueError("the first pass of k-means gave no features: check the data set")
+            raise ValueError("the first pass of k-means found no features: check the data set")
         return np.asarray(self._kept[1])[: self._seen]
 
 
@@ -101,7 +101,7 @@ def plus_plus(
 
 
 def replicated(arrays: _Arrays) -> _Arrays:
-    """Ask for full copies on every device where a mesh is set, so that every host can read them."""
+    """Under a mesh, ask for full copies on every device, so that every host can read them."""
     if jax.sharding.get_abstract_mesh().empty:
         return arrays
     return jax.lax.with_sharding_constraint(arrays, PartitionSpec())

@@ -1,13 +1,13 @@
-"""What masked prediction predicts: the targets that a configuration names, each with its codes.
+"""The targets of masked prediction that a configuration names, each with its codes.
 
-A target is a feature of the audio, a quantiser that makes a code of each of its frames, and the
-weight of its loss. The paper's variants have one, named by config.teacher.feature. Several are
-written in config.teacher.targets, separated by commas, each as FEATURE:QUANTIZER:CODES, of which
-what is left out from the right is k-means and teacher.clusters:
+A target is a feature of the audio, a quantiser that turns each of its frames into a code, and the
+weight of its loss. The paper's variants have one, named by config.teacher.feature. Several targets
+are written in config.teacher.targets, separated by commas, each as FEATURE:QUANTIZER:CODES. CODES
+may be left out, and means teacher.clusters; so may QUANTIZER, which means kmeans:
 
     teacher.targets = "mel:random:4x512,chroma:kmeans:200,onset"    teacher.weights = (1, 0.5, 0.5)
 
-4x512 are four codebooks of 512 codes, each with a head of its own.
+4x512 means four codebooks of 512 codes, each with its own head.
 """
 
 import dataclasses
@@ -25,11 +25,11 @@ _CODES = re.compile(r"(?:([1-9]\d*)x)?(\d+)")
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """What one head predicts.
+    """What a head predicts.
 
     Attributes:
-      name: of the head, the codebook and the metrics: the feature, which a number follows where it
-        has several codebooks.
+      name: of the head, the codebook and the metrics: the feature's name, followed by a number if
+        it has several codebooks.
       feature: one of FEATURES.
       quantizer: "kmeans", which is fitted, or "random", a random projection and codebook.
       clusters: how many codes there are.
@@ -71,8 +71,8 @@ def of(config: ml_collections.ConfigDict) -> tuple[Target, ...]:
     weights = given or [1.0] * len(made)
     if len(weights) != len(made):
         raise ValueError(
-            f"teacher.weights has {len(weights)} numbers and teacher.targets {len(made)} targets: "
-            "give one for each, or none for 1 each"
+            f"teacher.weights has {len(weights)} numbers for {len(made)} targets in "
+            "teacher.targets: give one for each, or none, which means 1 for each"
         )
     if t.projection < 1 and any(x[0].quantizer == "random" for x in made):
         raise ValueError(f"teacher.projection is {t.projection}: use 1 dimension or more")
@@ -87,7 +87,7 @@ def of(config: ml_collections.ConfigDict) -> tuple[Target, ...]:
 
 
 def width(config: ml_collections.ConfigDict, target: Target) -> int:
-    """Return the columns of a target's feature; a frozen encoder counts as wide as the student."""
+    """Return the columns of a target's feature; a frozen encoder counts with the student's width."""
     if target.feature == "layer":
         return config.encoder.width
     return spectra.feature(target.feature, config.teacher.ceps).width
@@ -98,7 +98,7 @@ def _only(config: ml_collections.ConfigDict) -> Target:
     t = config.teacher
     if t.weights:
         raise ValueError(
-            f"teacher.weights is {t.weights} and there are no teacher.targets: leave it empty, or "
+            f"teacher.weights is {t.weights}, but there are no teacher.targets: leave it empty, or "
             "name targets"
         )
     if t.feature not in FEATURES:
@@ -110,7 +110,7 @@ def _only(config: ml_collections.ConfigDict) -> Target:
 
 
 def _read(word: str, clusters: int) -> list[Target]:
-    """Return the target that a word of teacher.targets stands for, once for each codebook."""
+    """Return the targets that a word of teacher.targets stands for, one for each codebook."""
     feature, *rest = word.split(":")
     if feature not in FEATURES:
         raise ValueError(

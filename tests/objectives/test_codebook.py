@@ -151,7 +151,7 @@ def test_a_fit_goes_on_to_the_same_bits(tmp_path, teacher, feature):
         assert len(list(workdir.glob("codebook.*.state.npz"))) == 1
         source, said = Source(config), []
         np.testing.assert_array_equal(get(config, workdir, source, said.append), whole)
-        assert said[0].endswith("going on")
+        assert said[0].endswith("resuming")
         assert source.passes == 4 - int(stop[5])
         assert not list(workdir.glob("codebook.*.state.npz"))
 
@@ -180,7 +180,7 @@ def test_a_fit_of_anything_else_begins_anew(tmp_path, change):
 
     with pytest.raises(Stopped):
         get(config_of(**change), tmp_path, say=recording)
-    assert "going on" not in said[0]
+    assert "resuming" not in said[0]
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
@@ -222,7 +222,7 @@ def test_a_codebook_of_another_layer_or_encoder_is_refused(tmp_path, teacher):
 def test_fewer_frames_than_clusters_are_refused(tmp_path):
     said = refusal(config_of(teacher__clusters=361, teacher__sample=400), tmp_path)
     assert "teacher.batches = 3 gives k-means 360 frames" in said
-    assert "teacher.clusters = 361: raise it, or ask for fewer clusters" in said
+    assert "teacher.clusters = 361: raise it, or use fewer clusters" in said
     said = refusal(config_of(teacher__clusters=201), tmp_path)
     assert "teacher.sample = 200" in said and "teacher.clusters = 201: raise it" in said
 
@@ -244,7 +244,7 @@ def test_a_second_iteration_without_a_teacher_is_refused(tmp_path):
 
 def test_another_sample_rate_is_refused(tmp_path, teacher):
     said = refusal(layer(teacher, data__sample_rate=24_000), tmp_path)
-    assert f"{teacher} hears 16000 Hz and data.sample_rate is 24000: use audio of" in said
+    assert f"{teacher} takes audio of 16000 Hz, but data.sample_rate is 24000: use audio of" in said
     said = refusal(config_of(data__sample_rate=24_000), tmp_path)
     assert "data.sample_rate is 24000 and teacher.feature 'mfcc' is for 16000 Hz: use" in said
 
@@ -366,7 +366,7 @@ def test_fits_of_several_targets_go_on_to_the_same_bits(tmp_path):
             get_all(config, workdir, say=stopping)
         source, said = Source(config), []
         found = get_all(config, workdir, source, said.append)
-        assert said[0].endswith("going on") and source.passes == 4 - int(stop[5])
+        assert said[0].endswith("resuming") and source.passes == 4 - int(stop[5])
         assert not list(workdir.glob("codebook.*.state.npz"))
         for ours, theirs in zip(*map(jax.tree.leaves, (found, whole)), strict=True):
             np.testing.assert_array_equal(ours, theirs)
@@ -385,7 +385,7 @@ def test_what_several_targets_refuse(tmp_path, teacher):
     said = refusal(several(teacher__targets="mel:random:5"), tmp_path)
     assert "is a codebook of" in said and "restore the config, or delete the file" in said
     said = refusal(several(teacher__targets="mel:random:6,layer:kmeans:4", **encoder), tmp_path)
-    assert "has 5 clusters of mel and the config asks for 6" in said
+    assert "has 5 clusters of mel, but the config asks for 6" in said
 
 
 def test_a_degenerate_codebook_among_several_is_named(tmp_path):

@@ -52,7 +52,7 @@ def test_another_codebook_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"is a codebook of .* asks for .*mel_1"):
         codebook_file.load(path, OF_SEVERAL, {"mfcc": 20, "mel_1": 6})
     codebook_file.save(path, SEVERAL, OF_SEVERAL)
-    with pytest.raises(ValueError, match=r"has 6 clusters of mel_1 and the config asks for 7"):
+    with pytest.raises(ValueError, match=r"has 6 clusters of mel_1, but the config asks for 7"):
         codebook_file.load(path, OF_SEVERAL, {"mfcc": 20, "mel_1": 7})
     with pytest.raises(ValueError, match=r"is a codebook of .*mel_1.* asks for"):
         codebook_file.load(path, OF_ONE, {"mfcc": 20})

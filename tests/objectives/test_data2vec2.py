@@ -344,7 +344,7 @@ def test_initial_values():
         ({"decoder.groups": 3}, r"decoder\.groups is 3: choose a divisor of decoder\.width"),
         ({"decoder.dropout": 1.0}, r"decoder\.dropout is 1\.0"),
         ({"decoder.noise": -0.1}, r"decoder\.noise is -0\.1"),
-        ({"encoder.input_dropout": 0.1}, r"encoder\.input_dropout is 0\.1: data2vec2 has none"),
+        ({"encoder.input_dropout": 0.1}, r"encoder\.input_dropout is 0\.1, but data2vec2 has none"),
     ],
 )
 def test_refusals_name_the_field(leaves, said):

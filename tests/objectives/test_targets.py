@@ -88,10 +88,10 @@ def test_widths_are_those_of_the_features():
         ({"targets": "mel:random:-9"}, "has 'mel:random:-9': write FEATURE:QUANTIZER:CODES"),
         ({"targets": "mel:random:9:1"}, "has 'mel:random:9:1': write FEATURE:QUANTIZER:CODES"),
         ({"targets": "mel:kmeans:2x9"}, "so 2 would be alike; use mel:kmeans:9, or mel:random:2x9"),
-        ({"targets": "mel,cqt", "weights": (1.0,)}, "has 1 numbers and teacher.targets 2 targets"),
+        ({"targets": "mel,cqt", "weights": (1.0,)}, "has 1 numbers for 2 targets"),
         (
             {"targets": "mel:random:4x64,cqt", "weights": (1.0, 1.0, 1.0)},
-            "has 3 numbers and teacher.targets 2 targets",
+            "has 3 numbers for 2 targets",
         ),
         ({"targets": "mel,cqt", "weights": (1.0, 0.0)}, "teacher.weights has 0.0: use numbers abo"),
         ({"targets": "mel", "weights": (-1,)}, "teacher.weights has -1: use numbers above 0"),
