@@ -1,6 +1,6 @@
 """List the commands: python -m musicssl; run one: python -m musicssl main --config=music2vec:demo
 
-`musicssl COMMAND`, which installing the package provides, is the same.
+The script `musicssl COMMAND`, which comes with the installed package, does the same.
 """
 
 import ast
@@ -19,13 +19,13 @@ MODULES = {
 
 
 def listing() -> str:
-    """Return a line for each command: how it is called, and what its docstring says first."""
+    """Return a line for each command: how it is called, and how its docstring begins."""
     lines = []
     for name, module in MODULES.items():
         path = paths.PRODUCT / f"{module.replace('.', '/')}.py"
         said = (ast.get_docstring(ast.parse(path.read_text("utf-8"))) or name).splitlines()[0]
         lines.append(f"python -m {module:21}  {said.partition(': python')[0].rstrip('.')}")
-    last = "`musicssl main` is the same as python -m musicssl.main; each explains itself by --help."
+    last = "`musicssl main` is the same as python -m musicssl.main. Each command has --help."
     return "\n".join([*lines, last])
 
 

@@ -1,8 +1,8 @@
 """Frame counts, waveform scaling, and Kaldi's log mel filter bank and MFCC.
 
-The one owner of the rule that ties samples to encoder frames. The filter bank is written as matrix
-products, so that it runs inside the jitted training step on any device and partitions over a
-batch-sharded mesh without communication (XLA gathers a sharded batch before `rfft` on CPU,
+The rule that relates samples to encoder frames is defined only here. The filter bank is written as
+matrix products, so that it runs inside the jitted training step on any device and partitions over
+a batch-sharded mesh without communication (XLA gathers a sharded batch before `rfft` on CPU,
 openxla/xla#48845).
 """
 
@@ -41,18 +41,18 @@ def frame_count(samples: int) -> int:
 
 
 def frame_counts(samples: Samples) -> Samples:
-    """Return `frame_count` of each clip's samples [b], but one frame where there is none."""
+    """Return `frame_count` of each clip's samples [b], but at least one frame."""
     return ((samples - STEM_WINDOW) // STEM_HOP + 1).clip(1)
 
 
 def crop_samples(frames: int) -> int:
-    """Return the least number of audio samples that give exactly `frames` encoder frames.
+    """Return the smallest number of audio samples that gives exactly `frames` encoder frames.
 
     Raises:
       ValueError: `frames` is not positive.
     """
     if frames < 1:
-        raise ValueError(f"a crop of {frames} frames is empty: ask for 1 frame or more")
+        raise ValueError(f"a crop of {frames} frames is empty: use 1 frame or more")
     return STEM_HOP * frames + STEM_WINDOW - STEM_HOP
 
 
@@ -66,10 +66,10 @@ def to_float(audio: jax.Array) -> jax.Array:
 def normalize(audio: jax.Array) -> jax.Array:
     """Give each clip of `audio` [b, n] zero mean and unit variance, in float32.
 
-    The same as transformers' Wav2Vec2FeatureExtractor with do_normalize, through which an exported
-    encoder hears: a silent clip stays zero. This deviates from fairseq, whose layer_norm adds 1e-5
-    to the variance, not 1e-7. There clips come out quieter: by 0.05 % where their root mean square
-    is -20 dB of full scale, 0.2 % at -26 dB, 4.6 % at -40 dB and 29 % at -50 dB.
+    This equals transformers' Wav2Vec2FeatureExtractor with do_normalize, which prepares the input
+    of an exported encoder: a silent clip stays zero. It deviates from fairseq, whose layer_norm
+    adds 1e-5 to the variance instead of 1e-7. In fairseq clips come out quieter: by 0.05 % if their
+    root mean square is -20 dB of full scale, 0.2 % at -26 dB, 4.6 % at -40 dB and 29 % at -50 dB.
     """
     audio = audio.astype(jnp.float32)
     centred = audio - audio.mean(-1, keepdims=True)
@@ -87,12 +87,12 @@ def mfcc(audio: jax.Array, ceps: int = 13, samples: jax.Array | None = None) -> 
     Args:
       audio: [b, n] float samples in [-1, 1), not normalised, at 16 kHz.
       ceps: cepstral coefficients: 13 for 39 features, 20 for 60; at most the 23 mel bins.
-      samples: as of `log_mel`.
+      samples: as in `log_mel`.
 
     Returns:
       [b, t, 3 * ceps] float32: coefficients, differences, differences of differences, where
-      t = (n - 400) // 160 + 1. In a crop the differences of the outer four frames repeat the
-      edge frame, as they would at the edges of a file.
+      t = (n - 400) // 160 + 1. The differences of the outer four frames of a crop treat its edge
+      frame as repeated, as they would at the edges of a file.
     """
     matrix = _cepstral_transform(ceps)
     mel = log_mel(audio, samples=samples)  # [b, t, 23]
@@ -112,10 +112,10 @@ def log_mel(
     window, power spectrum of 512 points, triangles from 20 Hz to 8 kHz, floor at float32 epsilon.
 
     Args:
-      samples: of each clip, [b], where clips of several lengths are padded to one: a clip has the
-        frames that it has alone, and then its last one again and again.
-      hop: samples from a window to the next: 160, which is Kaldi's, gives 100 Hz, and STEM_HOP the
-        windows of the encoder's frames.
+      samples: the length of each clip, [b], if clips of several lengths are padded to one length: a
+        clip then has the frames that it has without padding, and its last frame is repeated.
+      hop: samples from one window to the next: 160, Kaldi's hop, gives 100 Hz, and STEM_HOP gives
+        the windows of the encoder's frames.
 
     Raises:
       ValueError: the audio is shorter than one window.
@@ -133,9 +133,9 @@ def targets_at_50hz(features: jax.Array, frames: int) -> jax.Array:
     """Take the 100 Hz features [b, t, f] that belong to the encoder's frames: [b, frames, f].
 
     Encoder frame i and feature 2 * i are windows over the same 400 samples. The samples of a given
-    number of frames make 2 * frames - 1 or 2 * frames features, so the last frame has one too.
-    fairseq (hubert.py, forward_targets) takes the same index, but drops the last frame where there
-    are 2 * frames - 1 features.
+    number of frames give 2 * frames - 1 or 2 * frames features, so the last frame has one too.
+    fairseq (hubert.py, forward_targets) uses the same index, but drops the last frame if there are
+    2 * frames - 1 features.
 
     Raises:
       ValueError: the features do not belong to that many frames.
@@ -150,12 +150,12 @@ def targets_at_50hz(features: jax.Array, frames: int) -> jax.Array:
 
 
 def _windows(audio: jax.Array, hop: int) -> jax.Array:
-    """Cut [b, n] into windows [b, t, 400] by slices alone, which need no gather."""
+    """Cut [b, n] into windows [b, t, 400] by slices only, which need no gather."""
     batch, samples = audio.shape
     if samples < WINDOW:
         raise ValueError(f"audio of {samples} samples is shorter than one window of {WINDOW}")
     count = (samples - WINDOW) // hop + 1
-    # Window i is whole hops from i on, and the beginning of one more.
+    # Window i consists of whole hops from hop i on, and the beginning of one more.
     spanned = -(-WINDOW // hop)
     used = (count + spanned - 1) * hop
     audio = jnp.pad(audio, ((0, 0), (0, max(used - samples, 0))))[:, :used]
@@ -165,7 +165,7 @@ def _windows(audio: jax.Array, hop: int) -> jax.Array:
 
 
 def _last_repeated(features: jax.Array, samples: jax.Array | None, hop: int = _HOP) -> jax.Array:
-    """Repeat the last frame that each clip's `samples` [b] give to the end of [b, t, f]."""
+    """Repeat the last frame within each clip's `samples` [b] to the end of [b, t, f]."""
     if samples is None:
         return features
     last = jnp.maximum(samples - WINDOW, 0) // hop  # [b]
@@ -205,7 +205,7 @@ def _mel_triangles(bins: int) -> np.ndarray:
     rising, falling = (mel - left) / (centre - left), (right - mel) / (right - centre)
     filters = np.maximum(np.minimum(rising, falling), 0)
     if not filters.any(0).all():
-        raise ValueError(f"bins is {bins}: some mel filters hold no spectrum bin, ask for fewer")
+        raise ValueError(f"bins is {bins}: some mel filters hold no spectrum bin, so use fewer")
     return filters.astype(np.float32)
 
 

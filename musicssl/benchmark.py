@@ -1,18 +1,18 @@
-"""Time a configuration's training step, its parts and what surrounds it, beside limits.
+"""Time a configuration's training step, its parts and its surroundings, and show their limits.
 
     python -m musicssl.benchmark --config=configs/musichubert.py:k500 --batch=4
 
-Every figure stands beside its limit: the operations a second of the data sheet where the device
-and precision are known, else those of a large matrix product; the bytes a second of a large copy;
+Every figure is shown with its limit: the operations per second from the data sheet if the device
+and precision are known, else those of a large matrix product; the bytes per second of a large copy;
 the encoder's own forward pass; a bare read of the same files. Parts are timed alone, forward and
 backward, so they need not add up to the step, which overlaps and fuses them. The step needs no data
 set, and neither TensorFlow nor clu. Exit codes: 0 timed, 2 a request that cannot be met.
 
-    --batch=4       clips on each device, in place of the configuration's global batch
-    --only=step,... some of the rows; by default all
-    --seconds=3     time given to each row, after a first call that compiles
-    --backend=cpu   the platform, where there are several
-    --output=PATH   PATH.json; by default runs/benchmarks/<config>-<variant>
+    --batch=4       clips per device, in place of the configuration's global batch
+    --only=step,... only some of the rows; the default is all
+    --seconds=3     seconds of measurement per row, after a first call that compiles
+    --backend=cpu   the platform, if there are several
+    --output=PATH   writes PATH.json; the default is runs/benchmarks/<config>-<variant>
 """
 
 import sys
@@ -28,9 +28,9 @@ from musicssl.runtime import sharding
 
 def define_flags() -> None:
     command.define_config()
-    flags.DEFINE_integer("batch", 0, "clips on each device", lower_bound=0)
+    flags.DEFINE_integer("batch", 0, "clips per device", lower_bound=0)
     flags.DEFINE_list("only", [], f"some of {', '.join(STEP + AROUND)}")
-    flags.DEFINE_float("seconds", 3.0, "time given to each row", lower_bound=0.0)
+    flags.DEFINE_float("seconds", 3.0, "seconds of measurement per row", lower_bound=0.0)
     flags.DEFINE_string("backend", "", "cpu, gpu or tpu")
     command.define_path("output", "where PATH.json is written")
 

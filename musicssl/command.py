@@ -1,7 +1,7 @@
-"""What all commands share: how they read flags, what they say, how they refuse and how they end.
+"""What all commands share: how they read flags, report progress, refuse requests, and end.
 
-A command is a module that ends with `command.run(main, define_flags)`. Whatever it cannot do, it
-says in one line on stderr that names the flag or field and the remedy.
+A command is a module that ends with `command.run(main, define_flags)`. If it cannot do something,
+it says so in one line on stderr that names the flag or field and the remedy.
 """
 
 import contextlib
@@ -23,20 +23,20 @@ from data_pipelines import machine
 from musicssl import environment, paths, usage
 
 EXIT_REFUSED = 2  # a request that cannot be met
-EXIT_STOPPED = 3  # training cannot go on: collapse, or a loss that is not finite
-EXIT_PEER = 69  # another process of the job was lost: all start again
-EXIT_STORAGE = 74  # a disk or a bucket that did not answer for minutes: the same command goes on
-EXIT_PREEMPTED = 75  # "try again later": saved when asked to end, the same command goes on
-EXIT_INTERRUPTED = 128 + signal.SIGINT  # Ctrl-C, where there is nothing to save
+EXIT_STOPPED = 3  # training cannot continue: collapse, or a loss that is not finite
+EXIT_PEER = 69  # another process of the job was lost: all have to start again
+EXIT_STORAGE = 74  # a disk or a bucket did not answer for minutes: the same command resumes
+EXIT_PREEMPTED = 75  # "try again later": saved when asked to end; the same command resumes
+EXIT_INTERRUPTED = 128 + signal.SIGINT  # Ctrl-C, when there was nothing to save
 
-PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)  # what a disk or bucket says that is away
+PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)  # errors of a disk or bucket that is away
 _AWAY = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "UNKNOWN:")  # tensorstore's words for it
-_OF_BUCKETS = ("requests", "urllib3")  # by which google-cloud-storage asks: no answer came
+_OF_BUCKETS = ("requests", "urllib3")  # google-cloud-storage's: no answer came
 
 CONFIGURATION = "a configuration and its variant, such as music2vec:demo or FILE.py:demo"
-RENAMED = {"probe": "kind"}  # leaves that had another name once
+RENAMED = {"probe": "kind"}  # leaves that once had another name
 Main = Callable[[list[str]], None]
-# What a leaf or flag of a type takes, by the words in which Python refuses a value.
+# What a leaf or flag accepts, by the words in which Python refuses a value.
 WANTED = {
     "invalid literal for int": "give a whole number",
     "could not convert string to float": "give a number",
@@ -52,13 +52,13 @@ def run(
     arguments: bool = False,
     verbosity: int = logging.WARNING,
 ) -> NoReturn:
-    """Read the flags and run a command; a wrong flag is refused before it begins.
+    """Read the flags and run a command; a wrong flag is refused before the command begins.
 
     Args:
-      main: takes what stands beside the flags, the command's name first.
+      main: takes the arguments that are not flags, after the command's name.
       required: names of flags that must have a value.
-      arguments: whether anything may stand beside the flags.
-      verbosity: the least that libraries may log, unless --verbosity says otherwise.
+      arguments: whether there may be arguments that are not flags.
+      verbosity: the lowest level that libraries may log, unless --verbosity says otherwise.
     """
     environment.tell_tensorflow()
     machine.keep_streams()
@@ -73,7 +73,7 @@ def run(
         except KeyboardInterrupt:
             refuse("interrupted", EXIT_INTERRUPTED)
         except SystemExit as end:
-            if end.code == EXIT_STORAGE:  # threads of a save would wait for it for minutes
+            if end.code == EXIT_STORAGE:  # the threads of a save would wait for storage for minutes
                 leave(EXIT_STORAGE)
             raise
 
@@ -82,7 +82,7 @@ def run(
 
 def leave(code: int) -> NoReturn:
     """End at once, without the threads and processes that sys.exit would wait for."""
-    with contextlib.suppress(OSError):  # a launcher that is gone reads nothing
+    with contextlib.suppress(OSError):  # the launcher that reads it may be gone
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(code)
@@ -105,7 +105,7 @@ class _Path(flags.ArgumentParser):
         self.kind = kind
 
     def parse(self, argument: str) -> str:
-        """Return the path written out; what cannot be one raises ValueError."""
+        """Return the path written out; raise ValueError if it cannot be a path."""
         return self.kind(argument)
 
 
@@ -133,7 +133,7 @@ def read(
     required: Sequence[str] = (),
     arguments: bool = False,
 ) -> list[str]:
-    """Set the flags to what the command line says; return what stands beside them."""
+    """Set the flags from the command line; return the other arguments."""
     values = flags.FLAGS
     argv = _with_config_files(argv)
     try:
@@ -143,8 +143,8 @@ def read(
             sys.exit(0)
         rest = values(argv)
         if "config" in values and values["config"].value is not None:
-            paths.write_out(values.config)  # what cannot be loaded is told when it is used
-    except AttributeError as error:  # ml_collections' word for a leaf that is not there
+            paths.write_out(values.config)  # errors of loading arise here
+    except AttributeError as error:  # raised by ml_collections for a leaf that does not exist
         refuse(_unknown_leaf(argv, str(error)))
     except flags.UnrecognizedFlagError as error:
         refuse(_unknown_flag(error))
@@ -163,13 +163,13 @@ def read(
 
 
 def refuse_arguments(argv: Sequence[str]) -> None:
-    """Refuse what stands beside the flags, a command's name apart."""
+    """Refuse arguments that are not flags, except the command's name."""
     if len(argv) > 1:
         refuse(f"unexpected arguments {list(argv[1:])}: options are spelt --name=value")
 
 
 def _with_config_files(argv: Sequence[str]) -> list[str]:
-    """Return a command line whose --config is a file; refuse one that there is not."""
+    """Return a command line with --config as a file; refuse a file that does not exist."""
     found = list(argv)
     for i, argument in enumerate(argv[1:], 1):
         name, equals, value = argument.partition("=")
@@ -194,7 +194,7 @@ def _unknown_leaf(argv: Sequence[str], error: str) -> str:
     name = next((x for x in spelt if leaf in x.split(".")), leaf)
     near = re.search(r'Did you mean "(\w+)"', error)
     meant = RENAMED.get(leaf) or (near and near[1])
-    hint = f'. Did you mean "{meant}"?' if meant else ": its values are listed in configs/"
+    hint = f'. Did you mean "{meant}"?' if meant else ": --help lists its values"
     return f"{name} is not in the configuration{hint}"
 
 
@@ -202,8 +202,8 @@ def _unknown_flag(error: flags.UnrecognizedFlagError) -> str:
     if error.flagname.startswith("config."):
         return f"--{error.flagname} changes a configuration: give --config=FILE before it"
     near = re.search(r"Did you mean: (\w+)", str(error))
-    hint = f": did you mean --{near[1]}?" if near else ": --help lists those that there are"
-    return f"--{error.flagname} is no flag of this command{hint}"
+    hint = f": did you mean --{near[1]}?" if near else ": --help lists its flags"
+    return f"--{error.flagname} is not a flag of this command{hint}"
 
 
 def _wrong_value(error: str) -> str:
@@ -215,21 +215,21 @@ def _wrong_value(error: str) -> str:
 
 
 def say(line: str) -> None:
-    """Print a line of progress, from the first process of a job only."""
+    """Print a line of progress; only the first process of a job does."""
     if jax.process_index() == 0:
         print(line, flush=True)
 
 
 def note(line: str) -> None:
-    """Print a line of progress on stderr, where stdout is for results."""
+    """Print a line of progress on stderr, for commands that print results on stdout."""
     if jax.process_index() == 0:
         print(f"musicssl: {line}", file=sys.stderr, flush=True)
 
 
 def storage_errno(error: BaseException | None) -> int | None:
-    """Return what storage that is away says, in an error or in one that it stems from; else None.
+    """Return the errno of storage that is away, from an error or one of its causes; else None.
 
-    Orbax and tensorstore wrap and word what a disk or a bucket says, each in its own way.
+    Orbax and tensorstore each wrap and word the errors of a disk or a bucket in their own way.
     """
     while error is not None:
         if isinstance(error, OSError) and error.errno in PASSING:
@@ -247,7 +247,7 @@ def refuse(reason: object, code: int | None = None) -> NoReturn:
     """Say in one line why the command ends, and end it.
 
     Args:
-      code: the exit code; if None, EXIT_STORAGE for an error of storage that passes, else
+      code: the exit code; if None, EXIT_STORAGE for a storage error that may pass, else
         EXIT_REFUSED.
     """
     if code is None:
@@ -259,7 +259,7 @@ def refuse(reason: object, code: int | None = None) -> NoReturn:
 
 @contextlib.contextmanager
 def refusing(*more: type[Exception]) -> Iterator[None]:
-    """Refuse what raises ValueError or OSError, or one of `more`."""
+    """Turn ValueError, OSError or one of `more` into a refusal."""
     refused: tuple[type[Exception], ...] = (ValueError, OSError, *more)
     try:
         yield
@@ -268,5 +268,5 @@ def refusing(*more: type[Exception]) -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """Return an error's first line, to which many libraries append pages."""
+    """Return an error's first line, since many libraries append pages."""
     return next(iter(str(error).strip().splitlines()), repr(error))

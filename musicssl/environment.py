@@ -1,8 +1,8 @@
-"""What this machine makes of the same command: settings of JAX, random keys, devices, versions.
+"""What may make a command's results differ here: JAX's settings, keys, devices, versions.
 
-Masks, dropout and initial values are functions of a seed and a step, whatever the environment
-says of generators of random numbers. What may change a result all the same is written into each
-save, so that a run that goes on can say what has changed.
+Masks, dropout and initial values are functions of a seed and a step, whatever random generator the
+environment sets. Everything else that may change a result is written into each save, so that
+a resumed run can say what has changed.
 """
 
 import importlib.metadata
@@ -12,8 +12,8 @@ import platform
 import flax
 import jax
 
-# Settings that JAX and Flax take from the environment (JAX_ENABLE_X64=1) and that the code is not
-# written for, or that would silently change what is drawn at random; and what they have to be.
+# Settings that JAX and Flax take from the environment (JAX_ENABLE_X64=1) that the code is not
+# written for or that would silently change random draws, with the values that they must have.
 _JAX = {
     "jax_enable_x64": False,
     "jax_default_prng_impl": "threefry2x32",
@@ -35,9 +35,9 @@ _FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE")
 
 
 def tell_tensorflow() -> None:
-    """Tell TensorFlow, before it is loaded, to be quiet and to leave no file: it only reads data.
+    """Tell TensorFlow, before it is loaded, to be quiet and to write no files: it only reads data.
 
-    Where a user has no home, as in a container, it would make a folder with the name `~`.
+    If a user has no home directory, as in a container, it would create a folder named `~`.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
@@ -50,12 +50,12 @@ def settle() -> list[str]:
     """Give JAX and Flax the settings that this code is written for.
 
     Returns:
-      the variables of the environment that said otherwise and now have no effect.
+      the environment variables that set other values and now have no effect.
     """
     undone = []
     for config, wanted in ((jax.config, _JAX), (flax.config, _FLAX)):
         for name, value in wanted.items():
-            given = getattr(config, name, value)  # a setting may go away in other versions
+            given = getattr(config, name, value)  # other versions may lack a setting
             if given not in (value, None):
                 config.update(name, value)  # type: ignore[attr-defined]
                 undone.append(f"{name.upper()}={given}")
@@ -63,15 +63,15 @@ def settle() -> list[str]:
 
 
 def share_gpu() -> None:
-    """Have JAX take GPU memory as it needs it, and not most of it at its start.
+    """Make JAX allocate GPU memory as needed, instead of most of it at the start.
 
-    It is for commands in which another library is to have some too, before JAX finds its devices.
+    This is for commands in which another library needs some too; call it before JAX finds devices.
     """
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 
 def key(seed: int | jax.Array) -> jax.Array:
-    """Return the random key of a seed, of the one generator that results are defined by."""
+    """Return the random key of a seed, of the one generator that defines all results."""
     return jax.random.key(seed, impl="threefry2x32")
 
 
@@ -79,7 +79,7 @@ def require_devices() -> None:
     """Find the devices of JAX_PLATFORMS, if it is set, before anything needs them.
 
     Raises:
-      ValueError: there are none; the message names the platforms that are there.
+      ValueError: there are none; the message names the available platforms.
     """
     try:
         jax.devices()
@@ -91,8 +91,8 @@ def require_devices() -> None:
         jax.config.update("jax_platforms", None)
         there = dict.fromkeys([jax.default_backend(), "cpu"])
         raise ValueError(
-            f"there is no device of the platform {wanted} ({said}): JAX_PLATFORMS may be "
-            f"{' or '.join(there)} here, or left out"
+            f"there is no device of the platform {wanted} ({said}): set JAX_PLATFORMS to "
+            f"{' or '.join(there)}, or leave it out"
         ) from error
 
 

@@ -1,10 +1,10 @@
 """Export a run's encoder to PyTorch: python -m musicssl.export --workdir=RUN --output=DIR
 
-DIR is then a model of transformers: AutoModel.from_pretrained(DIR) and
+transformers then loads it by AutoModel.from_pretrained(DIR) and
 AutoFeatureExtractor.from_pretrained(DIR). PyTorch is not needed to write it. --push=ORG/NAME
 uploads it to the Hub, with its model card, in one commit; then --output may be left out. Exit
-codes: 0 written, 2 a request that cannot be met, 74 a bucket or the Hub does not answer; with these
-nothing is left half-written, in DIR or on the Hub. RUN and DIR may be on gs://.
+codes: 0 written, 2 a request that cannot be met, 74 a bucket or the Hub does not answer. After 2
+and 74 nothing is left half-written, neither in DIR nor on the Hub. RUN and DIR may be on gs://.
 """
 
 import tempfile
@@ -20,14 +20,14 @@ from musicssl.runtime.workdir import step_of
 
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
-    """Not at import, where they would clash with another command's."""
+    """Define the flags; at import they would clash with another command's."""
     command.define_path("workdir", "the run's workdir", values)
     command.define_path("output", "a new or empty directory to write", values)
     flags.DEFINE_string("push", None, "ORG/NAME of a model on the Hub", flag_values=values)
     flags.DEFINE_string(
-        "step", "", "which checkpoint: a number, or best; default: the last", flag_values=values
+        "step", "", "a number or best; the default is the last checkpoint", flag_values=values
     )
-    flags.DEFINE_bool("ema", False, "data2vec: the teacher, not the student", flag_values=values)
+    flags.DEFINE_bool("ema", False, "export data2vec's teacher", flag_values=values)
 
 
 def main(argv: list[str]) -> None:
@@ -60,7 +60,7 @@ def export(
     Args:
       step: None for the last checkpoint.
       ema: data2vec's EMA teacher in place of the student's transformer.
-      name: by which the card's example loads it; None for the directory's.
+      name: the name by which the card's example loads the model; None for the directory's.
 
     Returns:
       One line that says what was written.
@@ -68,7 +68,7 @@ def export(
     Raises:
       FileExistsError: `output` holds something.
       FileNotFoundError: no run, or no checkpoint of that step.
-      ValueError: what the run cannot give, or a damaged checkpoint.
+      ValueError: the run does not have what is asked for, or its checkpoint is damaged.
     """
     huggingface.refuse_occupied(output)  # before the checkpoint is read
     loaded, config, step = pretrained.load_run(workdir, step, ema)
@@ -81,6 +81,6 @@ def export(
 
 
 if __name__ == "__main__":
-    command.run(  # Orbax tells of every file it opens
+    command.run(  # Orbax logs every file that it opens
         main, define_flags, required=["workdir"], verbosity=logging.ERROR
     )

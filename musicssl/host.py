@@ -1,7 +1,7 @@
 """The only door to data_pipelines: batches, labelled records, counts, claims, buckets.
 
-data_pipelines/ loads TensorFlow, so nothing of it is imported before something is read. Its
-machine.py alone, which needs nothing but Python, is imported elsewhere too.
+data_pipelines/ loads TensorFlow, so none of it is imported before data are read. Only its
+machine.py, which needs nothing but Python, is also imported elsewhere.
 """
 
 import contextlib
@@ -25,18 +25,18 @@ from musicssl.runtime import distributed, sharding
 if TYPE_CHECKING:
     from data_pipelines import batches, deform, labelled_records, records
 
-DATA_DIR = "data"  # where data sets are, if nothing else is said
+DATA_DIR = "data"  # where data sets are by default
 SYNTHESISED = ("synth_music", "synth_polyphony")  # data sets that need no download
-# Seconds that a job waits for the end of another one that writes where it is to write: longer than
-# what schedulers let a job save for (Slurm's KillWait is 30 s), and than a machine that is gone
+# Seconds that a job waits for another one that writes to the same place to end. This is longer than
+# schedulers give a job to save (Slurm's KillWait is 30 s), and longer than a machine that is gone
 # keeps a claim on a file server.
 PATIENCE = 60.0
-_ENDED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit codes of who was asked to end
+_ENDED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit codes of a job asked to end
 _UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class NotComposed(ValueError):
-    """A synthesised data set that could not be composed; one line that says why."""
+    """A synthesised data set could not be composed; the message is one line that says why."""
 
 
 class Batches:
@@ -58,8 +58,8 @@ class Batches:
         self.dataset = _open(config)
         if self.dataset.sample_rate != data.sample_rate:
             raise ValueError(
-                f"data.sample_rate is {data.sample_rate} Hz and {self.dataset.directory} holds "
-                f"{self.dataset.sample_rate} Hz: build that data set at the rate wanted"
+                f"data.sample_rate is {data.sample_rate} Hz, but {self.dataset.directory} holds "
+                f"{self.dataset.sample_rate} Hz: build that data set at the wanted rate"
             )
         batches.check_crop(self.dataset, self.samples)
 
@@ -83,7 +83,7 @@ class Batches:
         )
 
     def open_validation(self) -> Iterator[jax.Array]:
-        """Return batches of the validation split, which are the same at every call."""
+        """Return batches of the validation split, the same at every call."""
         config = self.config
         rows = sharding.rows_here(self.mesh, config.batch_size)
         reading = self.iterate(
@@ -98,14 +98,14 @@ class Batches:
             yield sharding.place_clips(self.mesh, config.batch_size, rows, batch["audio"])
 
     def counts(self) -> dict[str, int]:
-        """Count what the order of batches depends on; damaged records hide their samples."""
+        """Count what the order of batches depends on; a damaged record's samples are unknown."""
         counts = {"records": len(self.dataset)}
         if self.config.data.on_damage == "stop":
             counts["samples"] = int(self.dataset.samples.sum())
         return counts
 
     def damage(self) -> dict[str, int]:
-        """Count the damaged records that this process has met, where a run goes on without them."""
+        """Count the damaged records that this process has skipped, if the run may skip them."""
         if self.config.data.on_damage == "stop" or self.reading is None:
             return {}
         return {"damaged_records": len(self.reading.damaged)}
@@ -115,7 +115,7 @@ def mixture(config: ml_collections.ConfigDict) -> dict[str, int]:
     """Return the data sets to train on and their weights: data.mix, or data.name alone.
 
     Raises:
-      ValueError: data.mix is no list of data sets and weights, or does not go with data.order.
+      ValueError: data.mix is not a list of data sets and weights, or contradicts data.order.
     """
     from data_pipelines import batches
 
@@ -130,7 +130,7 @@ def mixture(config: ml_collections.ConfigDict) -> dict[str, int]:
 
 
 def _open(config: ml_collections.ConfigDict) -> "records.Dataset | batches.Mixture":
-    """Open the records to train on, in a copy on this machine where data.mirror says so."""
+    """Open the records to train on, or a copy on this machine if data.mirror is set."""
     from data_pipelines import batches
 
     data = config.data
@@ -140,7 +140,7 @@ def _open(config: ml_collections.ConfigDict) -> "records.Dataset | batches.Mixtu
     def copied(name: str) -> "records.Dataset":
         return batches.mirror(name, data.data_dir, "train", data.mirror)
 
-    distributed.meet("before the data are copied")  # else Gloo waits for the last for 30 s at most
+    distributed.meet("before the data are copied")  # Gloo would wait only 30 s for the last process
     dataset = _mixed(config, copied)
     distributed.meet("the data are copied")
     return dataset
@@ -149,7 +149,7 @@ def _open(config: ml_collections.ConfigDict) -> "records.Dataset | batches.Mixtu
 def _mixed(
     config: ml_collections.ConfigDict, open_one: Callable[[str], "records.Dataset"]
 ) -> "records.Dataset | batches.Mixture":
-    """Open the data sets of a configuration: one as it is, several as a mixture."""
+    """Open the data sets of a configuration: one by itself, several as a mixture."""
     from data_pipelines import batches
 
     weights = mixture(config)
@@ -160,10 +160,10 @@ def _mixed(
 def require_validation(
     config: ml_collections.ConfigDict,
 ) -> "records.Dataset | batches.Mixture":
-    """Open the validation split of the data that are trained on.
+    """Open the validation split of the training data.
 
     Raises:
-      ValueError, FileNotFoundError: they have none, or it holds nothing as long as a crop.
+      ValueError, FileNotFoundError: there is none, or its records are shorter than a crop.
     """
     from data_pipelines import batches
 
@@ -175,19 +175,19 @@ def require_validation(
         batches.check_crop(dataset, audio.crop_samples(data.crop_frames))
     except (ValueError, FileNotFoundError) as error:
         raise ValueError(
-            f"{error} (for looks at the validation split; --config.validate.every=0 goes without)"
+            f"{error} (needed for validation; --config.validate.every=0 turns it off)"
         ) from error
     return dataset
 
 
 def _compose(name: str, data_dir: str) -> None:
-    """Build a synthesised data set, if it is not there, in process 0; all processes call this.
+    """Build a synthesised data set if it is missing, in process 0; all processes call this.
 
-    Where another process is composing it, its end is awaited.
+    If another process is composing it, this one waits.
 
     Raises:
-      NotComposed: it cannot be built, or not be seen by all processes.
-      OSError: the storage did not answer for long.
+      NotComposed: it cannot be built, or some processes cannot see it.
+      OSError: the storage did not answer for minutes.
     """
 
     def build() -> None:
@@ -195,11 +195,11 @@ def _compose(name: str, data_dir: str) -> None:
             return
         note(f"{name} is not in {data_dir} yet: composing it")
         command = ["-m", "data_pipelines.build", name, f"--data_dir={data_dir}"]
-        # its summary goes where progress goes: a command's own stdout is for results
+        # its summary is progress: the command's own stdout is for results
         done = subprocess.run([sys.executable, *command, "--wait"], stdout=2, check=False)
         if done.returncode == EXIT_STORAGE:
             raise OSError(errno.EIO, "the storage did not answer: see above", data_dir)
-        if done.returncode in _ENDED:  # this process too, though it may wait for a place to save
+        if done.returncode in _ENDED:  # this process too, but it may wait for a place to save
             raise KeyboardInterrupt
         if done.returncode:
             words = " ".join(["python", *command])
@@ -211,32 +211,32 @@ def _compose(name: str, data_dir: str) -> None:
         raise NotComposed(str(error)) from error
     if not distributed.all_say(is_built(name, data_dir)):
         raise NotComposed(
-            f"{name} is in {data_dir} of the first machine alone: use a folder that all machines "
+            f"{name} is in {data_dir} of the first machine only: use a folder that all machines "
             "share"
         )
 
 
 @contextlib.contextmanager
 def claimed(folder: Path, remedy: str, writes: bool = False) -> Iterator[None]:
-    """Be the only job that writes into a folder: process 0 claims it for all processes of the job.
+    """Be the only job that writes to a folder: process 0 claims it for all processes of the job.
 
-    One that is claimed is waited for: who was asked to end may still be saving.
+    If the folder is claimed, the job waits: an owner that was asked to end may still be saving.
 
     Args:
-      remedy: what to do, if the other one does not end.
-      writes: whether the job certainly writes; else it does without a folder that it cannot write
-        into, as where a complete run is kept.
+      remedy: what to do if the other job does not end.
+      writes: whether the job certainly writes; if not, a folder that cannot be written to, such as
+        that of a complete run, is accepted.
 
     Raises:
-      ValueError: another job has it still after PATIENCE seconds, it is a file, or it cannot be
-        written into.
+      ValueError: another job still has it after PATIENCE seconds, it is a file, or it cannot be
+        written to.
       OSError: the bucket that it is on did not answer.
     """
     with contextlib.ExitStack() as held:
 
         def waiting(other: OSError, seconds: float) -> None:
             left = PATIENCE - seconds
-            note(f"{folder} is in use by {other}: waiting for its end, up to {left:.0f} s")
+            note(f"{folder} is in use by {other}: waiting up to {left:.0f} s for that to end")
 
         def take() -> None:
             try:
@@ -271,8 +271,8 @@ def claim(
 ) -> contextlib.AbstractContextManager[None]:
     """Hold a file as `data_pipelines.claim.claim` does; BlockingIOError says who holds it.
 
-    On a bucket a process ends at once when another one has taken its claim over, which happens
-    where it could not renew it for long: two must not write at the same time.
+    On a bucket, a process ends at once when another one has taken over its claim, which happens if
+    it could not renew the claim for long: two must not write at the same time.
     """
     if paths.is_remote(path):
         from data_pipelines import bucket_claim
@@ -289,9 +289,8 @@ def claim(
 def path(name: str | os.PathLike) -> Path:
     """Return the path of a name that `paths.anywhere` accepts.
 
-    One on gs:// has the methods of a path of this machine, as far as this package calls them. They
-    bear with errors that pass, and raise OSError, with EIO where the bucket did not answer for
-    long.
+    A path on gs:// has those methods of a local path that this package calls. They tolerate errors
+    that pass, and raise OSError, with EIO if the bucket did not answer for minutes.
     """
     if not paths.is_remote(name):
         return Path(name)
@@ -301,7 +300,7 @@ def path(name: str | os.PathLike) -> Path:
 
 
 def patiently(work: Callable[[], None], path: Path) -> None:
-    """Do what TensorFlow does with a file, again and again through errors of a bucket that pass."""
+    """Call what TensorFlow does with a file, and retry after errors of a bucket that pass."""
     if not paths.is_remote(path):
         work()
         return
@@ -311,14 +310,14 @@ def patiently(work: Callable[[], None], path: Path) -> None:
 
 
 def is_built(name: str, data_dir: str) -> bool:
-    """Return whether a data set is there to be read."""
+    """Return whether a data set has been built."""
     from data_pipelines import batches
 
     return batches.is_built(name, data_dir)
 
 
 def crops_and_records(config: ml_collections.ConfigDict) -> tuple[Iterator[dict], Iterator]:
-    """Return the batches of a configuration, and the same files' records with nothing done."""
+    """Return the batches of a configuration, and the unprocessed records of the same files."""
     from data_pipelines import bare, batches
 
     data = config.data
@@ -334,13 +333,13 @@ def crops_and_records(config: ml_collections.ConfigDict) -> tuple[Iterator[dict]
 
 
 def require_labelled(name: str, data_dir: str, sample_rate: int) -> None:
-    """Raise FileNotFoundError, with the command that builds it, for a data set that is not there.
+    """Raise FileNotFoundError for a missing data set, with the command that builds it.
 
-    A synthesised one is composed. All processes call this.
+    A missing synthesised data set is composed instead. All processes call this.
 
     Raises:
-      NotComposed: that could not be done.
-      ValueError: its name cannot be one.
+      NotComposed: it could not be composed.
+      ValueError: the name cannot be a data set's.
     """
     from data_pipelines import labelled_records
 
@@ -363,7 +362,7 @@ def open_labelled(
 
 
 def check_deformation(spec: str) -> None:
-    """Raise ValueError for a deformation of audio that is not known or cannot be made here."""
+    """Raise ValueError for a deformation of audio that is unknown or impossible here."""
     from data_pipelines import deform
 
     deform.parse(spec)
@@ -377,9 +376,9 @@ def deformed(data: "labelled_records.Labelled", spec: str) -> "deform.Deformed":
 
 
 def published_chance(task: str) -> float | None:
-    """Return what an answer that does not hear scores on a task's published test labels.
+    """Return the score of answering without listening, on a task's published test labels.
 
-    It is None for a task whose labels were not counted. TensorFlow is not loaded.
+    It is None for a task whose labels have not been counted. TensorFlow is not loaded.
     """
     from data_pipelines import counts
 
@@ -387,12 +386,12 @@ def published_chance(task: str) -> float | None:
 
 
 def crop_reads(samples: int, record: int) -> dict[str, tuple[float, float]]:
-    """Return the bytes and the reads that a crop takes in the mean, by data.order.
+    """Return the bytes and the reads that a crop takes on average, by data.order.
 
     TensorFlow is not loaded.
 
     Args:
-      record: samples of a data set's records.
+      record: how many samples the data set's records have.
     """
     from data_pipelines import reads
 

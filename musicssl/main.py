@@ -1,9 +1,9 @@
 """Pre-train an encoder: python -m musicssl.main --config=configs/music2vec.py:demo
 
-Running the same command again goes on from the newest checkpoint, or says that the run is
-complete. Exit codes: 0 complete, 2 a request that cannot be met, 3 training stopped (collapse, or
-a loss that is not finite), 69 another process of the job was lost, 74 a disk or a bucket did not
-answer for minutes, 75 ended after saving, by SIGTERM, Ctrl-C or a hang-up.
+Running the same command again resumes from the newest checkpoint, or says that the run is complete.
+Exit codes: 0 complete, 2 a request that cannot be met, 3 training stopped (collapse, or a loss that
+is not finite), 69 another process of the job was lost, 74 a disk or a bucket did not answer for
+minutes, 75 ended after saving, because of SIGTERM, Ctrl-C or a hang-up.
 """
 
 import contextlib
@@ -35,14 +35,14 @@ from musicssl.training.writer import Writer
 
 def define_flags() -> None:
     command.define_config()
-    command.define_path("workdir", "by default runs/<config>-<variant>")
+    command.define_path("workdir", "the run's folder; the default is runs/<config>-<variant>")
 
 
 def main(argv: list[str]) -> None:
     del argv
     f = flags.FLAGS
     if not f["verbosity"].present:
-        for name in ("absl", "asyncio"):  # Orbax logs pages of an error that it raises as well
+        for name in ("absl", "asyncio"):  # Orbax logs pages about errors that it also raises
             getLogger(name).setLevel("CRITICAL")
         sys.unraisablehook = tell_but_late_writes
     workdir = host.path(f.workdir or f"runs/{f.config.name}-{f.config.variant}")
@@ -56,20 +56,20 @@ def main(argv: list[str]) -> None:
 
 
 def tell_but_late_writes(unraisable: "sys.UnraisableHookArgs") -> None:
-    """Print an error that nobody can be told of, but not those of the arrays of a failed save.
+    """Print an error that no caller can catch, except those of the arrays of a failed save.
 
-    Orbax raises the error of the first of them, and no longer waits for the others.
+    Orbax raises the error of the first array, and no longer waits for the others.
     """
     if str(unraisable.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(unraisable)
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> NoReturn:
-    """Train, or go on, and exit."""
+    """Train or resume, and exit."""
     with contextlib.ExitStack() as held:
         complete, config = train(config, workdir, held)
         if jax.process_index() == 0:
-            with contextlib.suppress(OSError):  # a complete run may be kept where nobody can write
+            with contextlib.suppress(OSError):  # a complete run may be kept on a read-only disk
                 curves.draw(workdir)
     if complete and config.then:
         exec_next_run(config, workdir)
@@ -95,16 +95,16 @@ def next_steps(workdir: Path) -> str:
 def train(
     config: ml_collections.ConfigDict, workdir: Path, held: contextlib.ExitStack
 ) -> tuple[bool, ml_collections.ConfigDict]:
-    """Train, or go on; return whether the run is complete, and the configuration of its probes.
+    """Train or resume; return whether the run is complete, and the configuration of its probes.
 
     Args:
-      held: holds the workdir as this job's until it is closed.
+      held: keeps the claim on the workdir until it is closed.
     """
     # Inside this block a ValueError is a request that cannot be met; after it, it is a bug.
     with command.refusing(), distributed.together(), goodput.lost("start"):
         mesh = sharding.make_mesh(config.mesh.fsdp)
         loop.check(config, mesh)
-        held.enter_context(host.claimed(workdir, "wait for its end, or use another --workdir"))
+        held.enter_context(host.claimed(workdir, "wait until it ends, or use another --workdir"))
         preemption = Preemption()  # a signal before this ends the process: there is nothing to save
         distributed.check_shared(workdir)
         claim(workdir, config)
@@ -151,10 +151,10 @@ def train(
 
 
 def with_possible_probes(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """Return the configuration, without its probes where their data cannot be composed.
+    """Return the configuration, without its probes if their data cannot be composed.
 
     Raises:
-      ValueError: probes are asked for that could not be taken.
+      ValueError: the probes that were asked for could not be taken.
     """
     if not (config.probe.every or config.probe.at_end):
         return config
@@ -163,7 +163,7 @@ def with_possible_probes(config: ml_collections.ConfigDict) -> ml_collections.Co
         session.check_settings(session.of_training(config), layers, rate, "config.probe")
         return config
     except host.NotComposed as error:
-        say(f"this run's own probes are left out: {error}")
+        say(f"this run does without its probes: {error}")
         without = config.copy_and_resolve_references()
         without.probe.every, without.probe.at_end = 0, False
         return without
@@ -171,8 +171,8 @@ def with_possible_probes(config: ml_collections.ConfigDict) -> ml_collections.Co
         if command.storage_errno(error):
             raise
         raise ValueError(
-            f"{error} (for the run's own probes: --config.probe.every=0 "
-            "--config.probe.at_end=False goes without them)"
+            f"{error} (needed for the run's probes; --config.probe.every=0 "
+            "--config.probe.at_end=False turns them off)"
         ) from error
 
 
@@ -206,9 +206,9 @@ def load_or_fit_codebook(
 
 
 def exec_next_run(config: ml_collections.ConfigDict, workdir: Path) -> NoReturn:
-    """Replace this process by the run that takes this one as its teacher, beside this workdir."""
+    """Replace this process by the run that has this one as its teacher, in a sibling workdir."""
     configs = paths.of_product(f"configs/{config.name}.py")
-    say(f"going on with {configs}:{config.then}")
+    say(f"continuing with {configs}:{config.then}")
     argv = [sys.executable, "-m", "musicssl.main", f"--config={configs}:{config.then}"]
     argv += [f"--config.teacher.encoder={workdir}", f"--workdir={workdir}-{config.then}"]
     same = {"data": config.data.to_dict(), "mesh": config.mesh.to_dict()}
@@ -219,7 +219,7 @@ def exec_next_run(config: ml_collections.ConfigDict, workdir: Path) -> NoReturn:
 
 
 def exec_final_probe(config: ml_collections.ConfigDict, workdir: Path) -> None:
-    """Replace this process by the probe of this run and its baselines, if it is not done."""
+    """Replace this process by the probe of this run and its baselines, unless it is done."""
     table = workdir / "probe/compare.md"
     if table.exists():
         say(f"its probes are in {table.parent}")
@@ -228,13 +228,13 @@ def exec_final_probe(config: ml_collections.ConfigDict, workdir: Path) -> None:
     del settings["every"], settings["at_end"]
     settings["data_dir"] = session.of_training(config).data_dir
     settings |= {"encoder": workdir, "beside": "random,logmel"}
-    if not paths.is_remote(workdir):  # else features are kept where the probe keeps any
+    if not paths.is_remote(workdir):  # on a bucket, the features stay in the probe's own cache
         settings["cache"] = workdir / "features"
     argv = [sys.executable, "-m", "musicssl.probe"]
     argv.append(f"--config={paths.of_product('configs/probe.py')}")
     argv += [f"--config.{name}={value}" for name, value in settings.items()]
     argv.append("--processes=1")
-    say(f"probing it beside random initial values and log-mel: {table.parent}")
+    say(f"probing it, random initial values and log-mel: {table.parent}")
     exec_command(argv)
 
 

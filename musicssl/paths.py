@@ -1,8 +1,8 @@
-"""What a path may be, in a flag or in a leaf of a configuration: the one place that knows.
+"""What a path may be, in a flag or in a leaf of a configuration; defined only here.
 
-A path is of this machine's file system or, where `anywhere` says so, on gs://. `~` stands for a
-home, and every other character of a name for itself, be it `[`, `*` or a colon. In front of an
-encoder's path may stand one of KINDS, or HUB in place of the path.
+A path is on this machine's file system or, if `anywhere` accepts it, on gs://. `~` stands for a
+home directory, and every other character for itself, even `[`, `*` and a colon. An encoder's path
+may begin with one of KINDS; HUB and a name may take the place of the path.
 """
 
 import functools
@@ -17,7 +17,7 @@ from etils.epath.stat_utils import StatResult
 
 from data_pipelines import machine
 
-PRODUCT = Path(__file__).parent.parent  # has configs/ and the packages
+PRODUCT = Path(__file__).parent.parent  # contains configs/ and the packages
 RANDOM = "random:"  # before the path of an encoder: new initial values of its architecture
 PYTHON = "python:"  # before FILE:NAME or MODULE:NAME, an encoder in Python
 FEATURES = "features:"  # before a directory of features that were computed elsewhere
@@ -33,7 +33,7 @@ def local(path: str, remedy: str = "copy it to a disk, or mount it") -> str:
         not UTF-8.
     """
     if "://" in path:
-        raise ValueError(f"{path} is no path on this machine: {remedy}")
+        raise ValueError(f"{path} is not a path on this machine: {remedy}")
     return _written_out(path)
 
 
@@ -46,7 +46,7 @@ def anywhere(path: str) -> str:
     scheme, found, name = path.partition("://")
     if not found:
         if path.startswith("gs:/"):
-            raise ValueError(f"{path} is no address: write gs://BUCKET/FOLDER")
+            raise ValueError(f"{path} is not an address: write gs://BUCKET/FOLDER")
         return _written_out(path)
     if scheme != "gs":
         why = "Orbax does not save there, and TensorFlow does not read there"
@@ -62,19 +62,19 @@ def is_remote(path: str | os.PathLike) -> bool:
 
 
 def encoder(spec: str) -> str:
-    """Return what names an encoder, a path or one of KINDS and a path, as `anywhere` does."""
+    """Return the name of an encoder, a path or one of KINDS and a path, as `anywhere` does."""
     kind, path = split_kind(spec)
     return kind + anywhere(path)
 
 
 def split_kind(spec: str) -> tuple[str, str]:
-    """Return one of KINDS or "", and the path, of which any other colon is a part."""
+    """Return one of KINDS or "", and the path, which may contain further colons."""
     kind = next((kind for kind in KINDS if spec.startswith(kind)), "")
     return kind, spec.removeprefix(kind)
 
 
 def short(spec: str) -> str:
-    """Return the last part of what names an encoder, with RANDOM where it stands before it."""
+    """Return the last part of an encoder's name, after RANDOM if the name begins with it."""
     kind, path = split_kind(spec)
     name = path.rpartition(":")[2] if kind == PYTHON else Path(path).name
     return f"{kind}{name}" if kind == RANDOM else name
@@ -101,7 +101,7 @@ def _written_out(path: str) -> str:
     return whole
 
 
-# The leaves of configurations that hold paths, and what they may be.
+# The leaves of configurations that hold paths, and which paths they accept.
 LEAVES: dict[str, Callable[[str], str]] = {
     "start_from": anywhere,
     "teacher.encoder": anywhere,
@@ -117,10 +117,10 @@ LEAVES: dict[str, Callable[[str], str]] = {
 
 
 def write_out(config: ml_collections.ConfigDict) -> None:
-    """Write `~` out in those leaves of a configuration that are paths.
+    """Expand `~` in those leaves of a configuration that are paths.
 
     Raises:
-      ValueError: naming a leaf that cannot be a path, as its kind says.
+      ValueError: a leaf cannot be a path of its kind; the message names it.
     """
     for name, whole in LEAVES.items():
         section, _, leaf = name.rpartition(".")
@@ -134,9 +134,10 @@ def write_out(config: ml_collections.ConfigDict) -> None:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file so that others see all of it or nothing: on a disk aside, and then renamed.
+    """Write a file so that others see all of it or nothing.
 
-    An object on gs:// appears as it is complete.
+    On a disk it is written under a temporary name and then renamed; an object on gs:// appears when
+    it is complete.
     """
     if is_remote(path):
         path.write_bytes(content)
@@ -149,8 +150,8 @@ def write(path: Path, content: bytes) -> None:
 def configuration(value: str) -> str:
     """Return the file and variant that --config names: `music2vec:demo`, or a file and a variant.
 
-    A name without a folder is that of a file in configs/, from whatever folder a command is started
-    in. So is a path such as configs/probe.py, where the folder that one is in has no such file.
+    A name without a folder means a file in configs/, whatever the current folder is. So does a path
+    such as configs/probe.py if the current folder has no such file.
     """
     name, colon, variant = value.partition(":")
     if name and Path(name).name == name and (PRODUCT / f"configs/{name}.py").is_file():
@@ -163,22 +164,22 @@ def configuration(value: str) -> str:
 def of_product(name: str) -> str:
     """Return the path of a file of the product, such as configs/probe.py, from any folder.
 
-    It is `name` itself in the product's own folder, where people start commands.
+    In the product's own folder, where commands are usually started, it is `name` itself.
     """
     here = Path(name).absolute() == PRODUCT / name
     return name if here else str(PRODUCT / name)
 
 
 class Literal(type(epath.Path("/"))):  # type: ignore[misc]  # the class for this system
-    """A path as the operating system has it, for libraries that take etils' paths.
+    """A path taken literally, for libraries that take etils' paths.
 
-    etils takes a folder's own name for a pattern where it looks for what is in it, and a file's
-    owner for somebody with a name. Then Orbax does not find, and leaves out, what it has just
-    written into a folder called run[1].
+    etils treats a folder's own name as a pattern when it looks into the folder, and expects that a
+    file's owner has a name. Orbax would then not find what it has just written into a folder called
+    run[1].
     """
 
     def glob(self, pattern: str) -> Iterator["Literal"]:
-        """Yield what is below this folder and fits the pattern."""
+        """Yield what is below this folder and matches the pattern."""
         return (type(self)(path) for path in sorted(Path(self).glob(pattern)))
 
     def stat(self) -> StatResult:
@@ -188,5 +189,5 @@ class Literal(type(epath.Path("/"))):  # type: ignore[misc]  # the class for thi
 
 
 def literal(path: os.PathLike) -> epath.Path:
-    """Return a path as libraries that take etils' paths are to have it."""
+    """Return a path in the form to give to libraries that take etils' paths."""
     return epath.Path(path) if is_remote(path) else Literal(path)

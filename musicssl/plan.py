@@ -1,22 +1,22 @@
 """Plan a run before it costs money: python -m musicssl.plan --config=... --topology=v5e:4x4,h100:8
 
-Compiles the training step of a configuration ahead of time for machines that need not be there (see
-`planning.topology`), and tells whether it fits, how large a batch may be, what it sends and how
-long it may take. Times are rooflines and estimates from the compiled program, never measurements.
-Needs jax[tpu] for TPUs, jax[cuda13] for GPUs. Exit codes: 0 planned, also where a step does not
-fit; 2 a request that cannot be met.
+Compiles the training step of a configuration ahead of time for machines that need not be present
+(see `planning.topology`), and says whether it fits, how large a batch may be, how much the devices
+exchange and how long a step may take. Times are rooflines and estimates from the compiled program,
+never measurements. Needs jax[tpu] for TPUs and jax[cuda13] for GPUs. Exit codes: 0 planned, even if
+the step does not fit; 2 a request that cannot be met.
 
-With --evaluate it plans an evaluation instead: what each task takes in audio, operations, disk,
-memory and time, on this machine by rates that are measured in a minute, and on a TPU or GPU by its
-data sheet, for which no compiler is needed.
+With --evaluate it plans an evaluation instead: how much audio, computation, disk, memory and time
+each task takes, on this machine by rates that are measured in a minute, and on a TPU or GPU by its
+data sheet, which needs no compiler.
 
     python -m musicssl.plan --evaluate --config=configs/probe.py --config.encoder=DIR \\
         --config.tasks=mir --topology=h100:1
 
-    --batch=16      clips on each device, in place of the configuration's global batch
+    --batch=16      clips per device, in place of the configuration's global batch
     --batch=auto    the most clips that fit a TPU or GPU; compiles several times
-    --batch=auto:40 the same, beginning at a guess
-    --output=PATH   PATH.json and PATH.md; by default runs/plans/<config>-<variant>, or
+    --batch=auto:40 the same, starting from a guess
+    --output=PATH   writes PATH.json and PATH.md; the default is runs/plans/<config>-<variant>, or
                     runs/plans/evaluation-<encoder>
 """
 
@@ -36,7 +36,7 @@ def define_flags() -> None:
     command.define_config()
     flags.DEFINE_list("topology", None, f"what to plan for, one or more of {topology.KNOWN}")
     flags.DEFINE_bool("evaluate", False, "plan an evaluation, not a training run")
-    flags.DEFINE_string("batch", "", "clips on each device, or auto for the most that fit")
+    flags.DEFINE_string("batch", "", "clips per device, or auto for the most that fit")
     command.define_path("output", "where PATH.json and PATH.md are written")
 
 
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
     if f.evaluate:
         with command.refusing():
             if f.batch:
-                raise ValueError("--batch is of training steps: leave it out beside --evaluate")
+                raise ValueError("--batch is for training steps: leave it out with --evaluate")
             costs = evaluation.run(f.config, f.topology or [])
         name = paths.split_kind(f.config.encoder)[1]
         _write(

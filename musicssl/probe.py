@@ -1,11 +1,10 @@
 """Evaluate an encoder: python -m musicssl.probe --config=configs/probe.py --config.encoder=DIR
 
-Features of every layer are extracted once and cached; for each task a grid of probes (layers x
-learning rates x seeds) is trained on them, the best by validation is tested. Writes results.json,
-results.md and pictures. --compare A B C puts directories of such results side by side instead:
-compare.md, and compare.html, a page that can be sorted, with compare.csv.
-Exit codes: 0 complete, 2 a request that cannot be met, 74 a disk or a bucket did
-not answer.
+Features of every layer are extracted once and cached. For each task, a grid of probes (layers x
+learning rates x seeds) is trained on them, and the best by validation is tested. Writes
+results.json, results.md and pictures. --compare A B C compares directories of such results instead,
+and writes compare.md, compare.html (a page with tables that can be sorted) and compare.csv. Exit
+codes: 0 complete, 2 a request that cannot be met, 74 a disk or a bucket did not answer.
 """
 
 from absl import flags, logging
@@ -18,7 +17,7 @@ from musicssl.study import leaderboard
 
 def define_flags() -> None:
     command.define_config(paths.of_product("configs/probe.py"))
-    flags.DEFINE_string("compare", None, "directories of results to put side by side")
+    flags.DEFINE_string("compare", None, "directories of results to compare")
 
 
 def main(argv: list[str]) -> None:

@@ -1,10 +1,10 @@
-"""Spectral features at the encoder's frames: what targets and baselines are made of.
+"""Spectral features at the encoder's frames, for targets and baselines.
 
-Each is a function of float audio [b, n] at 16 kHz to float32 [b, t, f], where t is
-`audio.frame_count(n)`. Frame i is made of the 400 samples that the encoder's frame i hears; the
-differences of MFCC and the constant-Q transform, whose windows are longer, are centred on them.
-All are products of matrices and convolutions, so that they run inside the jitted training step on
-any device, each device on its own clips.
+Each is a function from float audio [b, n] at 16 kHz to float32 [b, t, f], where t is
+`audio.frame_count(n)`. Frame i is computed from the 400 samples of the encoder's frame i; the
+differences of MFCCs and the constant-Q transform, whose windows are longer, are centred on them.
+All are matrix products and convolutions, so that they run inside the jitted training step on any
+device, each device on its own clips.
 """
 
 import functools
@@ -19,10 +19,10 @@ from musicssl import audio
 
 NAMES = ("mfcc", "partials", "mel", "cqt", "chroma", "onset")
 BANDS = 80  # of the mel spectrum
-QUIET = -12.0  # log energy below which a band says nothing
-_AROUND = 9  # bands, itself in the middle, that each of those of `partials` is compared with
-_TIMBRE = 0.03  # weight of the MFCC beside the bands: with it both parts vary alike
-_REGIONS = 8  # groups of neighbouring bands that `onset` tells apart
+QUIET = -12.0  # log energy below which a band carries no information
+_AROUND = 9  # how many bands `partials` averages around each band, which is in their middle
+_TIMBRE = 0.03  # weight of the MFCCs relative to the bands, so that both parts vary equally
+_REGIONS = 8  # groups of neighbouring bands that `onset` distinguishes
 _LOWEST_HERTZ = 440 * 2 ** (-45 / 12)  # C1
 _OCTAVES, _BINS = 7, 12  # of the constant-Q transform, up to B7
 _FLOOR = 1e-5  # amplitude: -100 dBFS, under any hiss
@@ -31,7 +31,7 @@ _Plain = str | int | float
 
 
 class Feature(NamedTuple):
-    """A feature: its width f, the function, and in plain values what its columns are."""
+    """A feature: its width f, its function, and its definition in plain values."""
 
     width: int
     apply: Callable[[jax.Array], jax.Array]
@@ -42,7 +42,7 @@ def feature(name: str, ceps: int) -> Feature:
     """Return a feature of NAMES.
 
     Args:
-      ceps: the cepstral coefficients of those that have MFCC in them.
+      ceps: the number of cepstral coefficients, for features that contain MFCCs.
     """
     match name:
         case "mfcc":
@@ -78,10 +78,11 @@ def _at_50hz(features: jax.Array, x: jax.Array) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames="ceps")
 def partials(x: jax.Array, ceps: int = 13) -> jax.Array:
-    """Compute what MFCC smooth away, the partials of pitches, with a little of MFCC beside it.
+    """Compute the partials of pitches, which MFCCs smooth away, with a small share of MFCCs.
 
-    MFCC tell timbres and hardly any pitch, which MERT's teacher therefore adds (arXiv:2306.00107,
-    section 3.2). Here it is 80 log mel bands, each less the mean of the nine around it.
+    MFCCs describe timbre and hardly any pitch, so MERT's teacher adds pitch (arXiv:2306.00107,
+    section 3.2). Here pitch is described by 80 log mel bands, each minus the mean of the nine
+    around it.
 
     Args:
       x, ceps: as `audio` and `ceps` of `audio.mfcc`.
@@ -97,16 +98,16 @@ def partials(x: jax.Array, ceps: int = 13) -> jax.Array:
 
 
 def mel(x: jax.Array) -> jax.Array:
-    """Return 80 log mel bands, those below QUIET raised to it: [b, n] to [b, t, 80]."""
+    """Return 80 log mel bands, raised to QUIET if they are below it: [b, n] to [b, t, 80]."""
     return jnp.maximum(audio.log_mel(x, BANDS, hop=audio.STEM_HOP), QUIET)
 
 
 def onset(x: jax.Array) -> jax.Array:
-    """Return how much louder each of eight regions of the spectrum is than a frame before.
+    """Return how much louder each of eight regions of the spectrum is than in the previous frame.
 
-    The spectral flux of `mel`, in nats: its rise from frame to frame where it rises, else 0, as the
-    mean of ten neighbouring bands (librosa.onset.onset_strength_multi with lag 1). The first frame
-    of a crop has none.
+    This is the spectral flux of `mel` in nats: its rise from frame to frame, or 0 if it falls,
+    averaged over ten neighbouring bands (librosa.onset.onset_strength_multi with lag 1). It is 0 in
+    the first frame of a crop.
 
     Returns:
       [b, t, 8] for audio [b, n].
@@ -122,7 +123,7 @@ def cqt(x: jax.Array) -> jax.Array:
 
 
 def chroma(x: jax.Array) -> jax.Array:
-    """Return amplitudes of 12 pitch classes over all octaves, 1 for the greatest of a frame."""
+    """Return amplitudes of 12 pitch classes over all octaves, scaled to a maximum of 1 a frame."""
     folded = amplitudes(x).reshape(*x.shape[:1], -1, _OCTAVES, _BINS).sum(2)  # [b, t, 84] to 12
     return folded / jnp.maximum(folded.max(-1, keepdims=True), _FLOOR)
 
@@ -130,11 +131,11 @@ def chroma(x: jax.Array) -> jax.Array:
 def amplitudes(x: jax.Array) -> jax.Array:
     """Return the magnitudes of a constant-Q transform, [b, n] to [b, t, 84].
 
-    They are those of librosa.cqt with its defaults, but for the root of the filter's length by
-    which that scales each bin: here a sine of amplitude a at a bin's frequency gives a / 2. Each
-    octave is one convolution of the audio's hops with Hann-windowed complex exponentials, centred
-    on the encoder's frames. Beyond the edges of a crop they hear silence: a quarter of a second at
-    C1, half of that at each octave up.
+    They are those of librosa.cqt with its defaults, except that librosa scales each bin by the root
+    of the filter's length: here a sine of amplitude a at a bin's frequency gives a / 2. Each octave
+    is one convolution of the audio's hops with Hann-windowed complex exponentials, centred on the
+    encoder's frames. Beyond the edges of a crop they see silence: up to a quarter of a second at
+    C1, and half as much for each octave up.
     """
     frames = audio.frame_count(x.shape[1])
     octaves = []
@@ -182,5 +183,5 @@ def _filters(octave: int) -> np.ndarray:
 
 
 def filter_taps() -> int:
-    """Return the products that a frame of `amplitudes` takes."""
+    """Return how many products one frame of `amplitudes` takes."""
     return sum(_filters(octave).size for octave in range(_OCTAVES))

@@ -1,7 +1,7 @@
-"""The report of a study: python -m musicssl.study_report --workdir=runs/study
+"""Write the report of a study: python -m musicssl.study_report --workdir=runs/study
 
 Writes <workdir>/report/index.html, one file that opens without a network, and results.json beside
-it, which holds every number on the page. Exit codes: 0 written, 2 there is no study.
+it, which holds every number on the page. Exit codes: 0 written, 2 there is no study in the workdir.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What --help prints: what a command is for, its flags, and the configurations that it takes."""
+"""The output of --help: a command's purpose, its flags and the configurations that it accepts."""
 
 import ast
 import importlib
@@ -14,14 +14,14 @@ import ml_collections
 from absl import flags
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-WIDTH = 34  # of the column that names what the next one explains
+WIDTH = 34  # of the column of names
 
 
 def text(values: flags.FlagValues) -> str:
     """Return the help of the command that runs in this process."""
     parts = [inspect.cleandoc(sys.modules["__main__"].__doc__ or ""), _flags(values)]
     if "config" in values:
-        flag: Any = values["config"]  # of ml_collections' kind, which absl does not know
+        flag: Any = values["config"]  # a flag of ml_collections, which absl has no type for
         stems = list(families())
         if flag.default:
             stems = [Path(flag.config_filename).stem]
@@ -30,7 +30,7 @@ def text(values: flags.FlagValues) -> str:
 
 
 def families() -> Iterator[str]:
-    """Yield the names of the files in configs/ that a training run can have."""
+    """Yield the names of the files in configs/ that training runs can use."""
     for path in sorted(CONFIGS.glob("*.py")):
         module = importlib.import_module(f"configs.{path.stem}")
         if hasattr(module, "VARIANTS") and "method" in module.get_config():
@@ -99,7 +99,7 @@ def comments(stem: str) -> dict[str, str]:
 
 
 def _leaf_name(target: ast.expr, sections: dict[str, str]) -> str | None:
-    """Return the leaf that an assignment's target names, None where it is no leaf."""
+    """Return the leaf that an assignment's target names; None if it is not a leaf."""
     if not isinstance(target, ast.Attribute) or not isinstance(target.value, ast.Name):
         return None
     section = sections.get(target.value.id)

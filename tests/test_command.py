@@ -49,11 +49,11 @@ def refused(command: str, *arguments: str) -> str:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_an_unknown_flag(command):
     line = refused(command, *NEEDED[command], "--nope=1")
-    assert "--nope is no flag of this command: --help lists those that there are" in line
+    assert "--nope is not a flag of this command: --help lists its flags" in line
 
 
 def test_a_flag_that_is_nearly_one():
-    assert "--wokdir is no flag of this command: did you mean --workdir?" in refused(
+    assert "--wokdir is not a flag of this command: did you mean --workdir?" in refused(
         "export", "--wokdir=run"
     )
 
@@ -127,10 +127,10 @@ def test_what_is_no_flag(command):
         (
             "main",
             [DEMO, "--workdir=gs:/a/b"],
-            "--workdir=gs:/a/b: gs:/a/b is no address: write gs://B",
+            "--workdir=gs:/a/b: gs:/a/b is not an address: write gs://B",
         ),
-        ("study_report", ["--workdir=gs://a/b"], "gs://a/b is no path on this machine: copy it to"),
-        ("probe", ["--config.cache=gs://a/b"], "--config.cache: gs://a/b is no path on this"),
+        ("study_report", ["--workdir=gs://a/b"], "gs://a/b is not a path on this machine: copy"),
+        ("probe", ["--config.cache=gs://a/b"], "--config.cache: gs://a/b is not a path on this"),
         ("main", [DEMO, "--config.start_from=~nobody-here/x"], "start_from: ~nobody-here/x: no"),
         ("export", ["--workdir=run", "--output=s3://a"], "--output=s3://a: s3://a: s3:// is not"),
     ],

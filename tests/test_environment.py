@@ -81,7 +81,7 @@ def test_nothing_is_told_where_nothing_was_set():
 def test_a_platform_that_is_not_there_is_named_with_those_that_are(platform):
     said = tiny.in_another_process(without_devices, platform)
     assert said.startswith(f"there is no device of the platform {platform} (")
-    assert said.endswith("): JAX_PLATFORMS may be cpu here, or left out") and "\n" not in said
+    assert said.endswith("): set JAX_PLATFORMS to cpu, or leave it out") and "\n" not in said
 
 
 def without_devices(platform: str) -> str:

@@ -39,7 +39,7 @@ def test_a_job_that_still_saves_is_waited_for(tmp_path, monkeypatch, capsys):
     with host.claimed(tmp_path, REMEDY):
         said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert said.endswith(": waiting for its end, up to 60 s\n") and str(os.getpid()) in said
+    assert said.endswith(": waiting up to 60 s for that to end\n") and str(os.getpid()) in said
     assert host.PATIENCE > claim.SILENT_AFTER  # whoever waits sees that a machine is gone
 
 

@@ -192,7 +192,7 @@ def as_anybody(*arguments: str) -> None:
         (["--config=configs/music2vec.py:demo", "more"], "unexpected arguments ['more']"),
         (
             ["--config=configs/music2vec.py:demo", "--nothing"],
-            "--nothing is no flag of this command",
+            "--nothing is not a flag of this command",
         ),
         (
             ["--config=configs/music2vec.py:demo", "--config.stepz=3"],
@@ -225,7 +225,7 @@ def test_wrong_flags(refused, arguments, message):
         ({"data.crop_frames": 400}, "lower data.crop_frames to "),
         ({"data.sample_rate": 24_000}, "data.sample_rate is 24000 Hz and"),
         ({"precision": "float99"}, "precision is 'float99'"),
-        ({"probe.every": 5, "probe.tasks": "gtzan_beat"}, "(for the run's own probes: --config"),
+        ({"probe.every": 5, "probe.tasks": "gtzan_beat"}, "(needed for the run's probes; --config"),
     ],
 )
 def test_what_does_not_fit(root, refused, tmp_path, leaves, message):
@@ -518,7 +518,7 @@ def test_probes_whose_data_cannot_be_composed_are_left_out(own_music, monkeypatc
     monkeypatch.setattr(host, "require_labelled", refuse)
     before = own_music.to_dict()
     without = main.with_possible_probes(own_music)
-    assert capsys.readouterr().out == "this run's own probes are left out: the disk is full\n"
+    assert capsys.readouterr().out == "this run does without its probes: the disk is full\n"
     assert (without.probe.every, without.probe.at_end) == (0, False)
     assert own_music.to_dict() == before
     probe = {"every": before["probe"]["every"], "at_end": before["probe"]["at_end"]}

@@ -26,7 +26,7 @@ def test_a_home_is_written_out(home):
 
 
 def test_an_address_is_no_path_on_this_machine():
-    with pytest.raises(ValueError, match="gs://a/b is no path on this machine: copy it"):
+    with pytest.raises(ValueError, match="gs://a/b is not a path on this machine: copy it"):
         paths.local("gs://a/b")
 
 
@@ -117,7 +117,7 @@ def test_every_leaf_that_is_a_path_is_written_out(home):
         (
             "data.mirror",
             "gs://a/b",
-            "is no path on this machine: it is for this machine's own copy",
+            "is not a path on this machine: it is for this machine's own copy",
         ),
     ],
 )

@@ -139,7 +139,7 @@ def _together(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return mean and deviation [f] of all batches from those of each (Chan et al. 1979)."""
     if not moments:
-        raise ValueError("the first pass over the data found no features: check the data set")
+        raise ValueError("the first pass over the data gave no features: check the data set")
     frames = np.array([count for count, _ in moments], np.float64)[:, None]  # [batches, 1]
     means, squares = (
         np.stack([np.asarray(pair[i], np.float64) for _, pair in moments]) for i in range(2)

@@ -47,7 +47,7 @@ class Sample:
           ValueError: the stream had none.
         """
         if self._kept is None:
-            raise ValueError("the first pass of k-means found no features: check the data set")
+            raise ValueError("the first pass of k-means gave no features: check the data set")
         return np.asarray(self._kept[1])[: self._seen]
 
 

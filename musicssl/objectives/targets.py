@@ -87,7 +87,7 @@ def of(config: ml_collections.ConfigDict) -> tuple[Target, ...]:
 
 
 def width(config: ml_collections.ConfigDict, target: Target) -> int:
-    """Return the columns of a target's feature; a frozen encoder counts with the student's width."""
+    """Return the columns of a target's feature; a frozen encoder counts as wide as the student."""
     if target.feature == "layer":
         return config.encoder.width
     return spectra.feature(target.feature, config.teacher.ceps).width

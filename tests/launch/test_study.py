@@ -45,7 +45,7 @@ def test_homes_are_written_out_in_its_paths(tmp_path, monkeypatch, capsys):
     assert places == [tmp_path / name for name in "wdmab"]
     with pytest.raises(SystemExit):
         study.parse(["--scale=demo", "--workdir=gs://a"])
-    assert "gs://a is no path on this machine" in capsys.readouterr().err
+    assert "gs://a is not a path on this machine" in capsys.readouterr().err
 
 
 def test_a_dry_run_is_asked_for_in_either_spelling(tmp_path, capsys):

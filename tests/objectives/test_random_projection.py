@@ -102,7 +102,7 @@ def test_a_fit_goes_on_from_its_state() -> None:
 
 def test_unusable_input_is_refused() -> None:
     fit = Fit(settings())
-    with pytest.raises(ValueError, match="found no features: check the data set"):
+    with pytest.raises(ValueError, match="gave no features: check the data set"):
         fit.end_pass()
     features = frames(100)
     features[3, 5] = np.nan
