@@ -11,18 +11,18 @@ checkpoints' epoch and update counters: 16 GPUs of 3.8 million samples, about an
 update at every crop length, that is 112 clips of 30 s or 752 of 5 s. `mask.equal_counts` is the
 number of clips that one of those GPUs held, 7 or 47.
 
-Crops are 1496 or 256 frames (29.9 s, 5.1 s) instead of 1499 or 249: multiples of 8 that
-accelerators tile well.
+Crops are 1496 or 256 frames (29.9 s, 5.1 s) instead of 1499 or 249, since accelerators tile
+multiples of 8 well.
 
-`large` is none of the paper's: the recipe with the sizes of the families' large models, 314 million
-parameters, to plan with.
+`large` is not in the paper: it is the recipe with the sizes of the families' large models, 314
+million parameters, for planning.
 
 Cost: 400k steps of an hour of audio are 420k audio-hours, about 9e19 FLOP.
 
-Each of the paper's variants has one for launch/study.py, NAME_demo: the demo at half its steps and
-half its batch, with what the variant changes. Where the paper's value has no place there, SCALED
-has one: twice the steps; all of the blocks; crops of a quarter of the length, as much audio an
-update (a sixth, as in the paper, would be hardly longer than a span).
+Each of the paper's variants has a small one for launch/study.py, NAME_demo: the demo at half its
+steps and half its batch, with what the variant changes. If the paper's value does not fit the demo,
+SCALED has one that does: twice the steps; all of the blocks; crops of a quarter of the length with
+as much audio per update (a sixth, as in the paper, would be hardly longer than a span).
 """
 
 from typing import Any
@@ -33,7 +33,7 @@ from configs import common
 
 Leaves = dict[str, Any]  # values by the dotted names of a configuration's leaves
 
-# What launch/study.py compares: the paper's variants. Another one is a line here and a line there.
+# The paper's variants, which launch/study.py compares. A new one needs a line here and one there.
 STUDIED: dict[str, Leaves] = {
     "vanilla": {},
     "800k": {"steps": 800_000},
@@ -97,8 +97,8 @@ def get_config(variant: str = "vanilla") -> ml_collections.ConfigDict:
     config.data2vec.ema_start = 0.999
     config.data2vec.ema_end = 0.9999
     config.data2vec.ema_steps = 30_000
-    config.data2vec.min_target_std = 0.1  # below these a run has collapsed and stops
+    config.data2vec.min_target_std = 0.1  # below these values a run has collapsed and stops
     config.data2vec.min_prediction_std = 0.01
-    config.data2vec.guard_after = 5_000  # steps before the guards look
+    config.data2vec.guard_after = 5_000  # steps before the guards are active
     config.update_from_flattened_dict(VARIANTS[variant])
     return config.lock()

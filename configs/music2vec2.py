@@ -3,14 +3,14 @@
     python -m musicssl.main --config=configs/music2vec2.py            # base, 400k steps
     python -m musicssl.main --config=configs/music2vec2.py:demo       # minutes on a CPU
 
-Hyper-parameters: fairseq examples/data2vec/config/v2/base_audio_only_task.yaml. An update is 8
-minutes of audio, as there on eight GPUs, each clip in 8 copies that mask half of it. Crops are
-music2vec's but for 8 frames: 1488 (29.8 s), of which a copy shows 744, both multiples of 8, which
-accelerators tile well. The recipe has blocks of masked frames; the paper also describes blocks that
-stay visible, which `mask.inverse` draws.
+Hyper-parameters: fairseq examples/data2vec/config/v2/base_audio_only_task.yaml. As there on eight
+GPUs, an update is 8 minutes of audio, and each clip has 8 copies that mask half of it. Crops are 8
+frames shorter than music2vec's: 1488 frames (29.8 s), of which a copy shows 744. Both numbers are
+multiples of 8, which accelerators tile well. The recipe masks blocks of frames; the paper also
+describes blocks that stay visible, which `mask.inverse` draws.
 
-Cost: 400k steps are 53k audio-hours, about 2.9e19 FLOP; `python -m musicssl.plan` says what a
-prediction costs beside data2vec 1.0.
+Cost: 400k steps are 53k audio-hours, about 2.9e19 FLOP; `python -m musicssl.plan` compares the cost
+of a prediction with data2vec 1.0's.
 """
 
 from typing import Any
@@ -65,8 +65,8 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
     mask.copies = 8  # masked copies of each clip
     mask.probability = 0.5
     mask.span = 5  # frames in a block
-    mask.adjust = 0.05  # added to the probability for what overlaps
-    mask.inverse = False  # blocks are of visible frames, in place of masked ones
+    mask.adjust = 0.05  # added to the probability, since blocks overlap
+    mask.inverse = False  # whether blocks stay visible, instead of being masked
 
     config.optim.schedule = "cosine"
     config.optim.learning_rate = 7.5e-4
@@ -78,15 +78,15 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
     decoder.kernel = 7
     decoder.groups = 16
     decoder.dropout = 0.1  # of its input
-    decoder.noise = 0.01  # standard deviation of what stands for masked frames
+    decoder.noise = 0.01  # standard deviation of the noise in masked frames
 
     config.data2vec = ml_collections.ConfigDict()  # as data2vec 1.0 reads it
     config.data2vec.top_layers = 8  # blocks whose FFN outputs are averaged into targets
     config.data2vec.ema_start = 0.999
     config.data2vec.ema_end = 0.99999
     config.data2vec.ema_steps = 75_000
-    config.data2vec.min_target_std = 0.1  # below these a run has collapsed and stops
+    config.data2vec.min_target_std = 0.1  # below these values a run has collapsed and stops
     config.data2vec.min_prediction_std = 0.01
-    config.data2vec.guard_after = 5_000  # steps before the guards look
+    config.data2vec.guard_after = 5_000  # steps before the guards are active
     config.update_from_flattened_dict(VARIANTS[variant])
     return config.lock()

@@ -14,41 +14,42 @@ variants: MARBLE benchmark/models/hubert. The paper's batch is inferred from its
 and update counters: about 32 clips of 30 s, four on each of eight GPUs (`mask.equal_counts`). The
 layer that the paper clusters for its second iteration is not known; 6 is HuBERT's own.
 
-`large` is none of the paper's: this recipe on the encoder of HuBERT large (arXiv:2106.07447, table
-1; pre-norm blocks, layer-norm stem), 317 million parameters, to plan with.
+`large` is not in the paper: it is this recipe with the encoder of HuBERT large (arXiv:2106.07447,
+table 1; pre-norm blocks, layer-norm stem), 317 million parameters, for planning.
 
-Crops are 1496 frames (29.9 s) instead of 1499: a multiple of 8, which accelerators tile well.
+Crops are 1496 frames (29.9 s) instead of 1499, since accelerators tile multiples of 8 well.
 
 Cost: 250k steps of 16 minutes of audio are 66k audio-hours, about 1.2e19 FLOP.
 
-`demo` runs both iterations in minutes: 1 million parameters, 32 clusters, 400 and 300 steps of
-32 crops of 0.8 s. Many short crops, as a few hundred steps learn little from a few long clips.
-Besides size and schedule two values are not the recipe's: mask.probability 0.65 for 0.8 and
-hubert.feature_penalty 0.1 for 10, which would hold the stem near zero for most of so short a run.
+`demo` runs both iterations in minutes: 1 million parameters, 32 clusters, 400 and 300 steps of 32
+crops of 0.8 s. It has many short crops, since a few hundred steps learn little from a few long
+clips. Besides size and schedule, two values differ from the recipe: mask.probability is 0.65
+instead of 0.8, and hubert.feature_penalty is 0.1 instead of 10, which would hold the stem near zero
+for most of such a short run.
 
-`demo_pitch` is none of the paper's: one iteration of 800 steps whose labels tell pitch, which MFCC
-do not (`spectra.partials`; the teacher of MERT, arXiv:2306.00107, has such a part too). What so
-small an encoder needs to learn from them in so few steps was found on validation scores: its stem
-stays at its random values, which halves the cost of a step, short spans are masked, nothing is
-dropped.
+`demo_pitch` is not in the paper: it is one iteration of 800 steps with labels that describe pitch,
+which MFCCs do not (`spectra.partials`; the teacher of MERT, arXiv:2306.00107, has such a part too).
+Its other settings were chosen by validation scores, so that such a small encoder learns from these
+labels in so few steps: its stem keeps its random values, which halves the cost of a step, spans are
+short, and there is no dropout.
 
-`demo_filterbank` is the demo that learns most in its minutes, and none of the paper's either. Its
+`demo_filterbank` is the demo that learns most in its minutes; it is not in the paper either. Its
 stem starts as a bank of band-pass filters (`musicssl.model.filterbank`) and remains one, and it
-predicts three targets at once, which tell partials, pitch classes and onsets. What was tried, on
-clips that no test has, stands in musicssl/probing/README.md.
+predicts three targets at once, which describe partials, pitch classes and onsets.
+musicssl/probing/README.md shows what was tried, on clips that are in no test.
 
-`reference` is the same idea at base size for an hour on one GPU, data included
-(launch/first_hour.sh). It has not been run to its end.
+`reference` is the same idea at base size, for an hour on one GPU including data
+(launch/first_hour.sh). It has not been run to completion.
 
-`demo_multi` and `demo_random` are the demo's first iteration with several targets at once, a head
-for each, and show what can be written in `teacher.targets` (musicssl/objectives/targets.py). The
-first mixes a random projection of the mel spectrum (BEST-RQ, arXiv:2202.01855) with k-means of
-chroma and of onsets; the second has two random codebooks on each of two views, as OMAR-RQ has on
-several (arXiv:2507.03482), and fits nothing. Neither was tuned.
+`demo_multi` and `demo_random` are the demo's first iteration with several targets at once and a
+head for each. They show what can be written in `teacher.targets` (musicssl/objectives/targets.py).
+The first combines a random projection of the mel spectrum (BEST-RQ, arXiv:2202.01855) with k-means
+of chroma and of onsets. The second has two random codebooks on each of two features, as OMAR-RQ has
+on several (arXiv:2507.03482), and fits nothing. Neither was tuned.
 
-Each of the paper's variants has one for launch/study.py, NAME_demo: the demo's first iteration at
-half its steps, with what the variant changes. Where the paper's value has no place there, SCALED
-has one: four times the clusters, 1.6 times the steps, the demo's layer.
+Each of the paper's variants has a small one for launch/study.py, NAME_demo: the demo's first
+iteration at half its steps, with what the variant changes. If the paper's value does not fit the
+demo, SCALED has one that does: four times the clusters, 1.6 times the steps, the demo's layer.
 """
 
 from typing import Any
@@ -96,7 +97,7 @@ LARGE: Leaves = {
 }
 SECOND: Leaves = {"teacher.feature": "layer"}
 PROBES: Leaves = {"probe.at_end": True, "probe.kind": "ridge"}
-# What launch/study.py compares: the paper's variants. Another one is a line here and a line there.
+# The paper's variants, which launch/study.py compares. A new one needs a line here and one there.
 STUDIED: dict[str, Leaves] = {
     "k500": {},
     "k500_mfcc60": {"teacher.ceps": 20},
@@ -211,25 +212,25 @@ def get_config(variant: str = "k500") -> ml_collections.ConfigDict:
     config.hubert.final_dim = 256
     config.hubert.temperature = 0.1
     config.hubert.feature_penalty = 10.0
-    config.hubert.unmasked_accuracy = False  # costs the logits of all other frames
-    config.hubert.min_label_perplexity = 2.0  # below it the labels are degenerate: stop
+    config.hubert.unmasked_accuracy = False  # if True, costs the logits of all other frames
+    config.hubert.min_label_perplexity = 2.0  # below it, labels are degenerate and the run stops
 
     config.teacher = teacher = ml_collections.ConfigDict()  # where labels come from
-    teacher.feature = "mfcc"  # or "partials", which tell pitch; or "layer", of teacher.encoder
+    teacher.feature = "mfcc"  # or "partials", which describe pitch; or "layer", of teacher.encoder
     teacher.targets = (
         ""  # in its place: several, such as "mel:random:2x512,chroma:kmeans:200,onset"
     )
-    teacher.weights = ()  # of the targets' losses, in their order; 1 each where there are none
-    teacher.projection = 16  # dimensions that a random projection has
-    teacher.ceps = 13  # coefficients; with both differences 39 features, 20 make 60
+    teacher.weights = ()  # of the targets' losses, in their order; if empty, each is 1
+    teacher.projection = 16  # dimensions of a random projection
+    teacher.ceps = 13  # coefficients: 13 give 39 features with both differences, 20 give 60
     teacher.encoder = ""  # a workdir, a Hugging Face directory, hf:ORG/NAME, a fairseq file
     teacher.layer = 6  # counted from 1; 0 is the transformer's input
-    teacher.clusters = 500  # codes, where teacher.targets does not say how many
+    teacher.clusters = 500  # codes, unless teacher.targets says how many
     teacher.batches = 375  # global batches in a pass of k-means: 100 h of audio, a tenth of 1000 h
-    teacher.sample = 200_000  # frames that the codebook is seeded from
+    teacher.sample = 200_000  # frames from which the codebook is seeded
     teacher.restarts = 20
     teacher.polish = 20  # passes over the sample
-    teacher.passes = 20  # at most, over the batches
+    teacher.passes = 20  # the most passes over the batches
     teacher.tolerance = 1e-3  # stop when inertia falls by less than this share
     config.update_from_flattened_dict(VARIANTS[variant])
     return config.lock()

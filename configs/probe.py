@@ -6,12 +6,12 @@
     python -m musicssl.probe --config=configs/probe.py --compare runs/a/probe runs/b/probe
 
 "full" is that protocol; musicssl/probing/README.md says where a task differs from MARBLE's code.
-"quick" is a look within minutes: linear probes on standardised features, which take few epochs and
-one learning rate, three seeds. "ridge" is another: ridge regression in closed form on every layer
-and on all of them side by side, which has neither rates nor seeds. The demos end with it, beside
-random initial values and a log-mel baseline. "polyphony" is a look at the tasks on polyphony, with
-a hidden layer: which interval or chord sounds is a relation of notes that may be anywhere, so that
-no linear probe of a spectrum can tell it.
+"quick" takes minutes: it trains linear probes on standardised features, which need few epochs, with
+one learning rate and three seeds. "ridge" is as quick: it solves ridge regression in closed form on
+every layer and on all of them concatenated, without learning rates or seeds. The demos end with it,
+and compare their encoder with random initial values and a log-mel baseline. "polyphony" runs the
+tasks on polyphony, with a hidden layer: which interval or chord sounds is a relation between notes
+that may be anywhere, so no linear probe of a spectrum can tell it.
 """
 
 import ml_collections
@@ -23,23 +23,23 @@ VARIANTS = {"full": {}, "quick": QUICK, "ridge": RIDGE, "polyphony": POLYPHONY}
 
 
 def settings() -> ml_collections.ConfigDict:
-    """Return what is probed and how; a training run has these leaves in its section `probe`."""
+    """Return what is probed and how; training runs have these leaves in their section `probe`."""
     config = ml_collections.ConfigDict()
     config.tasks = (
         "synth"  # names and suites (mir, synth, poly, rhythm) of musicssl/probing/tasks.py
     )
     config.data_dir = ""  # where they are built; by default that of the training run, or data
-    config.limit = 0  # records of each split that are used, 0 for all
-    config.kind = "mlp"  # of probe: with a hidden layer; "linear"; or "ridge", which is solved
+    config.limit = 0  # how many records of each split are used; 0 for all
+    config.kind = "mlp"  # probes with a hidden layer; or "linear"; or "ridge", in closed form
     config.standardise = False  # each channel at zero mean, unit variance over training windows
     config.layers = "all"  # or a list such as 0,6,12,sum (ridge: 12,concat); baselines have but one
     config.penalties = (10.0, 1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5)  # of ridge regression
     config.learning_rates = (5e-5, 1e-4, 5e-4, 1e-3, 5e-3, 1e-2)
     config.seeds = (1, 2, 3)
-    config.epochs = 0  # at most; 0 for the task's
+    config.epochs = 0  # the most epochs; 0 for the task's own number
     config.batch_size = 64  # in an update: files with all their windows, or windows, by the task
     config.windows = 8  # in a batch of extraction
-    config.memory_gib = 12.0  # features held at once; a source with more is read as it is trained
+    config.memory_gib = 12.0  # of features in memory; larger ones are read during training
     return config
 
 
@@ -50,9 +50,9 @@ def get_config(variant: str = "full") -> ml_collections.ConfigDict:
     config = settings()
     config.encoder = ""  # a workdir, a directory, hf:ORG/NAME, python:FILE.py:NAME, logmel
     config.step = ""  # of a workdir: a number, or best (by validate.score); by default the last
-    config.beside = ""  # others to compare it with, comma-separated; "random" is of its own shape
-    config.also = ""  # asked of the features beside the probes: knn, few_shot, geometry
-    config.deform = ""  # of the test's audio, too: noise:20,mp3:64,gain:-12,pitch:50c,speed:1.02
+    config.beside = ""  # others to compare it with, comma-separated; "random" has its own shape
+    config.also = ""  # further measurements of the features: knn, few_shot, geometry
+    config.deform = ""  # also test on deformed audio: noise:20,mp3:64,gain:-12,pitch:50c,speed:1.02
     config.results = ""  # where results go; by default <workdir>/probe or results/<encoder>
     config.cache = "features"  # where features are kept
     config.precision = "float32"  # of the encoder

@@ -330,8 +330,8 @@ def test_a_run_is_pushed_with_a_card_that_loads_it_by_its_name(
         given(["export", f"--workdir={run}"])
         monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
         for arguments, message in (
-            (["--push=org/music2vec"], "needs a token that may write there: set HF_TOKEN"),
-            (["--push=music2vec"], "is no name on the Hub: give ORG/NAME"),
+            (["--push=org/music2vec"], "needs a token with write access: set HF_TOKEN"),
+            (["--push=music2vec"], "is not a name on the Hub: give ORG/NAME"),
             (["--push="], "--output is missing"),
         ):
             given(["export", *arguments])

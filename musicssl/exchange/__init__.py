@@ -1,4 +1,4 @@
-"""Pre-trained encoders in and out: workdirs, Hugging Face directories, fairseq files, model cards.
+"""Reads and writes pre-trained encoders: workdirs, Hugging Face and fairseq files, model cards.
 
 This room imports musicssl.model and what lies below it.
 """

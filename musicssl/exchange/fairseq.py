@@ -35,7 +35,7 @@ _FIELDS = (
     ("feature_grad_mult", "feature_grad_mult", 1.0),
 )
 _STEM_NORMS = {"default": "group", "layer_norm": "layer"}
-# Added to fairseq later than its first checkpoints; another value is another architecture.
+# Keys that early checkpoints of fairseq lack; another value means another architecture.
 _FIXED = {"activation_fn": "gelu", "layer_type": "transformer", "conv_pos_batch_norm": False}
 
 
@@ -50,7 +50,7 @@ def read_checkpoint(path: str | os.PathLike) -> LoadedEncoder:
     path = host.path(path)
     checkpoint = torch_file.read(path)
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("model"), dict):
-        raise ValueError(f"{path} is no fairseq checkpoint: it has no state dict named 'model'")
+        raise ValueError(f"{path} is not a fairseq checkpoint: it has no state dict named 'model'")
     model, task = _read_sections(checkpoint, path)
     encoder = read_encoder(model, path)
     tensors = torch_file.to_numpy(checkpoint["model"])
@@ -90,8 +90,8 @@ def read_encoder(config: dict[str, Any], path: Path) -> Encoder:
     missing += [key for key in ("conv_feature_layers", "conv_pos") if key not in config]
     if missing:
         raise ValueError(
-            f"{path}: {missing[0]} is not configured: a pre-training checkpoint of data2vec "
-            "audio, HuBERT or wav2vec 2.0 is expected, not a fine-tuned one"
+            f"{path}: {missing[0]} is not configured: give a pre-training checkpoint of data2vec "
+            "audio, HuBERT or wav2vec 2.0, not a fine-tuned one"
         )
     for key, value in _FIXED.items():
         if config.get(key, value) != value:
@@ -99,7 +99,7 @@ def read_encoder(config: dict[str, Any], path: Path) -> Encoder:
                 f"{path}: {key} is {config[key]!r}: only models with {value!r} are supported"
             )
 
-    # the fields that fairseq writes in other words
+    # the fields that fairseq spells differently
     norm = config.get("extractor_mode", "default")
     if norm not in _STEM_NORMS:
         raise ValueError(f"{path}: extractor_mode is {norm!r}: use 'default' or 'layer_norm'")

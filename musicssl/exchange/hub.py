@@ -1,10 +1,11 @@
 """Models on the Hub of Hugging Face: downloaded into its cache, at one commit, and pushed.
 
 A name is hf:ORG/NAME or hf:ORG/NAME@REVISION, where a revision is a branch, a tag or a commit. The
-commit is looked up first and all files are of it, so that a branch that moves meanwhile mixes
-nothing. A commit that is in the cache needs no network. What is read is config.json, the
-preprocessor's configuration and the weights: model.safetensors before pytorch_model.bin, and never
-code. HF_ENDPOINT, HF_HUB_CACHE, HF_TOKEN and HF_HUB_OFFLINE are huggingface_hub's own variables.
+commit is looked up first and all files are taken from it, so that files of two commits are never
+mixed if the branch moves meanwhile. A commit that is in the cache needs no network. Only
+config.json, the preprocessor's configuration and the weights are read (model.safetensors if it
+exists, else pytorch_model.bin), and never code. HF_ENDPOINT, HF_HUB_CACHE, HF_TOKEN and
+HF_HUB_OFFLINE are huggingface_hub's own variables.
 """
 
 import contextlib
@@ -19,15 +20,15 @@ from musicssl import paths
 from musicssl.command import first_line, note
 
 _CONFIGS = ("config.json", "preprocessor_config.json", "processor_config.json")
-_WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that is there is taken
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that exists is taken
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _NETWORK = ("httpx", "httpcore", "requests", "urllib3")  # packages whose errors are the network's
-_SECONDS = 20  # that the Hub may take to answer
-_REFUSED = 500  # statuses from here on are the Hub's own trouble
+_SECONDS = 20  # within which the Hub has to answer
+_REFUSED = 500  # HTTP statuses from here on are the Hub's own errors
 
 
 class Unreachable(OSError):
-    """The Hub does not answer, or not to the end: the same command goes on later."""
+    """The Hub does not answer, or only in part: run the same command again later."""
 
     def __init__(self, said: str):
         super().__init__(errno.ETIMEDOUT, said)
@@ -39,9 +40,9 @@ class Unreachable(OSError):
 class Snapshot(NamedTuple):
     """A model of the Hub on this machine.
 
-    path: its directory, of which nothing may be changed.
+    path: its directory, in which nothing may be changed.
     name: ORG/NAME.
-    commit: that its files are of.
+    commit: the commit of its files.
     """
 
     path: Path
@@ -50,24 +51,24 @@ class Snapshot(NamedTuple):
 
 
 def download(spec: str) -> Snapshot:
-    """Download what `huggingface.read_directory` reads of a model, as far as the cache lacks it.
+    """Download those files that `huggingface.read_directory` reads and the cache lacks.
 
     Args:
       spec: hf:ORG/NAME or hf:ORG/NAME@REVISION.
 
     Raises:
-      ValueError: that is no name; or the Hub refuses it, as a gated model.
-      FileNotFoundError: no such model or revision, or one without weights that can be read.
+      ValueError: `spec` is not a name; or the Hub refuses the model, because it is gated.
+      FileNotFoundError: there is no such model or revision, or it has no readable weights.
       Unreachable: the Hub does not answer and the cache does not have the model.
     """
     name, _, revision = spec.removeprefix(paths.HUB).partition("@")
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
-        raise ValueError(f"{spec} is no name on the Hub: give hf:ORG/NAME or hf:ORG/NAME@REVISION")
+        raise ValueError(f"{spec} is not a name on the Hub: give hf:ORG/NAME[@REVISION]")
     pinned = _cached(name, revision) if _COMMIT.fullmatch(revision) else None
     if pinned:
         return pinned
 
-    # Look the commit up, or do with what there is.
+    # Look up the commit, or use what is in the cache.
     api = _api()
     try:
         with _explained(spec, api.endpoint):
@@ -76,13 +77,13 @@ def download(spec: str) -> Snapshot:
         found = _cached(name, revision or "main")
         if found is None:
             raise
-        note(f"{error}: {found.commit}, which is in the cache, is taken")
+        note(f"{error}: using commit {found.commit} from the cache")
         return found
 
     commit = str(info.sha)
     files = _chosen(spec, [file.rfilename for file in info.siblings or ()])
     if not revision or not commit.startswith(revision):
-        note(f"{spec} is at commit {commit}: {paths.HUB}{name}@{commit} stays there")
+        note(f"{spec} is at commit {commit}: {paths.HUB}{name}@{commit} always names this one")
     for file in files:
         with _explained(spec, api.endpoint):
             local = api.hf_hub_download(
@@ -94,9 +95,9 @@ def download(spec: str) -> Snapshot:
 
 
 def _note_revision(folder: Path, revision: str, commit: str) -> None:
-    """Note in the cache which commit a branch is at, now that all its files are there.
+    """Note in the cache which commit a branch is at, now that all of its files are there.
 
-    huggingface_hub does so where it looks the commit up file by file.
+    huggingface_hub itself does so when it looks up the commit for each file.
     """
     if _COMMIT.fullmatch(revision):
         return
@@ -111,7 +112,7 @@ def push(folder: Path, name: str, message: str) -> str:
     """Upload a directory as a model, in one commit; return its address.
 
     Args:
-      name: ORG/NAME; it is made if it is not there.
+      name: ORG/NAME; it is created if it does not exist.
 
     Raises:
       ValueError: the Hub refuses it.
@@ -126,23 +127,23 @@ def push(folder: Path, name: str, message: str) -> str:
 
 
 def check_push(name: str) -> None:
-    """Check that a push can be tried, before work is done.
+    """Check that a push can be tried, before any work is done.
 
     Raises:
-      ValueError: that is no name, or there is no token.
+      ValueError: it is not a name, or there is no token.
     """
     import huggingface_hub
 
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise ValueError(f"--push={name} is no name on the Hub: give ORG/NAME")
+        raise ValueError(f"--push={name} is not a name on the Hub: give ORG/NAME")
     if huggingface_hub.get_token() is None:
         raise ValueError(
-            f"--push={name} needs a token that may write there: set HF_TOKEN, or run hf auth login"
+            f"--push={name} needs a token with write access: set HF_TOKEN, or run hf auth login"
         )
 
 
 def _api() -> Any:
-    """Return the interface of the Hub, whose address is read when this is called."""
+    """Return the interface of the Hub; its address is read at each call."""
     import huggingface_hub
     from huggingface_hub import constants
 
@@ -155,7 +156,7 @@ def _cache() -> str | None:
 
 
 def _cached(name: str, revision: str) -> Snapshot | None:
-    """Return a model that the cache has whole, None where it does not."""
+    """Return a model that is complete in the cache; None if it is not."""
     import huggingface_hub
 
     found = huggingface_hub.try_to_load_from_cache(
@@ -194,12 +195,12 @@ def _chosen(spec: str, files: Sequence[str]) -> list[str]:
         if _CONFIGS[0] in configs and len(configs) > 1:
             return [*found, *configs]
     wanted = "config.json, preprocessor_config.json and model.safetensors or pytorch_model.bin"
-    raise FileNotFoundError(f"{spec} lacks what an encoder is read from ({wanted})")
+    raise FileNotFoundError(f"{spec} lacks files that an encoder needs ({wanted})")
 
 
 @contextlib.contextmanager
 def _explained(spec: str, endpoint: str) -> Iterator[None]:
-    """Say in one line what the Hub has answered, or that it has not."""
+    """Raise one line that says what the Hub answered, or that it did not."""
     from huggingface_hub import errors
 
     try:
@@ -210,18 +211,18 @@ def _explained(spec: str, endpoint: str) -> Iterator[None]:
         ) from None
     except errors.RepositoryNotFoundError:
         raise FileNotFoundError(
-            f"{spec}: {endpoint} has no such model, or a private one: then set HF_TOKEN"
+            f"{spec}: {endpoint} has no such model, or it is private: then set HF_TOKEN"
         ) from None
     except errors.RevisionNotFoundError:
         raise FileNotFoundError(
-            f"{spec}: the model has no such branch, tag or commit; it may have been moved away"
+            f"{spec}: the model has no such branch, tag or commit; it may have been removed"
         ) from None
     except errors.HfHubHTTPError as error:
         status = error.response.status_code
         if status < _REFUSED and status != 429:
-            said = "it asks for another HF_TOKEN" if status in (401, 403) else first_line(error)
+            said = "use another HF_TOKEN" if status in (401, 403) else first_line(error)
             raise ValueError(f"{spec}: {endpoint} refuses it ({status}): {said}") from None
-        raise Unreachable(f"{spec}: {endpoint} is in trouble ({status}): try again") from None
+        raise Unreachable(f"{spec}: {endpoint} has an error ({status}): try again") from None
     except errors.OfflineModeIsEnabled:
         raise Unreachable(f"{spec}: HF_HUB_OFFLINE is set, and the cache lacks it") from None
     except Exception as error:

@@ -2,9 +2,9 @@
 
 A directory holds config.json, preprocessor_config.json (or processor_config.json, as transformers
 5 saves a processor) and the weights. `model_config` maps the first two onto the encoder's fields,
-`state_dict` the tensors onto its parameters, each by one table for both directions. Reading takes
-model.safetensors, whole or sharded, without PyTorch, or pytorch_model.bin with it. Writing needs
-NumPy alone.
+and `state_dict` the tensors onto its parameters, each by one table for both directions. Reading
+model.safetensors, whole or sharded, needs no PyTorch; reading pytorch_model.bin does. Writing needs
+only NumPy.
 """
 
 import contextlib
@@ -30,9 +30,9 @@ _MASK_EMBEDDING = "masked_spec_embed"
 def read_directory(path: str | os.PathLike) -> LoadedEncoder:
     """Read a local directory of a data2vec-audio, HuBERT, wav2vec 2.0 or MERT model.
 
-    Heads beside the encoder are left out (`state_dict.canonical`). feature_grad_mult, which
-    config.json does not know, is 1. A model that was saved without its mask embedding, as
-    facebook/wav2vec2-base-960h, gets zeros for it: no feature depends on it.
+    Heads are left out (`state_dict.canonical`). feature_grad_mult, which config.json does not have,
+    is 1. A model that was saved without its mask embedding, such as facebook/wav2vec2-base-960h,
+    gets zeros for it: no feature depends on it.
 
     Raises:
       FileNotFoundError: a file of the directory is missing.
@@ -48,8 +48,8 @@ def read_directory(path: str | os.PathLike) -> LoadedEncoder:
     if _MASK_EMBEDDING not in tensors:
         if config.get("mask_time_prob", 0.05) or config.get("mask_feature_prob", 0):
             note(
-                f"{source} has no mask embedding ({_MASK_EMBEDDING}): zeros stand in for it, which "
-                "no feature depends on; a run that starts from these weights trains it anew"
+                f"{source} has no mask embedding ({_MASK_EMBEDDING}), so zeros are used. No "
+                "feature depends on it; a run that starts from these weights trains it from zeros"
             )
         tensors[_MASK_EMBEDDING] = np.zeros(encoder.width, np.float32)
     params = state_dict.from_tensors(encoder, tensors, str(source))
@@ -63,9 +63,9 @@ def read_directory(path: str | os.PathLike) -> LoadedEncoder:
 
 
 def read_preprocessor(path: Path) -> tuple[bool, int]:
-    """Return whether a directory's model takes normalised clips, and of which sample rate in Hz.
+    """Return whether a directory's model takes normalised clips, and its sample rate in Hz.
 
-    They are looked for where transformers 5 does: in processor_config.json first.
+    As in transformers 5, they are looked for in processor_config.json first.
     """
     file = path / "processor_config.json"
     if file.is_file():
@@ -86,21 +86,22 @@ def write(
 ) -> None:
     """Write a directory that AutoModel.from_pretrained and AutoFeatureExtractor read.
 
-    Everything is written beside `output` and then renamed, so that it is whole or absent. On gs://
-    it is copied there from this machine; config.json, without which it is no model, comes last.
+    Everything is written beside `output` and then renamed, so that it is complete or absent. On
+    gs:// it is copied there from this machine; config.json comes last, since nothing is a model
+    without it.
 
     Args:
-      model: a key of model_config.MODELS (`model_config.model_type` for an encoder of this house).
+      model: a key of model_config.MODELS (`model_config.model_type` for an encoder trained here).
       card: README.md, the model card.
 
     Raises:
       FileExistsError: `output` is a file, or a directory that is not empty.
-      ValueError: the parameters do not fit the encoder, or the encoder no transformers model.
+      ValueError: the parameters do not fit the encoder, or no transformers model fits the encoder.
     """
     output = host.path(output).absolute()
     refuse_occupied(output)
 
-    # all that may refuse comes before anything is written
+    # everything that may refuse comes before anything is written
     encoder = pretrained.encoder
     config = model_config.config_json(encoder, model, masking)
     preprocessor = model_config.preprocessor_json(
@@ -108,7 +109,7 @@ def write(
     )
     tensors = state_dict.to_tensors(encoder, pretrained.params)
 
-    # written aside, then renamed or copied
+    # written to a temporary folder, then renamed or copied
     is_remote = paths.is_remote(output)
     aside = Path(tempfile.mkdtemp()) if is_remote else _beside(output)
     try:
@@ -116,7 +117,7 @@ def write(
         (aside / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         (aside / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n")
         (aside / "README.md").write_text(card, encoding="utf-8")
-        # safetensors writes for its owner alone; the other files follow the umask.
+        # safetensors makes files that only their owner can read; the others follow the umask.
         shutil.copymode(aside / "config.json", aside / "model.safetensors")
         if is_remote:
             _copy(aside, output)
@@ -127,14 +128,14 @@ def write(
 
 
 def _beside(output: Path) -> Path:
-    """Make a folder of this process's own beside `output`, which it can be renamed to."""
+    """Make a folder of this process's own beside `output`, to be renamed to it."""
     aside = output.parent / f".{output.name}.{os.getpid()}"
     aside.mkdir(parents=True)
     return aside
 
 
 def _copy(folder: Path, output: Path) -> None:
-    """Copy the files of a model, all or none."""
+    """Copy the files of a model, either all or none."""
     try:
         for file in sorted(folder.iterdir(), key=lambda file: file.name == "config.json"):
             (output / file.name).write_bytes(file.read_bytes())
@@ -145,7 +146,7 @@ def _copy(folder: Path, output: Path) -> None:
 
 
 def refuse_occupied(output: Path) -> None:
-    """Raise FileExistsError where `output` holds anything."""
+    """Raise FileExistsError if `output` holds anything."""
     if output.is_dir() and any(output.iterdir()):
         raise FileExistsError(f"{output} is not empty: choose another directory")
     if output.exists() and not output.is_dir():

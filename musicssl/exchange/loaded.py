@@ -17,11 +17,11 @@ class LoadedEncoder(NamedTuple):
     """A pre-trained encoder.
 
     params: NumPy float32 arrays in the tree of Encoder.init(...)["params"].
-    normalize: clips are to be given zero mean and unit variance first (`audio.normalize`).
+    normalize: whether clips have to be given zero mean and unit variance (`audio.normalize`).
     sample_rate: in Hz.
-    source: what was read, for messages and reports.
-    digest: of all that its features depend on; a run and its export have the same.
-    revision: the commit on the Hub that it was read from, if it was.
+    source: a description of what was read, for messages and reports.
+    digest: of everything that its features depend on; a run and its export have the same.
+    revision: the commit on the Hub that it was read from, if any.
     """
 
     encoder: Encoder

@@ -1,4 +1,4 @@
-"""README.md of an exported model: what it is, how to load it, how it was trained, how it fares."""
+"""README.md of an exported model: what it is, how to load it, its training and its scores."""
 
 from pathlib import Path
 from typing import Any
@@ -47,14 +47,14 @@ from transformers import AutoFeatureExtractor, AutoModel
 
 model = AutoModel.from_pretrained("{directory}").eval()
 extractor = AutoFeatureExtractor.from_pretrained("{directory}")
-waveform = torch.zeros({sample_rate}).numpy()  # yours: mono, float, {sample_rate} Hz
+waveform = torch.zeros({sample_rate}).numpy()  # your audio: mono, float, {sample_rate} Hz
 inputs = extractor(waveform, sampling_rate={sample_rate}, return_tensors="pt")
 with torch.no_grad():
     hidden = model(**inputs, output_hidden_states=True).hidden_states
 ```
 
 `hidden` holds {states} arrays [clips, frames, {width}]: the transformer's input and the output of
-each layer, {rate:g} frames a second.
+each layer, at {rate:g} frames per second.
 
 {padding}
 
@@ -84,9 +84,9 @@ def model_card(
 
     Args:
       step: of the checkpoint.
-      ema: the weights are the EMA teacher's.
+      ema: whether the weights are the EMA teacher's.
       workdir: metrics.jsonl and probe/results.json are quoted from here where they exist.
-      directory: what the example loads.
+      directory: the name that the example loads.
     """
     encoder = pretrained.encoder
     return _CARD.format(
@@ -107,11 +107,11 @@ def model_card(
 
 
 def padding(encoder: Encoder) -> str:
-    """Say what happens to clips of several lengths that transformers takes in one padded batch."""
+    """Say what happens to clips of several lengths in one padded batch of transformers."""
     if encoder.stem_norm == "group":
         return (
-            "Give clips of different lengths one at a time. In a padded batch the group norm of "
-            "the first convolution takes the padding in, whatever `attention_mask` says, and every "
+            "Give clips of different lengths one at a time. In a padded batch, the group norm of "
+            "the first convolution includes the padding, whatever `attention_mask` says, and every "
             "frame of a shorter clip changes in every layer."
         )
     if encoder.pos_conv_depth > 1:
@@ -122,8 +122,8 @@ def padding(encoder: Encoder) -> str:
         )
     return (
         "Clips of different lengths can share a batch: call the extractor with `padding=True` and "
-        "give the model its `attention_mask`. Each clip's own frames then are those of the clip "
-        "alone; without the mask they are not."
+        "give the model its `attention_mask`. Each clip's own frames are then the same as without "
+        "padding; without the mask they are not."
     )
 
 
@@ -153,7 +153,7 @@ def _training_figures(
 
 
 def _targets(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """Name what masked prediction predicts; data2vec has nothing of that kind."""
+    """Name the targets of masked prediction; data2vec has none that could be named."""
     teacher = config.get("teacher", {})
     named = teacher.get("targets", "")  # runs of older versions have one target and no such leaf
     if named:
@@ -177,7 +177,7 @@ def _probe_scores(workdir: Path, digest: str) -> str:
         return "The run has not been probed."
     results = read_json(path)
     if not results["digest"].startswith(digest):  # the precision of the features comes after it
-        return "The run has been probed at another step or with other weights than these."
+        return "The run was probed at another step or with other weights."
     lines = ["| task | score | test, x 100 | layer |", "|---|---|---|---|"]
     for task in results["tasks"].values():
         chosen, score = task["chosen"], task["score"]
@@ -187,7 +187,7 @@ def _probe_scores(workdir: Path, digest: str) -> str:
 
 
 def rows(figures: dict[str, Any]) -> str:
-    """Return a Markdown table of two columns, "" where there is nothing to show."""
+    """Return a Markdown table of two columns; "" if there is nothing to show."""
     if not figures:
         return ""
     lines = [f"| {k} | {f'{v:.5g}' if isinstance(v, float) else v} |" for k, v in figures.items()]

@@ -1,8 +1,8 @@
 """Translates between the encoder's fields and config.json with preprocessor_config.json.
 
 `_FIELDS` and its two companions pair the encoder's fields with the keys of transformers'
-Data2VecAudioConfig, HubertConfig and Wav2Vec2Config. What the encoder has no field for is either
-`_FIXED`, one value that is required and written, or `_ABSENT`, which is required to be off.
+Data2VecAudioConfig, HubertConfig and Wav2Vec2Config. A key without a field of the encoder is either
+`_FIXED`, with one value that is required and written, or `_ABSENT`, and required to be off.
 """
 
 from pathlib import Path
@@ -40,7 +40,7 @@ _OTHER_FIELDS = (
     ("pre_norm", "do_stable_layer_norm", False),
     ("pos_conv_kernel", "num_conv_pos_embeddings", 128),
 )
-# What the encoder has no field for: required of a config.json, and written to it.
+# Keys without a field of the encoder: required in a config.json, and written to it.
 _FIXED = {
     "conv_kernel": list(KERNELS),
     "conv_stride": list(STRIDES),
@@ -76,7 +76,7 @@ def read_encoder(config: dict[str, Any], path: Path) -> Encoder:
     model = config.get("model_type")
     if model not in (*MODELS, *_HUBERT_LIKE):
         known = ", ".join((*MODELS, *_HUBERT_LIKE))
-        raise ValueError(f"{path}: model_type is {model!r}: one of {known} can be read")
+        raise ValueError(f"{path}: model_type is {model!r}, but only {known} can be read")
     data2vec = model == "data2vec-audio"
     required = _FIXED | _ABSENT | ({} if data2vec else _OTHER_FIXED)
     for key, value in required.items():
@@ -120,7 +120,7 @@ def read_value(config: dict[str, Any], key: str, default: Any, path: Path) -> An
     if fits and not isinstance(default, bool | str):
         fits = value >= 0 if isinstance(default, float) else value > 0
     if not fits:
-        raise ValueError(f"{path}: {key} is {value!r}: a value such as {default!r} is expected")
+        raise ValueError(f"{path}: {key} is {value!r}: expected a value such as {default!r}")
     return value
 
 
@@ -131,21 +131,22 @@ def read_preprocessor(config: dict[str, Any], path: Path) -> tuple[bool, int]:
 
 
 def config_json(encoder: Encoder, model: str, masking: Masking) -> dict[str, Any]:
-    """Return config.json with every value of the encoder said, as it was trained.
+    """Return config.json with every value of the encoder stated, as it was trained.
 
-    `apply_spec_augment` is off: transformers otherwise masks frames of its own accord in training
-    mode. The mask values are kept, since the mask embedding exists only where they are positive.
+    `apply_spec_augment` is off: otherwise transformers would mask frames in training mode by
+    itself. The mask values are kept, since the mask embedding exists only if they are positive.
 
     Raises:
       ValueError: transformers' model has no such encoder.
     """
     data2vec = model == "data2vec-audio"
     if data2vec != bool(encoder.pos_conv_depth):
-        raise ValueError(f"an encoder with pos_conv_depth {encoder.pos_conv_depth} is no {model}")
+        depth = encoder.pos_conv_depth
+        raise ValueError(f"an encoder with pos_conv_depth {depth} is not a {model}")
     if data2vec and (encoder.stem_norm != "layer" or encoder.pre_norm):
         raise ValueError(
             "encoder.pos_conv_depth > 0 needs stem_norm 'layer' and pre_norm False: "
-            "Data2VecAudioModel knows nothing else"
+            "Data2VecAudioModel supports nothing else"
         )
 
     fields = _FIELDS + (_DATA2VEC_FIELDS if data2vec else _OTHER_FIELDS)
@@ -168,8 +169,8 @@ def config_json(encoder: Encoder, model: str, masking: Masking) -> dict[str, Any
 def preprocessor_json(encoder: Encoder, normalize: bool, sample_rate: int) -> dict[str, Any]:
     """Return preprocessor_config.json as data.
 
-    An attention mask goes with a layer-norm stem only: a group norm takes in the padding whatever
-    the mask says (transformers' Wav2Vec2FeatureExtractor on return_attention_mask).
+    An attention mask is useful with a layer-norm stem only: a group norm includes the padding
+    whatever the mask says (transformers' Wav2Vec2FeatureExtractor on return_attention_mask).
     """
     return {
         "feature_extractor_type": "Wav2Vec2FeatureExtractor",

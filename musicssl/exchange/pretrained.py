@@ -23,8 +23,8 @@ def load_encoder(path: str | os.PathLike, step: int | None = None) -> LoadedEnco
       step: a checkpoint of a workdir; None for the last. Only a workdir has steps.
 
     Raises:
-      FileNotFoundError: there is nothing at `path`, or not what it should hold.
-      ValueError: what is there is damaged or not supported, saying what.
+      FileNotFoundError: there is nothing at `path`, or not the expected files.
+      ValueError: what is there is damaged or not supported; the message says what.
       hub.Unreachable: the Hub does not answer.
     """
     if os.fspath(path).startswith(paths.HUB):
@@ -40,18 +40,18 @@ def load_encoder(path: str | os.PathLike, step: int | None = None) -> LoadedEnco
         return huggingface.read_directory(path)
     raise FileNotFoundError(
         f"{path} holds no encoder: give a workdir (with checkpoints/), a local Hugging Face "
-        "directory (with config.json), hf:ORG/NAME or a fairseq .pt file; for probes also "
-        "python:FILE.py:NAME, features:DIRECTORY, logmel, mfcc, cqt or chroma"
+        "directory (with config.json), hf:ORG/NAME or a fairseq .pt file; probes also accept "
+        "python:FILE.py:NAME, features:DIRECTORY, logmel, mfcc, cqt and chroma"
     )
 
 
 def _refuse_step(path: str | os.PathLike, step: int | None) -> None:
     if step is not None:
-        raise ValueError(f"{path} is no workdir, so it has no step {step}: leave the step out")
+        raise ValueError(f"{path} is not a workdir, so it has no step {step}: leave the step out")
 
 
 def _load_from_hub(spec: str) -> LoadedEncoder:
-    """Load a model of the Hub, at the commit that its revision has now."""
+    """Load a model of the Hub, at its revision's present commit."""
     snapshot = hub.download(spec)
     loaded = huggingface.read_directory(snapshot.path)
     kind = loaded.source.partition(" ")[0]
@@ -66,13 +66,13 @@ def load_run(
 
     Args:
       step: None for the last checkpoint.
-      ema: data2vec's teacher in place of the student's transformer. What it does not average, such
-        as the stem, is the student's, which the teacher shares in training.
+      ema: load data2vec's teacher instead of the student's transformer. Parts that the teacher does
+        not average, such as the stem, are the student's, as in training.
 
     Raises:
-      FileNotFoundError: no run there, or no checkpoint of that step.
-      ValueError: a damaged checkpoint, `ema` of a run that has no EMA teacher, or an encoder
-        field that is not known.
+      FileNotFoundError: there is no run, or no checkpoint of that step.
+      ValueError: the checkpoint is damaged, `ema` is set for a run without an EMA teacher, or a
+        field of the encoder is unknown.
     """
     try:
         params, teacher, config, step = checkpoint.load_params(workdir, step)
@@ -86,7 +86,7 @@ def load_run(
             "another"
         ) from error
 
-    # the student's parameters, or the teacher's where it has its own
+    # the student's parameters, or the teacher's if it has its own
     tree = params["encoder"]
     if ema:
         if "encoder" not in teacher:

@@ -1,4 +1,4 @@
-"""The encoder's parameters in PyTorch's names: one table, used both ways.
+"""The encoder's parameters under PyTorch's names: one table, used in both directions.
 
 `table` pairs every parameter of `encoder.Encoder` with its name in transformers'
 Data2VecAudioModel, HubertModel and Wav2Vec2Model and with its name in fairseq. Flax and PyTorch
@@ -24,16 +24,16 @@ LENGTH = "parametrizations.weight.original0"  # of torch's weight_norm
 DIRECTION = "parametrizations.weight.original1"
 _OLD_NAMES = {"weight_g": LENGTH, "weight_v": DIRECTION}  # before PyTorch 2.0, and fairseq's
 _PREFIXES = ("data2vec_audio.", "hubert.", "wav2vec2.", "mert_model.")
-# Modules that torch.compile, DistributedDataParallel, FSDP and checkpointed blocks put around one.
+# Wrappers that torch.compile, DistributedDataParallel, FSDP and checkpointing put around a module.
 _WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-# What checkpoints hold beside the encoder: fine-tuning heads, wav2vec 2.0's quantizer, fairseq's
-# pre-training heads and EMA teacher. A name that ends in a dot stands for a module.
+# What checkpoints hold besides the encoder: fine-tuning heads, wav2vec 2.0's quantizer, fairseq's
+# pre-training heads and EMA teacher. A name that ends with a dot means a module.
 HEADS = (
     *("lm_head.", "projector.", "classifier.", "layer_weights"),
     *("quantizer.", "project_q.", "project_hid."),
     *("final_proj.", "label_embs_concat", "_ema"),
 )
-_NAMED_AT_MOST = 3  # problems an error lists
+_NAMED_AT_MOST = 3  # how many problems an error lists
 
 
 class ParameterNames(NamedTuple):
@@ -42,7 +42,7 @@ class ParameterNames(NamedTuple):
     ours: its path in our tree, joined by slashes.
     name: its name in transformers.
     fairseq: its name in fairseq.
-    added_axes: axes of size 1 that PyTorch keeps in front of ours, once in opposite order.
+    added_axes: axes of size 1 that PyTorch has in front of ours, after the order is reversed.
     """
 
     ours: str
@@ -116,7 +116,7 @@ def _module(
 
 @functools.cache
 def shapes(encoder: Encoder) -> Mapping[str, tuple[int, ...]]:
-    """Return the shape of every parameter by its path in our tree; nothing is computed.
+    """Return the shape of every parameter by its path in our tree, without computing values.
 
     Traced once for each unbound encoder, which takes a third of a second for twelve blocks.
     """
@@ -135,7 +135,7 @@ def to_tensors(encoder: Encoder, params: dict) -> dict[str, np.ndarray]:
     """Turn our parameter tree into transformers' state dict of contiguous float32 arrays.
 
     Raises:
-      ValueError: the tree is not this encoder's, naming what differs.
+      ValueError: the tree is not this encoder's; the message names what differs.
     """
     given, expected = traverse_util.flatten_dict(params, sep="/"), shapes(encoder)
     problems = [f"{path} is missing" for path in expected if path not in given]
@@ -152,7 +152,7 @@ def to_tensors(encoder: Encoder, params: dict) -> dict[str, np.ndarray]:
     for row in table(encoder):
         array = np.asarray(given[row.ours], np.float32)
         array = array.reshape(array.shape + (1,) * row.added_axes)
-        # safetensors writes memory as it lies, whatever the strides: C order is a must.
+        # safetensors writes memory as it is, ignoring the strides, so C order is required.
         tensors[row.name] = np.ascontiguousarray(array.T)
     return tensors
 
@@ -160,10 +160,11 @@ def to_tensors(encoder: Encoder, params: dict) -> dict[str, np.ndarray]:
 def from_tensors(encoder: Encoder, tensors: dict[str, np.ndarray], source: str) -> dict:
     """Turn transformers' state dict into our parameter tree of float32 arrays.
 
-    `tensors` is emptied on the way, so that memory holds one copy of the model.
+    `tensors` is emptied meanwhile, so that memory holds only one copy of the model.
 
     Raises:
-      ValueError: tensors are missing, left over or of another shape, naming them and `source`.
+      ValueError: tensors are missing, left over or of another shape; the message names them and
+        `source`.
     """
     problems, flat, expected = [], {}, shapes(encoder)
     for row in table(encoder):
@@ -186,10 +187,11 @@ def from_tensors(encoder: Encoder, tensors: dict[str, np.ndarray], source: str) 
 
 
 def canonical(names: Iterable[str]) -> dict[str, str]:
-    """Return transformers' name of the bare model's tensors for each name that a file holds.
+    """Return transformers' name for each tensor of the bare model in a file.
 
-    Takes off wrappers and the prefix of models with a head, and replaces old weight-norm names.
-    Left out are HEADS and, where names begin with a wrapper or prefix, all that do not: heads too.
+    Wrappers and the prefix of models with a head are removed, and old weight-norm names replaced.
+    HEADS are left out. If some names begin with a wrapper or prefix, names without it are left out
+    too, since they are also of heads.
     """
     bare = {name: name.split(".") for name in names}
     if any(parts[0] in _WRAPPERS for parts in bare.values()):

@@ -1,4 +1,4 @@
-"""PyTorch's pickled checkpoints, read without running code that they carry."""
+"""Reads PyTorch's pickled checkpoints without running code that they contain."""
 
 import argparse
 import io
@@ -16,7 +16,7 @@ from musicssl.command import first_line
 
 
 class _Unread:
-    """Stands in for an object that a checkpoint holds beside its weights; nothing of it is kept."""
+    """Stands in for an object that a checkpoint holds besides its weights; it keeps nothing."""
 
     def __new__(cls, *_: Any) -> "_Unread":
         return super().__new__(cls)
@@ -40,11 +40,11 @@ _STAND_INS = (
 
 
 _POINTER = b"version https://git-lfs"
-_ADVICE = ("weights_only", "pytorch.org")  # words of lines that would have code run, or say nothing
+_ADVICE = ("weights_only", "pytorch.org")  # words of lines that advise running code, or say nothing
 
 
 def refuse_pointer(path: Path) -> None:
-    """Raise ValueError for what Git LFS leaves in the place of a file that was not fetched."""
+    """Raise ValueError for the pointer that Git LFS leaves in place of a file it did not fetch."""
     with path.open("rb") as file:
         if file.read(len(_POINTER)) == _POINTER:
             raise ValueError(
@@ -54,7 +54,7 @@ def refuse_pointer(path: Path) -> None:
 
 
 def read(path: Path) -> Any:
-    """Read what torch.load gives on the CPU with weights_only, memory-mapped if that is possible.
+    """Return the result of torch.load on the CPU with weights_only, memory-mapped if possible.
 
     Raises:
       ValueError: PyTorch is not installed, the file is damaged, or reading it would run code.
@@ -64,7 +64,7 @@ def read(path: Path) -> Any:
         import torch
     except ImportError:
         raise ValueError(
-            f"{path} is a pickle, which needs PyTorch to read: pip install torch, or convert the "
+            f"{path} is a pickle, and reading it needs PyTorch: pip install torch, or convert the "
             "file to model.safetensors"
         ) from None
 
@@ -79,17 +79,17 @@ def read(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL (\S+)", str(error))
         if named is None:
-            raise ValueError(f"{path} is damaged or no PyTorch file: {_described(error)}") from None
+            raise ValueError(f"{path} is damaged or not PyTorch's: {_described(error)}") from None
         raise ValueError(
-            f"{path} is refused: reading it would run code ({named[1]}); have its author save the "
-            "tensors as model.safetensors"
+            f"{path} is refused: reading it would run code ({named[1]}); ask its author to save "
+            "the tensors as model.safetensors"
         ) from None
     except (EOFError, RuntimeError, KeyError, IndexError, ValueError) as error:
         raise ValueError(f"{path} is damaged: {_described(error)}") from None
 
 
 def to_numpy(tensors: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Return a state dict's tensors alone, as NumPy arrays, half precisions as float32."""
+    """Return only a state dict's tensors, as NumPy arrays, with half precisions as float32."""
     import torch
 
     halves = (torch.float16, torch.bfloat16)

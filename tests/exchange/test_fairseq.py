@@ -190,8 +190,8 @@ def test_other_files(hubert):
     checkpoint, path = hubert
     fine_tuned = {"model": {"w2v_path": "hubert.pt"}, "task": {}}
     for content, message in (
-        ([1, 2], "is no fairseq checkpoint"),
-        ({"model": torch.zeros(3)}, "is no fairseq checkpoint"),
+        ([1, 2], "is not a fairseq checkpoint"),
+        ({"model": torch.zeros(3)}, "is not a fairseq checkpoint"),
         (checkpoint | {"cfg": None}, "no readable configuration"),
         (checkpoint | {"cfg": fine_tuned}, "encoder_layers is not configured.*not a fine-tuned"),
     ):

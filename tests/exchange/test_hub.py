@@ -78,11 +78,11 @@ def test_what_the_hub_refuses_is_said_in_one_line(server, saved, tmp_path) -> No
     server.gated.add("m-a-p/gated")
     server.commit("m-a-p/no-weights", {"config.json": b"{}", "preprocessor_config.json": b"{}"})
     for spec, kind, message in (
-        ("hf:m-a-p/nowhere", FileNotFoundError, "has no such model, or a private one"),
+        ("hf:m-a-p/nowhere", FileNotFoundError, "has no such model, or it is private"),
         (f"hf:{NAME}@v2", FileNotFoundError, "has no such branch, tag or commit"),
         ("hf:m-a-p/gated", ValueError, "is gated: accept its terms at http"),
-        ("hf:m-a-p/no-weights", FileNotFoundError, "lacks what an encoder is read from"),
-        ("hf:a/b/c", ValueError, "is no name on the Hub: give hf:ORG/NAME"),
+        ("hf:m-a-p/no-weights", FileNotFoundError, "lacks files that an encoder needs"),
+        ("hf:a/b/c", ValueError, "is not a name on the Hub: give hf:ORG/NAME"),
     ):
         with pytest.raises(kind, match=message) as error:
             pretrained.load_encoder(spec)
@@ -99,7 +99,7 @@ def test_without_a_network_the_cache_is_enough(server, saved, monkeypatch, capsy
         monkeypatch.setenv("HF_ENDPOINT", unreachable)
         server.down = True
         assert pretrained.load_encoder(f"hf:{NAME}").digest == online.digest
-        assert f"{commit}, which is in the cache, is taken" in capsys.readouterr().err
+        assert f"using commit {commit} from the cache" in capsys.readouterr().err
         with pytest.raises(hub.Unreachable, match="hf:m-a-p/other: http") as error:
             pretrained.load_encoder("hf:m-a-p/other")
         assert "\n" not in str(error.value)
@@ -139,13 +139,13 @@ def test_a_directory_is_pushed_in_one_commit_and_read_back(server, saved, monkey
     assert server.models[NAME][commit] == files(saved)
     assert pretrained.load_encoder(f"hf:{NAME}@{commit}").digest
     monkeypatch.setenv("HF_TOKEN", "hf_other")
-    with pytest.raises(ValueError, match=r"refuses it \(401\): it asks for another HF_TOKEN"):
+    with pytest.raises(ValueError, match=r"refuses it \(401\): use another HF_TOKEN"):
         hub.push(saved, NAME, "Export")
-    for name, message in (("tiny", "is no name on the Hub: give ORG/NAME"),):
+    for name, message in (("tiny", "is not a name on the Hub: give ORG/NAME"),):
         with pytest.raises(ValueError, match=message):
             hub.check_push(name)
     server.down = True
     monkeypatch.setattr("time.sleep", lambda _: None)
-    with pytest.raises(hub.Unreachable, match=r"is in trouble \(503\)"):
+    with pytest.raises(hub.Unreachable, match=r"has an error \(503\)"):
         hub.push(saved, NAME, "Export")
     assert server.branches[NAME]["main"] == commit

@@ -109,7 +109,7 @@ def test_what_transformers_has_no_model_for(saved, tmp_path):
     loaded = huggingface.read_directory(saved)
     encoder = loaded.encoder
     for changed, model, message in (
-        (encoder, "data2vec-audio", "pos_conv_depth 0 is no data2vec-audio"),
+        (encoder, "data2vec-audio", "pos_conv_depth 0 is not a data2vec-audio"),
         (encoder.clone(pos_conv_depth=5, stem_norm="layer"), "hubert", "pos_conv_depth 5"),
         (encoder.clone(pos_conv_depth=5), "data2vec-audio", "needs stem_norm 'layer'"),
         (encoder.clone(layers=3), "hubert", "layer_2/attention/k_proj/kernel is missing"),

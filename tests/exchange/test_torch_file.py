@@ -24,7 +24,7 @@ def test_truncated_pickle(saved, weights, keep):
 def test_what_is_no_pickle_is_told_without_advice_to_run_it(saved, content):
     (saved / "model.safetensors").unlink()
     (saved / "pytorch_model.bin").write_bytes(content)
-    told = "damaged or no PyTorch file: UnpicklingError: Unsupported operand"
+    told = "damaged or not PyTorch's: UnpicklingError: Unsupported operand"
     with pytest.raises(ValueError, match=told) as error:
         huggingface.read_directory(saved)
     assert "weights_only" not in str(error.value) and "issue" not in str(error.value)
@@ -49,5 +49,5 @@ def test_a_pickle_without_pytorch(saved, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     huggingface.read_directory(saved)  # safetensors needs none
     (saved / "model.safetensors").rename(saved / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="needs PyTorch to read: pip install torch"):
+    with pytest.raises(ValueError, match="reading it needs PyTorch: pip install torch"):
         huggingface.read_directory(saved)

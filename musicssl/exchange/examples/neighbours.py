@@ -1,9 +1,9 @@
 """Find similar tracks in a folder: python -m musicssl.exchange.examples.neighbours ENCODER FOLDER
 
 ENCODER is a directory that musicssl.export wrote, the workdir of a run, or any other encoder that
-load_encoder takes. Prints, for every track, the tracks whose sound is nearest to its own, with the
-cosine similarity. A track is described by one vector: the mean of the encoder's hidden states over
-its frames and over the encoder's layers.
+load_encoder takes. For every track, it prints the tracks that sound most similar, with the cosine
+similarity. A track is described by one vector: the mean of the encoder's hidden states over its
+frames and over the encoder's layers.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def describer(encoder: Path) -> tuple[Callable[[np.ndarray], np.ndarray], int]:
     """Load an encoder.
 
     Returns:
-      A function from a waveform [n] to a vector [d], and the sample rate in Hz that it hears.
+      A function from a waveform [n] to a vector [d], and its sample rate in Hz.
     """
     loaded = pretrained.load_encoder(encoder)
 
@@ -68,7 +68,7 @@ def describer(encoder: Path) -> tuple[Callable[[np.ndarray], np.ndarray], int]:
 
 
 def similarities(vectors: np.ndarray) -> np.ndarray:
-    """Compare all tracks, by the cosine of what sets each apart from their mean.
+    """Compare all tracks by the cosine of their differences from the mean track.
 
     Args:
       vectors: one for each track, [tracks, d].
@@ -84,8 +84,8 @@ def similarities(vectors: np.ndarray) -> np.ndarray:
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("encoder", type=Path, help="a directory that holds an encoder")
-    parser.add_argument("folder", type=Path, help="a folder of audio files, with those below it")
-    parser.add_argument("--like", type=Path, help="only the tracks that are near to this file")
+    parser.add_argument("folder", type=Path, help="a folder of audio files, including subfolders")
+    parser.add_argument("--like", type=Path, help="only the tracks that are similar to this file")
     parser.add_argument("--count", type=int, default=3, help="neighbours of each track (3)")
     flags = parser.parse_args(arguments)
 
@@ -112,9 +112,9 @@ def main(arguments: list[str]) -> int:
             names.append(file)
             vectors.append(describe(waveform))
     if len(names) < 3:
-        parser.error(f"only {len(names)} files could be read: 3 are needed for a comparison")
+        parser.error(f"only {len(names)} files could be read, but a comparison needs 3")
 
-    # the nearest of each, without the track itself
+    # the nearest tracks of each, without the track itself
     scores = similarities(np.stack(vectors))
     np.fill_diagonal(scores, -np.inf)
     for name, row in zip(names, scores, strict=True):
