@@ -293,7 +293,7 @@ def test_the_card(run, tmp_path):
         f"| audio-hours seen | {100 * 16 * seconds / 3600:.1f} |",
         "| loss | 14.286 |",
         "`hidden` holds 3 arrays [clips, frames, 48]",
-        "50 frames a second",
+        "50 frames per second",
         "Give clips of different lengths one at a time.",
         "The run has not been probed.",
         "| heads that predict targets | left out; the run's checkpoints have them |",

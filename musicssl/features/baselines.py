@@ -1,9 +1,9 @@
-"""Features that nobody has trained, at an encoder's frames: what an encoder should surpass.
+"""Untrained features at an encoder's frames, which an encoder should surpass.
 
 They are a log-mel spectrogram, MFCC, a constant-Q spectrogram and its chroma. Each is a function of
 float audio [b, n] at 16 kHz to [b, t, d] of about unit scale, where t = audio.frame_count(n).
-Where clips of several lengths are padded to one with zeros, `samples` [b] tells the lengths, and
-the frames of each clip are those of the clip alone.
+If clips of several lengths are padded to one length with zeros, `samples` [b] holds their lengths,
+and the frames of each clip are the same as without padding.
 """
 
 from collections.abc import Callable
@@ -34,12 +34,12 @@ def mfcc(x: jax.Array, samples: jax.Array | None = None) -> jax.Array:
 
 
 def cqt(x: jax.Array, samples: jax.Array | None = None) -> jax.Array:
-    """Return `spectra.cqt`, which takes zeros to follow a clip, as they do here."""
+    """Return `spectra.cqt`, which assumes that zeros follow a clip, as they do here."""
     return spectra.cqt(x)
 
 
 def chroma(x: jax.Array, samples: jax.Array | None = None) -> jax.Array:
-    """Return `spectra.chroma`, which takes zeros to follow a clip, as they do here."""
+    """Return `spectra.chroma`, which assumes that zeros follow a clip, as they do here."""
     return spectra.chroma(x)
 
 

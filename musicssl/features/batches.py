@@ -1,4 +1,4 @@
-"""Batches of windows, filled ahead of the encoder that hears them."""
+"""Batches of windows, filled ahead of the encoder that processes them."""
 
 import collections
 import functools
@@ -12,14 +12,14 @@ from musicssl.features import windows
 
 AHEAD = 4  # batches that are read before they are needed
 Batch = TypeVar("Batch")
-_OPEN = 8  # batches that are filled at once: more lengths than that are rarely met
+_OPEN = 8  # batches that are filled at the same time: more lengths than that are rare
 
 
 class WindowBatch(NamedTuple):
     """Windows that are padded to one length, as `extract` and plug-ins take them.
 
-    numbers: of the windows; what the arrays have beyond them fills the batch up.
-    is_whole: whether none is padded.
+    numbers: of the windows; the rest of the arrays is filling.
+    is_whole: whether no window is padded.
     sound: int16 [b, n].
     mean, scale: what is subtracted from each window, and what it is multiplied by, [b].
     samples: of each window, [b].
@@ -33,11 +33,11 @@ class WindowBatch(NamedTuple):
     samples: np.ndarray
 
     def arrays(self, frames: windows.Frames) -> tuple[np.ndarray, ...]:
-        """Return what `extract`'s program takes beside the parameters."""
+        """Return the arguments of `extract`'s program after the parameters."""
         return self.sound, self.mean, self.scale, self.samples, frames.count(self.samples)
 
     def heard(self) -> np.ndarray:
-        """Return the windows as the encoder hears them: float32 [windows, n], 0 after their end."""
+        """Return the encoder's input: float32 [windows, n], 0 after the end of each window."""
         count = len(self.numbers)
         x = self.sound[:count].astype(np.float32)
         x /= 32768
@@ -57,12 +57,12 @@ def batches(
     batch: int,
     exact: bool = False,
 ) -> Iterator[WindowBatch]:
-    """Fill batches with the waiting windows, a batch for each length; a record is read once.
+    """Fill batches with the waiting windows, one for each length; each record is read once.
 
     Args:
-      normalize: whether audio is wanted that has mean 0 and variance 1.
-      exact: whether no window is padded, unless it is too short for one frame: else a batch may
-        be of windows that are padded to the same length.
+      normalize: whether the audio should have mean 0 and variance 1.
+      exact: whether no window is padded, unless it is too short for one frame. Otherwise a batch
+        may hold windows that are padded to the same length.
     """
     padded, is_whole = windows.padded(cut), cut.samples == cut.size
     if exact:
@@ -71,7 +71,7 @@ def batches(
     @functools.lru_cache(1)  # windows are in the order of their records
     def record(number: int) -> tuple[np.ndarray, float, float]:
         sound = read(number)
-        by_record = normalize and not cut.standardised_alone  # as MARBLE, for most tasks
+        by_record = normalize and not cut.standardised_alone  # as in MARBLE, for most tasks
         return sound, *(standard(sound) if by_record else (0.0, 1.0))
 
     filling: dict[tuple[int, bool], WindowBatch] = {}
@@ -103,7 +103,7 @@ def standard(sound: np.ndarray) -> tuple[float, float]:
 
 
 def _empty_batch(size: int, is_whole: bool, batch: int) -> WindowBatch:
-    """Return a batch that is filled up with silence."""
+    """Return a batch, filled up with silence."""
     return WindowBatch(
         [],
         is_whole,
@@ -115,7 +115,7 @@ def _empty_batch(size: int, is_whole: bool, batch: int) -> WindowBatch:
 
 
 def ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """Fill AHEAD batches, in a thread, before they are needed."""
+    """Fill AHEAD batches before they are needed, in a thread."""
     filling: collections.deque[Future[Batch | None]] = collections.deque()
     with ThreadPoolExecutor(1) as pool:
         while True:

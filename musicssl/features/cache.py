@@ -1,4 +1,4 @@
-"""Features on disk, memory-mapped while a pass over the audio writes them; a pass can go on."""
+"""Features on disk, memory-mapped while a pass over the audio writes them; it can be resumed."""
 
 import contextlib
 import json
@@ -15,18 +15,18 @@ from musicssl.command import note
 from musicssl.features import windows
 
 SAVE_EVERY = 32  # batches between notes of progress
-_ALIKE = 0.02  # of an answer's deviation: what half precision on another machine makes, and more
+_ALIKE = 0.02  # share of an answer's deviation: more than half precision on another machine causes
 
 
 class FeatureFiles:
-    """The files of a pass over the audio, one for each pool, which other passes keep off (`turn`).
+    """The files of a pass over the audio, one for each pool; `turn` keeps other passes away.
 
-    Until it is complete a file has another name. `written` tells of each window whether it is there
-    already, [w].
+    Until it is complete, a file has another name. `written` [w] says of each window whether it has
+    been written.
     """
 
     def __init__(self, layers: int, width: int, cut: windows.Windows, paths: dict[int, Path]):
-        """Lay the files out, or take up those of a pass that was interrupted.
+        """Create the files, or reopen those of an interrupted pass.
 
         Args:
           layers, width: of the features.
@@ -45,7 +45,7 @@ class FeatureFiles:
         self.written = _written(self.progress, self.parts, len(cut.record))
         self.batches = 0
 
-        # Which rows each window has, by pool.
+        # The rows of each window, by pool.
         self.counts: dict[int, np.ndarray] = {}
         self.first: dict[int, np.ndarray] = {}
         shapes: dict[int, tuple[int, int, int]] = {}
@@ -54,11 +54,11 @@ class FeatureFiles:
             self.counts[pool], self.first[pool] = counts, np.cumsum(counts) - counts
             shapes[pool] = layers, int(counts.sum()), width
 
-        # Open the files, if the disk can hold what is still to be written.
+        # Open the files, if the disk can hold what remains to be written.
         size = sum(2 * math.prod(shape) for shape in shapes.values())
         again = bool(self.written.any())
         _check_space(folder, int((~self.written).mean() * size))
-        if not again:  # what it tells of is about to be overwritten
+        if not again:  # what it describes is about to be overwritten
             self.progress.unlink(missing_ok=True)
         self.files = {pool: _open(self.parts[pool], shapes[pool], again) for pool in paths}
 
@@ -66,8 +66,7 @@ class FeatureFiles:
         """Write the rows of some windows; save at every SAVE_EVERY-th call.
 
         Args:
-          outputs: by pool, [layers, b, r, d]: of each window in its place the rows that it has, and
-            what fills rows and batch up.
+          outputs: by pool, [layers, b, r, d]: each window's rows, followed by filling.
 
         Raises:
           ValueError: a feature is not finite in float16.
@@ -79,7 +78,7 @@ class FeatureFiles:
                 if not np.isfinite(rows).all():
                     raise ValueError(
                         f"features of window {window} are not finite in float16: the encoder is "
-                        "damaged, or its activations are beyond 65504"
+                        "damaged, or its activations exceed 65504"
                     )
                 self.files[pool][:, first : first + count] = rows
 
@@ -89,7 +88,7 @@ class FeatureFiles:
             self.save()
 
     def save(self) -> None:
-        """Note which windows are on the disk: all up to one of them, but for a few that wait."""
+        """Note which windows are on disk: all up to a certain one, except for a few that wait."""
         for file in self.files.values():
             file.flush()
         end = int(np.flatnonzero(self.written)[-1]) + 1 if self.written.any() else 0
@@ -98,7 +97,7 @@ class FeatureFiles:
         self.progress.write_text(json.dumps(noted))
 
     def finish(self) -> None:
-        """Give the files their names, and remove what interrupted passes for others have left."""
+        """Give the files their final names; remove what interrupted passes have left."""
         for pool, file in self.files.items():
             file.flush()
             self.parts[pool].rename(self.paths[pool])
@@ -109,7 +108,7 @@ class FeatureFiles:
 
 
 def check_answer(folder: Path, answer: np.ndarray, name: str) -> None:
-    """Note an encoder's answer in its folder of the cache, or compare it with the one noted there.
+    """Note an encoder's answer in its folder of the cache, or compare it with the noted one.
 
     Raises:
       ValueError: they differ by more than rounding.
@@ -131,9 +130,9 @@ def check_answer(folder: Path, answer: np.ndarray, name: str) -> None:
 
 @contextlib.contextmanager
 def turn(paths: Collection[Path]) -> Iterator[None]:
-    """Be the only process that makes what is missing of these files, until the block ends.
+    """Be the only process that makes the missing ones of these files, until the block ends.
 
-    While another process makes it, this one waits and says who that is; it is not made again then.
+    While another process makes them, this one waits and says who that is; then nothing is missing.
     """
     while missing := [path for path in paths if not path.exists()]:
         name = _name_of_pass(missing)
@@ -147,13 +146,13 @@ def turn(paths: Collection[Path]) -> Iterator[None]:
 
 
 def _say_who(other: OSError, seconds: float) -> None:
-    """Say once a minute who extracts the same; called more often than that."""
+    """Say once a minute who extracts the same features; it is called more often than that."""
     if seconds % 60 < 10:
-        note(f"these features are being extracted by {other}: waiting for its end")
+        note(f"these features are being extracted by {other}: waiting for that to end")
 
 
 def _name_of_pass(paths: Collection[Path]) -> Path:
-    """Return what the names of a pass's claim and unfinished files begin with."""
+    """Return the beginning of the names of a pass's claim and unfinished files."""
     return min(paths).with_suffix("")
 
 
@@ -162,21 +161,21 @@ def _beside(name: Path, ending: str) -> Path:
 
 
 def _check_space(folder: Path, needed: int) -> None:
-    """Check that the disk can hold files before they are laid out: writing them would crash.
+    """Check that the disk can hold the files; else writing to their mapped memory would crash.
 
     Raises:
-      OSError: it cannot.
+      OSError: there is not enough space.
     """
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise OSError(
-            f"{folder} has {free / 1e9:.2f} GB free and these features take {needed / 1e9:.2f} GB: "
-            "free some space, or set config.cache to another disk"
+            f"{folder} has {free / 1e9:.2f} GB free, but these features take {needed / 1e9:.2f} "
+            "GB: free some space, or set config.cache to another disk"
         )
 
 
 def _open(path: Path, shape: tuple[int, ...], again: bool) -> np.memmap:
-    """Open a file of float16, a new one or what an interrupted pass has left."""
+    """Open a float16 file, either a new one or one that an interrupted pass has left."""
     if again:
         return np.lib.format.open_memmap(path, "r+")
     return np.lib.format.open_memmap(path, "w+", np.float16, shape)

@@ -1,11 +1,11 @@
 """Features of every layer of a frozen encoder, pooled over time, in one pass over the audio.
 
 Clips are cut into windows; each window goes through the encoder once and is averaged over all its
-frames, over groups of frames, or not at all (beat tracking). A remainder is heard at its own
-length: it is padded to one of a few lengths, which have a program each, and what is computed of it
-does not see the padding. Rows are written to memory-mapped float16 files, one layer after another,
-so that a probe reads one layer alone and nothing has to fit in memory. A pass that is interrupted
-goes on where it stopped.
+frames, over groups of frames, or not at all (beat tracking). A remainder keeps its own length: it
+is padded to one of a few lengths, each of which has a program, and the padding does not change its
+features. Rows are written to memory-mapped float16 files, one layer after another, so that a probe
+can read a single layer and nothing has to fit in memory. An interrupted pass resumes where it
+stopped.
 """
 
 import collections
@@ -41,15 +41,15 @@ def open_source(spec: str, precision: str = "float32", step: int | None = None) 
     """Open an encoder or a baseline as a source of features.
 
     Args:
-      spec: what `pretrained.load_encoder` takes, or a name of BASELINES, or "random:" before the
-        former for the architecture of that encoder with new initial values, or "python:" before
-        what `plugin_source.open_plugin` takes, or "features:" before a directory of
+      spec: an argument of `pretrained.load_encoder`; or "random:" and such an argument, for that
+        encoder's architecture with new initial values; or a name of BASELINES; or "python:" and an
+        argument of `plugin_source.open_plugin`; or "features:" and a directory for
         `stored.open_features`.
-      precision: of the computations of an encoder of this house.
+      precision: of the computations, for encoders of musicssl's own architectures.
       step: of a workdir's checkpoints; None for the last.
 
     Raises:
-      FileNotFoundError, OSError, ValueError: as who opens it raises them.
+      FileNotFoundError, OSError, ValueError: as raised by the function that opens it.
     """
     if spec in BASELINES:
         return _open_baseline(spec)
@@ -62,7 +62,7 @@ def open_source(spec: str, precision: str = "float32", step: int | None = None) 
     encoder = loaded.encoder.clone(dtype=jnp.dtype(precision))
     params, digest, name = loaded.params, loaded.digest, loaded.source
 
-    # New initial values have a digest of their own, by the architecture that they fill.
+    # New initial values have their own digest, by their architecture.
     if kind == paths.RANDOM:
         start = jax.jit(lambda key: encoder.init(key, jnp.zeros((1, 400)))["params"])
         params = jax.tree.map(np.asarray, start(environment.key(0)))
@@ -87,7 +87,7 @@ def open_source(spec: str, precision: str = "float32", step: int | None = None) 
 def hidden_states(
     encoder: Encoder, params: dict, x: jax.Array, samples: jax.Array | None = None
 ) -> Sequence[jax.Array]:
-    """Return every hidden state [b, t, d] of audio [b, n], `samples` as of Encoder.__call__."""
+    """Return every hidden state [b, t, d] of audio [b, n]; `samples` as in Encoder.__call__."""
     output: Any = encoder.apply({"params": params}, x, samples=samples)
     return output.hidden
 
@@ -111,14 +111,14 @@ def extract(
     mesh: Mesh,
     batch: int,
 ) -> dict[int, np.ndarray]:
-    """Return the features of all windows, from the cache where it has them.
+    """Return the features of all windows, from the cache if it has them.
 
-    With several processes each computes its devices' windows, and process 0 alone has the files:
+    With several processes, each computes its devices' windows, and only process 0 has the files:
     the others return an empty dict.
 
     Args:
       read: from a record's number to its int16 audio, at the source's rate.
-      pools: frames averaged to one row; windows.WHOLE for all of a window, 1 for every frame.
+      pools: how many frames are averaged to one row; windows.WHOLE for all of a window, 1 for none.
       folder: the cache.
       data: digest of the audio.
       mesh: whose devices share the work.
@@ -134,7 +134,7 @@ def extract(
     pools = sorted(set(pools))
     paths = {pool: folder / f"{_key(source, cut, pool, data)}.npy" for pool in pools}
 
-    # Extract what the cache lacks, and no other process is extracting.
+    # Extract what the cache lacks, unless another process is extracting it.
     if source.answer is not None:
         cache.check_answer(folder, source.answer, source.name)
     with contextlib.ExitStack() as held:
@@ -150,14 +150,14 @@ def extract(
 
 
 def _from_first_process(value: np.ndarray) -> np.ndarray:
-    """Return process 0's value in every process: each may have a disk of its own."""
+    """Return process 0's value in every process, since each may have its own disk."""
     if jax.process_count() == 1:
         return value
     return multihost_utils.broadcast_one_to_all(value)
 
 
 def _key(source: FeatureSource, cut: windows.Windows, pool: int, data: str) -> str:
-    """Return the name of a file: a digest of all that its features depend on."""
+    """Return the name of a file: a digest of everything that its features depend on."""
     alone = source.normalize and cut.standardised_alone
     parts = (_FORMAT, source.digest, cut.size, len(cut.record), alone, pool, data)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
@@ -201,7 +201,7 @@ def _fill(
                 if writer:
                     writer.write(numbers, outputs)
                 bar.update(len(numbers))
-        finally:  # also of a pass that is preempted
+        finally:  # also when a pass is preempted
             if writer:
                 writer.save()
     if writer:
@@ -211,7 +211,7 @@ def _fill(
 def _pipelined(
     source: FeatureSource, pools: Sequence[int], filled: Iterator[WindowBatch], mesh: Mesh
 ) -> Iterator[Outputs]:
-    """Run the step one batch ahead of the one whose values are fetched."""
+    """Run the step one batch ahead of the batch whose values are fetched."""
     step = _step(source, tuple(pools), mesh)
     clips = NamedSharding(mesh, sharding.CLIPS)
     running: collections.deque[tuple[list[int], dict[int, jax.Array]]] = collections.deque()
@@ -247,8 +247,8 @@ def _step(source: FeatureSource, pools: tuple[int, ...], mesh: Mesh) -> Callable
 
 @functools.lru_cache(8)  # splits and tasks of one encoder share their programs
 def _program(apply: Callable, pools: tuple[int, ...], frame_rate: float, mesh: Mesh) -> Callable:
-    """Return what computes pooled features, in float16: a program for each length of windows."""
-    several = jax.process_count() > 1  # then process 0 writes what all have computed
+    """Return the function that computes pooled features in float16, compiled for each length."""
+    several = jax.process_count() > 1  # then process 0 writes what all processes have computed
     everywhere = NamedSharding(mesh, PartitionSpec()) if several else None
 
     @functools.partial(jax.jit, static_argnums=0, out_shardings=everywhere)

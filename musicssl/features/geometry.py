@@ -1,22 +1,22 @@
 """How a layer's features fill their space: isotropy, effective rank, mean cosine.
 
-They need no labels. An encoder whose features have collapsed, or which spends its width on a few
-directions, shows it here before any probe is trained.
+These need no labels. They show before any probe is trained whether features have collapsed, or
+whether an encoder spends its width on a few directions.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-_ROWS = 2**15  # that are looked at, spread evenly
+_ROWS = 2**15  # how many rows are used, spread evenly
 _BLOCK = 4096
 
 
 class Geometry(NamedTuple):
-    """What is told of one layer.
+    """The geometry of one layer.
 
-    isotropy: IsoScore (Rudman et al., Findings of ACL 2022), from 0, where all variance is in one
-    direction, to 1, where it is the same in all. effective_rank: exp of the entropy of the singular
+    isotropy: IsoScore (Rudman et al., Findings of ACL 2022), from 0, if all variance is in one
+    direction, to 1, if it is the same in all. effective_rank: exp of the entropy of the singular
     values of the centred features, as shares of their sum (Roy and Vetterli, EUSIPCO 2007), from 1
     to the width. mean_cosine: between the features of two different rows (Ethayarajh, EMNLP 2019).
     """
@@ -31,7 +31,7 @@ def geometry(layer: np.ndarray, rows: np.ndarray) -> Geometry:
 
     Args:
       layer: features [all rows, d] of any float type, which may be memory-mapped.
-      rows: the numbers of the rows that are taken, at least two.
+      rows: the numbers of the rows to use, at least two.
     """
     # Sums over blocks of rows, in float64.
     if len(rows) > _ROWS:
@@ -46,8 +46,8 @@ def geometry(layer: np.ndarray, rows: np.ndarray) -> Geometry:
         directions += (x / np.maximum(norms, 1e-12)).sum(0)
     mean_cosine = float((directions @ directions - n) / (n * (n - 1)))
 
-    # The variances along the principal directions: IsoScore is (r - 1) / (d - 1) of their
-    # participation ratio r, to which its steps come down.
+    # The variances along the principal directions. All steps of IsoScore together amount to
+    # (r - 1) / (d - 1), where r is the participation ratio of these variances.
     covariance = products / n - np.outer(total, total) / n**2
     trace = float(np.trace(covariance))
     if trace <= 1e-12 * float(np.trace(products)) / n:

@@ -1,4 +1,4 @@
-"""An encoder of the user's, in Python: how it is called, and the check of what it says of itself.
+"""A user's own encoder in Python: how it is called, and checks of what it says about itself.
 
 It is a function or an object with the attributes sample_rate, layers, width and frame_rate, called
 with a batch of audio, float32 [b, n], at its sample rate. It returns `layers` arrays [b, t, width]
@@ -20,8 +20,8 @@ import numpy as np
 from musicssl.command import first_line
 from musicssl.features import windows
 
-SECONDS = 2.0  # of the noise that it is checked with
-_ALIKE = 0.02  # of a layer's deviation: what half precision makes of the order of a sum, and more
+SECONDS = 2.0  # length of the noise that it is checked with
+_ALIKE = 0.02  # share of a layer's deviation: more than the order of sums changes in half precision
 _GPU = re.compile(r"\b(cuda|gpu|nvidia|mps|rocm)", re.IGNORECASE)
 
 
@@ -30,8 +30,8 @@ class Plugin(NamedTuple):
 
     spec: as the user named it, for messages.
     file: its source.
-    model: what is called.
-    takes_samples: whether it is told the lengths of padded windows.
+    model: the object that is called.
+    takes_samples: whether it takes the lengths of padded windows.
     """
 
     spec: str
@@ -47,11 +47,11 @@ class Plugin(NamedTuple):
 
     @property
     def hop(self) -> int:
-        """Return the samples from a frame to the next."""
+        """Return the number of samples from one frame to the next."""
         return round(self.sample_rate / self.frame_rate)
 
     def call(self, x: np.ndarray, samples: np.ndarray | None = None) -> list[Any]:
-        """Return the hidden states of audio [b, n], arrays [b, t, d] of whatever library.
+        """Return the hidden states of audio [b, n], arrays [b, t, d] of any library.
 
         Raises:
           ValueError: the plug-in raised, or returned something else.
@@ -77,7 +77,7 @@ class Plugin(NamedTuple):
 
 @contextlib.contextmanager
 def blaming(spec: str, file: Path | None) -> Iterator[None]:
-    """Say in one line what a plug-in raises, and at which line of its file."""
+    """Turn what a plug-in raises into one line that names the line of its file."""
     try:
         yield
     except (Exception, SystemExit) as error:
@@ -90,15 +90,15 @@ def blaming(spec: str, file: Path | None) -> Iterator[None]:
         said = first_line(error)
         remedy = ""
         if _GPU.search(said):
-            remedy = ": if this machine has no GPU for it, let it take the CPU"
+            remedy = ": if this machine has no GPU for it, let it use the CPU"
         raise ValueError(f"{spec} raised {type(error).__name__}{line}: {said}{remedy}") from error
 
 
 def check(plugin: Plugin) -> tuple[windows.Frames, np.ndarray]:
-    """Hear noise, and return the plug-in's frames and its answer, [layers, width].
+    """Run it on noise; return the plug-in's frames and its answer, [layers, width].
 
     Raises:
-      ValueError: shapes, rate or values are not what they are to be; one line tells what is wrong.
+      ValueError: shapes, rate or values are wrong; the message is one line that says what.
     """
     spec, hop = plugin.spec, plugin.hop
     n = max(round(SECONDS * plugin.sample_rate), 4 * hop)
@@ -112,21 +112,21 @@ def check(plugin: Plugin) -> tuple[windows.Frames, np.ndarray]:
         found = (longer - shorter) * plugin.sample_rate / hop
         rate = shorter * plugin.sample_rate / n if longer == shorter else found
         raise ValueError(
-            f"{spec} says {plugin.frame_rate:g} frames a second, and returned {shorter} frames for "
-            f"{n} samples ({n / plugin.sample_rate:g} s) and {longer} for {n + hop}: it has about "
-            f"{rate:g} a second, or the same number whatever it hears"
+            f"{spec} says {plugin.frame_rate:g} frames per second, but returned {shorter} frames "
+            f"for {n} samples ({n / plugin.sample_rate:g} s) and {longer} for {n + hop}: it has "
+            f"about {rate:g} per second, or the same number for any length"
         )
     _checked(plugin, np.zeros_like(x), "silence")
 
-    # The same window has the same answer, again and whatever is beside it.
+    # The same window gives the same answer, when repeated and whatever else is in the batch.
     if worst := _unlike(_checked(plugin, x), together):
         raise ValueError(
-            f"{spec} gives the same audio other features when it is called again (layer {worst}): "
+            f"{spec} gives other features for the same audio when called again (layer {worst}): "
             "is it in training mode? Call eval(), and draw nothing at random"
         )
     if worst := _unlike(_checked(plugin, x[:1]), [h[:1] for h in together]):
         raise ValueError(
-            f"{spec} gives a window other features when another is beside it (layer {worst}): "
+            f"{spec} gives a window other features if the batch holds another one (layer {worst}): "
             "normalise each window by itself, and call eval()"
         )
     frames = windows.Frames(_first_window(plugin, x[:1], n, shorter), hop)
@@ -148,7 +148,7 @@ def _first_window(plugin: Plugin, x: np.ndarray, n: int, count: int) -> int:
 
 
 def _check_padding(plugin: Plugin, x: np.ndarray, frames: windows.Frames) -> None:
-    """Check that a padded window has the frames that it has alone."""
+    """Check that a padded window has the same frames as without padding."""
     samples = np.array([x.shape[1] * 2 // 3, x.shape[1]])
     padded = np.where(np.arange(x.shape[1]) < samples[:, None], x, np.float32(0))
     count = int(frames.count(samples)[0])
@@ -157,7 +157,7 @@ def _check_padding(plugin: Plugin, x: np.ndarray, frames: windows.Frames) -> Non
     if worst := _unlike(alone, together):
         raise ValueError(
             f"{plugin.spec} lets the padding of a window change its features (layer {worst}): mask "
-            "what is after `samples`, or leave that parameter out, and no window is padded"
+            "what follows `samples`, or leave out that parameter, so that no window is padded"
         )
 
 
@@ -179,10 +179,10 @@ def _checked(
 
 
 def check_shapes(plugin: Plugin, states: Sequence[Any], b: int) -> None:
-    """Raise ValueError where hidden states are not `layers` arrays [b, t, width]."""
+    """Raise ValueError if hidden states are not `layers` arrays [b, t, width]."""
     if len(states) != plugin.layers:
         raise ValueError(
-            f"{plugin.spec} says {plugin.layers} layers, and returned {len(states)} arrays"
+            f"{plugin.spec} has layers = {plugin.layers}, but returned {len(states)} arrays"
         )
     shapes = [tuple(getattr(h, "shape", ())) for h in states]
     for number, shape in enumerate(shapes):
@@ -190,7 +190,7 @@ def check_shapes(plugin: Plugin, states: Sequence[Any], b: int) -> None:
         if shape != (b, *shapes[0][1:2], plugin.width):
             raise ValueError(
                 f"{plugin.spec}: layer {number} has the shape {list(shape)} for a batch of {b}: "
-                f"[{b}, {frames}, {plugin.width}] is wanted{', as of layer 0' if number else ''}"
+                f"[{b}, {frames}, {plugin.width}] is expected{', as in layer 0' if number else ''}"
             )
 
 

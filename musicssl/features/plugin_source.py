@@ -1,4 +1,4 @@
-"""A plug-in as a source of features: loaded from a file or module, with its digest, and heard."""
+"""A plug-in as a source of features: loads it from a file or module, and runs it."""
 
 import collections
 import functools
@@ -25,7 +25,7 @@ _FIGURES = {
     "sample_rate": "Hz of the audio that it takes",
     "layers": "arrays that it returns",
     "width": "columns of each",
-    "frame_rate": "frames a second",
+    "frame_rate": "frames per second",
 }
 
 
@@ -37,23 +37,23 @@ def open_plugin(spec: str) -> FeatureSource:
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: it cannot be loaded, or does not do what it says; one line tells which.
+      ValueError: it cannot be loaded, or does not do what it says; the message says which.
     """
     if jax.process_count() > 1:
-        raise ValueError(f"{spec}: a plug-in runs in one process: leave --processes out")
+        raise ValueError(f"{spec}: a plug-in runs in one process only: leave --processes out")
     module, model, name = _load(spec)
     plugin = _described(spec, module, model)
     note(f"{spec}: checking it with {SECONDS:g} s of noise")
     frames, answer = check(plugin)
 
-    # The digest is of the file, of the weights that are found, and of the version that it tells.
+    # The digest covers the file, the weights that are found, and the version that it states.
     source, weights = _sha256(plugin.file.read_bytes()), _weights(module, model)
     figures = [getattr(plugin, figure) for figure in (*_FIGURES, "normalize", "version")]
     digest = _sha256(repr((source, weights, name, figures, frames)).encode())
     if not weights and not plugin.version:
         note(
-            f"{spec}: no weights were found in it, so that only its file tells it from another "
-            "version: give it the attribute `version` if it reads weights"
+            f"{spec}: no weights were found in it, so only its file distinguishes it from other "
+            "versions: give it the attribute `version` if it reads weights"
         )
     return FeatureSource(
         f"{name} of {plugin.file.name} ({source[:12]})",
@@ -76,7 +76,7 @@ def _sha256(content: bytes) -> str:
 
 
 def _load(spec: str) -> tuple[ModuleType, Callable[..., Any], str]:
-    """Return the module that a plug-in is in, what is to be called, and its name there."""
+    """Return a plug-in's module, the object to call, and the object's name there."""
     place, _, name = spec.rpartition(":")
     if not place or not name.isidentifier():
         raise ValueError(f"python:{spec} names no plug-in: give python:FILE.py:NAME")
@@ -112,11 +112,11 @@ def _load_file(spec: str, file: Path) -> ModuleType:
 
 
 def _described(spec: str, module: ModuleType, model: Callable[..., Any]) -> Plugin:
-    """Read what a plug-in tells of itself."""
+    """Read a plug-in's attributes."""
     missing = [name for name in _FIGURES if getattr(model, name, None) is None]
     if missing:
         wanted = ", ".join(f"{name} ({_FIGURES[name]})" for name in missing)
-        raise ValueError(f"{spec} does not tell its {wanted}: give it attributes of these names")
+        raise ValueError(f"{spec} lacks {wanted}: give it attributes of these names")
     figures: dict[str, Any] = {}
     for name in _FIGURES:
         value = getattr(model, name)
@@ -127,8 +127,7 @@ def _described(spec: str, module: ModuleType, model: Callable[..., Any]) -> Plug
             figures[name] = 0
         if figures[name] <= 0 or figures[name] != value:
             raise ValueError(
-                f"{spec} says that its {name} is {value!r}: give a "
-                f"{'whole ' if whole else ''}number above 0"
+                f"{spec} has {name} = {value!r}: give a {'whole ' if whole else ''}number above 0"
             )
     plugin = Plugin(
         spec,
@@ -142,15 +141,15 @@ def _described(spec: str, module: ModuleType, model: Callable[..., Any]) -> Plug
     hop = plugin.sample_rate / plugin.frame_rate
     if hop < 1 or abs(hop - plugin.hop) > 1e-3:
         raise ValueError(
-            f"{spec} says {plugin.sample_rate} Hz and {plugin.frame_rate:g} frames a second, so "
-            f"that a frame is {hop:.2f} samples: it must be a whole number. Give frame_rate as "
-            "sample_rate / hop, and the rate that the model itself hears as sample_rate"
+            f"{spec} has {plugin.sample_rate} Hz and {plugin.frame_rate:g} frames per second, so a "
+            f"frame is {hop:.2f} samples, which must be a whole number. Give frame_rate as "
+            "sample_rate / hop, and as sample_rate the rate that the model itself takes"
         )
     return plugin
 
 
 def _weights(module: ModuleType, model: Callable[..., Any]) -> str:
-    """Return the digest of all weights in a plug-in and in its module, "" if none are found."""
+    """Return the digest of all weights in a plug-in and in its module; "" if none are found."""
     torch = sys.modules.get("torch")
     digest, found = hashlib.sha256(), False
     own = dict(vars(model)) if hasattr(model, "__dict__") else {}
@@ -185,8 +184,8 @@ def _hear(
 ) -> Iterator[Outputs]:
     """Compute the rows of windows, as FeatureSource.hear.
 
-    A thread reads and scales audio ahead. The rows of a batch are fetched when the next one is
-    under way, so that a GPU does not wait for this machine.
+    A thread reads and scales audio ahead. The rows of a batch are fetched while the next one is
+    computed, so that a GPU does not wait for the host.
     """
     exact = not plugin.takes_samples
     filled = batches.batches(plugin.normalize, cut, read, waiting, batch, exact)
@@ -206,8 +205,8 @@ def _hear(
         returned, wanted = states[0].shape[1], int(cut.frames.count(np.array(n)))
         if returned < frames.max() or (exact and returned != wanted):
             raise ValueError(
-                f"{plugin.spec} returned {returned} frames for a window of {n} samples, and "
-                f"{wanted} are what its frame_rate makes of them"
+                f"{plugin.spec} returned {returned} frames for a window of {n} samples, but its "
+                f"frame_rate makes {wanted} of them"
             )
         rows = {p: _pooled(plugin, states, frames, counts[p][numbers], p) for p in pools}
         running.append((numbers, rows))
@@ -219,7 +218,7 @@ def _hear(
 
 
 def _in_half(values: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):  # what is too large is refused where it is written
+    with np.errstate(over="ignore"):  # values that are too large are refused when they are written
         return values.astype(np.float16)
 
 
@@ -243,7 +242,7 @@ def _pooled(
 
 
 def _means(states: Sequence[Any], parts: Sequence[tuple[int, int]]) -> Rows:
-    """Begin to average parts of frames where the arrays are: [b, t, d] of each layer."""
+    """Begin to average parts of frames on the arrays' own device: [b, t, d] of each layer."""
     single = all(end - first == 1 for first, end in parts) and parts[-1][1] == len(parts)
     torch = sys.modules.get("torch")
     if torch and torch.is_tensor(states[0]):

@@ -1,4 +1,4 @@
-"""A task's rows of the features on disk: read whole, or as a program needs them.
+"""A task's rows of the features on disk: read as a whole, or as a program needs them.
 
 Axis letters: l layers of the file, m layers taken (one, or all blocks of the weighted sum), n rows,
 d width.
@@ -22,7 +22,7 @@ class Stored:
     """Features [1, m, n, d], float16, that may be memory-mapped.
 
     layers: m arrays [all rows, d].
-    rows: the numbers of those that are taken, [n].
+    rows: the numbers of the rows that are used, [n].
     scale: each layer's mean and standard deviation [d], by which `read` standardises; or nothing.
     """
 
@@ -44,7 +44,7 @@ class Stored:
         return values[None].astype(np.float16)
 
     def whole(self) -> np.ndarray:
-        """Read all of it into memory."""
+        """Read all rows into memory."""
         if not self.scale and len(self.layers) == 1 and len(self.rows) == len(self.layers[0]):
             return self.layers[0][None, None]
         out = np.empty(self.shape, np.float16)
@@ -74,13 +74,13 @@ def stored(features: np.ndarray, source: str, rows: np.ndarray) -> Stored:
 
     Args:
       source: as of `layers_of`.
-      rows: the numbers of the rows that are taken.
+      rows: the numbers of the rows to use.
     """
     return Stored(tuple(features[i] for i in layers_of(source, len(features))), rows)
 
 
 def layers_of(source: str, layers: int) -> list[int]:
-    """Return the numbers of a source's layers, of so many that there are.
+    """Return the numbers of a source's layers, given how many layers there are.
 
     Args:
       source: a layer, "0" to "12", "sum" (every layer but 0) or "concat" (every layer).

@@ -50,7 +50,7 @@ def open_features(folder: Path) -> FeatureSource:
 
     Raises:
       FileNotFoundError: there is no such directory, or it has no features.json.
-      ValueError: features.json does not tell what it is to tell.
+      ValueError: features.json lacks something.
     """
     path = folder / ABOUT
     if not path.is_file():
@@ -65,12 +65,12 @@ def open_features(folder: Path) -> FeatureSource:
         layers, width = int(figures["layers"]), int(figures["width"])
         sample_rate, frame_rate = int(figures["sample_rate"]), float(figures["frame_rate"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is to tell {', '.join(_FIGURES)} as numbers: {error!r}") from None
+        raise ValueError(f"{path} must have {', '.join(_FIGURES)} as numbers: {error!r}") from None
     hop = round(sample_rate / frame_rate)
     if hop < 1 or abs(hop - sample_rate / frame_rate) > 1e-3 * hop:
         raise ValueError(
-            f"{path}: {sample_rate} Hz and {frame_rate:g} frames a second make a frame of "
-            f"{sample_rate / frame_rate:.2f} samples: it must be a whole number"
+            f"{path}: {sample_rate} Hz and {frame_rate:g} frames per second make a frame of "
+            f"{sample_rate / frame_rate:.2f} samples, which must be a whole number"
         )
     digest = _digest(folder)
     return FeatureSource(
@@ -89,7 +89,7 @@ def open_features(folder: Path) -> FeatureSource:
 
 
 def _digest(folder: Path) -> str:
-    """Return the digest of all that a directory holds, which is read whole."""
+    """Return the digest of everything in a directory; all of it is read."""
     files = [folder / ABOUT, *sorted(folder.glob("*/*/*"))]
     total = sum(file.stat().st_size for file in files)
     digest = hashlib.sha256()
@@ -108,7 +108,7 @@ def _digest(folder: Path) -> str:
 def _bind(
     folder: Path, figures: tuple[int, int, float], dataset: str, split: str, data: Any
 ) -> Hear:
-    """Check the features of a split against its records, and return what reads them.
+    """Check the features of a split against its records; return the function that reads them.
 
     Args:
       figures: layers, width and frame rate.
@@ -116,36 +116,36 @@ def _bind(
 
     Raises:
       FileNotFoundError: a file is missing.
-      ValueError: they are of other records, or not what they are to be.
+      ValueError: the features are of other records, or not of the expected form.
     """
     layers, width, frame_rate = figures
     where = folder / dataset / split
     records = len(data.split_lengths)
     if not (where / "digest.txt").is_file():
         raise FileNotFoundError(
-            f"{where} has no digest.txt: features of the {records} records of {data.version} "
-            f"{split} are wanted there, and the digest of these is {data.split_digest}"
+            f"{where} has no digest.txt: it should hold features of the {records} records of "
+            f"{data.version} {split}, whose digest is {data.split_digest}"
         )
     said = (where / "digest.txt").read_text().strip()
     if said != data.split_digest:
         raise ValueError(
-            f"{where} has features of other records: its digest.txt is {said[:12]}..., and "
-            f"{data.version} {split} has {data.split_digest[:12]}..."
+            f"{where} has features of other records: its digest.txt is {said[:12]}..., but that of "
+            f"{data.version} {split} is {data.split_digest[:12]}..."
         )
 
-    # How many frames each record has: as many as its length makes.
+    # How many frames each record has, which must match its length.
     frames = _array(where / "frames.npy")
     if frames.ndim != 1 or frames.dtype.kind not in "iu" or len(frames) != records:
         raise ValueError(
-            f"{where / 'frames.npy'} is {frames.dtype} {list(frames.shape)}: the numbers of frames "
-            f"of {records} records are wanted, integers [{records}]"
+            f"{where / 'frames.npy'} is {frames.dtype} {list(frames.shape)}, but should hold the "
+            f"numbers of frames of {records} records, integers [{records}]"
         )
     expected = data.split_lengths / data.sample_rate * frame_rate
     wrong = np.flatnonzero(np.abs(frames - expected) > 2 + 0.02 * expected)
     if len(wrong):
         r = int(wrong[0])
         raise ValueError(
-            f"{where / 'frames.npy'}: record {r} has {frames[r]} frames, and its "
+            f"{where / 'frames.npy'}: record {r} has {frames[r]} frames, but its "
             f"{data.split_lengths[r] / data.sample_rate:.2f} s make {expected[r]:.1f}"
         )
 
@@ -155,8 +155,8 @@ def _bind(
     for number, array in enumerate(arrays):
         if array.shape != (total, width) or array.dtype.kind != "f":
             raise ValueError(
-                f"{where / f'layer_{number:02}.npy'} is {array.dtype} {list(array.shape)}: floats "
-                f"[{total}, {width}] are wanted, a row for each frame of the {records} records"
+                f"{where / f'layer_{number:02}.npy'} is {array.dtype} {list(array.shape)}, but "
+                f"should be floats [{total}, {width}], a row per frame of the {records} records"
             )
     if frames.min() < 1:
         raise ValueError(f"{where / 'frames.npy'}: record {frames.argmin()} has no frame")
@@ -189,13 +189,13 @@ def _hear(
             for pool, values in outputs.items():
                 rows, most = int(counts[pool][window]), frames.shape[1] - 1
                 parts = windows.parts(pool, rows, int(length[window]), split.frame_rate)
-                for row, (a, z) in enumerate(parts):  # what a record lacks at its end is its last
+                for row, (a, z) in enumerate(parts):  # missing frames repeat the record's last
                     values[:, place, row] = frames[:, min(a, most) : z].mean(1)
         yield numbers, outputs
 
 
 def _frames(split: Split, cut: windows.Windows, window: int) -> np.ndarray:
-    """Return the frames that begin in a window, one at least: float32 [layers, t, d].
+    """Return the frames that begin in a window, at least one: float32 [layers, t, d].
 
     Raises:
       ValueError: they are not finite.
@@ -208,8 +208,8 @@ def _frames(split: Split, cut: windows.Windows, window: int) -> np.ndarray:
     finite = np.isfinite(frames).all((1, 2))
     if not finite.all():
         raise ValueError(
-            f"{split.folder / f'layer_{int(finite.argmin()):02}.npy'} is not finite in the frames "
-            f"of record {record}"
+            f"{split.folder / f'layer_{int(finite.argmin()):02}.npy'} has values that are not "
+            f"finite in the frames of record {record}"
         )
     return frames
 

@@ -1,8 +1,8 @@
 """Windows that clips are cut into, and the rows of features that a window gives.
 
 A row stands for a whole window, for a part of it, or for a frame. Parts have the same times for
-every encoder, so that their labels are the same too: they are groups of the 20 ms ticks that are
-the frames of wav2vec 2.0 at 16 kHz, and a row averages the frames that begin in its part.
+every encoder, so that their labels are the same too. They are groups of ticks of 20 ms, the frames
+of wav2vec 2.0 at 16 kHz, and a row averages the frames that begin in its part.
 """
 
 import dataclasses
@@ -12,8 +12,8 @@ import numpy as np
 
 from musicssl import audio
 
-WHOLE, FRAMES = 0, 1  # as the ticks of a pool: all of a window, and every frame by itself
-TICKS = audio.SAMPLE_RATE / audio.STEM_HOP  # in a second
+WHOLE, FRAMES = 0, 1  # special numbers of ticks in a pool: all of a window; every frame by itself
+TICKS = audio.SAMPLE_RATE / audio.STEM_HOP  # per second
 _PARTS = 4  # of a whole window: shorter ones are padded to one, two, three or all of them
 
 
@@ -21,15 +21,15 @@ _PARTS = 4  # of a whole window: shorter ones are padded to one, two, three or a
 class Frames:
     """An encoder's frames: one every `hop` samples, the first of which needs `window` samples.
 
-    Whatever convolutions and strides follow each other, they amount to one such pair. Where the
-    encoder pads, `window` is less than `hop`, and may be negative.
+    Any sequence of convolutions and strides amounts to one such pair. If the encoder pads its
+    input, `window` is less than `hop`, and may be negative.
     """
 
     window: int
     hop: int
 
     def count(self, samples: np.ndarray) -> np.ndarray:
-        """Return how many frames clips of `samples` samples have; one where there would be none."""
+        """Return how many frames clips of `samples` samples have, at least one."""
         return ((samples - self.window) // self.hop + 1).clip(1)
 
 
@@ -42,11 +42,11 @@ class Windows(NamedTuple):
     record: the record that each window is cut from, [w].
     start: its first sample in the record, [w].
     samples: how many it has, [w]: `size`, or fewer at the end of a record.
-    size: samples of a whole window.
-    standardised_alone: whether a window's mean and variance are its own, not those of its record,
-      for an encoder that takes audio of mean 0 and variance 1.
+    size: samples in a whole window.
+    standardised_alone: whether a window is standardised by its own mean and variance, not by those
+      of its record, for an encoder that takes audio of mean 0 and variance 1.
     sample_rate: in Hz.
-    frames: of the encoder that hears them.
+    frames: of the encoder that processes them.
     """
 
     record: np.ndarray
@@ -80,7 +80,7 @@ def cut(
 
 
 def padded(windows: Windows) -> np.ndarray:
-    """Return how many samples each window is padded to [w], so that few programs hear them all."""
+    """Return how many samples each window is padded to [w], so that few programs are needed."""
     part = -(-windows.size // _PARTS)
     parts = np.minimum(-(-windows.samples // part) * part, windows.size)
     return np.maximum(parts, windows.frames.window)
@@ -130,7 +130,7 @@ def rows(windows: Windows, pool: int, sample_rate: int) -> Rows:
 def parts(pool: int, rows: int, frames: int, frame_rate: float) -> list[tuple[int, int]]:
     """Return which frames each of a window's rows averages: the first, and the one after the last.
 
-    A row in which no frame begins has the frame that is heard as it begins.
+    A row in which no frame begins gets the frame that is current when the row begins.
 
     Args:
       frames: of the window.

@@ -87,7 +87,7 @@ def test_the_cache_is_by_encoder_and_read_only_once(tmp_path: Path) -> None:
 def test_a_disk_that_is_too_small_is_told_before(tmp_path, monkeypatch) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
-    with pytest.raises(OSError, match=r"0.00 GB free and these features take .*config.cache"):
+    with pytest.raises(OSError, match=r"0.00 GB free, but these features take .*config.cache"):
         get(tmp_path)
     assert not list(tmp_path.rglob("*.part"))
 

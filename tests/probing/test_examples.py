@@ -135,14 +135,14 @@ def test_features_of_something_else_are_refused(
 
     layer, frames = (np.load(where / name) for name in ("layer_00.npy", "frames.npy"))
     refused("has features of other records: its digest.txt is abc", "digest.txt", "abc")
-    refused("the digest of these is", "digest.txt", None)
-    refused(r"floats \[1128, 40\] are wanted", "layer_00.npy", layer[:-1])
+    refused("whose digest is", "digest.txt", None)
+    refused(r"should be floats \[1128, 40\]", "layer_00.npy", layer[:-1])
     refused("is missing", "layer_00.npy", None)
     refused(r"is damaged", "layer_00.npy", "not an array")
     refused(r"numbers of frames of 6 records", "frames.npy", frames[:-1])
-    refused("record 0 has 17 frames, and its 6.00 s make 187.5", "frames.npy", frames * 0 + 17)
+    refused("record 0 has 17 frames, but its 6.00 s make 187.5", "frames.npy", frames * 0 + 17)
     for about, message in (
-        ({"layers": 1}, "is to tell sample_rate, frame_rate"),
+        ({"layers": 1}, "must have sample_rate, frame_rate"),
         ({"sample_rate": 16_000, "frame_rate": 75, "layers": 1, "width": 2}, "213.33 samples"),
     ):
         (tmp_path / stored.ABOUT).write_text(json.dumps(about))
@@ -165,7 +165,8 @@ def test_features_that_are_not_finite_are_told_before_a_probe_is_trained(
         source = extract.open_source(f"features:{elsewhere}")
         given = session.Session(source, settings, sharding.make_mesh(), nothing)
         with pytest.raises(
-            ValueError, match=r"layer_00.npy is not finite in the frames of record 2"
+            ValueError,
+            match=r"layer_00.npy has values that are not finite in the frames of record 2",
         ):
             session.prepare(tasks.TASKS["synth_key"], "train", set(), given)
     finally:
