@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from musicssl import audio, paths
 from musicssl.command import EXIT_REFUSED, EXIT_STORAGE, note
-from musicssl.runtime import distributed, sharding
+from musicssl.runtime import buckets, distributed, sharding
 
 if TYPE_CHECKING:
     from data_pipelines import batches, deform, labelled_records, records
@@ -291,11 +291,13 @@ def path(name: str | os.PathLike) -> Path:
 
     A path on gs:// has those methods of a local path that this package calls. They tolerate errors
     that pass, and raise OSError, with EIO if the bucket did not answer for minutes.
+    From then on Orbax does so too.
     """
     if not paths.is_remote(name):
         return Path(name)
-    from data_pipelines import remote
+    from data_pipelines import remote, retries
 
+    buckets.bear(retries.PATIENCE)
     return remote.path(name)  # type: ignore[return-value]
 
 

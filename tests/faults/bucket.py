@@ -1,18 +1,21 @@
 """Runs on a bucket that fails end as one on a disk that nothing disturbed, to the bit.
 
-    python -m tests.faults.bucket [--runs=6] [--seed=0] [--only=music2vec,musichubert,mirror]
+    python -m tests.faults.bucket [--runs=5] [--seed=0] [--only=music2vec,musichubert,mirror]
 
-The bucket is the one on loopback. While real processes of the main command train from it and save
-to it, requests are answered with 503, lose their connection, or lose it after they were carried
-out, and now and then an answer takes five seconds.
+The bucket is the one on loopback. While processes of the main command train from it and save to
+it, requests are answered with 503, lose their connection, or lose it after they were carried out,
+and now and then an answer takes five seconds.
 
 - music2vec, musichubert: runs that are killed with SIGKILL while they start, in training, while
   they save and while they fit the codebook;
 - mirror: runs that copy their data to a disk first (data.mirror), killed while they copy;
 - slow: a run whose every request is answered after 0.02 s, and one in sixty after 5 s;
-- processes: a job of two processes of which one is killed, and started again;
+- two, four: jobs of so many processes of which one is killed, in training and while they save;
 - moved: a run of two processes that goes on on one, and on two again. Sums over devices are in
   another order, so its losses are compared within a tolerance.
+
+The processes are forked from one that has the imports done, and compile without optimising: their
+reference does so too.
 """
 
 import argparse
@@ -31,24 +34,25 @@ from pathlib import Path
 
 import psutil
 
-from tests.support import runs
+from tests.support import commands, runs
 from tests.support.bucket import ROOT, Bucket, Fault
 
-ONLY = ("music2vec", "musichubert", "mirror", "slow", "processes", "moved")
-OFTEN = {"steps": 40, "checkpoint.every": 5}
+ONLY = ("music2vec", "musichubert", "mirror", "slow", "two", "four", "moved")
+OFTEN = {"steps": 30, "checkpoint.every": 5}
+PAUSE = 0.02  # seconds that a batch takes at least, for a kill to find the run in training
 FAULTS = (  # of all requests, and of those that write
     *(Fault("503", "", every=90), Fault("reset", "", skip=31, every=130)),
     *(Fault("lost", "(POST|PUT) .*upload", every=70), Fault("cut", "GET .*", every=170)),
 )
 SLOW = (Fault("delay", "", every=60, seconds=5.0),)
-RATE = 2e5  # bytes a second of an answer, for a copy to take long enough to be killed
+RATE, PART = 2e5, 1 << 16  # bytes a second of an answer, and of one request, while data are copied
 
 
 class Trial:
     """The bucket, a folder of this machine, and what came of what was done to runs."""
 
     def __init__(self, bucket: Bucket, root: Path):
-        self.bucket, self.root = bucket, root
+        self.bucket, self.root, self.began = bucket, root, time.monotonic()
         self.kills: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
         self.wrong: list[str] = []
@@ -63,7 +67,7 @@ class Trial:
             counts = self.bucket.counts
         self.faults.update({k: n for k, n in counts.items() if k.startswith("faults_")})
 
-    def study(self, config: str, name: str, **leaves: object):
+    def study(self, config: str, name: str, processes: int = 1, **leaves: object):
         """A reference run on the disk, and the place on the bucket for those that suffer."""
         from musicssl import host
         from tests.faults import kill
@@ -71,12 +75,21 @@ class Trial:
         folder = self.root / name
         folder.mkdir()
         (folder / "data").symlink_to(self.root / "data")
+        (folder / "cache").symlink_to(self.root / "cache")
+        start = functools.partial(commands.start, pause=PAUSE)
+        if processes > 1:
+            start = functools.partial(commands.Job, processes, pause=PAUSE)
         place = host.path(f"{ROOT}/{name}"), f"{ROOT}/data"
-        return kill.Study(config, folder, runs.start, OFTEN | leaves, *place)
+        study = kill.Study(config, folder, start, OFTEN | leaves, *place)
+        self.say(f"{name}: the run on a disk has ended")
+        return study
+
+    def say(self, line: str) -> None:
+        print(f"{time.monotonic() - self.began:4.0f} s  {line}", flush=True)
 
     def told(self, what: str, wrong: list[str]) -> None:
         self.wrong += [f"{what}: {reason}" for reason in wrong]
-        print(f"{what}: {wrong or 'identical'}", flush=True)
+        self.say(f"{what}: {wrong or 'identical'}")
 
 
 def kills(name: str, trial: Trial, seeds: range) -> None:
@@ -93,28 +106,47 @@ music2vec = functools.partial(kills, "music2vec")
 musichubert = functools.partial(kills, "musichubert")
 
 
+def copying(pause: float, *arguments: str) -> None:
+    """The main command, which copies data in small parts."""
+    from data_pipelines import mirror as copies
+
+    copies._PART = PART
+    commands.main(pause, *arguments)
+
+
+def start_copying(arguments: list[str], cache: Path) -> commands.Process:
+    return commands.Process(copying, PAUSE, *arguments, cache=cache)
+
+
 def mirror(trial: Trial, seeds: range) -> None:
     """Kill runs while they copy the data to a disk."""
     study, chance = trial.study(runs.MUSIC2VEC, "mirrored"), random.Random(seeds.start)
+    study.start = start_copying
     whole = sum(path.stat().st_size for path in trial.root.glob("data/clips/*/*/*tfrecord*"))
     for seed in seeds:
-        copy = trial.root / f"copy-{seed}"
+        copy, killed = trial.root / f"copy-{seed}", Counter()
         study.leaves["data.mirror"] = copy
-        for _ in range(2):
+        # the second goes on with the copy of the first
+        for wanted in (chance.uniform(0.05, 0.45) * whole, chance.uniform(0.55, 0.9) * whole):
             with trial.suffering(*FAULTS, rate=RATE):
                 life = study.live(f"run-{seed}", "cache")
-                wanted = chance.uniform(0.05, 0.9) * whole
-                while life.process.poll() is None and not life.count("training"):
-                    files = (path for path in copy.rglob("*") if path.is_file())
-                    with contextlib.suppress(FileNotFoundError):  # it has another name by now
-                        if sum(path.stat().st_size for path in files) > wanted:
-                            break
+                while life.process.poll() is None and copied(copy) < wanted:
                     time.sleep(0.01)
-                trial.kills["copying" if not life.count("training") else "training"] += 1
+                complete = next(copy.rglob("mirror-train.json"), None)
+                complete = complete is not None and '"index": ""' not in complete.read_text()
+                killed["training" if complete else "copying"] += 1
                 life.process.kill()
                 life.end()
+        trial.kills += killed
         with trial.suffering(*FAULTS):
-            trial.told(f"mirror, run {seed}", finish(study, f"run-{seed}"))
+            trial.told(f"mirror, run {seed}, {dict(killed)}", finish(study, f"run-{seed}"))
+
+
+def copied(folder: Path) -> int:
+    """The bytes that are in a folder of this machine."""
+    with contextlib.suppress(FileNotFoundError):  # a file has another name by now
+        return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return 0
 
 
 def finish(study, name: str) -> list[str]:
@@ -134,28 +166,18 @@ def slow(trial: Trial, seeds: range) -> None:
         trial.told("a bucket that answers after 5 s", finish(study, "run"))
 
 
-def processes(trial: Trial, seeds: range) -> None:
-    """Kill one of two processes in training and while they save."""
-    from tests.faults import kill
-
-    study = trial.study(runs.MUSIC2VEC, "processes")
-    alone = trial.root / "two"
-    study.start = functools.partial(kill.start_job, 2)
-    # the reference is a job of two as well, on the disk
-    study.workdirs, bucket = alone, study.workdirs
-    alone.mkdir()
-    wrong = finish(study, "reference")
-    study.state = runs.state(alone / "reference")
-    shutil.rmtree(study.root / "reference")
-    shutil.copytree(alone / "reference", study.root / "reference")
-    study.workdirs = bucket
-    if any("exit code" in reason for reason in wrong):
-        trial.told("two processes on a disk", wrong)
-    for seed in seeds:
+def processes(count: int, name: str, trial: Trial, seeds: range) -> None:
+    """Kill one process of a job in training and while it saves; the reference is a job as well."""
+    study = trial.study(runs.MUSIC2VEC, name, count)
+    for seed in seeds[:2]:
         with trial.suffering(*FAULTS):
             killed, different = study.run(seed, "cache", ["training", "saving"])
         trial.kills += killed
-        trial.told(f"two processes, run {seed}, {dict(killed)}", different)
+        trial.told(f"{name} processes, run {seed}, one killed, {dict(killed)}", different)
+
+
+two = functools.partial(processes, 2, "two")
+four = functools.partial(processes, 4, "four")
 
 
 def moved(trial: Trial, seeds: range) -> None:
@@ -164,29 +186,46 @@ def moved(trial: Trial, seeds: range) -> None:
     from tests.faults import processes as jobs
 
     del seeds
-    place = host.path(f"{ROOT}/moved")
-    lives = (("1 process", trial.root, 1, 1, 0, jobs.COMPLETE),)
-    lives += (("run", place, 2, 1, 3, jobs.PREEMPTED), ("run", place, 1, 2, 7, jobs.PREEMPTED))
-    for name, where, count, devices, end, code in (*lives, ("run", place, 2, 1, 0, jobs.COMPLETE)):
-        data = trial.root / "data" if where == trial.root else f"{ROOT}/data"
-        with trial.suffering(*(() if where == trial.root else FAULTS)):
-            ended = jobs.life(runs.MUSIC2VEC, trial.root, name, count, devices, end, where, data)
-        if ended != code:
-            trial.told(f"moved, {count} processes", [f"exit code {ended}"])
-    same, difference = jobs.compare(trial.root / "1 process", place / "run")
-    wrong = [] if same and difference < jobs.TOLERANCE else ["other masks or losses"]
-    print(f"moved: losses within {difference:.1e} of {jobs.TOLERANCE:.0e}", flush=True)
+    place, cache = host.path(f"{ROOT}/moved"), trial.root / "cache"
+
+    def life(workdir: Path, data: Path | str, count: int, devices: int, end: int = 0) -> int:
+        """Train, and send SIGTERM after a step; returns the exit code."""
+        arguments = runs.flags(runs.MUSIC2VEC, workdir, data, jobs.LEAVES)
+        job = commands.Job if count > 1 else lambda _, *given: commands.start(*given)
+        process = job(count, arguments, cache, devices, 0.2)
+        for line in process.stdout:
+            if end and line.startswith(f"step {end}/"):
+                process.send_signal(signal.SIGTERM)
+        errors = process.stderr.read()
+        code = process.wait()
+        trial.say(f"moved: {count} processes of {devices} devices ended with {code}")
+        if code not in (jobs.COMPLETE, jobs.PREEMPTED):
+            trial.told("moved", [errors[-2000:]])
+        return code
+
+    alone = trial.root / "alone"
+    codes = [life(alone, trial.root / "data", 1, 1)]
+    with trial.suffering(*FAULTS):
+        for count, devices, end in ((2, 1, 3), (1, 2, 7), (2, 1, 0)):
+            codes.append(life(place, f"{ROOT}/data", count, devices, end))
+    expected = [jobs.COMPLETE, jobs.PREEMPTED, jobs.PREEMPTED, jobs.COMPLETE]
+    wrong = [] if codes == expected else [f"exit codes {codes}"]
+    same, difference = jobs.compare(alone, place)
+    if not same or difference > jobs.TOLERANCE:
+        wrong.append(f"other masks, or losses that differ by {difference:.1e}")
+    trial.say(f"moved: losses within {difference:.1e} of {jobs.TOLERANCE:.0e}")
     trial.told("moved to another number of processes", wrong)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--runs", type=int, default=6, help="of each method that are killed")
+    parser.add_argument("--runs", type=int, default=5, help="of each method that are killed")
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the first run")
     parser.add_argument("--only", default=",".join(ONLY), help="what is done, of those above")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     root = Path(tempfile.mkdtemp(prefix="bucket-"))
+    (root / "cache").mkdir()
     try:
         with Bucket() as bucket:
             os.environ.update(bucket.environment)
@@ -195,7 +234,8 @@ def main() -> None:
                 globals()[name](trial, range(options.seed, options.seed + options.runs))
     finally:
         for child in psutil.Process().children(recursive=True):  # of what was left in the middle
-            child.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
         shutil.rmtree(root)
     early = trial.kills.pop("ended before", 0)
     print(f"{trial.kills.total()} SIGKILLs {dict(trial.kills)}; {early} lives had ended before")

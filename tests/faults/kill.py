@@ -117,8 +117,10 @@ class Life:
                 break
             time.sleep(0.002)
 
-    def members(self) -> list[psutil.Process]:
+    def members(self) -> list:
         """The processes of a job of several."""
+        if hasattr(self.process, "members"):
+            return self.process.members
         if "launch/local.py" not in getattr(self.process, "args", []):
             return []
         with contextlib.suppress(psutil.NoSuchProcess):

@@ -34,6 +34,8 @@ _PART = 1 << 18  # bytes that are sent at once where the rate is limited
 class Fault:
     """What befalls some of the requests whose "METHOD /path" a regular expression is found in.
 
+    The path of an upload ends with "?name=" and the object's name, if that is known from it.
+
     kind: "503" or another status, "reset" (of the connection), "lost" (reset after what was asked
     for is done), "cut" (reset in mid-answer), or "delay" by `seconds`. Of those found, `skip` pass
     first; then one in `every`, `times` times.
@@ -247,6 +249,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return
         time.sleep(self.server.latency)
         request = f"{self.command} {urllib.parse.unquote(parts.path)}"
+        request += f"?name={query['name']}" if "name" in query else ""
         self.server.count(requests=1)
         fault = self.server.fault(request)
         self.losing = fault is not None and fault.kind == "lost"

@@ -5,11 +5,13 @@ They are processes like others: with devices of their own, for a signal to end a
 
 import atexit
 import gc
+import io
 import multiprocessing
 import os
 import resource
 import runpy
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -77,6 +79,62 @@ class Process:
             output = self.stdout.read()
         self.wait()
         return output, errors.result()
+
+
+class Job:
+    """Processes of the main command that train as one, with the methods of a single process.
+
+    Its output is that of process 0, its errors those of all, and its exit code the first that is
+    no 0, by the numbers of the processes.
+    """
+
+    def __init__(
+        self, count: int, arguments: list[str], cache: Path, devices: int = 1, pause: float = 0
+    ):
+        with socket.create_server(("localhost", 0)) as server:
+            port = server.getsockname()[1]
+        joint = [f"--coordinator=localhost:{port}", f"--processes={count}", "--heartbeat=20"]
+        self.members = [
+            start([*arguments, *joint, f"--process={number}"], cache, devices, pause)
+            for number in range(count)
+        ]
+        self.stdout = self.members[0].stdout
+        others = [member.stdout for member in self.members[1:]]
+        pool = ThreadPoolExecutor(2 * count)  # a pipe that is full would hold its process
+        self.errors = [pool.submit(member.stderr.read) for member in self.members]
+        self.rest = [pool.submit(output.read) for output in others]
+        pool.shutdown(wait=False)
+
+    @property
+    def stderr(self) -> io.StringIO:
+        return io.StringIO("".join(errors.result() for errors in self.errors))
+
+    @property
+    def returncode(self) -> int | None:
+        codes = [member.returncode for member in self.members]
+        return None if None in codes else next((code for code in codes if code), 0)
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def wait(self) -> int:
+        for member in self.members:
+            member.wait()
+        return self.returncode
+
+    def kill(self) -> None:
+        for member in self.members:
+            member.kill()
+
+    def send_signal(self, number: int) -> None:
+        for member in self.members:
+            member.send_signal(number)
+
+    def communicate(self) -> tuple[str, str]:
+        """Its output and its errors, when it has ended."""
+        output, errors = self.stdout.read(), self.stderr.read()
+        self.wait()
+        return output, errors
 
 
 def live(
