@@ -62,9 +62,12 @@ def is_remote(path: str | os.PathLike) -> bool:
 
 
 def encoder(spec: str) -> str:
-    """Return the name of an encoder, a path or one of KINDS and a path, as `anywhere` does."""
+    """Return the name of an encoder, a path or one of KINDS and a path, as `anywhere` does.
+
+    The code of PYTHON and the features of FEATURES have to be on a disk.
+    """
     kind, path = split_kind(spec)
-    return kind + anywhere(path)
+    return kind + (local(path) if kind in (PYTHON, FEATURES) else anywhere(path))
 
 
 def split_kind(spec: str) -> tuple[str, str]:

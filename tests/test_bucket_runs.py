@@ -1,7 +1,10 @@
 """Runs on a machine that has nothing but a bucket: trained, killed, probed, exported and read."""
 
 import functools
+import itertools
 import json
+import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,8 @@ from musicssl import export, host
 from musicssl.exchange.pretrained import load_encoder
 from musicssl.probing import report, session
 from musicssl.runtime.workdir import steps_on_disk
-from tests.faults import kill
+from tests.faults import bucket as faults
+from tests.faults import kill, processes
 from tests.support import commands, probes, runs
 from tests.support.bucket import ROOT, Bucket, Fault
 
@@ -35,19 +39,62 @@ def study(root) -> kill.Study:
     """A run on a disk that nothing disturbed, to be compared with those on the bucket."""
     start = functools.partial(commands.start, pause=0.02)
     place = host.path(f"{ROOT}/runs"), f"{ROOT}/data"
-    return kill.Study(runs.MUSIC2VEC, root, start, OFTEN, *place)
+    return kill.Study(runs.MUSICHUBERT, root, start, OFTEN, *place)
 
 
 @pytest.fixture(scope="module")
-def survived(study, bucket) -> Path:
-    """The workdir of a run that was killed in training and while it saved, through errors."""
-    faults = Fault("503", "", every=150), Fault("reset", "", skip=7, every=200)
-    with bucket.suffering(*faults, Fault("lost", "(POST|PUT) .*upload", every=60)):
-        kills, wrong = study.run(1, "cache", ["training", "saving"])
+def killed_copying(study, bucket) -> None:
+    """Begin the run by a life that copies its data to a disk, and is killed meanwhile."""
+    copy = study.root / "copy"
+    arguments = runs.flags(
+        study.config, study.workdirs / "run-1", study.data_dir, study.leaves | {"data.mirror": copy}
+    )
+    with bucket.suffering(Fault("503", "tfrecord", every=4), rate=faults.RATE):
+        process = faults.start_copying(arguments, study.root / "cache")
+        while process.poll() is None and faults.copied(copy) < 300_000:
+            time.sleep(0.01)
+        process.kill()
+        process.communicate()
+        assert bucket.counts["faults_503"] > 1
+    assert 300_000 <= faults.copied(copy) < 1_200_000  # of 1.8 MB
+    # it is gone on with, and then the data are read from the bucket again
+    assert list(copy.rglob(".*.part")) and not bucket.files("runs/run-1/codebook")
+    process = faults.start_copying(arguments, study.root / "cache")
+    said = list(itertools.takewhile(lambda x: not x.startswith("codebook pass"), process.stdout))
+    process.kill()
+    errors = process.communicate()[1]
+    assert "copying to" in errors and not list(copy.rglob(".*.part")), (said, errors)
+    shutil.rmtree(copy)
+
+
+@pytest.fixture(scope="module")
+def survived(study, bucket, killed_copying) -> Path:
+    """The workdir of a run that was killed in every phase, through errors."""
+    befell = Fault("503", "", every=150), Fault("reset", "", skip=7, every=200)
+    with bucket.suffering(*befell, Fault("lost", "(POST|PUT) .*upload", every=60)):
+        kills, wrong = study.run(1, "cache", ["fitting", "training", "saving"])
         counts = bucket.counts
-    assert not wrong and kills.total() == 2 and not kills["ended before"], (kills, wrong)
+    assert not wrong and kills.total() == 3 and not kills["ended before"], (kills, wrong)
     assert counts["faults_503"] > 5 and counts["faults_reset"] > 5 and counts["faults_lost"] > 1
     return host.path(f"{ROOT}/runs/run-1")
+
+
+def test_a_job_of_two_goes_on_after_one_was_killed(study, bucket):
+    """With a codebook that one process fitted, as sums over two are in another order."""
+    workdir = host.path(f"{ROOT}/runs/two")
+    bucket.put("runs/two/codebook.npz", (study.root / "reference/codebook.npz").read_bytes())
+    arguments = runs.flags(study.config, workdir, study.data_dir, study.leaves)
+    with bucket.suffering(Fault("503", "", every=150), Fault("reset", "", skip=7, every=200)):
+        job = commands.Job(2, arguments, study.root / "cache", pause=0.1)
+        list(itertools.takewhile(lambda line: not line.startswith("step 6/"), job.stdout))
+        job.members[1].kill()
+        errors = job.communicate()[1]
+        assert job.members[0].returncode == 69, errors
+        job = commands.Job(2, arguments, study.root / "cache")
+        output, errors = job.communicate()
+    assert job.returncode == 0 and "going on from step 4" in output, (output, errors)
+    same, difference = processes.compare(study.root / "reference", workdir)
+    assert same and difference < processes.TOLERANCE
 
 
 def test_a_run_that_was_killed_ends_as_one_on_a_disk_that_was_not(survived, study, bucket):
@@ -91,7 +138,7 @@ def test_an_export_is_the_run_s_encoder(survived, bucket, tmp_path):
     output = host.path(f"{ROOT}/exported")
     with bucket.suffering(Fault("503", "", every=30)):
         said = export.export(survived, output)
-    assert said.startswith(f"{ROOT}/exported: data2vec-audio, encoder of {survived} at step 12")
+    assert said.startswith(f"{ROOT}/exported: hubert, encoder of {survived} at step 12")
     names = {name.rpartition("/")[2] for name in bucket.files("exported/")}
     assert names == {"config.json", "preprocessor_config.json", "model.safetensors", "README.md"}
     assert "| 12 of 12 |" in bucket.files("exported/")["exported/README.md"].decode()
@@ -112,9 +159,10 @@ def impatient(*arguments: str) -> None:
 def test_a_bucket_that_is_away_ends_a_run_with_the_code_that_launchers_repeat(study, bucket):
     """Its saves stay, and the same command goes on from them."""
     workdir = host.path(f"{ROOT}/runs/away")
-    given = runs.flags(runs.MUSIC2VEC, workdir, f"{ROOT}/data", study.leaves)
-    # folders are listed before a save counts; arrays would be tried for 15 minutes
-    with bucket.suffering(Fault("503", "GET .*/o$", skip=60)):
+    given = runs.flags(study.config, workdir, f"{ROOT}/data", study.leaves)
+    bucket.put("runs/away/codebook.npz", (study.root / "reference/codebook.npz").read_bytes())
+    # a save's arrays are written, which tensorstore would try for 15 minutes
+    with bucket.suffering(Fault("503", "(POST|PUT) .*/checkpoints/8.*/state/")):
         process = commands.Process(impatient, *given, cache=study.root / "cache")
         output, errors = process.communicate()
     assert process.returncode == 74, errors

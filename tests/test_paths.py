@@ -128,8 +128,13 @@ def test_a_leaf_that_cannot_be_a_path_is_named(leaf, value, why):
         paths.write_out(config)
 
 
-def test_features_are_kept_on_a_disk():
+def test_code_and_features_are_on_a_disk():
     config = probe.get_config()
+    for spec in ("features:gs://abc/b", "python:gs://abc/b.py:Model"):
+        config.encoder = spec
+        with pytest.raises(ValueError, match=r"--config\.encoder: gs://abc/b.* is no path on this"):
+            paths.write_out(config)
+    config.encoder = ""
     config.cache = "gs://a/b"
     with pytest.raises(ValueError, match=r"--config\.cache: gs://a/b .*: features are read"):
         paths.write_out(config)

@@ -66,6 +66,7 @@ def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
 
     Raises:
       ValueError: the directory holds another run, or checkpoints of an unknown run, or other files.
+      OSError: the bucket did not answer for minutes.
     """
     path = workdir / "config.json"
     mine = json.loads(config.to_json())
@@ -73,6 +74,8 @@ def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
         try:
             theirs = read_leaves(path)
         except (OSError, json.JSONDecodeError) as error:
+            if command.storage_errno(error):
+                raise
             raise ValueError(
                 f"{workdir} holds checkpoints, but {path} cannot be read ({error}): put the "
                 "configuration back, or use another --workdir"
@@ -152,7 +155,9 @@ def _wrote(path: Path) -> bool:
     """Return whether `claim` wrote this file: a Hugging Face directory has a config.json too."""
     try:
         return {"name", "variant", "method"} <= json.loads(path.read_text()).keys()
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError) as error:
+        if command.storage_errno(error):
+            raise
         return False
 
 

@@ -1,12 +1,13 @@
 """The input pipeline alone, beside a bare read of the same TFRecord files.
 
-    python -m tests.benchmarks.input [--threads=1,2,4] [--frames=256] [--rounds=3]
+    python -m tests.benchmarks.input [--threads=1,2,4] [--frames=256] [--rounds=3] [--against=DIR]
 
 It fabricates 600 records of 30 s at 16 kHz (576 MB) in a temporary folder and reads them warm. For
 each number of threads a process of its own, bound to as many cores, takes random crops with
 `data_pipelines.batches` and whole records with the fastest TFRecordDataset found (parallel
 interleave over the shards, any order, its best buffer size), in turn, so that a busy machine slows
-both.
+both. With --against, the pipeline of another checkout of this project is measured in turn with this
+one's, in as many pairs as there are rounds.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from pathlib import Path
 import numpy as np
 
 RECORDS, SHARDS, SECONDS, RATE, CLIPS = 600, 8, 30, 16_000, 32
+ROOT = Path(__file__).parents[2]
 LIMIT = 0.6  # of the bare reading's records per second
 BUFFERS = (1 << 18, 1 << 20, 1 << 22)  # bytes; the best differs between machines
 
@@ -34,6 +36,7 @@ def main() -> None:
     parser.add_argument("--threads", default="1,2,4", help="numbers of threads, and cores")
     parser.add_argument("--frames", type=int, default=256, help="of the encoder, in a crop")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--against", type=Path, help="another checkout, which has this command too")
     parser.add_argument("--worker", help=argparse.SUPPRESS)  # the data's folder
     arguments = parser.parse_args()
     if arguments.worker:
@@ -42,15 +45,39 @@ def main() -> None:
         )
         print(json.dumps(found))
         return
+    frames, rounds = arguments.frames, arguments.rounds
     with tempfile.TemporaryDirectory() as folder:
-        fabricate(Path(folder))
-        for threads in arguments.threads.split(","):
-            command = [sys.executable, "-m", "tests.benchmarks.input", f"--worker={folder}"]
-            command += [f"--threads={threads}", f"--frames={arguments.frames}"]
-            command += [f"--rounds={arguments.rounds}"]
-            worker = subprocess.run(command, stdout=subprocess.PIPE, check=True)
-            report(int(threads), arguments.frames, json.loads(worker.stdout))
+        fabricate(Path(folder) / "here")
+        if arguments.against:
+            code = f"from tests.benchmarks import input; input.fabricate(input.Path({folder!r}))"
+            subprocess.run([sys.executable, "-c", code], cwd=arguments.against, check=True)
+        for threads in map(int, arguments.threads.split(",")):
+            if arguments.against:
+                compare(arguments.against, Path(folder), threads, frames, rounds)
+            else:
+                report(threads, frames, work(ROOT, Path(folder) / "here", threads, frames, rounds))
     print(machine())
+
+
+def work(checkout: Path, folder: Path, threads: int, frames: int, rounds: int) -> dict[str, float]:
+    """Measure in a process of its own, with the code of a checkout."""
+    command = [sys.executable, "-m", "tests.benchmarks.input", f"--worker={folder}"]
+    command += [f"--threads={threads}", f"--frames={frames}", f"--rounds={rounds}"]
+    worker = subprocess.run(command, stdout=subprocess.PIPE, check=True, cwd=checkout)
+    return json.loads(worker.stdout)
+
+
+def compare(against: Path, folder: Path, threads: int, frames: int, pairs: int) -> None:
+    """Print how fast this pipeline is beside another one, measured in turn with it."""
+    speeds, times = [], []
+    for _ in range(pairs):
+        ours = work(ROOT, folder / "here", threads, frames, 1)
+        theirs = work(against, folder, threads, frames, 1)
+        speeds.append(ours["ours"] / theirs["ours"])
+        times.append(ours["cores"] / ours["ours"] / (theirs["cores"] / theirs["ours"]))
+    for what, found in (("records a second", speeds), ("processor time a record", times)):
+        spread = f"{min(found):.2f} to {max(found):.2f} in {pairs} pairs"
+        print(f"{threads} threads: {statistics.median(found):.2f} of its {what} ({spread})")
 
 
 def fabricate(folder: Path) -> None:

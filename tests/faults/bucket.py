@@ -11,6 +11,8 @@ and now and then an answer takes five seconds.
 - mirror: runs that copy their data to a disk first (data.mirror), killed while they copy;
 - slow: a run whose every request is answered after 0.02 s, and one in sixty after 5 s;
 - two, four: jobs of so many processes of which one is killed, in training and while they save;
+- away: runs whose bucket is gone from some request on: each ends with 74, in a line, and goes on
+  where it is there again;
 - moved: a run of two processes that goes on on one, and on two again. Sums over devices are in
   another order, so its losses are compared within a tolerance.
 
@@ -37,7 +39,7 @@ import psutil
 from tests.support import commands, runs
 from tests.support.bucket import ROOT, Bucket, Fault
 
-ONLY = ("music2vec", "musichubert", "mirror", "slow", "two", "four", "moved")
+ONLY = ("music2vec", "musichubert", "mirror", "slow", "two", "four", "away", "moved")
 OFTEN = {"steps": 30, "checkpoint.every": 5}
 PAUSE = 0.02  # seconds that a batch takes at least, for a kill to find the run in training
 FAULTS = (  # of all requests, and of those that write
@@ -178,6 +180,40 @@ def processes(count: int, name: str, trial: Trial, seeds: range) -> None:
 
 two = functools.partial(processes, 2, "two")
 four = functools.partial(processes, 4, "four")
+
+
+def impatient(*arguments: str) -> None:
+    """The main command, which does not bear with a bucket for long."""
+    from data_pipelines import retries
+
+    os.environ["GCS_RETRY_CONFIG_MAX_RETRIES"] = "1"
+    retries.PATIENCE = 0.5
+    commands.main(0, *arguments)
+
+
+def away(trial: Trial, seeds: range) -> None:
+    """Take the bucket away at requests that are spread over a run, from its first to its last."""
+    study = trial.study(runs.MUSICHUBERT, "away", steps=10)
+    with trial.suffering():
+        wrong = finish(study, "undisturbed")
+        requests = trial.bucket.counts["requests"]
+    trial.told(f"away: a run of {requests} requests", wrong)
+    start, codes = study.start, Counter()
+    for number in range(2 * len(seeds)):
+        skip, name = int(requests * (number + 0.5) / (2 * len(seeds))), f"run-{number}"
+        study.start = lambda arguments, cache: commands.Process(impatient, *arguments, cache=cache)
+        with trial.suffering(Fault("503", "", skip=skip)):
+            life = study.live(name, "cache")
+            errors = life.end()
+        code, study.start = life.process.returncode, start
+        codes[code] += 1
+        last = (errors.splitlines() or [""])[-1]
+        wrong = (
+            [] if code == 74 and last.startswith("musicssl: ") else [f"{code}: {errors[-2000:]}"]
+        )
+        trial.say(f"away: at request {skip} it ended with {code}: {last[:200]}")
+        trial.told(f"away, run {number}", wrong + finish(study, name))
+    trial.say(f"away: exit codes {dict(codes)}")
 
 
 def moved(trial: Trial, seeds: range) -> None:
