@@ -86,13 +86,15 @@ def test_a_job_of_two_goes_on_after_one_was_killed(study, bucket):
     arguments = runs.flags(study.config, workdir, study.data_dir, study.leaves)
     with bucket.suffering(Fault("503", "", every=150), Fault("reset", "", skip=7, every=200)):
         job = commands.Job(2, arguments, study.root / "cache", pause=0.1)
-        list(itertools.takewhile(lambda line: not line.startswith("step 6/"), job.stdout))
+        list(itertools.takewhile(lambda line: not line.startswith("step 10/"), job.stdout))
         job.members[1].kill()
         errors = job.communicate()[1]
         assert job.members[0].returncode == 69, errors
+        saved = steps_on_disk(workdir)[-1]
         job = commands.Job(2, arguments, study.root / "cache")
         output, errors = job.communicate()
-    assert job.returncode == 0 and "going on from step 4" in output, (output, errors)
+    assert job.returncode == 0, errors
+    assert saved in (4, 8) and f"going on from step {saved}" in output  # its last may be half done
     same, difference = processes.compare(study.root / "reference", workdir)
     assert same and difference < processes.TOLERANCE
 
