@@ -224,7 +224,7 @@ def _check(args: argparse.Namespace) -> None:
     """Raise BuildError for a flag with an impossible value; expand `~` in the paths."""
     copied = "copy it to a disk of this machine, or mount the bucket (gcsfuse), and give that"
     try:
-        args.data_dir = paths.anywhere(args.data_dir)
+        args.data_dir = machine.anywhere(args.data_dir)
         args.manual_dir = args.manual_dir and paths.local(args.manual_dir, copied)
     except ValueError as error:
         raise BuildError(str(error)) from error

@@ -1,4 +1,4 @@
-"""What a machine may lack: a home directory, names in UTF-8, someone who reads the output.
+"""What a machine may lack: a home directory, names in UTF-8, someone who reads the output, a disk.
 
 Both wings import this module, so it loads nothing but Python's standard library.
 """
@@ -7,10 +7,12 @@ import contextlib
 import errno
 import io
 import os
+import re
 import sys
 from logging import StreamHandler, getLogger
 from typing import Any
 
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]+[a-z0-9]")  # what a bucket may be called
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -24,6 +26,27 @@ def written_out(path: str) -> str:
     if whole.startswith("~"):
         raise ValueError(f"{path}: its home directory is not known; write the path out")
     return whole
+
+
+def anywhere(path: str) -> str:
+    """Return a path of this machine with `~` written out, or an address on gs://.
+
+    An address has no slash at its end, as another of the same folder has none.
+
+    Raises:
+      ValueError: it is an address of another kind or without a bucket, or there is no such home directory.
+    """
+    scheme, found, name = path.partition("://")
+    if not found:
+        if path.startswith("gs:/"):
+            raise ValueError(f"{path} is not an address: write gs://BUCKET/FOLDER")
+        return written_out(path)
+    if scheme != "gs":
+        why = "Orbax does not save there, and TensorFlow does not read there"
+        raise ValueError(f"{path}: {scheme}:// is not supported ({why}): use gs:// or a disk")
+    if not _BUCKET.fullmatch(name.partition("/")[0]):
+        raise ValueError(f"{path} names no bucket: write gs://BUCKET/FOLDER")
+    return path.rstrip("/")
 
 
 def shown(path: str | os.PathLike) -> str:

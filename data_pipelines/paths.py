@@ -11,22 +11,6 @@ from etils import epath
 
 from data_pipelines import machine, retries
 
-_NOT_YET = "Orbax does not save there, and TensorFlow does not read there"
-
-
-def anywhere(path: str) -> str:
-    """Return a path that may be on this machine or on gs://, with `~` written out.
-
-    Raises:
-      ValueError: it is an address of another kind, or there is no such home directory.
-    """
-    scheme, found, _ = path.partition("://")
-    if found and scheme != "gs":
-        raise ValueError(f"{path}: {scheme}:// is not supported ({_NOT_YET}): use gs:// or a disk")
-    if path.startswith("gs:/") and not path.removeprefix("gs://").strip("/"):
-        raise ValueError(f"{path} names no bucket: write gs://BUCKET/FOLDER")
-    return path if found else machine.written_out(path)
-
 
 def local(path: str, remedy: str) -> str:
     """Return a path of this machine, with `~` written out.
@@ -35,7 +19,7 @@ def local(path: str, remedy: str) -> str:
       ValueError: it is an address such as gs://, with the remedy; or there is no such home
         directory.
     """
-    if "://" in path:
+    if "://" in path or path.startswith("gs:/"):
         raise ValueError(f"{path} has to be a folder of this machine: {remedy}")
     return machine.written_out(path)
 

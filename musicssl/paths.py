@@ -32,7 +32,7 @@ def local(path: str, remedy: str = "copy it to a disk, or mount it") -> str:
       ValueError: it is an address such as gs://, with the remedy; its home is not known, or it is
         not UTF-8.
     """
-    if "://" in path:
+    if "://" in path or path.startswith("gs:/"):
         raise ValueError(f"{path} is not a path on this machine: {remedy}")
     return _written_out(path)
 
@@ -43,17 +43,8 @@ def anywhere(path: str) -> str:
     Raises:
       ValueError: it is an address of another kind or without a bucket; else as `local`.
     """
-    scheme, found, name = path.partition("://")
-    if not found:
-        if path.startswith("gs:/"):
-            raise ValueError(f"{path} is not an address: write gs://BUCKET/FOLDER")
-        return _written_out(path)
-    if scheme != "gs":
-        why = "Orbax does not save there, and TensorFlow does not read there"
-        raise ValueError(f"{path}: {scheme}:// is not supported ({why}): use gs:// or a disk")
-    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]+[a-z0-9]", name.partition("/")[0]):
-        raise ValueError(f"{path} names no bucket: write gs://BUCKET/FOLDER")
-    return path.rstrip("/")
+    whole = machine.anywhere(path)
+    return whole if is_remote(whole) else _written_out(path)
 
 
 def is_remote(path: str | os.PathLike) -> bool:

@@ -26,8 +26,9 @@ def test_a_home_is_written_out(home):
 
 
 def test_an_address_is_no_path_on_this_machine():
-    with pytest.raises(ValueError, match="gs://a/b is not a path on this machine: copy it"):
-        paths.local("gs://a/b")
+    for address in ("gs://a/b", "gs:/a/b"):
+        with pytest.raises(ValueError, match=f"{address} is not a path on this machine: copy it"):
+            paths.local(address)
 
 
 def test_a_path_may_be_on_a_bucket_of_the_one_kind_that_works(home):

@@ -6,7 +6,7 @@ that the bucket is away.
 """
 
 import functools
-import inspect
+import sys
 from collections.abc import Callable
 
 import orbax.checkpoint as ocp
@@ -20,10 +20,9 @@ def bear(seconds: float) -> None:
 
     Checkpoints that are opened from now on follow this.
     """
-    # all parts of Orbax call the function by the name of its module
-    module = inspect.getmodule(ocp.type_handlers.get_ts_context)
-    plain = inspect.unwrap(module.get_ts_context)
-    module.get_ts_context = _patient(plain, seconds)  # type: ignore[union-attr]
+    # all parts of Orbax call the function by the name of the module that it is defined in
+    plain = ocp.type_handlers.get_ts_context
+    sys.modules[plain.__module__].get_ts_context = _patient(plain, seconds)  # type: ignore[attr-defined]
 
 
 def _patient(make: Callable[..., tensorstore.Context], seconds: float) -> Callable:

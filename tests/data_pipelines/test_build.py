@@ -18,7 +18,7 @@ import pytest
 import soundfile
 import tensorflow as tf
 
-from data_pipelines import batches, build, claim, decode, paths, workers
+from data_pipelines import batches, build, claim, decode, machine, workers
 from data_pipelines.shards import ShardedBuilder
 from tests.support import commands
 from tests.support.bucket import ROOT
@@ -138,7 +138,8 @@ def test_paths_that_cannot_be(music, tmp_path, capsys):
     line = refused(capsys, "music_folder", "--data_dir=s3://b/d", f"--manual_dir={music}")
     assert "s3:// is not supported (Orbax does not save there" in line and "use gs://" in line
     assert "names no bucket" in refused(capsys, "music_folder", "--data_dir=gs://")
-    assert paths.anywhere("gs://b/~x") == "gs://b/~x"
+    assert "write gs://BUCKET" in refused(capsys, "music_folder", "--data_dir=gs:/abc/b")
+    assert machine.anywhere("gs://abc/~x/") == "gs://abc/~x"
 
 
 def test_wrong_flags_are_refused_by_name(music, tmp_path, capsys):
