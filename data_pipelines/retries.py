@@ -1,8 +1,8 @@
 """Retries reads after storage errors that pass, with growing pauses: they are not damage.
 
 A bucket that is busy (503), a lost connection, or a network disk that does not answer (EIO, ESTALE)
-says nothing about what is stored. So a read is retried until PATIENCE seconds after its first
-error, and then ends in Unreachable; the same command may be started again. An error that stays the
+says nothing about what is stored. So a read is retried until PATIENCE seconds are over,
+and then ends in Unreachable; the same command may be started again. An error that stays the
 same however often one asks, such as a missing permission, is raised at once.
 """
 
@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import tensorflow as tf
 
-PATIENCE = 300.0  # seconds from a read's first error to its last retry
+PATIENCE = 300.0  # seconds from the start of the first read that failed to the last retry
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 30.0  # seconds; each is twice the one before it
 _TOLD_EVERY = 10.0  # seconds, by all threads of a process together
 
@@ -74,6 +74,7 @@ def patiently(
     closed = closed or threading.Event()
     began, pause = None, _FIRST_PAUSE
     while True:
+        asked = time.monotonic()
         try:
             return read()
         except Exception as error:
@@ -84,7 +85,7 @@ def patiently(
             if isinstance(error, Unreachable) or not passes(error):
                 raise
             now = time.monotonic()
-            began = now if began is None else began
+            began = asked if began is None else began  # libraries try for minutes by themselves
             line = f"{what()}: {_said(error)}"
             if now - began >= PATIENCE:
                 raise Unreachable(

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import orbax.checkpoint as ocp
 import tensorstore
 
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 30.0  # seconds; each is twice the one before it
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 60.0  # seconds; each is twice the one before it
 
 
 def bear(seconds: float) -> None:
