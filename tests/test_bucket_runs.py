@@ -3,7 +3,6 @@
 import functools
 import itertools
 import json
-import shutil
 import time
 from pathlib import Path
 
@@ -43,39 +42,27 @@ def study(root) -> kill.Study:
 
 
 @pytest.fixture(scope="module")
-def killed_copying(study, bucket) -> None:
-    """Begin the run by a life that copies its data to a disk, and is killed meanwhile."""
-    copy = study.root / "copy"
-    arguments = runs.flags(
-        study.config, study.workdirs / "run-1", study.data_dir, study.leaves | {"data.mirror": copy}
-    )
+def survived(study, bucket) -> Path:
+    """The workdir of a run that was killed in every phase, through errors."""
+    study.leaves["data.mirror"] = copy = study.root / "copy"
+    study.start, start = faults.start_copying, study.start
     with bucket.suffering(Fault("503", "tfrecord", every=4), rate=faults.RATE):
-        process = faults.start_copying(arguments, study.root / "cache")
-        while process.poll() is None and faults.copied(copy) < 300_000:
+        life = study.live("run-1", "cache")
+        while life.process.poll() is None and faults.copied(copy) < 300_000:
             time.sleep(0.01)
-        process.kill()
-        process.communicate()
+        life.process.kill()
+        life.end()
         assert bucket.counts["faults_503"] > 1
     assert 300_000 <= faults.copied(copy) < 1_200_000  # of 1.8 MB
-    # it is gone on with, and then the data are read from the bucket again
-    assert list(copy.rglob(".*.part")) and not bucket.files("runs/run-1/codebook")
-    process = faults.start_copying(arguments, study.root / "cache")
-    said = list(itertools.takewhile(lambda x: not x.startswith("codebook pass"), process.stdout))
-    process.kill()
-    errors = process.communicate()[1]
-    assert "copying to" in errors and not list(copy.rglob(".*.part")), (said, errors)
-    shutil.rmtree(copy)
-
-
-@pytest.fixture(scope="module")
-def survived(study, bucket, killed_copying) -> Path:
-    """The workdir of a run that was killed in every phase, through errors."""
+    study.start = start
     befell = Fault("503", "", every=150), Fault("reset", "", skip=7, every=200)
     with bucket.suffering(*befell, Fault("lost", "(POST|PUT) .*upload", every=60)):
         kills, wrong = study.run(1, "cache", ["fitting", "training", "saving"])
         counts = bucket.counts
+    del study.leaves["data.mirror"]
     assert not wrong and kills.total() == 3 and not kills["ended before"], (kills, wrong)
     assert counts["faults_503"] > 5 and counts["faults_reset"] > 5 and counts["faults_lost"] > 1
+    assert not list(copy.rglob("*.part"))  # the copy was gone on with
     return host.path(f"{ROOT}/runs/run-1")
 
 
