@@ -13,6 +13,7 @@ from logging import StreamHandler, getLogger
 from typing import Any
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]+[a-z0-9]")  # what a bucket may be called
+_SIGNS = "#?*[]"  # of patterns and of versions of an object; what is written there is not found
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -31,10 +32,11 @@ def written_out(path: str) -> str:
 def anywhere(path: str) -> str:
     """Return a path of this machine with `~` written out, or an address on gs://.
 
-    An address has no slash at its end, as another of the same folder has none.
+    Slashes at the end of an address are removed.
 
     Raises:
-      ValueError: it is an address of another kind or without a bucket, or there is no such home directory.
+      ValueError: it is an address of another kind, without a bucket, or with a name that libraries
+        do not take as it is; or there is no such home directory.
     """
     scheme, found, name = path.partition("://")
     if not found:
@@ -46,6 +48,11 @@ def anywhere(path: str) -> str:
         raise ValueError(f"{path}: {scheme}:// is not supported ({why}): use gs:// or a disk")
     if not _BUCKET.fullmatch(name.partition("/")[0]):
         raise ValueError(f"{path} names no bucket: write gs://BUCKET/FOLDER")
+    if set(name) & set(_SIGNS) or {".", ".."} & set(name.split("/")):
+        raise ValueError(
+            f"{path}: in names on gs:// each of {' '.join(_SIGNS)} . and .. stands for something "
+            "else, to Orbax and to Google's own tools: use another name"
+        )
     return path.rstrip("/")
 
 
