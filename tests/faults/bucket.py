@@ -192,7 +192,7 @@ def impatient(*arguments: str) -> None:
 
 
 def away(trial: Trial, seeds: range) -> None:
-    """Take the bucket away at requests that are spread over a run, from its first to its last."""
+    """Take the bucket away at requests from a run's first to its last, closer at its start."""
     study = trial.study(runs.MUSICHUBERT, "away", steps=10)
     with trial.suffering():
         wrong = finish(study, "undisturbed")
@@ -200,7 +200,8 @@ def away(trial: Trial, seeds: range) -> None:
     trial.told(f"away: a run of {requests} requests", wrong)
     start, codes = study.start, Counter()
     for number in range(2 * len(seeds)):
-        skip, name = int(requests * (number + 0.5) / (2 * len(seeds))), f"run-{number}"
+        part, name = (number + 0.5) / (2 * len(seeds)), f"run-{number}"
+        skip = int(requests * part**2)
         study.start = lambda arguments, cache: commands.Process(impatient, *arguments, cache=cache)
         with trial.suffering(Fault("503", "", skip=skip)):
             life = study.live(name, "cache")
