@@ -186,7 +186,6 @@ def impatient(*arguments: str) -> None:
     """The main command, which does not bear with a bucket for long."""
     from data_pipelines import retries
 
-    os.environ["GCS_RETRY_CONFIG_MAX_RETRIES"] = "1"
     retries.PATIENCE = 0.5
     commands.main(0, *arguments)
 
@@ -261,6 +260,7 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(ONLY), help="what is done, of those above")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    os.environ["GCS_RETRY_CONFIG_MAX_RETRIES"] = "1"  # TensorFlow's own, of three minutes
     root = Path(tempfile.mkdtemp(prefix="bucket-"))
     (root / "cache").mkdir()
     try:
