@@ -141,7 +141,7 @@ def test_code_and_features_are_on_a_disk():
     config = probe.get_config()
     for spec in ("features:gs://abc/b", "python:gs://abc/b.py:Model"):
         config.encoder = spec
-        with pytest.raises(ValueError, match=r"--config\.encoder: gs://abc/b.* is not a path on this"):
+        with pytest.raises(ValueError, match=r"--config\.encoder: gs://abc/b.* is not a path"):
             paths.write_out(config)
     config.encoder = ""
     config.cache = "gs://a/b"
