@@ -297,7 +297,7 @@ def path(name: str | os.PathLike) -> Path:
         return Path(name)
     from data_pipelines import remote, retries
 
-    buckets.bear(retries.PATIENCE)
+    buckets.limit_retries(retries.PATIENCE)
     return remote.path(name)  # type: ignore[return-value]
 
 

@@ -1,8 +1,8 @@
-"""How long Orbax bears with a bucket that does not answer: as long as everything else does.
+"""Limits how long Orbax retries its requests to a bucket that does not answer.
 
-tensorstore, by which Orbax writes and reads arrays, tries a request that failed again for 15
-minutes, and Orbax has no setting for it. So a run that saves would end long after its reads said
-that the bucket is away.
+Orbax writes and reads arrays by tensorstore, which retries a failed request for 15 minutes, and it
+has no setting for that. A run would end long after its other reads have said that the bucket is
+away.
 """
 
 import functools
@@ -15,30 +15,25 @@ import tensorstore
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 60.0  # seconds; each is twice the one before it
 
 
-def bear(seconds: float) -> None:
-    """Have Orbax's requests end in an error about so many seconds after the first that failed.
-
-    Checkpoints that are opened from now on follow this.
-    """
-    # all parts of Orbax call the function by the name of the module that it is defined in
+def limit_retries(seconds: float) -> None:
+    """Let Orbax retry a request for so many seconds, in checkpoints that are opened from now on."""
+    # all parts of Orbax look the function up in the module that defines it
     plain = ocp.type_handlers.get_ts_context
-    sys.modules[plain.__module__].get_ts_context = _patient(plain, seconds)  # type: ignore[attr-defined]
+    sys.modules[plain.__module__].get_ts_context = _limited(plain, seconds)  # type: ignore[attr-defined]
 
 
-def _patient(make: Callable[..., tensorstore.Context], seconds: float) -> Callable:
-    """Return a function that makes the same contexts, with other repetitions."""
+def _limited(make: Callable[..., tensorstore.Context], seconds: float) -> Callable:
+    """Return a function that makes the same contexts, but for their retries."""
 
     @functools.wraps(make)
     def get_ts_context(*given: object, **named: object) -> tensorstore.Context:
-        return tensorstore.Context(
-            {"gcs_request_retries": repetitions(seconds)}, make(*given, **named)
-        )
+        return tensorstore.Context({"gcs_request_retries": retries(seconds)}, make(*given, **named))
 
     return get_ts_context
 
 
-def repetitions(seconds: float) -> dict[str, int | str]:
-    """Return tensorstore's repetitions of a request, whose pauses add up to so many seconds."""
+def retries(seconds: float) -> dict[str, int | str]:
+    """Return tensorstore's setting for retries whose pauses add up to so many seconds."""
     count, total = 0, 0.0
     while total < seconds:
         total += min(_FIRST_PAUSE * 2**count, _LONGEST_PAUSE)

@@ -1,4 +1,4 @@
-"""Orbax bears with a bucket for as long as it is told."""
+"""Orbax retries its requests to a bucket for as long as it is told."""
 
 import sys
 import time
@@ -18,19 +18,19 @@ from tests.support.saved_states import config, made_state
 @pytest.fixture(autouse=True)
 def as_before():
     yield
-    buckets.bear(300.0)
+    buckets.limit_retries(300.0)
 
 
 @pytest.mark.parametrize(("seconds", "count"), [(0.1, 1), (0.25, 1), (1.0, 3), (300.0, 12)])
 def test_pauses_add_up_to_the_time(seconds, count):
-    told = buckets.repetitions(seconds)
+    told = buckets.retries(seconds)
     pauses = [min(0.25 * 2**i, 60.0) for i in range(told["max_retries"])]
     assert told["max_retries"] == count and sum(pauses) >= seconds > sum(pauses[:-1])
 
 
 def test_orbax_takes_what_it_is_told_and_keeps_the_rest():
     for seconds in (1.0, 2.0):  # the last one counts
-        buckets.bear(seconds)
+        buckets.limit_retries(seconds)
     module = sys.modules[ocp.type_handlers.get_ts_context.__module__]
     context = module.get_ts_context(use_ocdbt=True)
     assert context["gcs_request_retries"].to_json()["max_retries"] == 4
