@@ -15,10 +15,12 @@ from musicssl import export, host
 from musicssl.exchange.pretrained import load_encoder
 from musicssl.probing import report, session
 from musicssl.runtime.workdir import steps_on_disk
+from musicssl.training.writer import Writer
 from tests.faults import bucket as faults
 from tests.faults import kill, processes
 from tests.support import commands, probes, runs
 from tests.support.bucket import ROOT, Bucket, Fault
+from tests.support.saved_states import config
 
 pytestmark = pytest.mark.slow
 
@@ -102,6 +104,16 @@ def test_a_save_that_was_not_ended_does_not_count(survived, bucket):
     bucket.put("runs/run-1/checkpoints/16/state/manifest.ocdbt", b"")
     assert steps_on_disk(survived)[-1] == 12
     bucket.delete("runs/run-1/checkpoints/16/state/manifest.ocdbt")
+
+
+def test_a_line_that_was_cut_short_is_set_aside_there_too(bucket, capsys):
+    whole, cut = b'{"step": 2, "loss": 1.5}\n', b'{"step": 4, "lo'
+    bucket.put("cut/metrics.jsonl", whole + cut)
+    Writer(host.path(f"{ROOT}/cut"), config(), 4).write(6, {"loss": 1.0})
+    held = bucket.files("cut/metrics")
+    assert held["cut/metrics.jsonl"] == whole + b'{"step": 6, "loss": 1.0}\n'
+    assert held["cut/metrics.jsonl.damaged"] == cut
+    assert "lines that could not be read" in capsys.readouterr().out
 
 
 def test_probes_read_and_write_there(survived, bucket, tmp_path):
