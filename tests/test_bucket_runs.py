@@ -113,7 +113,7 @@ def test_a_line_that_was_cut_short_is_set_aside_there_too(bucket, capsys):
     held = bucket.files("cut/metrics")
     assert held["cut/metrics.jsonl"] == whole + b'{"step": 6, "loss": 1.0}\n'
     assert held["cut/metrics.jsonl.damaged"] == cut
-    assert "lines that could not be read" in capsys.readouterr().out
+    assert "unreadable lines were moved to" in capsys.readouterr().out
 
 
 def test_probes_read_and_write_there(survived, bucket, tmp_path):
