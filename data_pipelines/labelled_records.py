@@ -46,6 +46,11 @@ class Labelled(NamedTuple):
         return _digest(self.whole)
 
     @property
+    def sums(self) -> np.ndarray:
+        """CRC-32 of the audio of each record, uint32 [records]."""
+        return self.whole.index.whole_sums()[self.numbers]
+
+    @property
     def lengths(self) -> np.ndarray:
         """Samples of each record at `sample_rate`, int64 [records]."""
         return self.split_lengths[self.numbers]
@@ -67,12 +72,18 @@ class Labelled(NamedTuple):
 
 
 def open_labelled(
-    name: str, data_dir: str | os.PathLike, split: str, sample_rate: int, limit: int = 0
+    name: str,
+    data_dir: str | os.PathLike,
+    split: str,
+    sample_rate: int,
+    limit: int = 0,
+    read_labels: bool = True,
 ) -> Labelled:
     """Open a split of DATA_DIR/NAME, in its build for `sample_rate` if there is one.
 
     Args:
       limit: how many records to use, spread evenly over the split; 0 means all.
+      read_labels: False where only the audio is wanted: then each record's dict is empty.
 
     Raises:
       FileNotFoundError: the data set is not built.
@@ -84,7 +95,7 @@ def open_labelled(
 
     # the labels, one set per record
     builder = _builder(dataset.directory)
-    labels = _labels(dataset.directory, split)
+    labels = _labels(dataset.directory, split) if read_labels else [{}] * len(dataset)
     if len(labels) != len(dataset):
         raise ValueError(f"{dataset.directory} is incomplete: build the data set again")
 

@@ -71,7 +71,7 @@ class _Copy:
         self.about = {"source": source.directory, "index": digest.hexdigest()}
         ends = np.cumsum(source.layout.lengths)
         self.records = [range(*x) for x in zip(ends - source.layout.lengths, ends, strict=True)]
-        self.sums = index.sums[np.append(index.first()[1:], len(index.sums)) - 1]  # whole records'
+        self.sums = index.whole_sums()
         self.note = folder / f"mirror-{source.split}.json"  # what was copied, once it is whole
         self.closed, self.lock = threading.Event(), threading.Lock()
 

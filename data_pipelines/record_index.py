@@ -67,6 +67,10 @@ class Index(NamedTuple):
         counts = _blocks(self.samples) + 1
         return np.cumsum(counts) - counts
 
+    def whole_sums(self) -> np.ndarray:
+        """Return the CRC-32 of all samples of each record, uint32 [records]."""
+        return self.sums[np.append(self.first()[1:], len(self.sums)) - 1]
+
 
 def _blocks(samples: np.ndarray) -> np.ndarray:
     """Return how many blocks hold a number of int16 samples; the last block may be short."""

@@ -351,16 +351,17 @@ def require_labelled(name: str, data_dir: str, sample_rate: int) -> None:
 
 
 def open_labelled(
-    name: str, data_dir: str, split: str, sample_rate: int, limit: int
+    name: str, data_dir: str, split: str, sample_rate: int, limit: int, read_labels: bool = True
 ) -> "labelled_records.Labelled":
-    """Open a split of a built data set: its records' audio and labels.
+    """Open a split of a built data set: its records' audio, and their labels if they are wanted.
 
     Raises:
       FileNotFoundError, ValueError: as `labelled_records.open_labelled`.
     """
     from data_pipelines import labelled_records
 
-    return labelled_records.open_labelled(name, data_dir or DATA_DIR, split, sample_rate, limit)
+    folder = data_dir or DATA_DIR
+    return labelled_records.open_labelled(name, folder, split, sample_rate, limit, read_labels)
 
 
 def check_deformation(spec: str) -> None:

@@ -87,6 +87,25 @@ class FeatureFiles:
         if self.batches % SAVE_EVERY == 0:
             self.save()
 
+    def copy(self, heard: windows.Windows, paths: dict[int, Path], alike: np.ndarray) -> None:
+        """Write the windows that complete files have already, if there are such files.
+
+        Args:
+          heard: the windows of those files. paths: of the files, by pool.
+          alike: which of them each window sounds like, [w]; -1 for none.
+        """
+        if not all(path.exists() for path in paths.values()):
+            return
+        found = np.flatnonzero(~self.written & (alike >= 0))
+        for pool, path in paths.items():
+            features = np.load(path, mmap_mode="r")
+            ends = np.cumsum(windows.rows_in(heard, pool))
+            for window, other in zip(found, alike[found], strict=True):
+                first, count = self.first[pool][window], self.counts[pool][window]
+                rows = features[:, ends[other] - count : ends[other]]
+                self.files[pool][:, first : first + count] = rows
+        self.written[found] = True
+
     def save(self) -> None:
         """Note which windows are on disk: all up to a certain one, except for a few that wait."""
         for file in self.files.values():

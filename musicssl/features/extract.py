@@ -15,7 +15,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -101,6 +101,18 @@ def _open_baseline(name: str) -> FeatureSource:
     return FeatureSource(title, f"{name}-{width}", 1, width, audio.SAMPLE_RATE, False, {}, apply)
 
 
+class Heard(NamedTuple):
+    """Windows that may be in the cache, and sound like some of those that are wanted.
+
+    cut: the windows. data: digest of their audio.
+    alike: which of them each wanted window sounds like, [w]; -1 for none.
+    """
+
+    cut: windows.Windows
+    data: str
+    alike: np.ndarray
+
+
 def extract(
     source: FeatureSource,
     cut: windows.Windows,
@@ -110,6 +122,7 @@ def extract(
     data: str,
     mesh: Mesh,
     batch: int,
+    heard: Callable[[], Sequence[Heard]] = tuple,
 ) -> dict[int, np.ndarray]:
     """Return the features of all windows, from the cache if it has them.
 
@@ -123,6 +136,7 @@ def extract(
       data: digest of the audio.
       mesh: whose devices share the work.
       batch: windows in a global batch; rounded up to a multiple of the mesh's devices.
+      heard: gives other windows, which are copied where the cache has them, and not heard again.
 
     Returns:
       {pool: [layers, n, d] float16}, memory-mapped.
@@ -142,7 +156,13 @@ def extract(
         cached = _from_first_process(np.array([paths[pool].exists() for pool in pools]))
         missing = [pool for pool, is_cached in zip(pools, cached, strict=True) if not is_cached]
         if missing:
-            _fill(source, cut, read, {pool: paths[pool] for pool in missing}, mesh, batch)
+            known = []
+            for cut_before, digest, alike in heard():
+                names = {pool: _key(source, cut_before, pool, digest) for pool in missing}
+                files = {pool: folder / f"{name}.npy" for pool, name in names.items()}
+                known.append((cut_before, files, alike))
+            wanted = {pool: paths[pool] for pool in missing}
+            _fill(source, cut, read, wanted, mesh, batch, known)
 
     if jax.process_index():
         return {}
@@ -170,11 +190,18 @@ def _fill(
     paths: dict[int, Path],
     mesh: Mesh,
     batch: int,
+    known: Sequence[tuple[windows.Windows, dict[int, Path], np.ndarray]],
 ) -> None:
-    """Write each pool's file, from where an interrupted pass stopped."""
+    """Write each pool's file, from where an interrupted pass stopped.
+
+    Args:
+      known: windows that were heard before, their files, and which of them each window sounds like.
+    """
     writer = None
     if jax.process_index() == 0:  # it has the files
         writer = FeatureFiles(source.layers, source.width, cut, paths)
+        for heard in known:
+            writer.copy(*heard)
 
     # Process 0 tells the others which windows are written.
     batch = -(-batch // mesh.size) * mesh.size

@@ -79,6 +79,25 @@ def cut(
     return Windows(record, start, samples, size, standardised_alone, sample_rate, frames)
 
 
+def alike(
+    windows: Windows, sums: np.ndarray, others: Windows, their_sums: np.ndarray
+) -> np.ndarray:
+    """Return which of the others each window sounds like, [w]; -1 for none.
+
+    Args:
+      sums, their_sums: of the audio of the records that windows are cut from, [records].
+    """
+
+    def places(cut: Windows, of_records: np.ndarray) -> list[tuple[int, int, int]]:
+        columns = of_records[cut.record], cut.start, cut.samples
+        return list(zip(*(column.tolist() for column in columns), strict=True))
+
+    if windows.size != others.size:
+        return np.full(len(windows.record), -1)
+    numbers = {place: number for number, place in enumerate(places(others, their_sums))}
+    return np.array([numbers.get(place, -1) for place in places(windows, sums)])
+
+
 def padded(windows: Windows) -> np.ndarray:
     """Return how many samples each window is padded to [w], so that few programs are needed."""
     part = -(-windows.size // _PARTS)

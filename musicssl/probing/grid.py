@@ -163,21 +163,26 @@ def _losses(kind: str, outputs: jax.Array, y: jax.Array) -> jax.Array:
     raise ValueError(f"loss is {kind!r}: use 'bce', 'ce' or 'mse'")
 
 
-def _adam(
-    params: dict, moments: tuple[dict, dict], grads: dict, rate: jax.Array, count: jax.Array
-) -> tuple[dict, tuple[dict, dict]]:
-    """Take a step of Adam with PyTorch's defaults; `count` is this update's number, from 1.
+_Moments = tuple[dict, dict]  # Adam's, of gradients and of their squares
 
-    It is written out because XLA then fuses each parameter's update into one pass over memory.
+
+def _moments(moments: _Moments, grads: dict) -> _Moments:
+    """Return Adam's moments after an update, with PyTorch's defaults."""
+    first = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, moments[0], grads)
+    second = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g * g, moments[1], grads)
+    return first, second
+
+
+def _moved(params: dict, moments: _Moments, rate: jax.Array, count: jax.Array) -> dict:
+    """Return the parameters after Adam's update of the number `count`, from 1, by its moments.
+
+    Adam is written out because XLA then fuses each array's update into one pass over memory.
     """
     scale = rate / (1 - 0.9**count)
     bias = 1 / (1 - 0.999**count)
-    first = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, moments[0], grads)
-    second = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g * g, moments[1], grads)
-    params = jax.tree.map(
-        lambda p, m, v: p - scale * m / (jnp.sqrt(v * bias) + 1e-8), params, first, second
+    return jax.tree.map(
+        lambda p, m, v: p - scale * m / (jnp.sqrt(v * bias) + 1e-8), params, *moments
     )
-    return params, (first, second)
 
 
 _Axes = tuple[
@@ -264,10 +269,10 @@ def _epoch(
     train: Split,
     keys: jax.Array,
     params: dict,
-    moments: tuple[dict, dict],
+    moments: _Moments,
     rates: jax.Array,
     epoch: jax.Array,
-) -> tuple[dict, tuple[dict, dict]]:
+) -> tuple[dict, _Moments]:
     """Train every model on all training samples once."""
     # Draw the order of the samples, by seed.
     epoch_keys = jax.vmap(lambda key: jax.random.fold_in(key, epoch))(keys)
@@ -285,7 +290,8 @@ def _epoch(
         (0, 0, 0, 0, 0, 0),
         (0, None, None, None, None, None),
     )
-    update = _over_models(_adam, (0, 0, 0, 0, None), (0, 0, 0, 0, None), (0, 0, 0, 0, None))
+    gather = _over_models(_moments, (0, 0), (0, 0), (0, 0))
+    move = _over_models(_moved, (0, 0, 0, None), (0, 0, 0, None), (0, 0, 0, None))
 
     def of_rows(params, rows, weights, total, dropout_keys):
         """Return the gradient of rows [s, b] of a batch whose weights have the sum `total` [s]."""
@@ -313,18 +319,23 @@ def _epoch(
         pieces = -(-total.max() // length)
         return jax.lax.fori_loop(0, pieces, add, jax.tree.map(jnp.zeros_like, params))
 
+    # An update moves the parameters as the next begins. If it moved them at once, XLA would compute
+    # new parameters and new moments from the old moments, and copy all three before that: on a CPU
+    # they then no longer fit in the cache.
     def step(carry, index):
         params, moments = carry
+        count = (epoch * steps + index).astype(jnp.float32)
+        params = move(params, moments, jnp.where(index > 0, rates, 0), jnp.maximum(count, 1))
         chosen, weights = order.rows[:, index], order.weights[:, index]  # [s, b]
         dropout_keys = jax.vmap(jax.random.fold_in, (0, None))(epoch_keys, index)
         if len(train.start) and not protocol.crop:
             grads = of_samples(params, chosen, weights, dropout_keys)
         else:
             grads = of_rows(params, chosen, weights, weights.sum(1), dropout_keys)
-        count = (epoch * steps + index + 1).astype(jnp.float32)
-        return update(params, moments, grads, rates, count), None
+        return (params, gather(moments, grads)), None
 
-    return jax.lax.scan(step, (params, moments), jnp.arange(steps))[0]
+    params, moments = jax.lax.scan(step, (params, moments), jnp.arange(steps))[0]
+    return move(params, moments, rates, ((epoch + 1) * steps).astype(jnp.float32)), moments
 
 
 def item_outputs(params: dict, split: Split) -> jax.Array:

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import json
 import platform
 import shlex
@@ -268,14 +269,16 @@ def run_task(
 
     Args:
       together: the tasks that are evaluated one after another. Features that others of them need of
-        the same audio are extracted in the same pass.
+        the same audio are extracted in the same pass; where others have splits of their own, what
+        two of these have in common is heard once.
     """
-    same_audio = [other for other in together if _audio_of(other) == _audio_of(task)]
-    pools = {t.pool for t in same_audio}
+    sharing = [other for other in together if _heard_by(other) == _heard_by(task)]
+    pools = {other.pool for other in sharing if other.prefix == task.prefix}
+    otherwise_split = [other for other in sharing if other.prefix != task.prefix]
     splits: dict[str, evaluate.Prepared] = {}
     classes: Sequence[str] = ()
     for name in tasks.SPLITS:
-        prepared, classes = prepare(task, name, pools, session)
+        prepared, classes = prepare(task, name, pools, session, elsewhere=otherwise_split)
         if prepared is not None:
             splits[name] = prepared
     deformed: dict[str, evaluate.Prepared] = {}
@@ -291,13 +294,18 @@ def run_task(
     )
 
 
-def _audio_of(task: tasks.Task) -> tuple:
-    """Return what two tasks must share to have their features from one pass over the audio."""
-    return task.dataset, task.prefix, task.window, task.standardised_alone
+def _heard_by(task: tasks.Task) -> tuple:
+    """Return what two tasks must share to have their features from the same windows."""
+    return task.dataset, task.window, task.standardised_alone
 
 
 def prepare(
-    task: tasks.Task, split: str, pools: set[int], session: Session, deformation: str = ""
+    task: tasks.Task,
+    split: str,
+    pools: set[int],
+    session: Session,
+    deformation: str = "",
+    elsewhere: Sequence[tasks.Task] = (),
 ) -> tuple[evaluate.Prepared | None, Sequence[str]]:
     """Return the features and labels of a split, and the names of the classes.
 
@@ -306,6 +314,8 @@ def prepare(
     Args:
       pools: of other tasks' rows, in ticks, which are extracted in the same pass.
       deformation: of the audio, "" for none.
+      elsewhere: tasks that have the same windows in splits of their own. What was extracted for
+        them is taken from the cache.
     """
     source, config = session.source, session.config
     rate = source.sample_rate
@@ -316,8 +326,7 @@ def prepare(
     records = host.deformed(data, deformation) if deformation else data
 
     # Extract this task's rows and the others', or read them from the cache.
-    frames = source.frames
-    cut = windows.cut(records.lengths, task.window, rate, task.standardised_alone, frames)
+    cut = _cut(task, records.lengths, source)
 
     def read(record: int) -> np.ndarray:
         session.poll()
@@ -328,7 +337,7 @@ def prepare(
         source = source._replace(hear=source.bind(task.dataset, task.split(split), data))
     features = extract.extract(
         source, cut, read, sorted(pools | {own}), Path(config.cache), records.digest, session.mesh,
-        config.windows,
+        config.windows, lambda: _heard_before(task, elsewhere, cut, data.sums, session),
     )  # fmt: skip
 
     # Label the rows.
@@ -338,6 +347,35 @@ def prepare(
     if own not in features:
         return None, classes
     return evaluate.Prepared(features[own], rows, row_labels), classes
+
+
+def _heard_before(
+    task: tasks.Task,
+    elsewhere: Sequence[tasks.Task],
+    cut: windows.Windows,
+    sums: np.ndarray,
+    session: Session,
+) -> list[extract.Heard]:
+    """Return the windows of other tasks' splits, and which of a task's windows sound alike."""
+    source, config = session.source, session.config
+    if source.bind:  # it says itself what each split has
+        return []
+    heard = []
+    prefixes = dict.fromkeys(other.prefix for other in elsewhere)
+    for prefix, split in itertools.product(prefixes, tasks.SPLITS):
+        data = host.open_labelled(
+            task.dataset, config.data_dir, prefix + split, source.sample_rate, config.limit, False
+        )
+        others = _cut(task, data.lengths, source)
+        alike = windows.alike(cut, sums, others, data.sums)
+        if (alike >= 0).any():
+            heard.append(extract.Heard(others, data.digest, alike))
+    return heard
+
+
+def _cut(task: tasks.Task, lengths: np.ndarray, source: FeatureSource) -> windows.Windows:
+    alone, frames = task.standardised_alone, source.frames
+    return windows.cut(lengths, task.window, source.sample_rate, alone, frames)
 
 
 def _resampled(dataset: str, kept: int, wanted: int) -> str:

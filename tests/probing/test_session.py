@@ -70,6 +70,36 @@ def test_each_of_the_13_tasks_and_of_the_two_on_rhythm_runs_to_a_score(
         assert result["items"] == {"train": 4, "validation": 4, "test": 5}
 
 
+@pytest.mark.parametrize("dataset", ["gtzan", "nsynth", "mtg_jamendo", "vocalset"])
+def test_a_recording_is_read_once_for_all_tasks_on_it(
+    dataset: str,
+    data_dir: Callable[[str], str],
+    logmel: extract.FeatureSource,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(evaluate, "evaluate", lambda *_: None)
+    chosen = [task for task in tasks.choose("mir,rhythm") if task.dataset == dataset]
+    assert len(chosen) > 1
+    settings, reads = config(tmp_path, data_dir=data_dir(dataset)), []
+    mesh = sharding.make_mesh()
+    given = session.Session(logmel, settings, mesh, lambda: reads.append(1))
+    for task in chosen:
+        session.run_task(task, chosen, given)
+    count, recordings = len(reads), set()
+    for split in {task.split(name) for task in chosen for name in tasks.SPLITS}:
+        data = host.open_labelled(dataset, settings.data_dir, split, 16_000, 0, read_labels=False)
+        recordings |= set(zip(data.sums.tolist(), data.lengths.tolist(), strict=True))
+    assert count == len(recordings)
+
+    # What was heard for another task is what is heard for this one alone.
+    alone = given._replace(config=config(tmp_path / "alone", data_dir=settings.data_dir))
+    for name in tasks.SPLITS:
+        mine, others = (session.prepare(chosen[-1], name, set(), x)[0] for x in (alone, given))
+        np.testing.assert_array_equal(others.features, mine.features)
+    assert len(reads) > count
+
+
 def test_windows_are_standardised_by_themselves_where_the_task_says_so(
     synth_dir: str, logmel: extract.FeatureSource, tmp_path: Path
 ) -> None:
