@@ -121,10 +121,10 @@ def plan(
     costs: list[TaskCost] = []
     first: dict[tuple, str] = {}
     for task in chosen:
-        group = _group(task)
-        shares = first.setdefault(group, task.name)
-        one_pass = [x for x in chosen if _group(x) == group and x.pool == task.pool]
-        stored = one_pass[0] is task  # tasks of the same rows share their file
+        shares = first.setdefault(_pass(task), task.name)
+        rows = *_pass(task), task.prefix, task.pool
+        alike = [x for x in chosen if (*_pass(x), x.prefix, x.pool) == rows]
+        stored = alike[0] is task  # tasks of the same rows share their file
         own = "" if shares == task.name else shares
         costs.append(_cost(source, task, config, sheets, measured, own, stored))
     return {
@@ -139,9 +139,13 @@ def plan(
     }
 
 
-def _group(task: Task) -> tuple:
-    """Return what tasks share whose features come from one pass over the audio."""
-    return task.dataset, task.prefix, task.window, task.standardised_alone
+def _pass(task: Task) -> tuple:
+    """Return what tasks share whose features come from one pass over the audio.
+
+    VocalSet's two tasks have the same recordings, in other splits.
+    """
+    recordings = "" if task.dataset == "vocalset" else task.prefix
+    return task.dataset, recordings, task.window, task.standardised_alone
 
 
 def _cost(

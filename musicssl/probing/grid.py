@@ -167,22 +167,26 @@ _Moments = tuple[dict, dict]  # Adam's, of gradients and of their squares
 
 
 def _moments(moments: _Moments, grads: dict) -> _Moments:
-    """Return Adam's moments after an update, with PyTorch's defaults."""
+    """Return Adam's moments of all models after an update, with PyTorch's defaults.
+
+    Adam is written out, on arrays of all models, because XLA then computes each array in one pass
+    over memory and in its own place.
+    """
     first = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, moments[0], grads)
     second = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g * g, moments[1], grads)
     return first, second
 
 
-def _moved(params: dict, moments: _Moments, rate: jax.Array, count: jax.Array) -> dict:
-    """Return the parameters after Adam's update of the number `count`, from 1, by its moments.
-
-    Adam is written out because XLA then fuses each array's update into one pass over memory.
-    """
-    scale = rate / (1 - 0.9**count)
+def _moved(params: dict, moments: _Moments, rates: jax.Array, count: jax.Array) -> dict:
+    """Return the parameters after Adam's update of the number `count`, from 1, by its moments."""
+    scales = rates / (1 - 0.9**count)  # [g, s, r]
     bias = 1 / (1 - 0.999**count)
-    return jax.tree.map(
-        lambda p, m, v: p - scale * m / (jnp.sqrt(v * bias) + 1e-8), params, *moments
-    )
+
+    def move(p: jax.Array, m: jax.Array, v: jax.Array) -> jax.Array:
+        scale = scales.reshape(scales.shape + (1,) * (p.ndim - scales.ndim))
+        return p - scale * m / (jnp.sqrt(v * bias) + 1e-8)
+
+    return jax.tree.map(move, params, *moments)
 
 
 _Axes = tuple[
@@ -290,8 +294,6 @@ def _epoch(
         (0, 0, 0, 0, 0, 0),
         (0, None, None, None, None, None),
     )
-    gather = _over_models(_moments, (0, 0), (0, 0), (0, 0))
-    move = _over_models(_moved, (0, 0, 0, None), (0, 0, 0, None), (0, 0, 0, None))
 
     def of_rows(params, rows, weights, total, dropout_keys):
         """Return the gradient of rows [s, b] of a batch whose weights have the sum `total` [s]."""
@@ -325,17 +327,17 @@ def _epoch(
     def step(carry, index):
         params, moments = carry
         count = (epoch * steps + index).astype(jnp.float32)
-        params = move(params, moments, jnp.where(index > 0, rates, 0), jnp.maximum(count, 1))
+        params = _moved(params, moments, jnp.where(index > 0, rates, 0), jnp.maximum(count, 1))
         chosen, weights = order.rows[:, index], order.weights[:, index]  # [s, b]
         dropout_keys = jax.vmap(jax.random.fold_in, (0, None))(epoch_keys, index)
         if len(train.start) and not protocol.crop:
             grads = of_samples(params, chosen, weights, dropout_keys)
         else:
             grads = of_rows(params, chosen, weights, weights.sum(1), dropout_keys)
-        return (params, gather(moments, grads)), None
+        return (params, _moments(moments, grads)), None
 
     params, moments = jax.lax.scan(step, (params, moments), jnp.arange(steps))[0]
-    return move(params, moments, rates, ((epoch + 1) * steps).astype(jnp.float32)), moments
+    return _moved(params, moments, rates, ((epoch + 1) * steps).astype(jnp.float32)), moments
 
 
 def item_outputs(params: dict, split: Split) -> jax.Array:
