@@ -7,6 +7,10 @@ more of them in the middle layers. Both follow MARBLE's constrained protocol and
 and rate on validation. The loop trains one model after another, as such sweeps are run, with one
 and with all threads for a sample of models, and takes the faster. On a shared machine judge by the
 seconds on the processors, on one core: taskset -c 0 python -m tests.benchmarks.probe
+
+With --rounds=12 an epoch of one model is first timed on both sides in turns, and the least of each
+is taken, so that what else the machine does matters least. Beside it stand its products at the rate
+of a large one, and Adam's passes over memory at the rate of a copy. With --layers= that is all.
 """
 
 import argparse
@@ -24,8 +28,10 @@ from musicssl.probing import grid as probe_grid
 from musicssl.probing import metrics, search
 
 SIZES, LAYERS, WIDTH, CLASSES = (443, 197, 290), 13, 768, 10
+PASSES = 10  # of Adam over each array: two moments of 2 reads and a write, parameters of 3 and one
 RATES, SEEDS = (5e-5, 1e-4, 5e-4, 1e-3, 5e-3, 1e-2), (1, 2, 3)
-LIMIT = 4.0
+BATCH = 64
+LIMIT = 2.3  # how many times as fast as the PyTorch loop it is to be
 
 
 def features(number: int) -> tuple[np.ndarray, np.ndarray]:
@@ -143,6 +149,58 @@ def matrix_rate() -> float:
     return 2 * 2048**3 / min(times)
 
 
+def copy_rate() -> float:
+    """Bytes a processor second that a copy of an array as large as the weights reads and writes."""
+    copy = jax.jit(lambda a: jax.lax.fori_loop(0, 100, lambda _, x: x + 1, a))
+    a = jnp.ones((WIDTH, 512))
+    copy(a).block_until_ready()
+    times = []
+    for _ in range(5):
+        begin = time.process_time()
+        copy(a).block_until_ready()
+        times.append(time.process_time() - begin)
+    return 100 * 2 * a.nbytes / min(times)
+
+
+def in_turns(splits, rounds: int, epochs: int = 10) -> None:
+    """Print the least processor time of an epoch of one model, of both sides and of its limits."""
+    protocol = probe_grid.Protocol("ce", CLASSES, plateau=6, patience=10**6, epochs=epochs)
+    train, validation = (
+        probe_grid.split_of(np.ascontiguousarray(x[6])[None, None], y) for x, y in splits[:2]
+    )
+    plain = [(torch.from_numpy(x[6][:, None].astype("f4")), torch.from_numpy(y).long())
+             for x, y in splits]  # fmt: skip
+    rate, seed = np.array([1e-3], np.float32), np.array([1])
+
+    def ours() -> None:
+        monitor = metrics.monitor_accuracy
+        jax.block_until_ready(probe_grid.fit(protocol, monitor, train, validation, rate, seed))
+
+    torch.set_num_threads(1)
+    sides = {"grid": ours, "loop": lambda: torch_fit(plain, protocol, 1e-3, 1)}
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    ours()
+    for _ in range(rounds):
+        for name, side in sides.items():
+            begin = time.process_time()
+            side()
+            times[name].append((time.process_time() - begin) / epochs * 1e3)
+    grid, loop = (min(values) for values in times.values())
+    products = epoch_work() / matrix_rate() * 1e3
+    steps = -(-SIZES[0] // protocol.batch)
+    adam = steps * PASSES * 4 * WIDTH * 512 / copy_rate() * 1e3
+    print(f"an epoch of one model: grid {grid:.1f} ms, PyTorch loop {loop:.1f} ms, ratio "
+          f"{loop / grid:.2f}; its products {products:.1f} ms, Adam's passes {adam:.1f} ms, ratio "
+          f"of these alone {loop / (products + adam):.2f}")  # fmt: skip
+
+
+def epoch_work() -> int:
+    """Operations of the products of an epoch of one model, validation included."""
+    rows = -(-SIZES[0] // BATCH) * BATCH
+    train = rows * 2 * (2 * WIDTH * 512 + 3 * 512 * CLASSES)
+    return train + SIZES[1] * 2 * 512 * (WIDTH + CLASSES)
+
+
 def fastest_threads(splits, protocol) -> int:
     """One thread or all of them, whichever trains a model faster here."""
     x, y = splits[0]
@@ -161,11 +219,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--layers", default="0,6,12,sum")
     parser.add_argument("--epochs", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=0, help="of an epoch of one model, in turns")
     arguments = parser.parse_args()
     every = search.sources_of(LAYERS, "mlp")
     sources = every if arguments.layers == "all" else arguments.layers.split(",")
     protocol = probe_grid.Protocol("ce", CLASSES, plateau=6, patience=20, epochs=arguments.epochs)
     splits = [features(i) for i in range(3)]
+    if arguments.rounds:
+        in_turns(splits, arguments.rounds)
+    if not arguments.layers:
+        return
     cold, *_ = grid(splits, sources, protocol)
     before = matrix_rate()
     cpu_before = time.process_time()
@@ -177,9 +240,7 @@ def main() -> None:
     cpu_before = time.process_time()
     theirs, other, their_choice, their_epochs = plain_loop(splits, sources, protocol)
     cpu_theirs = time.process_time() - cpu_before
-    steps = -(-SIZES[0] // protocol.batch)
-    work = epochs * steps * protocol.batch * 2 * (2 * WIDTH * 512 + 3 * 512 * CLASSES)
-    work += epochs * SIZES[1] * 2 * 512 * (WIDTH + CLASSES)
+    work = epochs * epoch_work()
     models = len(sources) * len(RATES) * len(SEEDS)
     print(f"{models} models ({len(sources)} sources), {epochs} epochs, "
           f"{their_epochs} of the loop's")  # fmt: skip
