@@ -32,8 +32,8 @@ def grouped_conv(x: jax.Array, weight: jax.Array, groups: int) -> jax.Array:
     """
     plain = functools.partial(convolve, groups=groups)
     dense = functools.partial(convolve_packed, groups=groups)
-    apart = functools.partial(convolve_apart, groups=groups)
-    return jax.lax.platform_dependent(x, weight, tpu=dense, cuda=apart, default=plain)
+    on_gpu = functools.partial(convolve_on_gpu, groups=groups)
+    return jax.lax.platform_dependent(x, weight, tpu=dense, cuda=on_gpu, default=plain)
 
 
 def convolve(x: jax.Array, weight: jax.Array, groups: int) -> jax.Array:
@@ -62,8 +62,8 @@ def _forward(x: jax.Array, weight: jax.Array, groups: int) -> tuple[jax.Array, t
 def backward(groups: int, saved: tuple, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
     plain = functools.partial(gradients, groups=groups)
     dense = functools.partial(gradients_packed, groups=groups)
-    apart = functools.partial(gradients_apart, groups=groups)
-    return jax.lax.platform_dependent(*saved, dy, tpu=dense, cuda=apart, default=plain)
+    on_gpu = functools.partial(gradients_on_gpu, groups=groups)
+    return jax.lax.platform_dependent(*saved, dy, tpu=dense, cuda=on_gpu, default=plain)
 
 
 grouped_conv.defvjp(_forward, backward)
@@ -93,6 +93,84 @@ def _weight_gradient(x: jax.Array, weight: jax.Array, dy: jax.Array, groups: int
 
 
 _FOLD = 8  # frames that are folded into channels on a GPU
+_SHORT = 32  # taps up to which a GPU takes all groups in one product
+
+
+def convolve_on_gpu(x: jax.Array, weight: jax.Array, groups: int) -> jax.Array:
+    form = convolve_windows if weight.shape[0] <= _SHORT else convolve_apart
+    return form(x, weight, groups)
+
+
+def gradients_on_gpu(
+    x: jax.Array, weight: jax.Array, dy: jax.Array, groups: int
+) -> tuple[jax.Array, jax.Array]:
+    form = gradients_windows if weight.shape[0] <= _SHORT else gradients_apart
+    return form(x, weight, dy, groups)
+
+
+def convolve_windows(x: jax.Array, weight: jax.Array, groups: int) -> jax.Array:
+    """Compute `convolve` as one product of all groups, over windows of folded frames."""
+    return _multiply(_windows(x, weight.shape[0], groups, _padding(weight.shape[0])), weight, x)
+
+
+def gradients_windows(
+    x: jax.Array, weight: jax.Array, dy: jax.Array, groups: int
+) -> tuple[jax.Array, jax.Array]:
+    """Compute `gradients` as one product of all groups each."""
+    k, pad = weight.shape[0], _padding(weight.shape[0])
+    before, after = (k - 1 - n for n in pad)
+    dx = _multiply(_windows(dy, k, groups, (before, after)), _turned(weight, groups), dy)
+
+    # The product's gradient is of weights at every place in a window, the sum of which is theirs.
+    b, t, d = dy.shape
+    steps = -(-t // _FOLD)
+    folded = jnp.pad(dy, ((0, 0), (0, steps * _FOLD - t), (0, 0)))
+    folded = folded.reshape(b * steps, _FOLD, groups, d // groups).transpose(2, 0, 1, 3)
+    folded = folded.reshape(groups, b * steps, -1)
+    wide = jnp.einsum("gnk,gnd->gkd", _windows(x, k, groups, pad), folded)
+    widen = functools.partial(_widen, groups=groups)
+    single = jax.ShapeDtypeStruct(weight.shape, jnp.float32)
+    (dw,) = jax.linear_transpose(widen, single)(wide.astype(jnp.float32))
+    return dx, dw.astype(weight.dtype)
+
+
+def _taps(kernel: int) -> int:
+    """Return how many steps of folded frames the windows of one step's frames reach over."""
+    return -(-(kernel + _FOLD - 1) // _FOLD)
+
+
+def _windows(x: jax.Array, kernel: int, groups: int, pad: tuple[int, int]) -> jax.Array:
+    """Return what each step of _FOLD output frames sees: [b, t, c] -> [g, b * steps, window]."""
+    b, t, c = x.shape
+    steps, taps = -(-t // _FOLD), _taps(kernel)
+    x = jnp.pad(x, ((0, 0), (pad[0], (steps + taps - 1) * _FOLD - t - pad[0]), (0, 0)))
+    x = x.reshape(b, steps + taps - 1, _FOLD, groups, c // groups)
+    seen = jnp.stack([x[:, i : i + steps] for i in range(taps)], axis=2)  # [b, s, taps, f, g, c]
+    return seen.transpose(4, 0, 1, 2, 3, 5).reshape(groups, b * steps, -1)
+
+
+def _widen(weight: jax.Array, groups: int) -> jax.Array:
+    """Put the weights where each of _FOLD frames has its window: [k, c, d] -> [g, window, f * d].
+
+    Here d on the right is of one group.
+    """
+    k, c, d = weight.shape
+    long = _taps(k) * _FOLD
+    shifted = [jnp.pad(weight, ((r, long - k - r), (0, 0), (0, 0))) for r in range(_FOLD)]
+    wide = jnp.stack(shifted).reshape(_FOLD, long, c, groups, d // groups)
+    return wide.transpose(3, 1, 2, 0, 4).reshape(groups, long * c, -1)
+
+
+def _multiply(windows: jax.Array, weight: jax.Array, like: jax.Array) -> jax.Array:
+    """Multiply windows by widened weights, and put the frames in order: [b, t, d].
+
+    Args:
+      like: as many clips and frames as the result.
+    """
+    (b, t, _), groups, d = like.shape, windows.shape[0], weight.shape[2]
+    y = jnp.einsum("gnk,gkd->gnd", windows, _widen(weight, groups))
+    y = y.reshape(groups, b, -1, _FOLD, d // groups).transpose(1, 2, 3, 0, 4)
+    return y.reshape(b, -1, d)[:, :t]
 
 
 def convolve_apart(x: jax.Array, weight: jax.Array, groups: int) -> jax.Array:

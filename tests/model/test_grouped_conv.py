@@ -11,6 +11,7 @@ FORMS = {
     "plain": (module.convolve, module.gradients),
     "packed": (module.convolve_packed, module.gradients_packed),
     "apart": (module.convolve_apart, module.gradients_apart),
+    "windows": (module.convolve_windows, module.gradients_windows),
 }
 
 
