@@ -10,7 +10,9 @@
 #   --output=DIR  where results go as soon as they exist, a few kB each: results/first_hour
 #   --work=DIR    where the data, the run and the exported model go: runs/first_hour
 #   --only=...    some of the parts below
-#   --toy         rehearse it on a CPU, with small models: 6 minutes unless --minutes says otherwise
+#   --toy         rehearse it on a CPU, with small models, for 6 minutes unless --minutes says
+#                 otherwise; no row is left out for want of time, and training has 5 minutes, so
+#                 that one start is enough on a machine that is busy with other things
 #   --dry_run     print the commands, run nothing
 #   FLAG          of musicssl.main
 #
@@ -51,7 +53,8 @@ while (($#)); do
   esac
   shift
 done
-if $toy; then minutes=${minutes:-6} data=synth_music; else minutes=${minutes:-25}; fi
+least=60 # seconds that training has
+if $toy; then minutes=${minutes:-6} data=synth_music least=300; else minutes=${minutes:-25}; fi
 if [[ ! $minutes =~ ^[1-9][0-9]*$ ]]; then refuse "--minutes=$minutes: give a whole number"; fi
 [[ -f ${config%%:*} ]] || refuse "--config=$config: there is no file ${config%%:*}"
 for part in ${only//,/ }; do
@@ -150,10 +153,10 @@ fail() {
 rows() {
   local part=$1 row extra=() most=$((seconds / 5 > 120 ? seconds / 5 : 120))
   shift
-  if $toy; then extra=(--toy); fi
+  if $toy; then extra=(--toy) most=900; fi
   for row in "$@"; do
     if [[ -e $output/$row.json ]]; then continue; fi
-    if ((SECONDS > seconds * 6 / 10)); then
+    if ! $toy && ((SECONDS > seconds * 6 / 10)); then
       echo "$row: left out, no time left for it" | tee -a "$output/$part.txt" >&2
       continue
     fi
@@ -217,7 +220,7 @@ train() {
     mapfile -t own <"$work/train.flags"
   fi
   left=$((seconds * 5 / 6 - SECONDS))
-  run train timeout --preserve-status --signal=TERM --kill-after=120 $((left > 60 ? left : 60)) \
+  run train timeout --preserve-status --signal=TERM --kill-after=120 $((left > least ? left : least)) \
     "$python" -m musicssl.main "--config=$config" "--workdir=$work/run" "${own[@]}" \
     ${flags[@]+"${flags[@]}"}
   if $dry_run; then return; fi
