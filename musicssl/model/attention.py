@@ -18,6 +18,7 @@ from musicssl.model.dropout import keep, salts
 from musicssl.runtime import sharding
 
 _KERNEL = 256  # frames from which on a TPU has a kernel of its own
+_PADDED = "padded clips have no dropout: train on clips of one length"
 LONG = 512  # frames from which on `attend_long` takes fewer cycles than `attend`
 
 
@@ -38,12 +39,7 @@ def attention(
       ValueError: clips are padded and weights dropped, which no form here does together.
     """
     if key is not None and frames is not None:
-        raise ValueError("padded clips have no dropout: train on clips of one length")
-    if sharding.platform() == "gpu":
-        from musicssl.model import attention_gpu
-
-        if attention_gpu.fits(q):
-            return _on_gpu(q, k, v, key, dropout, frames)
+        raise ValueError(_PADDED)
     if key is None:
         return jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=frames)
     if sharding.platform() == "tpu" and q.shape[1] >= _KERNEL:
@@ -58,24 +54,28 @@ def attention(
     return attend_long(q, k, v, key, dropout)
 
 
-def _on_gpu(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    key: jax.Array | None,
-    dropout: float,
-    frames: jax.Array | None,
+def attention_on_gpu(
+    qkv: jax.Array, key: jax.Array | None, dropout: float, frames: jax.Array | None = None
 ) -> jax.Array:
-    """Attend by cuDNN's fused kernel; with dropout by our own, whose masks follow from the key."""
+    """Do as `attention` does, from queries, keys and values in one array [b, t, 3, h, d].
+
+    cuDNN's fused kernel attends where nothing is dropped. With dropout it is our own, whose masks
+    follow from the key.
+    """
     from musicssl.model import attention_gpu
 
+    q, k, v = (qkv[:, :, i] for i in range(3))
+    if not attention_gpu.fits(qkv):
+        return attention(q, k, v, key, dropout, frames)
     if key is None:
         fused = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
         clips = {"query": q, "key": k, "value": v, "key_value_seq_lengths": frames}
         return sharding.by_clip(lambda x: fused(**x), clips)
-    words = jnp.stack(salts(key, (q.shape[0], q.shape[2])), axis=-1)  # [b, h, 2]
+    if frames is not None:
+        raise ValueError(_PADDED)
+    words = jnp.stack(salts(key, (qkv.shape[0], qkv.shape[3])), axis=-1)  # [b, h, 2]
     attend_rows = functools.partial(attention_gpu.attend, rate=dropout)
-    return sharding.by_clip(lambda x: attend_rows(*x), (q, k, v, words))
+    return sharding.by_clip(lambda x: attend_rows(*x), (qkv, words))
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, key: jax.Array, dropout: float) -> jax.Array:

@@ -38,65 +38,66 @@ class Blocks(NamedTuple):
     stages: int
 
 
+_Q, _K, _V = range(3)  # where queries, keys and values are in an array of all three
 _FORWARD = Blocks(128, 64, 4, 3)
 _QUERIES = Blocks(128, 32, 4, 3)
 KEYS = Blocks(64, 64, 4, 3)
 
 
 def fits(q: jax.Array) -> bool:
-    """Return whether `attend` is made for queries [b, t, h, d] of this type and width."""
-    return q.dtype == jnp.bfloat16 and q.shape[3] in _WIDTHS
+    """Return whether kernels are made for queries [..., d] of this type and width."""
+    return q.dtype == jnp.bfloat16 and q.shape[-1] in _WIDTHS
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, salts: jax.Array, rate: float) -> jax.Array:
-    """Attend from [b, t, h, d] to as many keys and values, a share `rate` of the weights dropped.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def attend(qkv: jax.Array, salts: jax.Array, rate: float) -> jax.Array:
+    """Attend within [b, t, 3, h, d] -> [b, t, h, d], a share `rate` of the weights dropped.
 
     Args:
+      qkv: queries, keys and values, as one product gives them: to take them apart would move them
+        once more.
       salts: uint32 [b, h, 2], `dropout.salts` of each clip and head.
     """
-    return _forward(q, k, v, salts, rate)[0]
+    return _forward(qkv, salts, rate)[0]
 
 
-def _forward(
-    q: jax.Array, k: jax.Array, v: jax.Array, salts: jax.Array, rate: float
-) -> tuple[jax.Array, tuple]:
-    b, t, h, d = q.shape
+def _forward(qkv: jax.Array, salts: jax.Array, rate: float) -> tuple[jax.Array, tuple]:
+    b, t, _, h, d = qkv.shape
     blocks = _FORWARD
     y, sums = _call(
         functools.partial(_forward_body, frames=t, rate=rate, blocks=blocks),
         "attention_forward",
-        (q, k, v, salts),
-        [_rows(blocks.queries, d), _whole(t, d), _whole(t, d), _salts()],
-        [q, jax.ShapeDtypeStruct((b, h, t), jnp.float32)],
+        (qkv, qkv, qkv, salts),
+        [_rows(blocks.queries, d, _Q), _whole(t, d, _K), _whole(t, d, _V), _salts()],
+        [_one(qkv), jax.ShapeDtypeStruct((b, h, t), jnp.float32)],
         [_rows(blocks.queries, d), _row_values(blocks.queries)],
         blocks,
         blocks.queries,
         products=2,
     )
-    return y, (q, k, v, salts, y, sums)
+    return y, (qkv, salts, y, sums)
 
 
 def _backward(rate: float, saved: tuple, dy: jax.Array) -> tuple:
-    q, k, v, salts, y, sums = saved
-    _, t, _, d = q.shape
+    qkv, salts, y, sums = saved
+    _, t, _, _, d = qkv.shape
 
     # the queries' gradient, and the means that the next kernel needs
     blocks = _QUERIES
     dq, means = _call(
         functools.partial(_query_body, frames=t, rate=rate, blocks=blocks),
         "attention_backward_queries",
-        (q, k, v, salts, y, dy, sums),
+        (qkv, qkv, qkv, salts, y, dy, sums),
         [
-            _rows(blocks.queries, d),
-            _whole(t, d),
-            _whole(t, d),
+            _rows(blocks.queries, d, _Q),
+            _whole(t, d, _K),
+            _whole(t, d, _V),
             _salts(),
             _rows(blocks.queries, d),
             _rows(blocks.queries, d),
             _row_values(blocks.queries),
         ],
-        [q, sums],
+        [y, sums],
         [_rows(blocks.queries, d), _row_values(blocks.queries)],
         blocks,
         blocks.queries,
@@ -109,36 +110,45 @@ def _backward(rate: float, saved: tuple, dy: jax.Array) -> tuple:
     dk, dv = _call(
         functools.partial(_key_body, frames=t, rate=rate, blocks=blocks),
         "attention_backward_keys",
-        (q, k, v, salts, dy, sums, means),
+        (qkv, qkv, qkv, salts, dy, sums, means),
         [
-            _whole(t, d),
-            _rows(blocks.keys, d),
-            _rows(blocks.keys, d),
+            _whole(t, d, _Q),
+            _rows(blocks.keys, d, _K),
+            _rows(blocks.keys, d, _V),
             _salts(),
             _whole(t, d),
             all_values,
             all_values,
         ],
-        [k, v],
+        [y, y],
         [_rows(blocks.keys, d), _rows(blocks.keys, d)],
         blocks,
         blocks.keys,
         products=4,
     )
-    return dq, dk, dv, None
+    return jnp.stack([dq, dk, dv], axis=2), None
 
 
 attend.defvjp(_forward, _backward)
 
 
-def _rows(rows: int, d: int) -> pl.BlockSpec:
-    """Return the spec of one block of one head's rows."""
-    return pl.BlockSpec((None, rows, None, d), lambda i, j, n: (i, n, j, 0))
+def _one(qkv: jax.Array) -> jax.ShapeDtypeStruct:
+    """Return the shape [b, t, h, d] of queries, keys or values."""
+    return jax.ShapeDtypeStruct((*qkv.shape[:2], *qkv.shape[3:]), qkv.dtype)
 
 
-def _whole(t: int, d: int) -> pl.BlockSpec:
-    """Return the spec of all rows of one head."""
-    return pl.BlockSpec((None, t, None, d), lambda i, j, n: (i, 0, j, 0))
+def _rows(rows: int, d: int, part: int | None = None) -> pl.BlockSpec:
+    """Return the spec of one block of one head's rows; `part` says which of qkv's."""
+    if part is None:
+        return pl.BlockSpec((None, rows, None, d), lambda i, j, n: (i, n, j, 0))
+    return pl.BlockSpec((None, rows, None, None, d), lambda i, j, n: (i, n, part, j, 0))
+
+
+def _whole(t: int, d: int, part: int | None = None) -> pl.BlockSpec:
+    """Return the spec of all rows of one head; `part` says which of qkv's."""
+    if part is None:
+        return pl.BlockSpec((None, t, None, d), lambda i, j, n: (i, 0, j, 0))
+    return pl.BlockSpec((None, t, None, None, d), lambda i, j, n: (i, 0, part, j, 0))
 
 
 def _row_values(rows: int) -> pl.BlockSpec:
@@ -166,7 +176,7 @@ def _call(
     Args:
       products: of matrices that hold all frames, in one head.
     """
-    b, t, h, d = arrays[0].shape
+    b, t, _, h, d = arrays[0].shape
     return pl.pallas_call(
         body,
         name=name,

@@ -23,11 +23,11 @@ import numpy as np
 
 from musicssl.audio import STEM_WINDOW, frame_counts
 from musicssl.model import filterbank
-from musicssl.model.attention import attention
-from musicssl.model.dense import Dense
+from musicssl.model.attention import attention, attention_on_gpu
+from musicssl.model.dense import Dense, DenseValues, together
 from musicssl.model.dropout import Dropout, salts
 from musicssl.model.gelu import gelu
-from musicssl.model.grouped_conv import grouped_conv
+from musicssl.model.grouped_conv import grouped_conv, in_order
 from musicssl.model.stem import CHANNELS, KERNELS, NORM_EPSILON, TIME, Norm, StemLayer, stem
 from musicssl.runtime import sharding
 
@@ -111,7 +111,8 @@ class PositionalConv(nn.Module):
             weight = self.param("kernel", init, shape)
             bias = self.param("bias", init, (width,))
         convolve = functools.partial(grouped_conv, groups=self.groups)
-        return sharding.by_clip(convolve, x, weight.astype(self.dtype)) + bias.astype(x.dtype)
+        weight = in_order(weight.astype(self.dtype))
+        return sharding.by_clip(convolve, x, weight) + bias.astype(x.dtype)
 
 
 class Attention(nn.Module):
@@ -128,12 +129,17 @@ class Attention(nn.Module):
         def project(name: str, y: jax.Array, alone: bool = False) -> jax.Array:
             return Dense(d, self.dtype, _bert_init, alone=alone, name=name)(y)
 
-        q, k, v = (
-            project(f"{name}_proj", x, alone=True).reshape(b, t, self.heads, -1)  # [b, t, h, d/h]
-            for name in "qkv"
-        )
         key = self.make_rng("dropout") if train and self.dropout else None
-        y = attention(q, k, v, key, self.dropout, frames)
+        if sharding.platform() == "gpu":
+            values = [DenseValues(d, _bert_init, name=f"{name}_proj")(d) for name in "qkv"]
+            qkv = together(x, values, self.dtype).reshape(b, t, 3, self.heads, -1)
+            y = attention_on_gpu(qkv, key, self.dropout, frames)  # [b, t, h, d/h]
+        else:
+            q, k, v = (
+                project(f"{name}_proj", x, alone=True).reshape(b, t, self.heads, -1)
+                for name in "qkv"
+            )  # [b, t, h, d/h]
+            y = attention(q, k, v, key, self.dropout, frames)
         return project("out_proj", y.reshape(b, t, d))
 
 
@@ -191,14 +197,14 @@ class Block(nn.Module):
 
         rate = self.dropout if train else 0.0
         b, _, d = x.shape
-        scale, offset = (jnp.broadcast_to(p, (b, d)) for p in NormValues(d, name=name)())
+        affine = jnp.broadcast_to(jnp.stack(NormValues(d, name=name)()), (b, 2, d))
         words = (
             jnp.stack(salts(dropout.make_rng("dropout"), (b,)), axis=-1)
             if rate
             else jnp.zeros((b, 2), jnp.uint32)
         )
         function = functools.partial(residual_norm_gpu.normed_sum, rate=rate)
-        return sharding.by_clip(lambda x: function(*x), (x, y, scale, offset, words))
+        return sharding.by_clip(lambda x: function(*x), (x, y, affine, words))
 
 
 def layer_norm(name: str, dtype: jnp.dtype, affine: bool = True) -> nn.LayerNorm:

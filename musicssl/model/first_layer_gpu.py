@@ -126,7 +126,7 @@ def _forward_body(
     w = plgpu.load(windows, mask=inside[:, None], other=0.0)
     factor = plgpu.load(by_frame, mask=inside, other=0.0)[:, None]
     z = _product(w, kernel[...]) * factor * scale[...][None] + offset[...][None]
-    below, _ = _normal(z)
+    below, _ = normal(z)
     plgpu.store(y, (z * below).astype(y.dtype), mask=inside[:, None])
 
 
@@ -155,7 +155,7 @@ def _backward_body(
         given = plgpu.load(dy.at[rows, :], mask=inside[:, None], other=0.0)
         convolved = _product(w, taps)
         z = convolved * factor * by + plus
-        below, density = _normal(z)
+        below, density = normal(z)
         dz = given.astype(jnp.float32) * (below + z * density)
         if varies:
             d_row = (dz * convolved * by).sum(axis=1)
@@ -171,7 +171,7 @@ def _product(x: jax.Array, y: jax.Array) -> jax.Array:
     return jax.lax.dot(x, y, preferred_element_type=jnp.float32)
 
 
-def _normal(z: jax.Array) -> tuple[jax.Array, jax.Array]:
+def normal(z: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return the normal distribution function and its density.
 
     Kernels have no erf. This is formula 7.1.26 of Abramowitz and Stegun, with an error of at most

@@ -21,6 +21,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from musicssl.runtime import sharding
+
 _TPU_LANES = 128
 
 
@@ -34,6 +36,27 @@ def grouped_conv(x: jax.Array, weight: jax.Array, groups: int) -> jax.Array:
     dense = functools.partial(convolve_packed, groups=groups)
     on_gpu = functools.partial(convolve_on_gpu, groups=groups)
     return jax.lax.platform_dependent(x, weight, tpu=dense, cuda=on_gpu, default=plain)
+
+
+def in_order(weight: jax.Array) -> jax.Array:
+    """Return a convolution's weights, whose gradient a GPU puts in their order by itself.
+
+    cuDNN's gradient has its axes in another order. If the update of the weights turns them round,
+    it cannot write over its own input, and XLA copies weights and both moments afterwards.
+    """
+    return _in_order(weight) if sharding.platform() == "gpu" else weight
+
+
+@jax.custom_vjp
+def _in_order(weight: jax.Array) -> jax.Array:
+    return weight
+
+
+def _ordered(_: None, dw: jax.Array) -> tuple[jax.Array]:
+    return (jax.lax.optimization_barrier(dw.reshape(-1)).reshape(dw.shape),)  # one axis, one order
+
+
+_in_order.defvjp(lambda weight: (weight, None), _ordered)
 
 
 def convolve(x: jax.Array, weight: jax.Array, groups: int) -> jax.Array:
@@ -168,7 +191,10 @@ def _multiply(windows: jax.Array, weight: jax.Array, like: jax.Array) -> jax.Arr
       like: as many clips and frames as the result.
     """
     (b, t, _), groups, d = like.shape, windows.shape[0], weight.shape[2]
-    y = jnp.einsum("gnk,gkd->gnd", windows, _widen(weight, groups))
+    # Otherwise XLA joins a student's product with its teacher's, which has the same weights, and
+    # copies the windows of both for it.
+    windows, wide = jax.lax.optimization_barrier((windows, _widen(weight, groups)))
+    y = jnp.einsum("gnk,gkd->gnd", windows, wide)
     y = y.reshape(groups, b, -1, _FOLD, d // groups).transpose(1, 2, 3, 0, 4)
     return y.reshape(b, -1, d)[:, :t]
 

@@ -19,87 +19,80 @@ from musicssl.model import dropout
 Ref = Any  # what a kernel is given: a reference to a block of memory, for which Pallas has no type
 
 _EPSILON = 1e-5
-_ROWS = 4  # frames at a time
-_SUMMED = 8  # a program of the gradient takes this many times _ROWS frames
-_WARPS = 4
+ROWS = 4  # frames at a time
+SUMMED = 8  # a program of the gradient takes this many times ROWS frames
+WARPS = 4
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def normed_sum(
-    x: jax.Array,
-    y: jax.Array,
-    scale: jax.Array,
-    offset: jax.Array,
-    salts: jax.Array,
-    rate: float,
+    x: jax.Array, y: jax.Array, affine: jax.Array, salts: jax.Array, rate: float
 ) -> jax.Array:
     """Normalise x + dropout(y) over channels, then scale and shift: [b, t, d] each -> [b, t, d].
 
     Args:
-      scale, offset: float32 [b, d], the norm's parameters, once for each clip.
+      affine: float32 [b, 2, d], the norm's scale and offset, once for each clip.
       salts: uint32 [b, 2], `dropout.salts` of each clip.
       rate: share of y's elements that are dropped; 0 drops none.
     """
-    return _forward(x, y, scale, offset, salts, rate)[0]
+    return _forward(x, y, affine, salts, rate)[0]
 
 
-def _forward(
-    x: jax.Array, y: jax.Array, scale: jax.Array, offset: jax.Array, salts: jax.Array, rate: float
-) -> tuple:
+def _forward(x: jax.Array, y: jax.Array, affine: jax.Array, salts: jax.Array, rate: float) -> tuple:
     b, t, d = x.shape
-    rows = _rows(_ROWS, d)
+    rows = of_rows(ROWS, d)
     out, total = pl.pallas_call(
         functools.partial(_forward_body, frames=t, width=d, rate=rate),
         name="normed_sum_forward",
-        grid=(b, pl.cdiv(t, _ROWS)),
-        in_specs=[rows, rows, _clip(d), _clip(d), _clip(2)],
+        grid=(b, pl.cdiv(t, ROWS)),
+        in_specs=[rows, rows, of_clip(2, d), of_clip(2)],
         out_specs=[rows, rows],
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype)] * 2,
-        compiler_params=plgpu.CompilerParams(num_warps=_WARPS),
+        compiler_params=plgpu.CompilerParams(num_warps=WARPS),
         metadata={"operations": "0"},  # no product: planning/hlo.py
-    )(x, y, scale, offset, salts)
-    return out, (total, scale, salts)
+    )(x, y, affine, salts)
+    return out, (total, affine, salts)
 
 
 def _backward(rate: float, saved: tuple, dout: jax.Array) -> tuple:
-    total, scale, salts = saved
+    total, affine, salts = saved
     b, t, d = dout.shape
-    programs = pl.cdiv(t, _ROWS * _SUMMED)
-    rows = _rows(_ROWS * _SUMMED, d)
-    sums = jax.ShapeDtypeStruct((b, programs, d), jnp.float32)
-    one = pl.BlockSpec((None, None, d), lambda i, n: (i, n, 0))
+    programs = pl.cdiv(t, ROWS * SUMMED)
+    rows = of_rows(ROWS * SUMMED, d)
+    sums = jax.ShapeDtypeStruct((b, programs, 2, d), jnp.float32)
+    one = pl.BlockSpec((None, None, 2, d), lambda i, n: (i, n, 0, 0))
     like = jax.ShapeDtypeStruct(dout.shape, dout.dtype)
 
-    dx, dy, dscale, doffset = pl.pallas_call(
+    dx, dy, daffine = pl.pallas_call(
         functools.partial(_backward_body, frames=t, width=d, rate=rate),
         name="normed_sum_backward",
         grid=(b, programs),
-        in_specs=[rows, rows, _clip(d), _clip(2)],
-        out_specs=[rows, rows, one, one],
-        out_shape=[like, like, sums, sums],
-        compiler_params=plgpu.CompilerParams(num_warps=_WARPS),
+        in_specs=[rows, rows, of_clip(2, d), of_clip(2)],
+        out_specs=[rows, rows, one],
+        out_shape=[like, like, sums],
+        compiler_params=plgpu.CompilerParams(num_warps=WARPS),
         metadata={"operations": "0"},
-    )(total, dout, scale, salts)
-    return dx, dy, dscale.sum(axis=1), doffset.sum(axis=1), None
+    )(total, dout, affine, salts)
+    return dx, dy, daffine.sum(axis=1), None
 
 
 normed_sum.defvjp(_forward, _backward)
 
 
-def _rows(rows: int, d: int) -> pl.BlockSpec:
+def of_rows(rows: int, d: int) -> pl.BlockSpec:
+    """Return the spec of a block of frames of a clip."""
     return pl.BlockSpec((None, rows, d), lambda i, n: (i, n, 0))
 
 
-def _clip(d: int) -> pl.BlockSpec:
+def of_clip(*shape: int) -> pl.BlockSpec:
     """Return the block spec of an array that all frames of a clip share."""
-    return pl.BlockSpec((None, d), lambda i, n: (i, 0))
+    return pl.BlockSpec((None, *shape), lambda i, n: (i, *[0] * len(shape)))
 
 
 def _forward_body(
     x: Ref,
     y: Ref,
-    scale: Ref,
-    offset: Ref,
+    affine: Ref,
     salts: Ref,
     out: Ref,
     total: Ref,
@@ -110,27 +103,27 @@ def _forward_body(
 ) -> None:
     columns = jnp.arange(pl.next_power_of_2(width))
     inside = columns < width
-    row = pl.program_id(1) * _ROWS + jnp.arange(_ROWS)
+    row = pl.program_id(1) * ROWS + jnp.arange(ROWS)
     mask = (row < frames)[:, None] & inside[None]
-    load = functools.partial(_load, mask=mask)
-    summed = (load(x) + _dropped(load(y), salts, row, columns, width, rate)).astype(x.dtype)
-    _store(total, summed, mask)
-    normal, _ = _standardised(summed.astype(jnp.float32), inside, width)
+    dropped = _dropped(load(y, mask), salts, row, columns, width, rate)
+    summed = (load(x, mask) + dropped).astype(x.dtype)
+    store(total, summed, mask)
+    normal, _ = standardised(summed.astype(jnp.float32), inside, width)
     at = pl.dslice(0, columns.shape[0])
-    by = plgpu.load(scale.at[at], mask=inside, other=0.0)[None]
-    plus = plgpu.load(offset.at[at], mask=inside, other=0.0)[None]
-    _store(out, (normal * by + plus).astype(out.dtype), mask)
+    by, plus = (
+        plgpu.load(affine.at[pl.dslice(i, 1), at], mask=inside[None], other=0.0) for i in range(2)
+    )  # [1, d]
+    store(out, (normal * by + plus).astype(out.dtype), mask)
 
 
 def _backward_body(
     total: Ref,
     dout: Ref,
-    scale: Ref,
+    affine: Ref,
     salts: Ref,
     dx: Ref,
     dy: Ref,
-    dscale: Ref,
-    doffset: Ref,
+    daffine: Ref,
     *,
     frames: int,
     width: int,
@@ -139,42 +132,42 @@ def _backward_body(
     columns = jnp.arange(pl.next_power_of_2(width))
     inside = columns < width
     at = pl.dslice(0, columns.shape[0])
-    by = plgpu.load(scale.at[at], mask=inside, other=0.0)[None]
-    first = pl.program_id(1) * _SUMMED
+    by = plgpu.load(affine.at[pl.dslice(0, 1), at], mask=inside[None], other=0.0)  # [1, d]
+    first = pl.program_id(1) * SUMMED
 
     def add(i: jax.Array, sums: tuple) -> tuple:
-        row = (first + i) * _ROWS + jnp.arange(_ROWS)
+        row = (first + i) * ROWS + jnp.arange(ROWS)
         mask = (row < frames)[:, None] & inside[None]
-        rows = pl.dslice(i * _ROWS, _ROWS)
-        normal, inverse = _standardised(_load(total, mask, rows), inside, width)
-        given = _load(dout, mask, rows)
+        rows = pl.dslice(i * ROWS, ROWS)
+        normal, inverse = standardised(load(total, mask, rows), inside, width)
+        given = load(dout, mask, rows)
         g = given * by
         mean = g.sum(axis=1, keepdims=True) / width
         along = (g * normal).sum(axis=1, keepdims=True) / width
         d_sum = inverse * (g - mean - normal * along)
-        _store(dx, d_sum.astype(dx.dtype), mask, rows)
-        _store(dy, _dropped(d_sum, salts, row, columns, width, rate).astype(dy.dtype), mask, rows)
+        store(dx, d_sum.astype(dx.dtype), mask, rows)
+        store(dy, _dropped(d_sum, salts, row, columns, width, rate).astype(dy.dtype), mask, rows)
         return sums[0] + (given * normal).sum(axis=0), sums[1] + given.sum(axis=0)
 
     zeros = jnp.zeros(columns.shape, jnp.float32)
-    by_scale, by_offset = jax.lax.fori_loop(0, _SUMMED, add, (zeros, zeros))
-    plgpu.store(dscale.at[at], by_scale, mask=inside)
-    plgpu.store(doffset.at[at], by_offset, mask=inside)
+    by_scale, by_offset = jax.lax.fori_loop(0, SUMMED, add, (zeros, zeros))
+    for i, by_row in enumerate((by_scale, by_offset)):
+        plgpu.store(daffine.at[pl.dslice(i, 1), at], by_row[None], mask=inside[None])
 
 
-def _load(ref: Ref, mask: jax.Array, rows: object = None) -> jax.Array:
+def load(ref: Ref, mask: jax.Array, rows: object = None) -> jax.Array:
     """Load the rows of a block in float32, zero beyond the end and the width."""
     rows = pl.dslice(0, mask.shape[0]) if rows is None else rows
     block = plgpu.load(ref.at[rows, pl.dslice(0, mask.shape[1])], mask=mask, other=0.0)
     return block.astype(jnp.float32)
 
 
-def _store(ref: Ref, x: jax.Array, mask: jax.Array, rows: object = None) -> None:
+def store(ref: Ref, x: jax.Array, mask: jax.Array, rows: object = None) -> None:
     rows = pl.dslice(0, mask.shape[0]) if rows is None else rows
     plgpu.store(ref.at[rows, pl.dslice(0, mask.shape[1])], x, mask=mask)
 
 
-def _standardised(x: jax.Array, inside: jax.Array, width: int) -> tuple[jax.Array, jax.Array]:
+def standardised(x: jax.Array, inside: jax.Array, width: int) -> tuple[jax.Array, jax.Array]:
     """Standardise over the existing columns; return the inverse deviation too."""
     mean = x.sum(axis=1, keepdims=True) / width
     centred = jnp.where(inside[None], x - mean, 0)

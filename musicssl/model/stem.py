@@ -19,6 +19,7 @@ from musicssl.audio import STEM_HOP, crop_samples, frame_count
 from musicssl.model import first_norm
 from musicssl.model.first_norm import NORM_EPSILON
 from musicssl.model.gelu import gelu
+from musicssl.model.grouped_conv import in_order
 from musicssl.runtime import sharding
 
 KERNELS = (10, 3, 3, 3, 3, 2, 2)  # receptive field 400 samples
@@ -88,14 +89,27 @@ def onward(
         with jax.named_scope(f"stem_{i}"):
             x = jax.lax.conv_general_dilated(
                 x,
-                layer.kernel.astype(x.dtype),
+                in_order(layer.kernel.astype(x.dtype)),
                 (STRIDES[i],),
                 "VALID",
                 dimension_numbers=("NWC", "WIO", "NWC"),
             )  # [b, (n - k) // stride + 1, c]
             x = x if layer.bias is None else x + layer.bias.astype(x.dtype)
-            x = gelu(x if layer.norm is None else _normed(x, layer.norm, axis, real))
+            on_gpu = sharding.platform() == "gpu" and x.dtype == jnp.bfloat16
+            if layer.norm is not None and axis == CHANNELS and on_gpu:
+                x = _normed_gelu_on_gpu(x, layer.norm)
+            else:
+                x = gelu(x if layer.norm is None else _normed(x, layer.norm, axis, real))
     return x
+
+
+def _normed_gelu_on_gpu(x: jax.Array, norm: Norm) -> jax.Array:
+    """Compute gelu(_normed(x, norm, CHANNELS, None)) in a kernel."""
+    from musicssl.model import norm_gelu_gpu
+
+    clips, _, c = x.shape
+    affine = jnp.broadcast_to(jnp.stack(norm), (clips, 2, c))
+    return sharding.by_clip(lambda x: norm_gelu_gpu.normed_gelu(*x), (x, affine))
 
 
 def _normed(x: jax.Array, norm: Norm, axis: int, real: jax.Array | None) -> jax.Array:

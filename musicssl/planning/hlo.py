@@ -260,6 +260,8 @@ def _bytes_read(
       results: of all instructions, by name.
     """
     whole = [size(results[name]) for name in x.operands]
+    if _target(x) == _TRITON:  # whose blocks may be of one array several times
+        return sum(size(results[name]) for name in set(x.operands))
     if x.opcode in _SLICES:
         return min(size(x.result), whole[0]) + sum(whole[1:])
     if x.opcode != "fusion":

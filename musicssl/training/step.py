@@ -148,7 +148,7 @@ def update(
         batch = prepare(config, keys["mask"], clips)
     teacher = state.teacher | frozen
     loss, sums, gradients = accumulate(config, state.params, teacher, batch, keys)
-    norm = optax.tree.norm(gradients)
+    norm = optim.norm(gradients)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
 
     def where_finite(new: Any, old: Any) -> Any:

@@ -23,8 +23,8 @@ def test_values_and_gradients_are_those_of_the_three_steps(interpreted, rate):
     salts = jnp.stack(dropout.salts(KEY, (CLIPS,)), axis=-1)
 
     def kernel(x, y, scale, offset):
-        by_clip = (jnp.broadcast_to(p, (CLIPS, WIDTH)) for p in (scale, offset))
-        return residual_norm_gpu.normed_sum(x, y, *by_clip, salts, rate)
+        affine = jnp.broadcast_to(jnp.stack([scale, offset]), (CLIPS, 2, WIDTH))
+        return residual_norm_gpu.normed_sum(x, y, affine, salts, rate)
 
     def written(x, y, scale, offset):
         if rate:

@@ -63,6 +63,21 @@ def test_what_surrounds_the_step(tmp_path, capsys, monkeypatch):
     assert all(row.seconds > 0 and row.figure > 0 and row.limit > 0 for row in by_name.values())
 
 
+def test_a_ruler_is_read_as_often_as_what_stands_beside_it(monkeypatch):
+    slow, clock, calls = [4.0, 4.0, 4.0, 8.0], [0.0], []
+
+    def work(name: str, seconds: float) -> None:
+        calls.append(name)
+        clock[0] += seconds * slow[min(calls.count(name), len(slow)) - 1]
+
+    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: clock[0])
+    ruler = benchmark.Ruler(lambda: work("ruler", 0.5), 100.0)
+    seconds, rate = benchmark.beside(lambda: work("row", 1.0), ruler, 1e9, 10.0)
+    assert calls == ["row", "ruler"] * 4  # the first of each compiles and is not counted
+    assert (seconds, rate) == (4.0, 50.0)
+    assert benchmark.beside(lambda: work("row", 1.0), None, 1e9, 0.0)[1] == 1e9
+
+
 def test_the_table_and_its_document(tmp_path, capsys):
     here = benchmark.Machine(sharding.make_mesh(1, jax.devices()[:1]), 1e12, 1e9, "a rate", 0.0)
     made = [

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from configs import common, music2vec, music2vec2
+from musicssl.runtime import sharding
 from musicssl.training import optim
 
 
@@ -204,3 +205,14 @@ def test_clip_is_torch_clip_grad_norm(limit):
 def test_a_limit_of_zero_does_not_clip():
     gradients = {"a": jnp.array([1e6, -1e6])}
     assert optim.clip(gradients, optax.tree.norm(gradients), 0.0) is gradients
+
+
+def test_norm_is_the_same_where_a_gpu_sums_arrays_of_one_shape_together(monkeypatch):
+    rng = np.random.default_rng(0)
+    shapes = [(3, 5)] * 20 + [(7,)] * 2 + [()]  # more of one shape than one kernel takes
+    gradients = [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
+    expected = np.linalg.norm(np.concatenate([np.ravel(x) for x in gradients]))
+    for platform in ("cpu", "gpu"):
+        monkeypatch.setattr(sharding, "platform", lambda platform=platform: platform)
+        np.testing.assert_allclose(jax.jit(optim.norm)(gradients), expected, rtol=1e-6)
+    assert not np.isfinite(optim.norm([*gradients, jnp.full((3, 5), np.nan)]))
