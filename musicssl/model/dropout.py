@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from musicssl.runtime import sharding
+
 GOLDEN = 0x9E3779B9  # 2**32 over the golden ratio: neighbouring places differ in many bits
 _FIRST, _SECOND = 0x7FEB352D, 0x846CA68B  # lowbias32, github.com/skeeto/hash-prospector
 
@@ -54,6 +56,8 @@ def bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 def salts(key: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
     """Draw two words for each pair of last axes, from their number among an array's other axes."""
     seeds = jax.random.bits(key, (2,))
+    if sharding.platform() == "gpu":  # or each of the two would be a kernel of its own
+        seeds = jax.lax.optimization_barrier(seeds)
     number = _places(shape)
     return mixed(number * jnp.uint32(GOLDEN) ^ seeds[0], seeds[1]), seeds[0] ^ number
 
