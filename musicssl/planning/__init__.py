@@ -1,7 +1,7 @@
-"""What a run will take: its step compiled for machines that need not be there, and timed here.
+"""Predicts what a run will take: compiles its step for absent machines, and times it on this one.
 
 Imports musicssl.training, musicssl.probing and what lies below them.
 
-A further TPU is a line in `topology.CHIPS`, a further GPU one in `gpus.GPUS`, with its peak rate in
-`musicssl.training.flops`; a machine of another kind is a case in `topology.topology`.
+To add a TPU, add a line to `topology.CHIPS`; to add a GPU, add one to `gpus.GPUS`, and its peak
+rate to `musicssl.training.flops`. A machine of another kind is a new case in `topology.topology`.
 """

@@ -1,6 +1,6 @@
-"""The time that a training step, its parts and the work around it take here, beside its limits.
+"""Times a training step, its parts and the work around it on this machine, and their limits.
 
-The work around it is reading the input, extracting features, probing and fitting a codebook.
+The work around the step is reading the input, extracting features, probing and fitting a codebook.
 """
 
 import functools
@@ -33,12 +33,12 @@ from musicssl.training import flops, optim, step
 
 STEP = ("step", "stem", "positional", "transformer", "teacher", "labels", "head", "optimizer")
 AROUND = ("input", "extraction", "probes", "kmeans")
-TASK = (443, 197, 10)  # windows of train and validation, classes: GTZAN's genres
-FRAMES = 100_000  # how many k-means assigns to codes
+TASK = (443, 197, 10)  # windows for training and validation, classes: as in GTZAN's genres
+FRAMES = 100_000  # how many frames k-means assigns to codes
 
 
 class TimedRow(NamedTuple):
-    """A figure and its limit, both in `unit`; seconds are those of one call."""
+    """A figure and its limit, both in `unit`; `seconds` is the time of one call."""
 
     name: str
     seconds: float
@@ -72,10 +72,10 @@ class Machine(NamedTuple):
 
 
 def _median_seconds(call: Callable[[], object], budget: float) -> float:
-    """Return the median time of a call, after one that compiles and is not counted.
+    """Return the median time of a call, after a first call that compiles and is not counted.
 
     Args:
-      budget: seconds that the counted calls fill; there are at least three of them.
+      budget: how many seconds the counted calls take together; there are at least three of them.
     """
     jax.block_until_ready(call())
     times: list[float] = []
@@ -109,10 +109,10 @@ def beside(
 
 
 def machine(mesh: Mesh, precision: str, budget: float) -> Machine:
-    """Measure a matrix product and a copy on one device, and take all devices to be like it."""
+    """Measure a matrix product and a copy on one device, and assume that all devices are alike."""
     side = 4096 if mesh.devices.flat[0].platform != "cpu" else 2048
 
-    # Operations, by the data sheet where that has a figure for this precision.
+    # Operations, by the data sheet if it has a figure for this precision.
     a = jnp.ones((side, side), jnp.dtype(precision))
     product = jax.jit(lambda a: a @ a)
     operations, rate = 2 * side**3 / _median_seconds(lambda: product(a), 1), "a matrix product"
@@ -138,7 +138,7 @@ def machine(mesh: Mesh, precision: str, budget: float) -> Machine:
 def _step_rows(
     config: ml_collections.ConfigDict, here: Machine, only: list[str]
 ) -> Iterator[TimedRow]:
-    """Measure the training step, then its parts, those of them that are asked for."""
+    """Measure the wanted rows: the training step, then its parts."""
     with jax.set_mesh(here.mesh):
         programs = _programs(config, here.mesh)
         counts = flops.train_parts(config)
@@ -169,7 +169,7 @@ def _programs(config: ml_collections.ConfigDict, mesh: Mesh) -> dict[str, Callab
     keys = step.streams(config.seed, 1)
     rngs = {name: keys[name] for name in ("dropout", "layerdrop")}
 
-    # What the programs are given.
+    # The arguments of the programs.
     clips = _random_clips(config, mesh)
     frozen = random_frozen(config)
     state = step.sharded_init(config, mesh)
@@ -189,7 +189,7 @@ def _programs(config: ml_collections.ConfigDict, mesh: Mesh) -> dict[str, Callab
         program = jax.jit(jax.grad(squares, argnums=(0, 1)))
         return lambda: program(*arguments)
 
-    # The parts of the encoder, of which data2vec 2.0 gives each to other frames.
+    # The parts of the encoder; in data2vec 2.0, each sees different frames.
     z = jax.jit(lambda p, x: apply(p, apply(p, x, "stem"), "project"))(params, batch.encoder_input)
     placed = encoded = z
     if config.method == "data2vec2":
@@ -198,12 +198,12 @@ def _programs(config: ml_collections.ConfigDict, mesh: Mesh) -> dict[str, Callab
         encoded = placed[:, : mask.shape[1] - int(mask[0].sum())]  # [n, v, d]
     stem = jax.jit(jax.grad(lambda p: jnp.square(apply(p, batch.encoder_input, "stem")).mean()))
     programs: dict[str, Callable[[], object]] = {
-        "stem": lambda: stem(params),  # nothing asks for the gradient of audio
+        "stem": lambda: stem(params),  # the gradient of audio is not needed
         "positional": both_ways(lambda p, x: apply(p, x, "position"), params, placed),
         "transformer": both_ways(transform, params, encoded),
     }
 
-    # What makes the targets, and the head that predicts them, with what it is told besides.
+    # The computation of the targets, and the head that predicts them, with its further arguments.
     head: nn.Module
     told: dict[str, Any] = {}
     if config.method == "hubert":
@@ -224,7 +224,7 @@ def _programs(config: ml_collections.ConfigDict, mesh: Mesh) -> dict[str, Callab
 
     programs["head"] = both_ways(predict, state.params["head"], seen)
 
-    # The update and the whole step, which are donated the state that they gave last.
+    # The update and the whole step; each is donated the state that it returned last.
     def change(params: dict, optimizer: optax.OptState, averaged: dict) -> tuple:
         changes, optimizer = optim.adam(config).update(params, optimizer, params)
         params = optax.apply_updates(params, changes)
@@ -256,7 +256,7 @@ def _random_clips(config: ml_collections.ConfigDict, mesh: Mesh) -> jax.Array:
 
 
 def _copy(state: step.TrainState) -> step.TrainState:
-    """Copy a state for a program that it is donated to, as training does."""
+    """Copy a state, since the program that takes it is donated its memory, as in training."""
     return jax.tree.map(jnp.copy, state)
 
 
@@ -280,7 +280,7 @@ def _optimizer_bytes(config: ml_collections.ConfigDict) -> int:
 
 
 def _input_row(config: ml_collections.ConfigDict, here: Machine) -> TimedRow | None:
-    """Measure crops of the data set beside a bare read of its files; None where it is not built."""
+    """Measure crops of the data set and a bare read of its files; None if it is not built."""
     if not host.is_built(config.data.name, config.data.data_dir):
         return None
     crops: Any  # an iterator that can be closed
@@ -292,7 +292,7 @@ def _input_row(config: ml_collections.ConfigDict, here: Machine) -> TimedRow | N
 
 
 def _extraction_row(config: ml_collections.ConfigDict, here: Machine) -> TimedRow:
-    """Measure pooled features of every layer, through the cache on disk, beside a forward pass."""
+    """Measure pooled features of every layer, through the cache on disk, and a forward pass."""
     from musicssl.features import extract, windows  # needs packages that the step does not
 
     encoder, b = make_encoder(config), config.batch_size
@@ -307,7 +307,7 @@ def _extraction_row(config: ml_collections.ConfigDict, here: Machine) -> TimedRo
     clips = jnp.broadcast_to(jnp.asarray(sound / 32768, jnp.float32), (b, n))
     limit = b / _median_seconds(lambda: run(params, clips), here.budget)
 
-    # The extraction of as many clips as the budget has time for, after a batch that compiles.
+    # The extraction of as many clips as fit the budget, after a batch that compiles.
     source = extract.FeatureSource(
         "", "", encoder.layers + 1, encoder.width, config.data.sample_rate, False, params, apply
     )
@@ -327,7 +327,7 @@ def _extraction_row(config: ml_collections.ConfigDict, here: Machine) -> TimedRo
 
 
 def _probes_row(config: ml_collections.ConfigDict, here: Machine) -> TimedRow:
-    """Measure a layer's probes at six learning rates and three seeds, for two epochs of a task."""
+    """Measure a layer's probes with six learning rates and three seeds, for two epochs."""
     from musicssl.probing import grid, metrics
 
     train, validation, classes = TASK
@@ -351,7 +351,7 @@ def _probes_row(config: ml_collections.ConfigDict, here: Machine) -> TimedRow:
 
 
 def _kmeans_row(config: ml_collections.ConfigDict, here: Machine) -> TimedRow:
-    """Measure the search for the code nearest to each frame, which every pass of a fit makes."""
+    """Measure the search for each frame's nearest code, which every pass of a fit performs."""
     clusters, width = 500, 39
     if config.method == "hubert":
         first = targets.of(config)[0]
@@ -375,7 +375,7 @@ def _table(rows: list[TimedRow]) -> str:
 
 
 def _describe(config: ml_collections.ConfigDict, here: Machine) -> dict[str, object]:
-    """Return the machine and what was run on it, by name."""
+    """Return facts about the machine and about what was run on it, by name."""
     device = here.mesh.devices.flat[0]
     affinity = hasattr(os, "sched_getaffinity")
     return {
@@ -411,7 +411,7 @@ def write_report(
 def measured(
     config: ml_collections.ConfigDict, here: Machine, only: list[str]
 ) -> Iterator[TimedRow]:
-    """Yield the rows that are asked for, as they are measured."""
+    """Yield the wanted rows, as they are measured."""
     if set(only) & set(STEP):
         yield from _step_rows(config, here, only)
     around = (_input_row, _extraction_row, _probes_row, _kmeans_row)

@@ -1,4 +1,4 @@
-"""The training step compiled for machines that need not be there, up to the largest batch."""
+"""Compiles the training step for machines that need not be present, up to the largest batch."""
 
 import math
 import re
@@ -24,18 +24,18 @@ from musicssl.runtime import sharding
 from musicssl.training import step
 
 _AUTO = re.compile(r"auto(:(?P<first>[1-9]\d*))?")
-_FIRST = 8  # clips that --batch=auto begins with
-_FULL = "RESOURCE_EXHAUSTED"  # how every compiler begins its refusal for want of memory
-# XLA's own matrix kernels are chosen by timing them, which takes a GPU: without one the libraries'
-# products stand in for them, and at some shapes XLA finds no kernel of its own at all.
+_FIRST = 8  # the clips with which --batch=auto begins
+_FULL = "RESOURCE_EXHAUSTED"  # how every compiler begins its refusal for lack of memory
+# XLA chooses its own matrix kernels by timing them, which takes a GPU. Without one, the libraries'
+# products are used instead; for some shapes XLA finds no kernel of its own at all.
 _WITHOUT_A_GPU: dict[str, str | bool] = {"xla_gpu_enable_triton_gemm": False}
 
 
 class BatchAttempt(NamedTuple):
-    """A batch that was put to the compiler.
+    """A batch that the compiler was given.
 
-    clips: on each device. wanted: bytes on one device, None where a refusal does not say.
-    compiled: the step, None where it was refused.
+    clips: on each device. wanted: bytes on one device, None if a refusal does not say.
+    compiled: the step, None if it was refused.
     """
 
     clips: int
@@ -44,10 +44,10 @@ class BatchAttempt(NamedTuple):
 
 
 def check_batch(batch: str, specs: list[str]) -> None:
-    """Refuse a --batch that is no number of clips, or that cannot be searched for.
+    """Refuse a --batch that is not a number of clips, or that cannot be searched for.
 
     Args:
-      specs: the topologies that it is for.
+      specs: the topologies to plan for.
 
     Raises:
       ValueError: naming the remedy.
@@ -56,19 +56,19 @@ def check_batch(batch: str, specs: list[str]) -> None:
         others = [spec for spec in specs if spec.startswith(("cpu", "here"))]
         if others:
             raise ValueError(
-                f"--batch={batch} with --topology={others[0]}: nothing tells how much memory it "
-                "has, give --batch=N"
+                f"--batch={batch} with --topology={others[0]}: its amount of memory is not known, "
+                "so give --batch=N"
             )
     elif batch and (not batch.isdigit() or not int(batch)):
-        raise ValueError(f"--batch={batch}: give a number of clips on each device, auto or auto:N")
+        raise ValueError(f"--batch={batch}: give a number of clips per device, auto or auto:N")
 
 
 def plan(config: ml_collections.ConfigDict, place: Topology, batch: str) -> Plan:
-    """Compile a configuration's step for a topology, and return what is known of it there.
+    """Compile a configuration's step for a topology, and return its plan.
 
     Args:
-      batch: a number of clips on each device, "auto" or "auto:N" for the most that fit, or "" for
-        the configuration's own.
+      batch: a number of clips per device, "auto" or "auto:N" for the most that fit, or "" for the
+        configuration's own batch.
 
     Raises:
       ValueError: the batch or the mesh does not fit the devices.
@@ -78,19 +78,19 @@ def plan(config: ml_collections.ConfigDict, place: Topology, batch: str) -> Plan
     limit = topology.memory_limit(place)
     if not batch and config.batch_size % (mesh.size * config.accumulate):
         raise ValueError(
-            f"batch_size is {config.batch_size}, which {mesh.size} devices times accumulate="
-            f"{config.accumulate} do not divide: give --batch=N, clips on each device"
+            f"batch_size is {config.batch_size}, not a multiple of {mesh.size} devices times "
+            f"accumulate={config.accumulate}: give --batch=N, the clips per device"
         )
 
     def attempt(clips: int) -> BatchAttempt:
-        tqdm.write(f"{place.spec}: compiling {clips} clips a device", file=sys.stderr)
+        tqdm.write(f"{place.spec}: compiling {clips} clips per device", file=sys.stderr)
         result = _compile_step(with_batch(config, clips * mesh.size), mesh, place, limit)
         verdict = "accepted" if result.compiled else "refused"
         taken = f"{report.size(result.wanted)} of {report.size(limit)}"
         tqdm.write(f"{place.spec}: {clips} clips {verdict}, {taken}", file=sys.stderr)
         return result
 
-    # The batches to compile: a search for the largest, or the one that is asked for.
+    # The batches to compile: a search for the largest, or the given one.
     if searched := _AUTO.fullmatch(batch):
         assert limit is not None, place.spec  # by `check_batch`
         unit = config.accumulate
@@ -99,7 +99,7 @@ def plan(config: ml_collections.ConfigDict, place: Topology, batch: str) -> Plan
     else:
         attempts = [attempt(int(batch) if batch else config.batch_size // mesh.size)]
 
-    # The plan is of the largest that fits, or of the last where none does.
+    # The plan is of the largest batch that fits, or of the last one if none does.
     fitting = [x for x in attempts if x.compiled is not None]
     chosen = max(fitting, key=lambda x: x.clips) if fitting else attempts[-1]
     tried: list[Tried] = [
@@ -123,8 +123,8 @@ def _compile_step(
 ) -> BatchAttempt:
     """Compile the real step for that mesh.
 
-    A TPU's compiler may refuse it for want of memory. A GPU's does not, so that what the program
-    takes is held against the limit here.
+    A TPU's compiler may refuse it for lack of memory. A GPU's does not, so the program's memory is
+    compared with the limit here.
     """
     clips = config.batch_size // mesh.size
     on_gpu = isinstance(place.chip, Gpu)
@@ -140,7 +140,7 @@ def _compile_step(
 
 
 def lower(config: ml_collections.ConfigDict, mesh: Mesh) -> jax.stages.Lowered:
-    """Lower the step of `musicssl.training.step` from shapes alone."""
+    """Lower the step of `musicssl.training.step` from shapes only."""
     samples = audio.crop_samples(config.data.crop_frames)
     with jax.set_mesh(mesh):
         state = step.state_shapes(config)
@@ -150,7 +150,7 @@ def lower(config: ml_collections.ConfigDict, mesh: Mesh) -> jax.stages.Lowered:
 
 
 def frozen(config: ml_collections.ConfigDict) -> dict:
-    """Return shapes of the teacher's fixed part, as if a frozen encoder were like the student."""
+    """Return shapes of the teacher's fixed part, assuming a frozen encoder like the student."""
     if config.method != "hubert":
         return {}
     t, wanted = config.teacher, targets.of(config)
@@ -182,21 +182,21 @@ def largest_batch(
 ) -> list[BatchAttempt]:
     """Search for the largest batch that the compiler accepts.
 
-    Bytes grow with the clips nearly in proportion, starting from `fixed` of them. So the next guess
-    is where a line through the last attempts reaches the limit, or the middle where the last guess
-    has not halved the interval that is open. A compiler may stay below the limit for long, as it
-    recomputes more and more: once it has accepted two guesses of where the limit is, and a step of
-    one, each step up is twice the one before.
+    Bytes grow nearly in proportion to the clips, on top of `fixed`. So the next guess is where a
+    line through the last attempts reaches the limit, or the middle of the open interval if the last
+    guess has not halved it. A compiler may stay below the limit for long by recomputing more and
+    more: once it has accepted two guesses of where the limit is, and a step of one, each step up is
+    twice the one before.
 
     Args:
       attempt: compiles that many clips on each device.
-      unit: what all numbers of clips are multiples of.
+      unit: all numbers of clips are multiples of it.
       limit: bytes that a program may take on one device.
-      fixed: bytes that do not grow with the clips, about.
+      fixed: approximate bytes that do not grow with the clips.
       first: the first guess, in units.
 
     Returns:
-      Every attempt. The largest accepted and the smallest refused are `unit` clips apart; where
+      Every attempt. The largest accepted and the smallest refused are `unit` clips apart; if
       nothing fits, the smallest refused is `unit`.
     """
     tried: list[BatchAttempt] = []
@@ -229,8 +229,8 @@ def _predict(tried: list[BatchAttempt], unit: int, limit: int, fixed: int) -> in
     """Return the units at which the limit is reached, on a line through two attempts.
 
     One is the attempt that came nearest to the limit, the other the next nearest that is at least
-    an eighth of the clips away: bytes grow in steps, and two neighbours may be equal. None where
-    there is no other.
+    an eighth of the clips away, since bytes grow in steps and two neighbours may be equal. None if
+    there is no other attempt.
     """
     points = {(x.clips // unit, x.wanted) for x in tried if x.wanted} | {(0, fixed)}
     (units, wanted), *rest = sorted(points, key=lambda x: abs(x[1] - limit))

@@ -1,9 +1,9 @@
 """The figures of a compiled step: memory, exchanges, operations and seconds.
 
-Seconds are of one step. "roofline" is the time that the model's operations take at the data sheet's
-peak rate, which nothing beats. What the step itself may take has two ends, the least and the
-estimate (`schema.Seconds`); exchanges are entered one after another, at half the data sheet's rate
-of the links and without any overlap. Input, saves and compilation come on top.
+Seconds are those of one step. "roofline" is the time that the model's operations take at the data
+sheet's peak rate, which nothing beats. The time of the step itself is given as a range, from the
+least to the estimate (`schema.Seconds`). Exchanges are counted one after another, at half the data
+sheet's rate of the links and without any overlap. Input, saves and compilation are not included.
 """
 
 import math
@@ -35,13 +35,13 @@ from musicssl.planning.topology import Chip, Topology
 from musicssl.runtime import sharding
 from musicssl.training import flops, step
 
-# What one core reads, decodes and crops of int16 records in a second, in seconds of audio:
-# `python -m tests.benchmarks.input`, half of what two threads of an AMD EPYC do.
+# Seconds of audio that one core reads, decodes and crops from int16 records per second: half of
+# what two threads of an AMD EPYC do (`python -m tests.benchmarks.input`).
 _READ_BY_A_CORE = 20_000
-SLICE_LINKS = 12.5e9  # bytes a second of a TPU host's network between slices: 100 Gbit/s
-# The share of the peak rate that a TPU's Pallas kernels are taken to reach, since the compiler has
-# no estimate for them. Its own schedule of attention's takes 25 % at 1496 frames and 23 % at 256,
-# when waiting for memory is left out: `python -m tests.benchmarks.attention_kernel`.
+SLICE_LINKS = 12.5e9  # bytes per second of a TPU host's network between slices: 100 Gbit/s
+# The share of the peak rate that a TPU's Pallas kernels are assumed to reach, since the compiler
+# has no estimate for them. By its own schedule, attention's kernels reach 25 % at 1496 frames and
+# 23 % at 256, without waiting for memory: `python -m tests.benchmarks.attention_kernel`.
 KERNEL_SHARE = 0.23
 # In the order in which a scope's names are looked for: a teacher's attention is the teacher's.
 _SCOPES = {
@@ -79,12 +79,12 @@ def make_plan(
     attempts: list[Tried],
     began: float,
 ) -> Plan:
-    """Return all that a plan holds of one topology.
+    """Return the plan of one topology.
 
     Args:
-      limit: bytes that a program may take on one device, None where nothing tells.
-      program: the compiled step, None where it does not fit.
-      attempts: every batch that was compiled; the one of this configuration among them.
+      limit: bytes that a program may take on one device; None if it is not known.
+      program: the compiled step; None if it does not fit.
+      attempts: every batch that was compiled, including this configuration's.
       began: when the work on this plan began, by time.monotonic().
     """
     shapes = step.state_shapes(config)
@@ -96,7 +96,7 @@ def make_plan(
     reading = storage.readings(config)
     wanted = next(x["bytes"] for x in reversed(attempts) if x["clips"] == clips)
 
-    # Read from the program: its exchanges, and what it does on a chip that is known.
+    # Read from the program: its exchanges, and its work if the chip is known.
     seconds: Seconds = {"roofline": sum(operations.values()) / peak if peak else None}
     contents = Contents(cycles={}, work={}, collectives=[])
     if program is not None:
@@ -142,7 +142,7 @@ def make_plan(
 def _enter_tpu(
     text: str, chip: Chip | None, peak: float | None, contents: Contents, seconds: Seconds
 ) -> None:
-    """Enter the compiler's cycles, and what the step then takes on a chip that is known."""
+    """Enter the compiler's cycles, and the resulting time of the step if the chip is known."""
     calls = hlo.kernels(text)
     contents["cycles"] = hlo.cycles(text, part)
     contents["uncounted_kernels"] = sum(x.operations is None for x in calls)
@@ -156,11 +156,11 @@ def _enter_tpu(
 def enter_kernels(
     cycles: dict[str, int], kernels: list[hlo.Kernel], operations_a_cycle: float
 ) -> int:
-    """Add Pallas kernels to the cycles of their parts, and return how many cycles they are.
+    """Add Pallas kernels to the cycles of their parts, and return how many cycles they take.
 
     Args:
       cycles: estimated by the compiler, by part; the kernels' are added to it.
-      operations_a_cycle: at the peak rate, of which kernels are taken to reach KERNEL_SHARE.
+      operations_a_cycle: at the peak rate, of which kernels are assumed to reach KERNEL_SHARE.
     """
     total = 0
     for kernel in kernels:
@@ -175,7 +175,7 @@ def enter_kernels(
 def _enter_gpu(
     text: str, gpu: Gpu, peak: float | None, contents: Contents, seconds: Seconds
 ) -> None:
-    """Enter what the program's kernels do, and what the step then takes."""
+    """Enter the work of the program's kernels, and the resulting time of the step."""
     assert peak is not None, gpu.name
     launches = hlo.launches(text)
     contents["work"] = work_by_part(launches, gpu.bandwidth, peak)
@@ -187,10 +187,10 @@ def _enter_gpu(
 
 
 def work_by_part(launches: list[hlo.Launch], bandwidth: float, peak: float) -> dict[str, Work]:
-    """Return what a GPU's kernels do by part of the model, those that take longest first.
+    """Return the work of a GPU's kernels by part of the model, the longest first.
 
     Args:
-      bandwidth, peak: bytes and operations a second.
+      bandwidth, peak: bytes and operations per second.
     """
     work: dict[str, Work] = {}
     for x in launches:
@@ -206,7 +206,7 @@ def work_by_part(launches: list[hlo.Launch], bandwidth: float, peak: float) -> d
 
 
 def _operations(config: ml_collections.ConfigDict) -> dict[str, float]:
-    """Return flops.train_parts with the stem's layers apart."""
+    """Return flops.train_parts with the stem's layers listed separately."""
     operations = dict(flops.train_parts(config))
     stem = flops.stem_layers(config.encoder, config.data.crop_frames)
     whole = operations.pop("stem")
@@ -215,9 +215,9 @@ def _operations(config: ml_collections.ConfigDict) -> dict[str, float]:
 
 
 def predicting(config: ml_collections.ConfigDict) -> list[Predicting]:
-    """Return what a step costs and predicts; for data2vec 2.0 also what 1.0 would on those clips.
+    """Return what a step costs and predicts; for data2vec 2.0, also for 1.0 on the same clips.
 
-    1.0 then masks as many frames of each clip as one of the copies does.
+    data2vec 1.0 then masks as many frames of each clip as one of the copies does.
     """
     name = f"{config.name}:{config.variant}"
     own = flops.predictions(config)
@@ -263,7 +263,7 @@ def _memory(
     program: jax.stages.Compiled | None,
     wanted: int | None,
 ) -> Memory:
-    """Return the bytes on one device: of the state, and those that the compiler says it needs."""
+    """Return the bytes on one device: of the state, and in total by the compiler's account."""
     sizes = {} if program is None else _sizes(program.memory_analysis())
     device = {"device": place.chip.memory} if isinstance(place.chip, Gpu) else {}
     memory = {
@@ -284,7 +284,7 @@ def _sizes(analysis: object) -> dict[str, int]:
 def wanted_bytes(analysis: object) -> int:
     """Return the bytes that a program takes on one device.
 
-    Results that take the place of a donated argument are free.
+    Results that reuse the memory of a donated argument are free.
     """
     sizes = _sizes(analysis)
     return sum(sizes.values()) - 2 * sizes["alias"]
@@ -293,7 +293,7 @@ def wanted_bytes(analysis: object) -> int:
 def _exchanges(
     text: str, shapes: step.TrainState, config: ml_collections.ConfigDict
 ) -> list[Exchange]:
-    """Return the exchanges of a program's text by kind, in the order of their first."""
+    """Return the exchanges in a program's text by kind, in the order of their first occurrence."""
     parameters = {_dimensions(x.shape) for x in jax.tree.leaves(shapes.params)}
     mask = config.batch_size * config.data.crop_frames  # elements, of the global batch
 
@@ -312,20 +312,20 @@ def _exchanges(
 
 
 def _dimensions(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Sort dimensions and drop ones: a layout may turn and fold what it gathers."""
+    """Sort dimensions and drop ones, since a layout may transpose and fold what it gathers."""
     return tuple(sorted(n for n in shape if n > 1))
 
 
 def exchange(exchanges: list[Exchange], place: Topology, fsdp: int) -> float:
     """Return the seconds of a step's exchanges one after another, at half the data sheet's rate.
 
-    Of several TPU slices or GPU machines only sums of gradients leave each, by the network
+    With several TPU slices or GPU machines, only sums of gradients cross the network between them
     (`sharding.make_mesh`), unless more devices share a copy of the state than a machine has.
-    NVIDIA's library sums inside each machine first, so that its GPUs share what crosses.
+    NVIDIA's library sums inside each machine first, so that its GPUs share the transfer.
 
     Args:
       place: a topology whose chip is known.
-      fsdp: devices that share a copy of the state.
+      fsdp: how many devices share a copy of the state.
     """
     assert place.chip is not None, place.spec
     gpu = place.chip if isinstance(place.chip, Gpu) else None
@@ -345,11 +345,11 @@ def exchange(exchanges: list[Exchange], place: Topology, fsdp: int) -> float:
 
 
 def _feed(audio_seconds: float, size: float, seconds: Seconds) -> dict[str, Feed]:
-    """Return what one host reads at each pace.
+    """Return how much one host reads at each pace.
 
     Args:
-      audio_seconds: of a step's clips on that host.
-      size: bytes that are read for them.
+      audio_seconds: the audio of a step's clips on that host.
+      size: the bytes that are read for them.
     """
     feed: dict[str, Feed] = {}
     paces = {"roofline": seconds["roofline"], "estimate": seconds.get("estimate")}

@@ -1,8 +1,8 @@
-"""What an evaluation costs before it starts: audio, operations, disk, memory and time of each task.
+"""Predicts what an evaluation costs: audio, operations, disk, memory and time of each task.
 
-Counts are of the published data sets, so that nothing has to be downloaded to plan. Operations are
-counted from the encoder's program, times on this machine follow from rates that are measured on it
-(`planning.rates`), and times elsewhere are rooflines: what a device's data sheet allows at best.
+Counts are those of the published data sets, so that nothing has to be downloaded for a plan.
+Operations are counted from the encoder's program, times on this machine follow from rates measured
+on it (`planning.rates`), and times elsewhere are rooflines, the best that a data sheet allows.
 """
 
 import dataclasses
@@ -28,13 +28,15 @@ from musicssl.runtime import sharding
 
 _FLOAT16, _FLOAT32 = 2, 4
 _HIDDEN = {"mlp": 512, "linear": 0}
-_STATE = 6  # passes over a probe's parameters in an update: they and Adam's moments, read, written
+_STATE = (
+    6  # passes over a probe's parameters in an update: they and Adam's moments, read and written
+)
 
 
 class Heard(NamedTuple):
     """The audio of a data set.
 
-    records: of train, validation and test. seconds: of a record, in the mean. varies: whether
+    records: of train, validation and test. seconds: the mean length of a record. varies: whether
     records differ in length.
     """
 
@@ -43,10 +45,10 @@ class Heard(NamedTuple):
     varies: bool = False
 
 
-# As the builders of data_pipelines/ state them. Those that state no numbers: MTG-Jamendo's tracks
-# are those of any of the four subsets in split 0; of VocalSet 3,613 recordings of 10.1 hours can be
-# used, of which 20 % are for test and 40 % of the rest for validation; the technique task has at
-# most as many, a quarter of the singers in its test.
+# As the builders of data_pipelines/ state them, except for two that state no numbers. MTG-Jamendo's
+# tracks are those of any of the four subsets in split 0. VocalSet has 3,613 usable recordings of
+# 10.1 hours; 20 % of them are for test, and 40 % of the rest for validation. Its technique task has
+# at most as many, with a quarter of the singers in the test.
 _VOCALSET = 10.1 * 3600 / 3613
 _AUDIO = {
     "magnatagatune": Heard((18706, 1825, 5329), 29.1),
@@ -63,10 +65,10 @@ _AUDIO = {
 
 
 def heard(task: Task, limit: int = 0) -> Heard:
-    """Return the audio that a task's features are extracted from.
+    """Return the audio from which a task's features are extracted.
 
     Args:
-      limit: records of each split that are used, 0 for all.
+      limit: how many records of each split are used; 0 for all.
     """
     name = f"{task.dataset}/{task.prefix}"
     audio = _AUDIO[name if name in _AUDIO else task.dataset]
@@ -79,8 +81,8 @@ def run(config: ml_collections.ConfigDict, specs: Sequence[str]) -> EvaluationPl
     """Measure this machine, and return what an evaluation takes here and elsewhere.
 
     Args:
-      config: as of configs/probe.py.
-      specs: TPUs and GPUs to plan for too, as of --topology.
+      config: as in configs/probe.py.
+      specs: TPUs and GPUs to plan for as well, as in --topology.
 
     Raises:
       ValueError, FileNotFoundError: the configuration, the encoder or a machine cannot be used.
@@ -89,15 +91,15 @@ def run(config: ml_collections.ConfigDict, specs: Sequence[str]) -> EvaluationPl
         raise ValueError("--evaluate plans an evaluation: give --config=configs/probe.py")
     if config.kind == search.RIDGE:
         raise ValueError(
-            "--evaluate plans probes that are trained: with config.kind=ridge one pass over the "
-            "features solves them; give 'mlp' or 'linear'"
+            "--evaluate plans probes that are trained, but config.kind=ridge solves them in one "
+            "pass over the features: give 'mlp' or 'linear'"
         )
     sheets = {spec: topology.data_sheet(spec) for spec in specs}
     session.check_encoders(config)
     mesh = sharding.make_mesh(config.mesh.fsdp)
     source = open_source(config.encoder, config.precision)
     if source.bind:
-        raise ValueError(f"{config.encoder}: these features are computed already: run the probes")
+        raise ValueError(f"{config.encoder}: these features exist already: run the probes")
     chosen = session.check_probes(config, source.layers)
     return plan(
         source, chosen, config, sheets, rates.measure(source, chosen, config, mesh, forward)
@@ -111,12 +113,12 @@ def plan(
     sheets: Mapping[str, DataSheet],
     measured: rates.Rates,
 ) -> EvaluationPlan:
-    """Return what the evaluation of an encoder on tasks takes.
+    """Return the plan of evaluating an encoder on tasks.
 
     Args:
-      config: of the probes, as of configs/probe.py.
-      sheets: of the machines to plan for, by how they were named.
-      measured: what this machine does in a second.
+      config: of the probes, as in configs/probe.py.
+      sheets: the data sheets of the machines to plan for, by the names that were given.
+      measured: this machine's measured rates.
     """
     costs: list[TaskCost] = []
     first: dict[tuple, str] = {}
@@ -157,11 +159,11 @@ def _cost(
     shares: str,
     stored: bool,
 ) -> TaskCost:
-    """Return what one task takes.
+    """Return the plan of one task.
 
     Args:
       shares: the task whose pass over the same audio gives this one its features; "" for none.
-      stored: whether the features on disk are counted here.
+      stored: whether the features on disk are counted for this task.
     """
     audio = heard(task, config.limit)
     cuts = [_cut(audio, number, task, source) for number in range(len(SPLITS))]
@@ -169,7 +171,7 @@ def _cost(
     hours = sum(float(cut.samples.sum()) for cut in cuts) / source.sample_rate / 3600
     grid = grid_work(source, task, config)
 
-    # Extraction, where this task is the first of its audio.
+    # Extraction, if this task is the first with its audio.
     operations = [forward(source, n) for n in lengths]
     flops = None
     if None not in operations:
@@ -209,7 +211,7 @@ def _cost(
 
 
 def _cut(audio: Heard, split: int, task: Task, source: FeatureSource) -> windows.Windows:
-    """Cut a split's records, whose lengths are spread by a window around their mean."""
+    """Cut a split's records; if lengths vary, spread them by a window around their mean."""
     count = audio.records[split]
     spread = task.window / 2 if audio.varies else 0
     seconds = np.linspace(audio.seconds - spread, audio.seconds + spread, count)
@@ -226,10 +228,10 @@ def _lengths(cuts: Sequence[windows.Windows]) -> tuple[list[int], list[int]]:
 
 
 def forward(source: FeatureSource, samples: int) -> float | None:
-    """Return the operations of one window's pass, None for what JAX does not compute.
+    """Return the operations of one window's pass; None if JAX does not compute it.
 
-    The compiler's own count of the program before it is optimised: of a full-size encoder 1 % above
-    `training.flops.forward`, which counts products alone.
+    This is the compiler's own count for the program before optimisation. For a full-size encoder it
+    is 1 % above `training.flops.forward`, which counts only products.
     """
     key = source.digest, samples
     if key not in _counted:
@@ -254,7 +256,7 @@ def _roofline(
     sheet: DataSheet,
     config: ml_collections.ConfigDict,
 ) -> float | None:
-    """Return the least seconds of extraction: of operations at the peak, or of bytes moved.
+    """Return the least seconds of extraction: its operations at the peak, or the bytes moved.
 
     Every batch reads the parameters, and every hidden state is written and read once.
     """
@@ -273,12 +275,12 @@ def _roofline(
 
 @dataclasses.dataclass(frozen=True)
 class GridWork:
-    """What the probes of a task train on.
+    """The training data and models of a task's probes.
 
-    train, validation: rows gone through in an epoch. updates: in an epoch. clips: of validation
-    that beats are decoded of, after each epoch of each probe. singles: sources of one layer.
-    mixed: layers of the weighted sum, 0 where it is not probed. models: of each source. epochs:
-    the fewest that a probe may stop after, and the most. memory: bytes held at once, at most.
+    train, validation: rows per epoch. updates: per epoch. clips: validation clips whose beats are
+    decoded after each epoch of each probe. singles: sources of a single layer. mixed: layers of the
+    weighted sum, 0 if it is not probed. models: per source. epochs: the fewest after which a probe
+    may stop, and the most. memory: the most bytes held at once.
     """
 
     train: int
@@ -324,7 +326,7 @@ class GridWork:
         return seconds + epochs * self.probes * self.clips * measured.decoding
 
     def roofline(self, sheet: DataSheet, epochs: int) -> float:
-        """Return the least seconds on one device, where all models of a source advance together."""
+        """Return the least seconds on one device, if all models of a source advance together."""
         seconds = 0.0
         for mixed in [0] * self.singles + [self.mixed] * bool(self.mixed):
             state = self.updates * self.models * self.parameters * _FLOAT32 * _STATE
@@ -335,7 +337,7 @@ class GridWork:
 
 
 def grid_work(source: FeatureSource, task: Task, config: ml_collections.ConfigDict) -> GridWork:
-    """Return what the grid of a task trains on."""
+    """Return the training data and models of a task's grid."""
     records = task.sizes or heard(task).records
     if config.limit:
         records = tuple(min(config.limit, n) for n in records)
@@ -354,8 +356,8 @@ def grid_work(source: FeatureSource, task: Task, config: ml_collections.ConfigDi
     models = len(config.learning_rates) * len(config.seeds)
     most = config.epochs or task.epochs
 
-    # What is in memory: a source's features or, of larger ones, what is read of them; the probes
-    # that advance together, each with its best epoch, two moments and gradients.
+    # In memory are a source's features, or the parts that are read if they are larger, and the
+    # probes that advance together, each with its best epoch, two moments and gradients.
     hidden, outputs = _HIDDEN[config.kind], task.outputs or _OUTPUTS.get(task.label, 50)
     held = sum(rows) * source.width * _FLOAT16 * max(mixed, 1)
     weights = hidden * (source.width + outputs) if hidden else source.width * outputs
@@ -376,7 +378,7 @@ def grid_work(source: FeatureSource, task: Task, config: ml_collections.ConfigDi
     )
 
 
-_OUTPUTS = {  # of tasks whose classes the data set tells
+_OUTPUTS = {  # of tasks whose classes come from the data set
     "genre": 10, "family": 11, "tags": 50, "instrument": 40, "moodtheme": 56, "top50": 50,
 }  # fmt: skip
 
@@ -385,6 +387,6 @@ def _rows(audio: Heard, split: int, task: Task, source: FeatureSource) -> int:
     """Count a split's feature rows that take part in a task."""
     cut = _cut(audio, split, task, source)
     count = windows.rows_in(cut, task.pool)
-    if not task.rests:  # a record that is shorter than a window keeps the one that it has
+    if not task.rests:  # a record that is shorter than a window keeps its only one
         count = count[(cut.samples == cut.size) | (cut.start == 0)]
     return int(count.sum())

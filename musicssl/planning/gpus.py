@@ -1,30 +1,31 @@
-"""GPUs that a step can be compiled for without one, as XLA and their maker describe them.
+"""GPUs for which a step can be compiled without having one, as XLA and NVIDIA describe them.
 
-What the compiler has to know of a device is told by openxla/xla in
+What the compiler has to know about a device is in openxla/xla's
 xla/backends/gpu/target_config/specs (h100_sxm, h200, a100_sxm_80, b200), which jax's wheels do not
-carry. Rates of links are from NVIDIA's data sheets of the GPUs and of the DGX machines they are in.
+contain. Rates of links are from NVIDIA's data sheets of the GPUs and of the DGX machines they are
+in.
 """
 
 from typing import NamedTuple
 
-MOST = 8  # GPUs of one machine
-# The share of a GPU's memory that jax takes, unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise
+MOST = 8  # GPUs in one machine
+# The share of a GPU's memory that jax takes, unless XLA_PYTHON_CLIENT_MEM_FRACTION sets another
 # (docs.jax.dev, "GPU memory allocation").
 MEMORY_SHARE = 0.75
-# What the shortest kernel takes in a row of them, its start included: NVIDIA measured 3.4 to 3.8
-# microseconds for one whose work is 2.9 (developer.nvidia.com/blog/cuda-graphs).
+# The time of the shortest kernel in a sequence, including its start: NVIDIA measured 3.4 to 3.8
+# microseconds for a kernel with 2.9 microseconds of work (developer.nvidia.com/blog/cuda-graphs).
 LAUNCH_SECONDS = 3e-6
 
 
 class Gpu(NamedTuple):
     """A kind of GPU.
 
-    name: as jax calls the device. memory: in bytes. bandwidth: bytes a second of the memory, links:
-    of all links to the machine's other GPUs, network: of its share of the machine's adapters, each
-    way. capability: the major number of its CUDA compute capability. accelerated: whether that has
-    instructions of its own, which later GPUs lack. cores: how many. units: of a core for float32.
-    hertz: of the fastest clock. l2: bytes of the cache. shared, block: bytes of shared memory that
-    a core has, and that one block may take.
+    name: jax's name of the device. memory: in bytes. bandwidth, links, network: bytes per second of
+    the memory, of all links to the machine's other GPUs, and of the GPU's share of the machine's
+    network adapters, in each direction. capability: the major number of its CUDA compute
+    capability. accelerated: whether that has instructions which later GPUs lack. cores: how many.
+    units: of a core, for float32. hertz: of the fastest clock. l2: bytes of the cache. shared,
+    block: bytes of shared memory that a core has, and that one block may take.
     """
 
     name: str
@@ -43,7 +44,7 @@ class Gpu(NamedTuple):
 
     @property
     def target(self) -> str:
-        """How XLA is told what to compile for: a GpuTargetConfigProto in text."""
+        """The description that XLA compiles for: a GpuTargetConfigProto as text."""
         features = "ACCELERATED_FEATURES" if self.accelerated else "NONE"
         return f"""
             platform_name: "CUDA"

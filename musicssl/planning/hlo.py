@@ -1,14 +1,14 @@
-"""What a compiled program holds: collectives, a TPU's estimated cycles, a GPU's kernels.
+"""Reads a compiled program: collectives, a TPU's estimated cycles, a GPU's kernels.
 
-All of it is read from the optimised program's text, which is XLA's own and no stable interface, so
-the tests hold these readings to programs whose contents are known.
+Everything is read from the text of the optimised program. That is XLA's own format and not a stable
+interface, so the tests check these readings against programs with known contents.
 
-TPU: estimated cycles come from the compiler's cost model and are no timings. The model has no
-estimate for a Pallas kernel, a sort or a collective. It counts a loop's body once, where this
-counts it as often as the loop is known to run.
+TPU: estimated cycles come from the compiler's cost model and are not timings. The model has no
+estimate for a Pallas kernel, a sort or a collective. It counts a loop's body once, whereas this
+module counts it as often as the loop is known to run.
 
 GPU: there is no cost model to read, so the bytes and operations of each kernel are counted here.
-The same count holds for a CPU's program.
+The same counting applies to a CPU's program.
 """
 
 import itertools
@@ -32,7 +32,7 @@ _HEADER = re.compile(r"(?:ENTRY )?%([\w.-]+) \(")
 _LINE = re.compile(r"\s+(?:ROOT )?%([\w.-]+) = (.*?) ([a-z][\w-]*)\(")
 _SHAPE = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
 _BODIES = re.compile(r"(?:body|to_apply|calls|branch_computations)=\{?(%[\w.-]+(?:, %[\w.-]+)*)")
-# Instructions that start no kernel; the computations that some of them call have kernels.
+# Instructions that start no kernel, although computations that they call may have some.
 _NO_KERNEL = {
     *("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all"),
     *("while", "call", "conditional", "partition-id", "replica-id", "opt-barrier"),
@@ -51,8 +51,8 @@ class _Instruction(NamedTuple):
     """A line of a program.
 
     name, opcode, result: as the program spells them. operands: their names. scope: the source's
-    names, joined by "/". cycles: the TPU compiler's estimate, None where it has none. line: all of
-    the text.
+    names, joined by "/". cycles: the TPU compiler's estimate, None if it has none. line: the whole
+    text.
     """
 
     name: str
@@ -67,8 +67,8 @@ class _Instruction(NamedTuple):
 class Collective(NamedTuple):
     """An exchange between devices.
 
-    shapes: the dimensions of its results on one device. bytes: of all of them. times: how often a
-    run of the program makes it.
+    shapes: the dimensions of its results on one device. bytes: of all results. times: how often a
+    run of the program performs it.
     """
 
     kind: str
@@ -114,7 +114,7 @@ def _executed(
     The body of a loop counts as often as the loop is known to run.
 
     Args:
-      inside: go into fusions as well, which hold the collectives that a TPU fuses with others.
+      inside: also enter fusions, which hold the collectives that a TPU fuses with others.
     """
     entered = {"while", "call", "conditional", "async-start"} | ({"fusion"} if inside else set())
 
@@ -130,9 +130,9 @@ def _executed(
 
 
 def _trips(loop: _Instruction, computations: dict[str, list[_Instruction]]) -> int:
-    """Return how often a loop runs: as the compiler notes, or as its condition has it.
+    """Return how often a loop runs: by the compiler's note, or by its condition.
 
-    A condition tells where it holds one number; otherwise the loop counts once.
+    A condition tells if it contains exactly one number; otherwise the loop counts once.
     """
     noted = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.line)
     if noted:
@@ -148,7 +148,7 @@ def _trips(loop: _Instruction, computations: dict[str, list[_Instruction]]) -> i
 def collectives(program: str) -> list[Collective]:
     """Return each collective of a program once.
 
-    Where it is split into a start and an end, the end counts, which has the result.
+    If it is split into a start and an end, the end counts, since it has the result.
     """
     seen: set[str] = set()
     exchanges = []
@@ -185,7 +185,7 @@ def size(result: str) -> int:
 
 
 def cycles(program: str, part: Callable[[str], str]) -> dict[str, int]:
-    """Return estimated cycles by part(scope), largest first; {} where the compiler has none."""
+    """Return estimated cycles by part(scope), largest first; {} if the compiler has none."""
     total: dict[str, int] = {}
     for x, times in _executed(_read_computations(program)):
         if x.cycles:
@@ -216,11 +216,11 @@ def _stated_operations(line: str) -> int | None:
 
 
 class Launch(NamedTuple):
-    """A kernel that a GPU is asked to run.
+    """A kernel that a GPU runs.
 
-    bytes: of all that it reads and writes, once each. operations: additions and multiplications of
-    its products and convolutions, None where nothing tells. times: how often a run of the program
-    starts it.
+    bytes: everything that it reads and writes, counted once. operations: additions and
+    multiplications of its products and convolutions, None if not known. times: how often a run of
+    the program starts it.
     """
 
     scope: str
@@ -230,13 +230,13 @@ class Launch(NamedTuple):
 
 
 def launches(program: str) -> list[Launch]:
-    """Return the kernels that a GPU's program starts, but for its collectives.
+    """Return the kernels that a GPU's program starts, without its collectives.
 
-    A call of a library counts as one kernel. Of an operand of which a fused kernel reads nothing
-    but slices, those count, and of any other the whole. What a kernel reads again, which a cache
-    may hold, does not count twice; nor does a library's scratch memory. Norms, activations and
-    other sums have no operations, as in `training.flops`. Those of a Pallas kernel are what its
-    author states, as `pallas_call(metadata={"operations": "640"})`.
+    A call of a library counts as one kernel. If a fused kernel reads only slices of an operand, the
+    slices count; otherwise the whole operand does. Repeated reads, which a cache may serve, do not
+    count twice, and a library's scratch memory does not count at all. Norms, activations and other
+    sums have no operations, as in `training.flops`. The operations of a Pallas kernel are those
+    that its author states, as in `pallas_call(metadata={"operations": "640"})`.
     """
     computations = _read_computations(program)
     results = {x.name: x.result for body in computations.values() for x in body}
@@ -286,7 +286,7 @@ def _bytes_used(name: str, whole: int, body: list[_Instruction]) -> int:
 
 
 def _without_scratch(x: _Instruction) -> str:
-    """Return the results of an instruction, but for the scratch memory of NVIDIA's libraries."""
+    """Return the results of an instruction, without the scratch memory of NVIDIA's libraries."""
     if _target(x).startswith("__cu"):
         return re.sub(r", [su]8\[\d+\]\{0\}\)$", ")", x.result)
     return x.result
@@ -295,7 +295,7 @@ def _without_scratch(x: _Instruction) -> str:
 def _operations(
     x: _Instruction, results: dict[str, str], computations: dict[str, list[_Instruction]]
 ) -> int | None:
-    """Return the operations of a kernel's products, None for a call that does not tell.
+    """Return the operations of a kernel's products; None for a call that does not state them.
 
     Args:
       results: of all instructions, by name.
@@ -345,7 +345,7 @@ def _body(fusion: _Instruction) -> str:
 
 
 def _target(x: _Instruction) -> str:
-    """Return what a custom call calls, "" for any other instruction."""
+    """Return the target of a custom call; "" for any other instruction."""
     match = (
         re.search(r'custom_call_target="([^"]*)"', x.line) if x.opcode == "custom-call" else None
     )

@@ -1,4 +1,4 @@
-"""How fast this machine extracts features and trains probes, measured in about a minute."""
+"""Measures in about a minute how fast this machine extracts features and trains probes."""
 
 import dataclasses
 import math
@@ -21,9 +21,9 @@ from musicssl.probing import beats, evaluate, grid, metrics, search
 from musicssl.probing.task_kinds import kind_of
 from musicssl.probing.tasks import Task
 
-_AUDIO = 30.0  # seconds of it in the batch that extraction is measured on, or one window
+_AUDIO = 30.0  # seconds of audio in the batch on which extraction is measured, or one window
 _ENOUGH = 1.0  # seconds that a timing should take
-_TRAIN, _VALIDATION, _CLASSES, _EPOCHS = 1024, 256, 50, 2  # of the grid that is measured
+_TRAIN, _VALIDATION, _CLASSES, _EPOCHS = 1024, 256, 50, 2  # sizes of the measured grid
 _CLIPS, _CLIP_SECONDS = 16, 30.0
 
 
@@ -31,7 +31,7 @@ _CLIPS, _CLIP_SECONDS = 16, 30.0
 class Measured:
     """Extraction of windows of one length.
 
-    length: of a window, in seconds. seconds: that each took. flops: of each, None where not known.
+    length: of a window, in seconds. seconds: the time per window. flops: per window, or None.
     """
 
     length: float
@@ -41,11 +41,11 @@ class Measured:
 
 @dataclasses.dataclass(frozen=True)
 class Rates:
-    """What this machine does.
+    """This machine's rates.
 
-    machine: in words. extraction: of windows of one or two lengths. single, mixed: operations a
-    second of probes on one layer and on the weighted sum, None where that is not probed. decoding:
-    seconds that scoring the beats of one clip takes after an epoch.
+    machine: in words. extraction: for windows of one or two lengths. single, mixed: operations per
+    second of probes on one layer and on the weighted sum, None if that is not probed. decoding: how
+    many seconds it takes to score the beats of one clip after an epoch.
     """
 
     machine: str
@@ -56,12 +56,12 @@ class Rates:
 
     @property
     def seconds_of_audio(self) -> float:
-        """Return how many seconds of audio a second of extraction hears, of the longest windows."""
+        """Return the seconds of audio per second of extraction, for the longest windows."""
         longest = max(self.extraction, key=lambda x: x.length)
         return longest.length / longest.seconds
 
     def window(self, length: float, flops: float | None) -> float:
-        """Return the seconds of a window, by the measured window that is nearest in length."""
+        """Return the seconds of a window, from the measured window of the nearest length."""
         near = min(self.extraction, key=lambda x: abs(np.log(x.length / length)))
         if flops is None or near.flops is None:
             return near.seconds * length / near.length
@@ -75,15 +75,15 @@ def measure(
     mesh: Mesh,
     forward: Callable[[FeatureSource, int], float | None],
 ) -> Rates:
-    """Measure what the tasks need, with the very functions that an evaluation runs.
+    """Measure the rates that the tasks need, with the functions that an evaluation runs.
 
     Args:
-      forward: the operations of a window of so many samples.
+      forward: returns the operations of a window, given its number of samples.
     """
     lengths = sorted({task.window for task in chosen})
     extraction = []
     for length in dict.fromkeys((lengths[0], lengths[-1])):
-        note(f"measuring extraction, windows of {length:.3g} s")
+        note(f"measuring extraction with windows of {length:.3g} s")
         extraction.append(_extraction(source, length, config, mesh, forward))
 
     note("measuring probes")
@@ -106,7 +106,7 @@ def _extraction(
 ) -> Measured:
     """Time a batch of windows of noise, the second time, when its program is compiled.
 
-    Where that takes no time to speak of, more windows are timed.
+    If that takes hardly any time, more windows are timed.
     """
     samples = round(length * source.sample_rate)
     count = max(1, min(config.windows, int(_AUDIO / length)))
@@ -132,7 +132,7 @@ def _extraction(
 
 
 def _probes(source: FeatureSource, config: ml_collections.ConfigDict, mixed: int) -> float:
-    """Return the operations a second of a grid of all learning rates and seeds on one source."""
+    """Return the operations per second of a grid of all learning rates and seeds on one source."""
     random = np.random.default_rng(0)
 
     def split(count: int) -> grid.Split:
@@ -166,7 +166,7 @@ def _probes(source: FeatureSource, config: ml_collections.ConfigDict, mixed: int
 
 
 def _decoding(fps: float) -> float:
-    """Return the seconds that scoring one clip's beats takes, of clips decoded side by side."""
+    """Return the seconds it takes to score one clip's beats, if clips are decoded in parallel."""
     frames = round(_CLIP_SECONDS * fps)
     times = [np.arange(0.25, _CLIP_SECONDS, 0.5)] * _CLIPS
     places = [np.arange(frames) + frames * clip for clip in range(_CLIPS)]

@@ -10,9 +10,10 @@ from musicssl.planning.schema import MEMORY_KINDS, DeviceCost, EvaluationPlan, P
 
 _HOUR = 3600 * audio.SAMPLE_RATE // audio.STEM_HOP  # frames in an hour of targets
 _ENDS = (
-    "A step takes from the least to the estimate. TPU: from the peak rate to the compiler's cycles "
-    "and the exchanges. GPU: from the roofline of the compiled program's kernels to that, the time "
-    "to start them and the exchanges. Neither is a timing."
+    "The time of a step is a range from the least to the estimate; neither is a timing. TPU: the "
+    "least is the time at the peak rate, and the estimate is the compiler's cycles plus the "
+    "exchanges. GPU: the least is the roofline of the compiled program's kernels, and the estimate "
+    "adds the time to start them and the exchanges."
 )
 
 
@@ -26,9 +27,9 @@ def markdown(plans: list[Plan]) -> str:
 
 
 def _summary(plans: list[Plan]) -> str:
-    """Return a table of one row for each topology.
+    """Return a table with one row for each topology.
 
-    Shares of peak are those of the estimates.
+    Shares of the peak are those of the estimates.
     """
     head = (
         "| topology | chips | fsdp | clips a chip | memory taken of limit | GFLOP a chip and step "
@@ -43,13 +44,13 @@ def _summary_row(plan: Plan) -> str:
     memory = plan["memory"]
     verdict = "" if memory["fits"] else ": **does not fit**"
 
-    # Times, from the least to the estimate; where the chip is not known, by the peak rate alone.
+    # Times, from the least to the estimate; if the chip is not known, by the peak rate only.
     roofline, estimate = plan["seconds"]["roofline"], plan["seconds"].get("estimate")
     least = plan["seconds"].get("least", roofline)
     of_peak = f"{roofline / estimate:.0%}" if roofline and estimate else "no estimate"
     low, high = (x * plan["steps"] / 3600 if x else None for x in (least, estimate))
 
-    # What a host reads at the estimated pace, or else at the roofline's.
+    # How much a host reads at the estimated pace, or else at the roofline's.
     feed = plan["feed"].get("estimate") or plan["feed"].get("roofline")
     megabytes = f"{feed['bytes'] / 1e6:,.0f}" if feed else "no estimate"
     cores = f"{feed['cores']:.1f}" if feed else "no estimate"
@@ -128,7 +129,7 @@ def _predicting(plan: Plan) -> list[str]:
 
 
 def _reading(plan: Plan) -> list[str]:
-    """Return a table of what the data set has to give, by order, beside what storage gives."""
+    """Return a table of how much is read from the data set, by order, and the limits of storage."""
     least, estimate = plan["seconds"].get("least"), plan["seconds"].get("estimate")
     paces = [x for x in (estimate, least or plan["seconds"]["roofline"]) if x]
     head = ["data.order", "MB a step", "reads a step", "MB/s", "reads/s"]
@@ -148,9 +149,10 @@ def _reading(plan: Plan) -> list[str]:
     return [
         *lines,
         "",
-        f"What all hosts read of records of {storage.RECORD_SECONDS} s, from the estimate's pace "
-        f"to the least's. At most, {known}. Above 1.0 of the step, chips wait. With data.mirror "
-        "each host reads the data set once, and then its own copy.",
+        f"How much all hosts together read from records of {storage.RECORD_SECONDS} s, from "
+        f"the pace of the estimate to that of the least time. The limits are: {known}. If reading "
+        "takes more than 1.0 of the step, chips wait. With data.mirror, each host reads the data "
+        "set once, and then its own copy.",
     ]
 
 
@@ -160,17 +162,17 @@ def _limits(place: storage.Storage) -> str:
 
 
 def _verdict(plan: Plan) -> str:
-    """Say whether the step fits, and by how much."""
+    """Say whether the step fits, and how much is left or missing."""
     limit, wanted = plan["memory"]["limit"], plan["memory"]["wanted"]
     if limit is None:
-        return f"Takes {size(wanted)}; how much memory there is, nothing tells."
+        return f"The step takes {size(wanted)}; the amount of memory is not known."
     if "device" in plan["memory"]:
         return _gpu_verdict(plan, limit, wanted or 0)
     if not plan["memory"]["fits"]:
         more = f" by {size(wanted - limit)}" if wanted else ""
-        return f"The compiler refuses {plan['clips']} clips a chip: over {size(limit)}{more}."
+        return f"The compiler refuses {plan['clips']} clips per chip: over {size(limit)}{more}."
     free = size(limit - (wanted or 0))
-    text = f"The compiler accepts {plan['clips']} clips a chip, {free} free"
+    text = f"The compiler accepts {plan['clips']} clips per chip, with {free} free"
     refused = [x["clips"] for x in plan["attempts"] if not x["fits"]]
     return text + (f", and refuses {min(refused)}." if refused else ".")
 
@@ -183,13 +185,13 @@ def _gpu_verdict(plan: Plan, limit: int, wanted: int) -> str:
     )
     refused = [x["clips"] for x in plan["attempts"] if not x["fits"]]
     if not plan["memory"]["fits"]:
-        return f"{plan['clips']} clips a GPU take {size(wanted)}: more than {share}."
+        return f"{plan['clips']} clips per GPU take {size(wanted)}, more than {share}."
     more = f"; {min(refused)} clips take more" if refused else ""
-    return f"{plan['clips']} clips a GPU take {size(wanted)} of {share}{more}."
+    return f"{plan['clips']} clips per GPU take {size(wanted)} of {share}{more}."
 
 
 def _work(plan: Plan) -> list[str]:
-    """Return a table of what the kernels of each part do on a GPU, the longest first."""
+    """Return a table of the kernels' work in each part on a GPU, the longest first."""
     work, seconds = plan["work"], plan["seconds"]
     lines = [
         "| part | kernels | GB | GFLOP | ms, at least | of these bound by memory |",
@@ -203,12 +205,13 @@ def _work(plan: Plan) -> list[str]:
     lines.append(_work_row("all", total))
     lines += [
         "",
-        f"And {seconds['launch'] * 1e3:.2f} ms to start the kernels, {LAUNCH_SECONDS * 1e6:.0f} us "
-        f"each, and {seconds['exchange'] * 1e3:.2f} ms of exchanges. Read from the program that "
-        "XLA compiles without a GPU, which does not choose between algorithms by timing them: "
-        "operands and results of every kernel, once each, by the memory's rate, or its products "
-        "and convolutions by the peak rate, whichever takes longer. A Pallas kernel's operations "
-        "are what it states.",
+        f"Starting the kernels takes another {seconds['launch'] * 1e3:.2f} ms "
+        f"({LAUNCH_SECONDS * 1e6:.0f} us each), and exchanges take {seconds['exchange'] * 1e3:.2f} "
+        "ms. The table is read from the program that XLA compiles without a GPU, and so without "
+        "choosing between algorithms by timing them. A kernel's time is that of its operands and "
+        "results, each counted once, at the memory's rate, or that of its products and "
+        "convolutions at the peak rate, whichever is longer. A Pallas kernel's operations are "
+        "those that it states.",
     ]
     if plan["uncounted_kernels"]:
         lines += ["", f"The operations of {plan['uncounted_kernels']} kernels are not known."]
@@ -224,7 +227,7 @@ def _work_row(name: str, cells: list) -> str:
 
 
 def _parts(plan: Plan) -> list[str]:
-    """Return a table of each part's estimated cycles beside its roofline, largest first."""
+    """Return a table of each part's estimated cycles and roofline, the largest first."""
     operations, cycles = plan["flops"], plan["cycles"]
     if "hertz" not in plan or plan["peak_flops"] is None:
         lines = ["| part | GFLOP |", "|---|---|"]
@@ -245,29 +248,29 @@ def _parts(plan: Plan) -> list[str]:
     least = sum(operations.values()) / operations_a_cycle
     lines.append(f"| all | {total / 1e6:.2f} | | {least / 1e6:.2f} | {least / total:.0%} |")
 
-    # What the estimates say of Pallas kernels.
+    # How the estimates treat Pallas kernels.
     if plan["kernels"]:
         lines += [
             "",
-            f"{plan['kernels'] / 1e6:.2f} M of these are Pallas kernels, entered at "
-            f"{KERNEL_SHARE:.0%} of peak: the compiler has no estimate for them.",
+            f"{plan['kernels'] / 1e6:.2f} M of these are Pallas kernels, counted at "
+            f"{KERNEL_SHARE:.0%} of the peak: the compiler has no estimate for them.",
         ]
     if plan["uncounted_kernels"]:
         lines += [
             "",
-            f"{plan['uncounted_kernels']} Pallas kernels, without an estimate, are left out.",
+            f"{plan['uncounted_kernels']} Pallas kernels without an estimate are left out.",
         ]
     return lines
 
 
 _OF_EVALUATION = (
-    "Hours are those of the published data sets. Features are kept on disk until they are deleted; "
+    "Hours are those of the published data sets. Features stay on disk until they are deleted; "
     "a task that shares another's pass over the audio has no extraction of its own. Probes stop "
-    "early: their time is from the fewest epochs that they may take to the most. Memory is what "
-    "training them holds at once, at most. Bootstrap intervals (minutes, of many tags) and the "
-    "reading of audio are not counted. Times here follow from rates that were just measured; times "
-    "elsewhere are rooflines, which nothing beats and nothing reaches: extraction on all devices, "
-    "probes on one; float32 on a GPU is at TF32's rate, half of bfloat16's."
+    "early: their time is a range from the fewest to the most epochs that they may take. Memory is "
+    "the most that training them holds at once. Not counted are bootstrap intervals (minutes for "
+    "tasks of many tags) and reading audio. Times here follow from rates that were just measured; "
+    "times elsewhere are rooflines, which nothing beats and nothing reaches, for extraction on all "
+    "devices and probes on one; float32 on a GPU is counted at TF32's rate, half of bfloat16's."
 )
 
 
@@ -286,7 +289,7 @@ def evaluation(plan: EvaluationPlan) -> str:
         f"# Evaluation of {plan['encoder']}",
         "",
         f"{parameters}{plan['layers']} layers of {plan['width']}, {plan['precision']}. This "
-        f"machine ({plan['machine']}) hears {plan['extraction_rate']:,.1f} seconds of audio a "
+        f"machine ({plan['machine']}) extracts {plan['extraction_rate']:,.1f} seconds of audio per "
         "second.",
         "",
         f"| {' | '.join(head)} |",
@@ -329,7 +332,7 @@ def _span(seconds: list[float]) -> str:
 
 
 def _total_row(tasks: list[TaskCost], specs: list[str]) -> list[str]:
-    """Return the row of all tasks; audio that is heard once counts once."""
+    """Return the row of all tasks; audio that is extracted once counts once."""
     own = [task for task in tasks if not task["shares"]]
     unknown = any(task["flops"] is None for task in own)
     cells = [

@@ -1,4 +1,4 @@
-"""What a plan holds: plain values, which serialise to JSON as they are."""
+"""The contents of a plan: plain values, which serialise to JSON directly."""
 
 from typing import NotRequired, TypedDict
 
@@ -6,7 +6,7 @@ MEMORY_KINDS = ("argument", "output", "alias", "temp", "generated_code")
 
 
 class StateBytes(TypedDict):
-    """Bytes of the training state on one device, by what they hold."""
+    """Bytes of the training state on one device, by kind."""
 
     parameters: int
     teacher: int
@@ -16,9 +16,9 @@ class StateBytes(TypedDict):
 class Memory(StateBytes):
     """Bytes on one device.
 
-    limit: what a program may take, None where nothing tells. device: what a GPU has. fits: whether
-    the step may be run. wanted: what it takes, None where a refusal does not say. The others are
-    the compiler's analysis of a step that fits.
+    limit: what a program may take, None if not known. device: what a GPU has. fits: whether the
+    step can be run. wanted: what it takes, None if a refusal does not say. The others are the
+    compiler's analysis of a step that fits.
     """
 
     limit: int | None
@@ -35,14 +35,14 @@ class Memory(StateBytes):
 class Seconds(TypedDict):
     """Seconds of one step.
 
-    roofline: of the model's operations at the peak rate, None where that is not known; nothing is
-    faster. The others are there for chips of a known data sheet. least, estimate: the two ends of
-    what the step may take. exchange: what exchanges are of the estimate.
+    roofline: the model's operations at the peak rate, None if that is not known; nothing is faster.
+    The others exist for chips with a known data sheet. least, estimate: the two ends of the range
+    of the step's time. exchange: the exchanges' part of the estimate.
 
-    TPU: the least is the roofline; the estimate is the compiler's cycles and the exchanges. GPU:
-    the least is the program's own roofline, each kernel by its operations at the peak rate or by
-    its bytes at the memory's, whichever takes longer; the estimate is that, what it takes to start
-    the kernels (launch), and the exchanges.
+    TPU: the least is the roofline; the estimate is the compiler's cycles plus the exchanges. GPU:
+    the least is the program's own roofline, in which each kernel takes its operations at the peak
+    rate or its bytes at the memory's, whichever is longer; the estimate adds the time to start the
+    kernels (launch) and the exchanges.
     """
 
     roofline: float | None
@@ -55,8 +55,8 @@ class Seconds(TypedDict):
 class Exchange(TypedDict):
     """One kind of exchange between devices.
 
-    count: how many a step makes. bytes: of all their results on one device. activations: the
-    shapes among them that are of activations, of which there should be none.
+    count: how many there are in a step. bytes: of all their results on one device. activations:
+    those of their shapes that are activations; there should be none.
     """
 
     kind: str
@@ -66,11 +66,11 @@ class Exchange(TypedDict):
 
 
 class Work(TypedDict):
-    """What the kernels of one part of the model do in a step on one GPU.
+    """The work of the kernels of one part of the model in a step on one GPU.
 
     kernels: how many are started. bytes: read and written. operations: of products and
-    convolutions. seconds: the least that they take. memory_seconds: of these, what kernels take
-    whose bytes take longer than their operations.
+    convolutions. seconds: the least time that they take. memory_seconds: the part of this time in
+    kernels whose bytes take longer than their operations.
     """
 
     kernels: int
@@ -81,9 +81,9 @@ class Work(TypedDict):
 
 
 class Feed(TypedDict):
-    """What one host has to read in a second: seconds of audio, bytes, and cores that are busy.
+    """How much one host has to read per second: seconds of audio, bytes, and busy cores.
 
-    bytes: all that is read for them in the configuration's order, with what crops leave unused.
+    bytes: all that is read in the configuration's order, including what crops leave unused.
     """
 
     audio_seconds: float
@@ -92,14 +92,14 @@ class Feed(TypedDict):
 
 
 class Reading(TypedDict):
-    """What a step's batch reads of its data set, in all: bytes, and reads of them."""
+    """The total bytes and reads of a step's batch."""
 
     bytes: float
     reads: float
 
 
 class Tried(TypedDict):
-    """A batch that was put to the compiler: clips on each device, bytes wanted, and the verdict."""
+    """A batch given to the compiler: clips per device, bytes wanted, and the verdict."""
 
     clips: int
     bytes: int | None
@@ -107,10 +107,10 @@ class Tried(TypedDict):
 
 
 class Predicting(TypedDict):
-    """What a step costs, and what for.
+    """What a step costs, and how many predictions it makes.
 
     by: the configuration, or the method that it is compared with. flops: of the global batch's
-    step. predictions: masked frames of it whose targets are predicted, in the mean.
+    step. predictions: the mean number of masked frames whose targets are predicted.
     """
 
     by: str
@@ -119,12 +119,12 @@ class Predicting(TypedDict):
 
 
 class Contents(TypedDict):
-    """What is read from a compiled step.
+    """Facts read from a compiled step.
 
-    collectives: what it sends, none where it was refused. cycles: estimated by a TPU's compiler, by
-    part. work: of a GPU's kernels, by part. uncounted_kernels: how many kernels there are whose
-    operations nothing tells; absent where the step was refused. hertz: of the clock that cycles are
-    counted in. kernels: the cycles entered for Pallas kernels. These two are there for TPUs of a
+    collectives: its exchanges, none if it was refused. cycles: estimated by a TPU's compiler, by
+    part. work: of a GPU's kernels, by part. uncounted_kernels: how many kernels have an unknown
+    number of operations; absent if the step was refused. hertz: of the clock in which cycles are
+    counted. kernels: the cycles entered for Pallas kernels. The last two exist for TPUs with a
     known data sheet.
     """
 
@@ -137,16 +137,16 @@ class Contents(TypedDict):
 
 
 class Plan(Contents):
-    """What is known of a configuration's step on a topology.
+    """The plan of a configuration's step on a topology.
 
     config: family and variant. topology: as on the command line. devices, kind: how many there
     are, and JAX's name for them. fsdp: how many share one copy of the state. clips: on each
     device. global_batch: on all of them. crop_seconds: the length of a clip. steps: of the whole
-    run. parameters: of the student, how many. checkpoint_bytes: of the whole state. flops: the
-    model's operations a step on one device, by part. peak_flops: the device's peak rate, None where
-    it is not known. predicting: this configuration, and data2vec 1.0 beside data2vec 2.0. feed: for
-    each pace of `seconds`. reading: by data.order. attempts: every batch that was compiled.
-    compile_seconds: what it took to make this plan.
+    run. parameters: how many the student has. checkpoint_bytes: of the whole state. flops: the
+    model's operations per step on one device, by part. peak_flops: the device's peak rate, None if
+    it is not known. predicting: this configuration and, for data2vec 2.0, also data2vec 1.0. feed:
+    for each pace of `seconds`. reading: by data.order. attempts: every batch that was compiled.
+    compile_seconds: the time it took to make this plan.
     """
 
     config: str
@@ -172,9 +172,9 @@ class Plan(Contents):
 
 
 class DeviceCost(TypedDict):
-    """Seconds that an evaluation's task takes on a machine.
+    """How many seconds a task of an evaluation takes on a machine.
 
-    extraction: None where another task's pass over the same audio gives the features, or where
+    extraction: None if another task's pass over the same audio gives the features, or if the
     operations are not known. grid: for the fewest and the most epochs.
     """
 
@@ -183,14 +183,14 @@ class DeviceCost(TypedDict):
 
 
 class TaskCost(TypedDict):
-    """What one task of an evaluation takes.
+    """The plan of one task of an evaluation.
 
-    hours: of audio that is heard. windows: that it is cut into. shares: the task whose pass over
-    the same audio gives this one its features, "" for none. flops: of extraction, None where it is
-    shared or not known. cache_bytes: of features on disk, 0 where another task has the same ones.
-    memory_bytes: that training probes holds at once, at most. epochs: the fewest that a probe may
-    stop after, and the most. grid_flops: of all probes, for each of these. here: on this machine,
-    by its measured rates. devices: elsewhere, at least.
+    hours: of audio. windows: how many it is cut into. shares: the task whose pass over the same
+    audio gives this one its features, "" for none. flops: of extraction, None if it is shared or
+    not known. cache_bytes: of features on disk, 0 if another task has the same ones. memory_bytes:
+    the most that training probes holds at once. epochs: the fewest after which a probe may stop,
+    and the most. grid_flops: of all probes, for each of these. here: on this machine, by its
+    measured rates. devices: the least times elsewhere.
     """
 
     task: str
@@ -209,9 +209,10 @@ class TaskCost(TypedDict):
 
 
 class EvaluationPlan(TypedDict):
-    """What an evaluation takes.
+    """The plan of an evaluation.
 
-    machine: the one that `here` is of. extraction_rate: seconds of audio heard in a second there.
+    machine: the one that `here` refers to. extraction_rate: seconds of audio extracted there per
+    second.
     """
 
     encoder: str

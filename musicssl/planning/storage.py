@@ -1,4 +1,4 @@
-"""What a data set has to give beside the step, in each order, and what storage is known to give."""
+"""How much a step reads from the data set in each order, and the known limits of storage."""
 
 from typing import NamedTuple
 
@@ -7,11 +7,11 @@ import ml_collections
 from musicssl import audio, host
 from musicssl.planning.schema import Reading
 
-RECORD_SECONDS = 30  # of the records that data_pipelines/ builds
+RECORD_SECONDS = 30  # length of the records that data_pipelines/ builds
 
 
 class Storage(NamedTuple):
-    """What storage gives at most: bytes and reads a second, None where that is not the limit."""
+    """The most bytes and reads per second that storage gives; None if that is not the limit."""
 
     name: str
     bytes: float | None
@@ -27,7 +27,7 @@ KNOWN = (
 
 
 def readings(config: ml_collections.ConfigDict) -> dict[str, Reading]:
-    """Return what a step of the global batch reads, by data.order."""
+    """Return how much a step of the global batch reads, by data.order."""
     samples = audio.crop_samples(config.data.crop_frames)
     record = RECORD_SECONDS * config.data.sample_rate
     return {
@@ -37,7 +37,7 @@ def readings(config: ml_collections.ConfigDict) -> dict[str, Reading]:
 
 
 def seconds(storage: Storage, reading: Reading) -> float:
-    """Return the seconds in which storage can give what a step reads, at best."""
+    """Return the least seconds in which storage can give what a step reads."""
     by_bytes = reading["bytes"] / storage.bytes if storage.bytes else 0.0
     by_reads = reading["reads"] / storage.reads if storage.reads else 0.0
     return max(by_bytes, by_reads)

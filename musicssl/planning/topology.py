@@ -1,8 +1,8 @@
-"""Machines to plan for: TPUs and GPUs that need not exist, virtual CPU devices, this machine's.
+"""Machines to plan for: TPUs and GPUs that need not be present, virtual CPU devices, this machine.
 
 v5e:4x4        16 chips of TPU v5e          v5p:8x8x8   512 chips of v5p
 v5e:16x16@2    two slices of 256 chips      h100:8      a machine of eight H100
-h100:2x8       two of these machines        cpu:8       eight virtual devices of this CPU
+h100:2x8       two such machines            cpu:8       eight virtual devices of this CPU
 here           the devices of this machine
 """
 
@@ -28,9 +28,9 @@ _SPEC = re.compile(r"(?P<kind>[a-z]\w*):(?P<shape>\d+(x\d+)*)(@(?P<slices>\d+))?
 class Chip(NamedTuple):
     """One generation of TPU, from its data sheet (cloud.google.com/tpu/docs/system-architecture).
 
-    hertz: of the clock that the compiler counts cycles in, which is the peak rate divided by the
-    operations of a cycle (131,072 on v5e). memory, links: bytes a second of HBM and of all links to
-    other chips. axes: how many its torus has. options: for libtpu, so that a chip is one device.
+    hertz: of the clock in which the compiler counts cycles, which is the peak rate divided by the
+    operations per cycle (131,072 on v5e). memory, links: bytes per second of HBM and of all links
+    to other chips. axes: how many its torus has. options: for libtpu, so that a chip is one device.
     """
 
     hertz: float
@@ -58,8 +58,8 @@ KNOWN = f"{', '.join([*_EXAMPLES, *(f'{name}:8' for name in GPUS)])}, h100:2x8, 
 class Topology(NamedTuple):
     """Devices to compile for.
 
-    chip: their data sheet, None where it is in neither CHIPS nor GPUS. slices: of TPUs. per_host:
-    devices of one machine.
+    chip: their data sheet, None if it is in neither CHIPS nor GPUS. slices: of TPUs. per_host: how
+    many devices one machine has.
     """
 
     spec: str
@@ -70,11 +70,11 @@ class Topology(NamedTuple):
 
 
 class DataSheet(NamedTuple):
-    """What a machine can do at best.
+    """The best that a machine can do.
 
-    devices: how many it has. peak: of one, operations a second in bfloat16. bandwidth: of one's
-    memory, bytes a second. half_in_float32: whether products of float32 have half the peak (TF32 on
-    GPUs); TPUs take them in bfloat16 unless another precision is asked for.
+    devices: how many it has. peak: operations per second of one device in bfloat16. bandwidth:
+    bytes per second of one device's memory. half_in_float32: whether float32 products have half the
+    peak rate (TF32 on GPUs); TPUs compute them in bfloat16 unless another precision is asked for.
     """
 
     devices: int
@@ -84,7 +84,7 @@ class DataSheet(NamedTuple):
 
 
 def data_sheet(spec: str) -> DataSheet:
-    """Return the data sheet of a TPU or GPU topology; no compiler is needed for it.
+    """Return the data sheet of a TPU or GPU topology, which needs no compiler.
 
     Raises:
       ValueError: the topology is not known, or is not of TPUs or GPUs.
@@ -106,7 +106,7 @@ def data_sheet(spec: str) -> DataSheet:
 
 
 def prepare(specs: list[str]) -> None:
-    """Tell jax and the compilers, before they look for devices, that these alone are planned for.
+    """Prepare jax and the compilers for these topologies, before they look for devices.
 
     Raises:
       ValueError: a topology is not known, or its compiler is missing.
@@ -115,20 +115,20 @@ def prepare(specs: list[str]) -> None:
     kinds = {match["kind"] for match in matches}
     if kinds & CHIPS.keys() and importlib.util.find_spec("libtpu") is None:
         raise ValueError(
-            "--topology names a TPU and its compiler is not installed: pip install 'jax[tpu]' "
+            "--topology names a TPU, but its compiler is not installed: pip install 'jax[tpu]' "
             "(Linux x86_64; it needs no TPU)"
         )
     if kinds & GPUS.keys() and not has_cuda():
         raise ValueError(
-            "--topology names a GPU and its compiler is not installed: pip install 'jax[cuda13]' "
+            "--topology names a GPU, but its compiler is not installed: pip install 'jax[cuda13]' "
             "(Linux; it needs no GPU)"
         )
 
-    # What libtpu, jax's CUDA plugin and jax are told.
+    # Settings of libtpu, of jax's CUDA plugin and of jax.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # ask no metadata server which TPU this is
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # another process may compile too
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # of a driver that is not needed
+    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # the driver is not needed
     if "here" not in specs:
         jax.config.update("jax_platforms", "cpu")
     virtual = [int(match["shape"]) for match in matches if match["kind"] == "cpu"]
@@ -137,7 +137,7 @@ def prepare(specs: list[str]) -> None:
 
 
 def has_cuda() -> bool:
-    """Return whether jax's plugin for CUDA is installed, which has the GPUs' compiler."""
+    """Return whether jax's CUDA plugin, which contains the GPUs' compiler, is installed."""
     plugins = importlib.util.find_spec("jax_plugins")
     folders = plugins.submodule_search_locations if plugins else None
     return any(list(Path(folder).glob("xla_cuda*")) for folder in folders or ())
@@ -147,25 +147,25 @@ def _match(spec: str) -> re.Match:
     """Return a topology's parts.
 
     Raises:
-      ValueError: it is not known, or it has not the axes of its kind.
+      ValueError: it is not known, or has another number of axes than its kind.
     """
     match = _SPEC.fullmatch(spec)
     if not match or match["kind"] not in (*CHIPS, *GPUS, "cpu"):
         raise ValueError(
-            f"--topology={spec} is not known: use {KNOWN}, @2 after a TPU's for slices"
+            f"--topology={spec} is not known: use {KNOWN}, and @2 after a TPU's for two slices"
         )
     kind, sizes = match["kind"], [int(n) for n in match["shape"].split("x")]
     if kind in GPUS:
         if len(sizes) > 2 or min(sizes) < 1 or sizes[-1] > MOST or match["slices"]:
             raise ValueError(
-                f"--topology={spec}: of GPUs give how many a machine has, {MOST} at most, and "
-                f"before that how many machines where there are several: {kind}:8, {kind}:2x8"
+                f"--topology={spec}: give the number of GPUs in a machine, {MOST} at most, and "
+                f"before it the number of machines if there are several: {kind}:8, {kind}:2x8"
             )
         return match
     wanted = CHIPS[kind].axes if kind in CHIPS else 1
     if len(sizes) != wanted:
         raise ValueError(
-            f"--topology={spec} has {len(sizes)} axes where {kind} has {wanted}: use {KNOWN}"
+            f"--topology={spec} has {len(sizes)} axes, but {kind} has {wanted}: use {KNOWN}"
         )
     return match
 
@@ -199,7 +199,7 @@ def topology(spec: str) -> Topology:
 
 
 def _described(spec: str, platform: str, **options: Any) -> list[jax.Device]:
-    """Return devices that need not be there.
+    """Return devices that need not be present.
 
     Raises:
       ValueError: the compiler knows no such machine.
@@ -211,9 +211,10 @@ def _described(spec: str, platform: str, **options: Any) -> list[jax.Device]:
 
 
 def memory_limit(place: Topology) -> int | None:
-    """Return the bytes of one device that a program may take, None where nothing tells.
+    """Return the bytes of one device that a program may take; None if not known.
 
-    A TPU's compiler names them when it refuses a huge program. Of a GPU's memory jax takes a share.
+    A TPU's compiler states them when it refuses a huge program. On a GPU, jax takes a share of the
+    memory.
     """
     if isinstance(place.chip, Gpu):
         return int(place.chip.memory * MEMORY_SHARE)
@@ -225,13 +226,13 @@ def memory_limit(place: Topology) -> int | None:
         jax.jit(lambda x: x + 1, out_shardings=here).lower(huge).compile()
     except jax.errors.JaxRuntimeError as error:
         return refused_bytes(str(error))[1]
-    raise RuntimeError("the compiler accepted 4 TiB: its verdicts on memory are not to be trusted")
+    raise RuntimeError("the compiler accepted 4 TiB: its verdicts on memory cannot be trusted")
 
 
 def refused_bytes(message: str) -> tuple[int | None, int]:
-    """Return the bytes wanted and the bytes there are, from the compiler's refusal.
+    """Return the bytes wanted and the bytes available, from the compiler's refusal.
 
-    Those wanted are None where the message does not say.
+    The bytes wanted are None if the message does not say.
 
     Raises:
       ValueError: the message is in unknown words.

@@ -96,7 +96,9 @@ def test_of_a_gpu_the_planner_tells_what_fits(monkeypatch):
     assert plan["work"] == {} and "estimate" not in plan["seconds"]
 
 
-@pytest.mark.parametrize("batch, words", [("auto", "cpu:8: nothing tells"), ("0", "give a number")])
+@pytest.mark.parametrize(
+    "batch, words", [("auto", "cpu:8: its amount of memory"), ("0", "give a number")]
+)
 def test_a_batch_that_cannot_be_searched_for(batch, words):
     with pytest.raises(ValueError, match=words):
         compilation.check_batch(batch, ["h100:8", "cpu:8"])

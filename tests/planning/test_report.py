@@ -62,13 +62,14 @@ def test_the_table_of_a_gpu():
     assert cells[:5] == ["h100:2x8", "16", "1", "8", "20.00 GiB of 60.00 GiB"]
     assert cells[5:9] == ["10", "8.0 to 20.0 ms", "25%", "0.0 to 0.0 h"]
     assert (
-        "8 clips a GPU take 20.00 GiB of the 60.00 GiB that jax takes of a GPU's 80.00 GiB" in text
+        "8 clips per GPU take 20.00 GiB of the 60.00 GiB that jax takes of a GPU's 80.00 GiB"
+        in text
     )
     assert "40 clips take more" in text
     assert "| all-reduce | 4 | 190.0 | none |" in text
     assert "| ffn | 100 | 2.00 | 4.0 | 6.00 | 1.00 |" in text
     assert "| all | 300 | 3.00 | 4.0 | 8.00 | 3.00 |" in text
-    assert "0.90 ms to start the kernels" in text and "3.00 ms of exchanges" in text
+    assert "kernels takes another 0.90 ms" in text and "exchanges take 3.00 ms" in text
     assert "not known" not in text
 
 
@@ -101,7 +102,7 @@ def test_kernels_that_tell_nothing_are_told():
 
 def test_a_gpu_that_is_too_small():
     text = report.markdown([gpu_plan(fits=False)])
-    assert "8 clips a GPU take 70.00 GiB: more than the 60.00 GiB" in text
+    assert "8 clips per GPU take 70.00 GiB, more than the 60.00 GiB" in text
     assert "**does not fit**" in text and "| ffn |" not in text
 
 
