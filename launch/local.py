@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""A job of several processes on this machine, on CPU devices: the rehearsal of several machines.
+"""Runs a job of several processes on this machine's CPU, to rehearse one on several machines.
 
     launch/local.py --processes=2 --devices=4 -- python -m musicssl.main --config=...
 
 The processes find each other by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
-Each line of their output has the process's number before it. When one ends with an error, the
-others have --grace seconds to notice and end, and then they are killed. The exit code is that of
-the first to end with an error (128 + n for signal n). --restarts=K starts all of them again up to K
-times after an error that is not final. SIGTERM, a hang-up and Ctrl-C ask every process to end; a
-second Ctrl-C kills them.
+Each line of their output begins with the process's number. When one ends with an error, the others
+have --grace seconds to notice and end, and then they are killed. The exit code is that of the first
+process to end with an error (128 + n for signal n). --restarts=K starts all of them again, up to
+K times, after an error that is not final. SIGTERM, a hang-up and Ctrl-C ask every process to end;
+a second Ctrl-C kills them.
 """
 
 import argparse
@@ -27,8 +27,8 @@ import threading
 import time
 from typing import IO
 
-_FINAL = (0, 2, 3, 130)  # complete, refused, stopped, interrupted: not to be started again
-_BAR = 10.0  # seconds between two states of a progress bar that are printed
+_FINAL = (0, 2, 3, 130)  # complete, refused, stopped, interrupted: a restart would not help
+_BAR = 10.0  # seconds between printed states of a progress bar
 
 
 def main() -> int:
@@ -38,9 +38,9 @@ def main() -> int:
     )
     add = parser.add_argument
     add("--processes", type=_positive, default=2)
-    add("--devices", type=_positive, default=1, help="of each process")
-    add("--restarts", type=int, default=0, help="at most so many after errors (0)")
-    add("--grace", type=float, default=120, help="seconds to end by themselves (120)")
+    add("--devices", type=_positive, default=1, help="devices of each process (1)")
+    add("--restarts", type=int, default=0, help="the most restarts after errors (0)")
+    add("--grace", type=float, default=120, help="seconds that the others have to end (120)")
     add("--dry_run", "--dry-run", action="store_true", help="print the commands, run nothing")
     add("command", nargs="+", help="after --, what each process runs")
     options = parser.parse_args()
@@ -54,15 +54,15 @@ def main() -> int:
 
 
 def _positive(text: str) -> int:
-    """Read a number of 1 or more; argparse refuses any other text in these words."""
+    """Read a number of 1 or more; argparse refuses any other text with this message."""
     with contextlib.suppress(ValueError):
         if int(text) >= 1:
             return int(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is no number of 1 or more")
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number of 1 or more")
 
 
 def _environment(options: argparse.Namespace, number: int, port: int | str) -> dict[str, str]:
-    """Return what a process's environment has beside this one's."""
+    """Return the variables that a process's environment has in addition to this one's."""
     devices = f"--xla_force_host_platform_device_count={options.devices}"
     return {
         "JAX_PLATFORMS": "cpu",
@@ -74,8 +74,8 @@ def _environment(options: argparse.Namespace, number: int, port: int | str) -> d
 
 
 def _run(options: argparse.Namespace) -> int:
-    """Run the job to its end, restarts included; return the exit code."""
-    asked: list[int] = []  # the signals that have come
+    """Run the job to its end, including restarts; return the exit code."""
+    asked: list[int] = []  # the signals received so far
     job: list[subprocess.Popen] = []
 
     def ask(number: int = signal.SIGTERM, *_: object) -> None:
@@ -110,7 +110,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _start(options: argparse.Namespace) -> tuple[list[subprocess.Popen], list[threading.Thread]]:
-    """Start the processes, each in a session of its own, and the threads that print for them."""
+    """Start the processes, each in its own session, and the threads that print their output."""
     with socket.create_server(("localhost", 0)) as server:
         port = server.getsockname()[1]
 
@@ -136,17 +136,17 @@ def _start(options: argparse.Namespace) -> tuple[list[subprocess.Popen], list[th
 
 
 def _copy_lines(number: int, source: IO[bytes], sink: IO[str]) -> None:
-    """Print lines with the process's number before them, a progress bar every _BAR seconds."""
+    """Print lines after the process's number; print a progress bar every _BAR seconds."""
     moved = -math.inf
     for line in io.TextIOWrapper(source, errors="replace", newline=""):  # "\r" ends one too
-        # Leave out what Gloo prints for every collective; its threads may mix their lines.
+        # Leave out what Gloo prints for every collective; its threads may mix up their lines.
         if "[Gloo] Rank" in line or "peer ranks" in line or not line.strip():
             continue
         if line.endswith("\r"):
             if time.monotonic() < moved + _BAR:
                 continue
             moved = time.monotonic()
-        with contextlib.suppress(OSError):  # where nobody reads it any more, it is dropped
+        with contextlib.suppress(OSError):  # if nobody reads it any more, it is dropped
             sink.write(f"[{number}] {line.rstrip()}\n")
             sink.flush()
 
@@ -157,7 +157,7 @@ def _wait(job: list[subprocess.Popen], grace: float) -> tuple[int, int]:
     Returns:
       The first process that ended with an error, and its exit code; 0, 0 without one.
     """
-    ends: queue.Queue[tuple[int, int]] = queue.Queue()  # in the order that they happen
+    ends: queue.Queue[tuple[int, int]] = queue.Queue()  # in the order in which they happen
     for number, process in enumerate(job):
         target = functools.partial(_put_end, number, process, ends)
         threading.Thread(target=target, daemon=True).start()
@@ -167,7 +167,7 @@ def _wait(job: list[subprocess.Popen], grace: float) -> tuple[int, int]:
         try:
             number, end = _take(ends, latest)
         except queue.Empty:
-            _say(f"processes that did not end in {grace:g} s are killed")
+            _say(f"killing the processes that did not end within {grace:g} s")
             for process in job:
                 _kill(process)
             number, end = ends.get()
@@ -177,7 +177,7 @@ def _wait(job: list[subprocess.Popen], grace: float) -> tuple[int, int]:
 
 
 def _kill(process: subprocess.Popen) -> None:
-    """Kill a process and those that it has started."""
+    """Kill a process and all processes that it has started."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
 
@@ -185,7 +185,7 @@ def _kill(process: subprocess.Popen) -> None:
 def _take(ends: queue.Queue, latest: float) -> tuple[int, int]:
     """Return the next end, a process's number and its exit code.
 
-    It looks up every second, since a signal that another thread receives wakes no wait.
+    It wakes up every second, since a signal that another thread receives does not wake it.
 
     Raises:
       queue.Empty: none came until the latest time.

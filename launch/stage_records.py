@@ -1,9 +1,8 @@
-"""What is written down about stages: what made a product, and the attempts that came before.
+"""The records of stages: what made a product, and the earlier attempts.
 
 <folder>/stages/NAME.json is written when a stage is complete. It holds the stage's command, the
-commit that the code was at, when it began and how long it took. NAME.attempts beside it has lines
-for each attempt that has not completed, so that the record of a stage that was interrupted covers
-all the attempts that made it.
+commit of the code, when it began and how long it took. NAME.attempts beside it has lines for each
+attempt that was not completed, so that the record of an interrupted stage covers all attempts.
 """
 
 import json
@@ -18,7 +17,7 @@ def path_of(folder: Path, name: str) -> Path:
 
 
 def read(folder: Path, name: str) -> dict[str, Any] | None:
-    """Return the record of a complete stage, None where it was not run in this folder."""
+    """Return the record of a complete stage; None if it was not run in this folder."""
     path = path_of(folder, name)
     return json.loads(path.read_text()) if path.exists() else None
 
@@ -29,7 +28,7 @@ def read_all(folder: Path) -> list[dict[str, Any]]:
 
 
 class StageAttempt:
-    """A command that is being run, and its record."""
+    """A running command and its record."""
 
     def __init__(self, folder: Path, name: str, command: tuple[str, ...], commit: str):
         self.path = path_of(folder, name)
@@ -53,15 +52,15 @@ class StageAttempt:
             file.write(json.dumps({"command": self.record["command"]} | line) + "\n")
 
     def failed(self, cpu_seconds: float) -> None:
-        """Note an end without a product."""
+        """Note that the attempt ended without a product."""
         self._note({"seconds": self.seconds, "cpu_seconds": cpu_seconds})
 
     def complete(self, cpu_seconds: float) -> None:
-        """Note what made the product: seconds of all attempts, and commits of earlier ones."""
+        """Note what made the product: the seconds of all attempts, the commits of earlier ones."""
         lines = [json.loads(line) for line in self._attempts.read_text().splitlines()]
         lines = [line for line in lines if line["command"] == self.record["command"]]
 
-        # What the attempts took together, and the commits that they were made at.
+        # The total time of the attempts, and their commits.
         spent = {}
         for name, now in (("seconds", self.seconds), ("cpu_seconds", cpu_seconds)):
             spent[name] = round(now + sum(line.get(name, 0) for line in lines), 1)

@@ -1,7 +1,7 @@
-"""Stages of a long job: commands in the order of their needs, several at a time, none done twice.
+"""Runs the stages of a long job: commands in the order of their needs, several at a time.
 
-A stage is complete when its product is there and was not made by another command. Each command's
-output goes to <folder>/logs; `stage_records` writes down what was run.
+A stage is complete when its product exists and was not made by another command; it is not run
+again. Each command's output goes to <folder>/logs; `stage_records` writes down what was run.
 """
 
 import concurrent.futures
@@ -19,15 +19,15 @@ from typing import NamedTuple
 from launch import stage_records
 
 _LOOK_EVERY = 30  # seconds between lines about what is running
-_PREEMPTED = 75  # saved when asked to end: the same command goes on
+_PREEMPTED = 75  # saved when asked to end: the same command resumes
 
 
 class Stage(NamedTuple):
-    """A command and what it makes.
+    """A command and its product.
 
-    name: kind/what; stages of a kind take about as long. command: its first word is python. there:
-    tells whether the product is there. needs: the names of stages before it. last: whether it runs
-    after all others, whatever became of them, and again when any of them has run since.
+    name: kind/what; stages of one kind take about the same time. command: its first word is python.
+    there: tells whether the product exists. needs: the names of stages that have to come first.
+    last: whether it runs after all others, even if they failed, and again if any has run since.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Stage(NamedTuple):
 
 
 def complete(stage: Stage, folder: Path) -> bool:
-    """Tell whether a stage's product is there, made by its command; if last, after the others."""
+    """Tell whether a stage's own command made its product, and after the others if it is last."""
     record = stage_records.read(folder, stage.name)
     if record and record["command"] != list(stage.command):
         return False
@@ -53,7 +53,7 @@ def complete(stage: Stage, folder: Path) -> bool:
 def without_complete(
     chosen: Sequence[Stage], all_stages: Sequence[Stage], folder: Path
 ) -> list[Stage]:
-    """Return the chosen stages without those of their needs that are complete.
+    """Return the chosen stages with their needs, except needs that are complete.
 
     Raises:
       ValueError: a stage needs one that is neither chosen nor complete.
@@ -71,7 +71,7 @@ def without_complete(
 
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[int]:
-    """Hold the folder for this process and those that it starts, even if they outlive it.
+    """Hold the folder for this process and the processes that it starts, even if they outlive it.
 
     Raises:
       ValueError: another process holds it.
@@ -81,22 +81,22 @@ def alone(folder: Path) -> Iterator[int]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise ValueError(f"{folder} is in use by a study or a stage that one left") from None
+            raise ValueError(f"{folder} is in use by a study, or a stage that one left") from None
         yield lock.fileno()
 
 
 def run(stages: Sequence[Stage], folder: Path, jobs: int, commit: Callable[[], str]) -> int:
-    """Run what is not complete; return 0, or the exit code of the first command that failed.
+    """Run the incomplete stages; return 0, or the exit code of the first command that failed.
 
     Args:
       jobs: how many stages run at a time.
-      commit: returns the commit that the code is at; called when a stage begins.
+      commit: returns the commit of the code; called when a stage begins.
 
     Raises:
       ValueError: the folder is in use.
     """
     left = [stage for stage in stages if not complete(stage, folder)]
-    if left:  # what sums up the others has to be made again
+    if left:  # stages that sum up the others have to be run again
         left = [stage for stage in stages if stage.last or stage in left]
     if not left:
         _say(f"all {len(stages)} stages are complete")
@@ -106,7 +106,7 @@ def run(stages: Sequence[Stage], folder: Path, jobs: int, commit: Callable[[], s
 
 
 class _Work:
-    """The stages under way, and the processes that run them."""
+    """The running stages and their processes."""
 
     def __init__(
         self,
@@ -125,13 +125,13 @@ class _Work:
         self.asked = False
         self.slots: queue.SimpleQueue[list[int]] = queue.SimpleQueue()
         cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-        for job in range(jobs):  # each job has cores of its own
+        for job in range(jobs):  # each job has its own cores
             self.slots.put(cores[job::jobs] or cores)
 
     def run(self) -> int:
-        """Do as the function `run` says, with requests to end going on to the commands."""
+        """Do as the function `run` says, and pass requests to end on to the commands."""
         asking = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-        heard = [x for x in asking if signal.getsignal(x) != signal.SIG_IGN]  # as by nohup
+        heard = [x for x in asking if signal.getsignal(x) != signal.SIG_IGN]  # as under nohup
         before = {x: signal.signal(x, self._ask) for x in heard}
         try:
             return self._run_all()
@@ -157,7 +157,7 @@ class _Work:
                 if not futures:
                     break
 
-                # Wait for one to end, or say what is under way.
+                # Wait for one to end, or say what is running.
                 ended, _ = concurrent.futures.wait(
                     futures, _LOOK_EVERY, concurrent.futures.FIRST_COMPLETED
                 )
@@ -167,14 +167,14 @@ class _Work:
                     self._report_running()
 
         if self.asked:
-            _say("asked to end: run the same command to go on")
+            _say("asked to end: run the same command to resume")
             return _PREEMPTED
         for stage in self.left:
-            _say(f"left out: {stage.name}, since what it needs did not complete")
+            _say(f"{stage.name} was left out, since a stage that it needs was not completed")
         return next(iter(self.failed.values()), 1 if self.left else 0)
 
     def _next(self, futures: dict) -> Stage | None:
-        """Return the first stage whose needs are complete, None where there is none."""
+        """Return the first stage whose needs are complete; None if there is none."""
         open_names = {stage.name for stage in (*self.left, *futures.values())} | self.failed.keys()
         for stage in self.left:
             if not stage.last and not open_names & {*stage.needs}:
@@ -187,7 +187,7 @@ class _Work:
         log.parent.mkdir(parents=True, exist_ok=True)
         _say(f"{stage.name} ...")
 
-        # The command, on cores of its own.
+        # The command, on its own cores.
         cores = self.slots.get()
         attempt = stage_records.StageAttempt(self.folder, stage.name, stage.command, self.commit())
         with log.open("a") as output:
@@ -198,7 +198,7 @@ class _Work:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C is for this process, which asks the others to end
+                start_new_session=True,  # Ctrl-C reaches this process, which asks the others to end
                 pass_fds=[self.lock],
             )
             if cores:
@@ -211,10 +211,10 @@ class _Work:
         del self.running[stage.name]
         self.slots.put(cores)
 
-        # Its record: a command that ends well without its product has failed too.
+        # Its record: a command that succeeds without making its product has failed too.
         if not code and not stage.there():
             code = 1
-            _say(f"{stage.name} ended without its product: see {log}")
+            _say(f"{stage.name} ended without making its result: see {log}")
         cpu_seconds = used.ru_utime + used.ru_stime
         if code:
             attempt.failed(cpu_seconds)
@@ -223,7 +223,7 @@ class _Work:
         return code, attempt.seconds
 
     def _report_end(self, stage: Stage, code: int, seconds: float) -> None:
-        """Say how a stage has ended, and note a failure."""
+        """Say how a stage ended, and note a failure."""
         if not code:
             done = self.total - len(self.left) - len(self.running) - len(self.failed)
             took = f"{stage.name} complete in {_clocked(seconds)}"
@@ -241,7 +241,7 @@ class _Work:
             _say(f"{name}: {_last_line(self._log(name))}")
 
     def _estimate(self) -> str:
-        """Say how long the rest takes, from what stages of the same kind have taken."""
+        """Say how long the rest will take, by the times of stages of the same kind."""
         taken: dict[str, list[float]] = {}
         for record in stage_records.read_all(self.folder):
             taken.setdefault(kind(record["stage"]), []).append(record["seconds"])
@@ -254,11 +254,11 @@ class _Work:
         past = sum(attempt.seconds for attempt, _ in self.running.values())
         rest = max(sum(known) - past, 0) / self.jobs
         unknown = len(names) - len(known)
-        more = f" and {unknown} stages unlike these" if unknown else ""
+        more = f", plus {unknown} stages of other kinds" if unknown else ""
         return f", about {_clocked(rest)} left{more}"
 
     def _ask(self, *_signal: object) -> None:
-        """Ask every command to end, on a signal, and start no other."""
+        """On a signal, ask every command to end, and start no more."""
         self.asked = True
         for _, process in list(self.running.values()):
             with contextlib.suppress(ProcessLookupError):
@@ -269,7 +269,7 @@ class _Work:
 
 
 def kind(name: str) -> str:
-    """Return the name of what takes about as long: probes of a data set, trainings of a family."""
+    """Return the kind of a stage by its duration: probes of a data set, trainings of a family."""
     parts = name.split("/")
     return f"{parts[0]}/{parts[-1]}" if parts[0] == "probe" else name.partition("-")[0]
 
@@ -292,5 +292,5 @@ def _clocked(duration: float) -> str:
 
 
 def _say(line: str) -> None:
-    with contextlib.suppress(OSError):  # where nobody reads it any more, it is dropped
+    with contextlib.suppress(OSError):  # if nobody reads it any more, it is dropped
         print(f"study: {line}", file=sys.stderr, flush=True)

@@ -1,19 +1,19 @@
 #!/usr/bin/env python3
-"""The study: the paper's 12 configurations and baselines, pre-trained, probed, in one report.
+"""Runs the study: pre-trains the paper's 12 configurations, probes them, and writes a report.
 
     python launch/study.py --scale=demo                        # on synthesised music, on a CPU
     python launch/study.py --scale=base --dry_run              # every stage as a command
     python launch/study.py --scale=base --cost --topology=v5e:4x4,v5p:4x4x4
     python launch/study.py --scale=base --manual_dir=CORPORA   # each in CORPORA/<builder>
 
-The stages are commands: build data, pre-train, probe an encoder on a data set, report. Each is
-skipped where its result is there, so running this again after any interruption goes on. Another
-configuration is a variant in configs/ and a line in MODELS. launch/study.md says how to spread the
-stages over a cluster.
+The stages are commands: build data, pre-train, probe an encoder on a data set, report. A stage is
+skipped if its result exists, so running this again after any interruption resumes the study. To add
+a configuration, add a variant in configs/ and a line in MODELS. launch/study.md says how to spread
+the stages over a cluster.
 
-FLAGs after -- go to every pre-training command, --config.mesh.fsdp=4 for instance. Exit codes: 0
-complete, 2 a request that cannot be met, 75 asked to end, any other that of the first stage that
-failed.
+FLAGs after -- are passed to every pre-training command, for instance --config.mesh.fsdp=4. Exit
+codes: 0 complete, 2 a request that cannot be met, 75 asked to end; otherwise, that of the first
+stage that failed.
 """
 
 import argparse
@@ -53,7 +53,7 @@ class Model(NamedTuple):
         return f"{self.family}-{self.variant}"
 
 
-MODELS = (  # the paper's 12; the first of a family is the one that its others vary
+MODELS = (  # the paper's 12; the others of a family vary its first
     Model("music2vec", "vanilla"),
     Model("music2vec", "800k"),
     Model("music2vec", "crop5s"),
@@ -72,8 +72,8 @@ MODELS = (  # the paper's 12; the first of a family is the one that its others v
 class _Scale(NamedTuple):
     """How large a study is.
 
-    suffix: of the variants' names. music: the data set to pre-train on. tasks: what is probed,
-    unless --tasks says otherwise. probe: flags of the evaluator, those for one data set under its
+    suffix: of the variants' names. music: the data set to pre-train on. tasks: the probed tasks,
+    unless --tasks names others. probe: flags of the evaluator: those for one data set under its
     name, those for all others under "".
     """
 
@@ -83,7 +83,7 @@ class _Scale(NamedTuple):
     probe: dict[str, tuple[str, ...]]
 
 
-_MOST_JOBS = 4  # at a time, unless --jobs asks for more: 2 GB of memory each
+_MOST_JOBS = 4  # at a time, unless --jobs says more; each takes 2 GB of memory
 _DEMO_PROBES = {
     "synth_music": ("--config=configs/probe.py:quick", "--config.epochs=6", "--config.limit=24"),
     "synth_polyphony": ("--config=configs/probe.py:polyphony", "--config.epochs=20"),
@@ -98,8 +98,8 @@ _SCALES = {
 class StudyEncoder(NamedTuple):
     """An encoder that is probed.
 
-    kind: pre-trained, random, features or given. spec: how musicssl.probe is told of it. model:
-    the configuration that it is of, if any.
+    kind: pre-trained, random, features or given. spec: its name for musicssl.probe. model: its
+    configuration, if it has one.
     """
 
     name: str
@@ -109,7 +109,7 @@ class StudyEncoder(NamedTuple):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the study, or print what is asked for; return the exit code."""
+    """Run the study, or print what was asked for; return the exit code."""
     options = parse(arguments)
     os.chdir(_ROOT)
     try:
@@ -136,44 +136,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command's options; an option that cannot be is refused by argparse."""
+    """Read the command's options; argparse refuses impossible ones."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
     add("--scale", choices=_SCALES, required=True)
-    add("--models", default="*", help="names or patterns, baselines too, comma-separated")
+    add("--models", default="*", help="names or patterns, also of baselines, comma-separated")
     add("--tasks", default="", help="names or suites of probing/tasks.py (by default the scale's)")
     add(
         "--encoders",
         type=lambda text: [_place(x) for x in text.split(",") if x],
         default=[],
-        help="Hugging Face directories to probe too, comma-separated",
+        help="Hugging Face directories to probe as well, comma-separated",
     )
     add("--workdir", type=_place, default=Path("runs/study"))
     add("--data_dir", type=_place, default=Path("data"), help="where data sets are built")
     add("--manual_dir", type=_place, help="has the files of data set NAME in the folder NAME")
-    add("--stages", default="*", help="patterns such as 'pretrain/*': these alone")
+    add("--stages", default="*", help="run only these; patterns such as 'pretrain/*'")
     add("--jobs", type=int, help="stages at a time, each on its share of the cores")
     add("--dry_run", "--dry-run", action="store_true", help="print the commands, run nothing")
-    add("--cost", action="store_true", help="print what pre-training takes, by musicssl.plan")
+    add("--cost", action="store_true", help="print the cost of pre-training, by musicssl.plan")
     add("--topology", default="v5e:4x4", help="for --cost, as musicssl.plan takes it")
     add("flags", nargs="*", metavar="FLAG", help="after --, for every pre-training")
     options = parser.parse_args(arguments)
 
-    if options.jobs is None:  # small models take as much processor time on one core as on two
+    if options.jobs is None:  # small models need as much processor time on one core as on two
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
         options.jobs = min(cores, _MOST_JOBS) if options.scale == "demo" else 1
     other = [x for x in options.flags if not x.startswith("--config.")]
     if other:
-        parser.error(f"{other[0]}: what comes after -- are --config. flags for pre-training")
+        parser.error(f"{other[0]}: only --config. flags for pre-training may follow --")
     if options.jobs < 1:
         parser.error(f"--jobs is {options.jobs}: use 1 or more")
     return options
 
 
 def _place(path: str) -> Path:
-    """Return a path as the caller means it, spelt in one way: commands are compared."""
+    """Return an absolute path, always spelt in the same way, since commands are compared."""
     try:
         whole = Path(os.path.abspath(paths.local(path)))
     except ValueError as error:
@@ -182,11 +182,11 @@ def _place(path: str) -> Path:
 
 
 def _choose(patterns: str, named: list, flag: str, known: str) -> list:
-    """Return those of the named things whose names match one of the patterns.
+    """Return the things whose names match one of the patterns.
 
     Args:
       patterns: names with wildcards, comma-separated.
-      flag, known: for the message, where the patterns are from and which names there are.
+      flag, known: for the message: the flag of the patterns, and where the names are listed.
 
     Raises:
       ValueError: a pattern matches none of them.
@@ -195,7 +195,7 @@ def _choose(patterns: str, named: list, flag: str, known: str) -> list:
     for pattern in patterns.split(","):
         matching = fnmatch.filter([x.name for x in named], pattern)
         if not matching:
-            raise ValueError(f"{flag}: {pattern!r} names none: use names or patterns {known}")
+            raise ValueError(f"{flag}: {pattern!r} matches nothing: use names or patterns {known}")
         chosen.update(matching)
     return [x for x in named if x.name in chosen]
 
@@ -346,7 +346,7 @@ class Study:
         return Stage("report", command, there, last=True)
 
     def save(self) -> None:
-        """Write <workdir>/study.json, from which the report knows what there is."""
+        """Write <workdir>/study.json, which tells the report what the study consists of."""
         study = {
             "command": shlex.join(["python", "launch/study.py", *sys.argv[1:]]),
             "scale": self.options.scale,
@@ -361,7 +361,7 @@ class Study:
             path.write_text(text)
 
     def _describe(self, encoder: StudyEncoder) -> dict[str, Any]:
-        """Return an encoder as study.json has it."""
+        """Return an encoder in the form of study.json."""
         model = encoder.model
         return {
             "name": encoder.name,

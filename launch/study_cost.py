@@ -1,11 +1,11 @@
-"""What pre-training a study's models takes, from the planner: chip-hours, before anything is spent.
+"""Prints the planned cost of pre-training a study's models in chip-hours, before any are spent.
 
 Each distinct training step is compiled for each topology by `python -m musicssl.plan`, which needs
-the compiler for a TPU or GPU and not the device; its plan is kept in <workdir>/cost. A step is
-planned at a number of clips on each chip, and a model's hours are what all clips of its updates
-take at that pace. Models whose steps differ only in what costs little (masks, clusters, MFCC) share
-a compilation, and their hours differ by the ratio of their operations. Probing, data and a
-codebook's k-means come on top.
+the compiler for a TPU or GPU but not the device; its plan is kept in <workdir>/cost. A step is
+planned with a number of clips per chip, and a model's hours are the time that all clips of its
+updates take at that pace. Models whose steps differ only in details that cost little (masks,
+clusters, MFCC) share a compilation, and their hours differ by the ratio of their operations.
+Probing, data and the k-means of codebooks are not included.
 """
 
 import hashlib
@@ -25,8 +25,8 @@ from musicssl.training import flops
 if TYPE_CHECKING:  # it loads what a compilation needs
     from musicssl.planning.schema import Plan
 
-_CHIP_SECONDS = 120  # of audio on a chip at a time: 4 clips of 30 s or 16 of 5 s fit 16 GB
-# Leaves that do not change what is compiled, or too little to compile it again.
+_CHIP_SECONDS = 120  # of audio on a chip at a time: 4 clips of 30 s or 16 of 5 s fit in 16 GB
+# Leaves that do not change the compiled step, or too little to compile it again.
 _SHARED = (
     *("name", "variant", "then", "steps", "seed", "start_from", "nonfinite", "log_every"),
     *("checkpoint.", "probe.", "optim.", "data.name", "data.data_dir", "data.on_damage"),
@@ -37,7 +37,7 @@ _SHARED = (
 
 
 class Costed(NamedTuple):
-    """A model to be costed, its configuration and the flag that names it."""
+    """A model whose cost is wanted, its configuration and the flag that names it."""
 
     name: str
     flag: str
@@ -47,7 +47,7 @@ class Costed(NamedTuple):
 class _PlannedStep(NamedTuple):
     """A step to be compiled.
 
-    first: the model whose step it is. clips: on each chip. path: of the plan, without a suffix.
+    first: the model whose step it is. clips: per chip. path: of the plan, without a suffix.
     """
 
     first: Costed
@@ -65,10 +65,10 @@ class _PlannedStep(NamedTuple):
 
 
 def main(models: Sequence[Costed], topologies: str, workdir: Path, dry_run: bool) -> int:
-    """Plan what is not planned yet and print a table for each topology; return the exit code.
+    """Make the missing plans and print a table for each topology; return the exit code.
 
     Args:
-      topologies: comma-separated, as musicssl.plan takes them.
+      topologies: comma-separated, as for musicssl.plan.
 
     Raises:
       ValueError: a step does not fit, or the planner gives no time.
@@ -110,7 +110,7 @@ def _commit_path(step: _PlannedStep) -> Path:
 
 
 def _commits(steps: Iterable[_PlannedStep]) -> str:
-    """Return a line that says which code the plans are of: kept ones do not notice a change."""
+    """Return a line with the commits of the plans, since kept plans do not notice a change."""
     paths = [_commit_path(step) for step in steps]
     kept = dict.fromkeys(path.read_text() if path.exists() else "unknown" for path in paths)
     now = git_commit()
@@ -127,11 +127,11 @@ def _answer_path(step: _PlannedStep) -> Path:
 def _planned_step(
     model: Costed, models: Sequence[Costed], topology: str, workdir: Path
 ) -> _PlannedStep:
-    """Return the step that a model is costed by, of the first model that has the same."""
+    """Return the step that gives a model's cost, of the first model with the same step."""
     shape = _shape(model.config)
     first = next(other for other in models if _shape(other.config) == shape)
 
-    # As many clips as fit, in eights: accelerators tile clips by 8.
+    # As many clips as fit, in multiples of 8, since accelerators tile clips by 8.
     seconds = 0.02 * model.config.data.crop_frames
     clips = int(_CHIP_SECONDS / seconds)
     clips = max(1, clips // 8 * 8 or clips)
@@ -155,17 +155,17 @@ def _cost(model: Costed, step: _PlannedStep, plan: "Plan") -> dict[str, Any]:
     """
     if not plan["memory"]["fits"]:
         raise ValueError(
-            f"{step.first.name}: {step.clips} clips a chip do not fit {step.topology}: name a "
-            "--topology with more memory a chip"
+            f"{step.first.name}: {step.clips} clips per chip do not fit {step.topology}: name a "
+            "--topology with more memory per chip"
         )
     seconds = plan["seconds"]
     if "least" not in seconds or "estimate" not in seconds:
         raise ValueError(
             f"{_answer_path(step)} has no estimate of time for --topology={step.topology}: name a "
-            "TPU or GPU, and delete a plan that an older version made"
+            "TPU or GPU, and delete the plan if an older version made it"
         )
 
-    # A chip's steps for all clips of all updates, each at the pace of the step that was planned.
+    # A chip's steps for all clips of all updates, each at the pace of the planned step.
     ratio = _operations(model.config) / _operations(step.first.config)
     paces = model.config.steps * model.config.batch_size / plan["clips"] / 3600
     chip_hours = {
@@ -211,7 +211,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
     lines.append(f"| {' | '.join(cells)} |")
     return (
         f"{rows[0]['topology']}, {rows[0]['chips']} chips, one model after another; from the least "
-        "to the planner's estimate, which is no measurement:\n\n" + "\n".join(lines) + "\n"
+        "to the planner's estimate, which is not a measurement:\n\n" + "\n".join(lines) + "\n"
     )
 
 

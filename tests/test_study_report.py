@@ -7,4 +7,4 @@ def test_no_study_is_refused_in_a_line(tmp_path):
     process = commands.Process(commands.module, "musicssl.study_report", f"--workdir={tmp_path}")
     _, errors = process.communicate()
     assert process.returncode == 2 and errors.count("\n") == 1
-    assert "study.json is not there: launch/study.py writes it" in errors
+    assert "study.json does not exist: launch/study.py writes it" in errors

@@ -1,4 +1,4 @@
 """The report of a study, one page of tables and figures that compare encoders on tasks.
 
-It imports musicssl.probing and what lies below it.
+Imports musicssl.probing and what lies below it.
 """

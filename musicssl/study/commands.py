@@ -8,7 +8,7 @@ from musicssl.study.schema import Stage, Study
 
 
 def provenance(study: Study, names: Sequence[str]) -> str:
-    """Return the commands and commits of stages, folded away."""
+    """Return the commands and commits of stages, in a folded element."""
     names = list(dict.fromkeys(names))
     lines = "".join(_stage_line(name, study["stages"][name]) for name in names)
     count = f"{len(names)} command{'s' * (len(names) != 1)}"
@@ -28,15 +28,15 @@ def _stage_line(name: str, stage: Stage) -> str:
     record = stage["made"]
     if record:
         about = f"commit {_short_commit(record['commit']) or 'unknown'}, "
-        if earlier := record.get("earlier_commits"):  # interrupted, and gone on with
+        if earlier := record.get("earlier_commits"):  # interrupted and resumed
             about += f"begun at {' and '.join(map(_short_commit, earlier))}, "
         about += f"{record['began']}, "
         about += f"{record['seconds']:.0f} s, {record['cpu_seconds']:.0f} s of processor time"
     elif stage["commit"]:
         commit = _short_commit(stage["commit"])
-        about = f"commit {commit} by its result, not noted by launch/study.py"
+        about = f"commit {commit} according to its result; launch/study.py did not run it"
     else:
-        about = "not run, or its result was there before"
+        about = "not run, or its result existed before"
     command = escape(shlex.join(stage["command"]))
     return f"<li><code>{command}</code><br><span class='small'>{name}: {about}</span></li>"
 
@@ -48,7 +48,7 @@ def _short_commit(commit: str) -> str:
 
 
 def dirty(study: Study) -> str:
-    """Say how many stages no commit can make again; return "" if there are none."""
+    """Say how many stages cannot be reproduced from a commit; return "" if there are none."""
     commits = []
     for stage in study["stages"].values():
         commits.append(stage["made"]["commit"] if stage["made"] else stage["commit"])
@@ -57,7 +57,7 @@ def dirty(study: Study) -> str:
         return ""
     return (
         f"<p class='note'>{count} of {len(commits)} stages were run while files differed from the "
-        "commit that is named: what they made cannot be made again from it.</p>"
+        "named commit, so their results cannot be reproduced from it.</p>"
     )
 
 
@@ -66,6 +66,6 @@ def every_stage(study: Study) -> str:
     lines = "".join(_stage_line(name, stage) for name, stage in study["stages"].items())
     return (
         "<p>Each command can be run alone; <code>launch/study.py</code> runs those whose result is "
-        f"not there.</p><details><summary>{len(study['stages'])} stages</summary>"
+        f"missing.</p><details><summary>{len(study['stages'])} stages</summary>"
         f"<ol>{lines}</ol></details>"
     )

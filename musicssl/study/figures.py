@@ -11,10 +11,10 @@ from musicssl.study.schema import EncoderScore, Study, StudyTask
 from musicssl.study.svg import Axes, Point, Series
 from musicssl.study.tables import changes
 
-# Leaves by which configurations are put in order, and what each is called. The first of them that a
-# configuration changes is what it varies; what else it changes comes with that.
+# Leaves by which configurations are grouped, and their titles. A configuration varies the first of
+# these leaves that it changes; its other changes are mentioned with that.
 _AXES = {
-    "teacher.feature": "iteration: targets from MFCC, or from a layer of the first's encoder",
+    "teacher.feature": "iteration: targets from MFCC, or from a layer of the first encoder",
     "teacher.ceps": "MFCC coefficients, each with two differences",
     "teacher.clusters": "clusters",
     "data.crop_frames": "crop, 20 ms frames",
@@ -25,7 +25,7 @@ _AXES = {
 }
 _VALUES = {"mfcc": "MFCC", "layer": "a layer"}
 VOICES = "voices"
-# By family, the scalars of training that are drawn: (name, title, a second one that is dotted).
+# The training scalars that are drawn, by family: (name, title, a second scalar, drawn dotted).
 _TRAINING = {
     "music2vec": (
         ("loss", "loss: squared error at masked frames", ""),
@@ -48,14 +48,14 @@ COMPARED = {
     "logmel": "5 2",
     "cqt": "1.5 2",
     "chroma": "7 2 1.5 2",
-}  # drawn beside each encoder's layers, dashed
+}  # drawn dashed, with each encoder's layers
 
 
 class Ablation(TypedDict):
-    """Configurations of which each varies the same leaf of the same base.
+    """Configurations that vary the same leaf of the same base.
 
-    title: the leaf's name for people.
-    models: (encoder, value of the leaf), of the base too.
+    title: the leaf's readable name.
+    models: (encoder, value of the leaf), including the base.
     """
 
     title: str
@@ -97,21 +97,21 @@ def ablations(study: Study) -> list[Ablation]:
 
 
 def _in_order(models: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
-    """Put numbers in ascending order, and leave words as they come."""
+    """Sort numbers in ascending order, and leave words in their order."""
     if all(isinstance(value, int | float) for _, value in models):
         return sorted(models, key=lambda model: model[1])
     return models
 
 
 def ablation(study: Study, group: Ablation) -> list[str]:
-    """Draw one chart a task: the score at each value, filled where it differs from the base."""
+    """Draw a chart for each task: the score at each value, filled if it differs from the base."""
     charts = []
     for task in study["tasks"]:
         points = _ablation_points(study, group, task["name"])
         if len(points) < 2:
             continue
 
-        # The range of y holds chance, all points and their intervals.
+        # The range of y contains chance, all points and their intervals.
         values = [task["chance"]]
         for point in points:
             values += [point.y, *_interval_of(point)]
@@ -151,7 +151,7 @@ def _value_name(value: Any) -> str:
 
 
 def also_changed(study: Study, group: Ablation) -> str:
-    """Say what else the configurations of a group change, "" for nothing."""
+    """Say what else the configurations of a group change; "" for nothing."""
     variations = {encoder["name"]: encoder["varies"] for encoder in study["encoders"]}
     others: dict[Any, dict[str, list[Any]]] = {}
     for name, value in group["models"]:
@@ -160,7 +160,7 @@ def also_changed(study: Study, group: Ablation) -> str:
             leaves = varies["leaves"].items()
             others[value] = {leaf: pair for leaf, pair in leaves if leaf != group["leaf"]}
     return "; ".join(
-        f"with {_VALUES.get(value, value)} goes {changes(leaves)}"
+        f"{_VALUES.get(value, value)} also changes {changes(leaves)}"
         for value, leaves in others.items()
         if leaves
     )
@@ -189,7 +189,7 @@ def _titles(study: Study) -> dict[str, str]:
 
 
 def layers(study: Study, task: StudyTask) -> str:
-    """Return a table of encoders and layers, shaded from chance to the best of any layer."""
+    """Return a table of encoders and layers, shaded from chance to the best layer's score."""
     # The columns, and the score that is shaded darkest.
     titles, scores = _titles(study), _scores_of(study, task)
     sources: dict[str, None] = {}
@@ -198,7 +198,7 @@ def layers(study: Study, task: StudyTask) -> str:
         sources |= dict.fromkeys(score["layers"])
         best = max(best, *score["layers"].values())
 
-    # A row an encoder.
+    # A row for each encoder.
     head = "".join(f"<th>{escape(source)}</th>" for source in sources)
     lines = [f"<table class='heat'><thead><tr><th></th>{head}</tr></thead><tbody>"]
     for name, score in scores.items():
@@ -211,7 +211,7 @@ def layers(study: Study, task: StudyTask) -> str:
 
 
 def _shaded(value: float | None, low: float, high: float, chosen: bool) -> str:
-    """Return a cell; that of the layer that validation chose has a border."""
+    """Return a cell, with a border if validation chose the layer."""
     if value is None:
         return "<td></td>"
     share = min(max((value - low) / max(high - low, svg.NARROW), 0), 1)
@@ -222,7 +222,7 @@ def _shaded(value: float | None, low: float, high: float, chosen: bool) -> str:
 
 
 def factors(study: Study, task: StudyTask) -> list[str]:
-    """Return the factors at whose levels a task is scored by any encoder."""
+    """Return the factors by whose levels any encoder's scores of a task are split."""
     names: dict[str, None] = {}
     for score in _scores_of(study, task).values():
         names |= dict.fromkeys(score["factors"])
@@ -269,9 +269,9 @@ def _chance_series(score: EncoderScore, factor: str) -> Series:
 
 
 def by_level(study: Study, task: StudyTask, factor: str) -> str:
-    """Draw every encoder's score by level, at the layer that validation chose.
+    """Draw every encoder's score by level, for the layer that validation chose.
 
-    Baselines are grey; those that are features are named where their lines end.
+    Baselines are grey; those that are signal features are named at the ends of their lines.
     """
     styles, scores = style(study), _scores_of(study, task)
     scored = {name: score for name, score in scores.items() if factor in score["factors"]}
@@ -284,7 +284,7 @@ def by_level(study: Study, task: StudyTask, factor: str) -> str:
         label = title if encoder["kind"] == "features" else ""
         series.append(Series(title, points, *styles[name], 1.3, 1.8, label))
 
-    # The last encoder's levels and chances are those of all.
+    # The last encoder's levels and chances are the same as all others'.
     *_, last = scored.values()
     axes = _level_axes(f"{task['title']} by {factor}", last, factor, (300, 210), _heights(series))
     return _figure(svg.chart(axes, [_chance_series(last, factor), *series]), _scored(task))
@@ -298,7 +298,7 @@ def _heights(series: Sequence[Series]) -> list[float]:
 
 
 def mean_reach(study: Study, factor: str) -> float:
-    """Return how far 95 % intervals at a factor's levels reach to either side, on average."""
+    """Return how far 95 % intervals at a factor's levels reach to each side, on average."""
     widths = []
     for tasks in study["scores"].values():
         for score in tasks.values():
@@ -309,7 +309,7 @@ def mean_reach(study: Study, factor: str) -> float:
 
 
 def by_layer(study: Study, task: StudyTask, factor: str) -> list[str]:
-    """Draw a chart an encoder: a line for each of its layers, dark to light, beside baselines."""
+    """Draw a chart for each encoder: a line per layer, dark to light, and baselines."""
     titles, all_scores = _titles(study), _scores_of(study, task)
     scores = {name: score for name, score in all_scores.items() if factor in score["factors"]}
 
@@ -342,8 +342,8 @@ def by_layer(study: Study, task: StudyTask, factor: str) -> list[str]:
 
 
 def training(study: Study, family: str) -> list[str]:
-    """Draw the curves of all runs of a family, one chart a scalar."""
-    # A chart a scalar, with a line or two of each run.
+    """Draw the curves of all runs of a family, one chart per scalar."""
+    # A chart for each scalar, with one or two lines for each run.
     styles, charts = style(study), []
     for name, title, second in _TRAINING.get(family, (("loss", "loss", ""),)):
         series = []

@@ -1,7 +1,8 @@
-"""A leaderboard of any encoders' results: one page that can be sorted, and the same as CSV.
+"""A leaderboard of any encoders' results: a page whose tables can be sorted, and the same as CSV.
 
-What was run here is in tables by itself: scores with intervals, tests against the first encoder,
-and a number at each score whose protocol is not the first's. Published figures stand apart.
+Results that were run here have their own tables: scores with intervals, tests against the first
+encoder, and a number at each score with another protocol than the first's. Published figures are in
+separate tables.
 """
 
 import csv
@@ -24,13 +25,13 @@ _FIELDS = (
     "encoder", "task", "score", "mean", "sd", "low", "high", "first", "p", "layer",
     "learning_rate", "chance", "test_items", "differs", "folders", "commit",
 )  # fmt: skip
-_Notes = dict[str, int]  # what is to be known of a score, and the number that stands at it
+_Notes = dict[str, int]  # remarks on scores, and the number at the scores they apply to
 
 
 def write(folders: Sequence[Path], out: Path) -> str:
     """Write the leaderboard of results directories; return a line that says where.
 
-    Results of runs that differ in their training seed alone are one row, as in `report.compare`.
+    Results of runs that differ only in their training seed form one row, as in `report.compare`.
 
     Raises:
       FileNotFoundError, ValueError: a directory has no results, or damaged ones.
@@ -51,7 +52,7 @@ def write(folders: Sequence[Path], out: Path) -> str:
 
 
 def first_with(rows: Sequence[Column], task: str) -> Column:
-    """Return the first encoder that has a result of a task: others are compared with it."""
+    """Return the first encoder with a result of a task; the others are compared with it."""
     return next(row for row in rows if row.results(task))
 
 
@@ -68,22 +69,23 @@ def _document(rows: Sequence[Column], tasks: Mapping[str, TaskResult]) -> str:
     counts = f"{len(rows)} encoders, {len(tasks)} tasks"
     lead = (
         f"<p>{counts}. Every encoder is frozen; probes are trained on the features of each of its "
-        "layers, the layer is chosen on validation items, and the score is that of test items "
-        "which neither has seen. Press a heading to sort by it.</p>"
+        "layers, the layer is chosen on validation items, and the score is computed on test items "
+        "that neither step has seen. Click on a heading to sort by it.</p>"
     )
     return page.document("Music encoders compared", lead, sections, page.SORTING)
 
 
 def _scores(rows: Sequence[Column], tasks: Mapping[str, TaskResult], notes: _Notes) -> str:
-    """Return the tables of what was run; put into `notes` what differs between its scores."""
+    """Return the tables of what was run; put into `notes` how its scores differ in protocol."""
     base = escape(rows[0].name)
     parts = [
-        "<p>Scores times 100, means over seeds; below, the mean's 95 % bootstrap interval over "
-        "test clips and seeds. <b class='up'>▲</b> and <b class='down'>▼</b>: above or below "
-        f"{base} (or, where that has no result, the first that has one) with p &lt; {LIKELY} in a "
-        "paired bootstrap test on the same test clips; these tests are not corrected for their "
-        "number. A small number at a score: its protocol differs, see "
-        "<a href='#differs'>below</a>. Shaded from chance to the best of the column.</p>"
+        "<p>Scores are times 100, and means over seeds; below each is the mean's 95 % bootstrap "
+        "interval over test clips and seeds. <b class='up'>▲</b> and <b class='down'>▼</b> mark "
+        f"scores above or below that of {base} (or of the first encoder with a result, if it has "
+        f"none) with p &lt; {LIKELY} in a paired bootstrap test on the same test clips. These "
+        "tests are not corrected for their number. A small number at a score means that its "
+        "protocol differs, as explained <a href='#differs'>below</a>. Cells are shaded from chance "
+        "to the best score of the column.</p>"
         f"<p class='small'>{tables.GLOSSARY}</p>"
     ]
     for heading, own in tables.by_suite(tasks.values()).items():
@@ -98,14 +100,14 @@ def _score_table(
     tasks: Mapping[str, TaskResult],
     notes: _Notes,
 ) -> str:
-    """Return a table with a row an encoder that has any of the tasks, and a column a task."""
+    """Return a table with a row for each encoder with any of the tasks, and a column per task."""
     shown = [row for row in rows if any(row.results(name) for name in names)]
     best = {}
     for name in names:
         scores = [columns.main_score(row.results(name)).mean for row in shown if row.results(name)]
         best[name] = max(scores)
 
-    # A row an encoder, then chance and the number of items.
+    # A row for each encoder, then chance and the number of items.
     body = []
     for row in shown:
         cells = [_score_cell(row, first_with(rows, x), tasks[x], best[x], notes) for x in names]
@@ -123,14 +125,14 @@ def _score_table(
 
 
 def _score_cell(row: Column, first: Column, task: TaskResult, best: float, notes: _Notes) -> str:
-    """Return a cell: the score, a mark where it is likely to differ, its interval, its notes."""
+    """Return a cell: the score, a mark if it is likely to differ, its interval, its notes."""
     name = task["task"]
     results = row.results(name)
     if not results:
         return "<td class='none' data-value=''>not run</td>"
     mean, low, high = columns.main_score(results)
 
-    # What is to be said of it.
+    # Its notes and its test.
     numbers = [notes.setdefault(text, len(notes) + 1) for text in columns.caveats(row, first, name)]
     note = f"<sup>{','.join(map(str, sorted(numbers)))}</sup>" if numbers else ""
     test = columns.against(results, first.results(name)) if row is not first else None
@@ -157,7 +159,7 @@ def _interval(low: float, high: float) -> str:
 
 
 def _place(row: Column, rows: Sequence[Column]) -> str:
-    """Tell an encoder from others of its name by what it was read from."""
+    """Number an encoder if others have the same name."""
     if [other.name for other in rows].count(row.name) == 1:
         return ""
     number = [other for other in rows if other.name == row.name].index(row) + 1
@@ -165,7 +167,7 @@ def _place(row: Column, rows: Sequence[Column]) -> str:
 
 
 def _named(name: str, more: str = "") -> str:
-    """Return the heading of a row, sorted by its text."""
+    """Return the heading of a row, which is sorted by its text."""
     return f"<th data-value='{escape(name, quote=True)}'>{escape(name)}{more}</th>"
 
 
@@ -187,21 +189,21 @@ def _table(head: Sequence[str], body: Sequence[str], foot: Sequence[str] = ()) -
 
 
 def _differences(notes: _Notes) -> str:
-    """Return what the numbers at scores stand for."""
+    """Return the meanings of the numbers at scores."""
     if not notes:
         return (
-            "<p>Nothing: all scores of a task are of the same settings, the same version of the "
-            "protocol and the same test clips.</p>"
+            "<p>Nothing differs: all scores of a task have the same settings, the same version of "
+            "the protocol and the same test clips.</p>"
         )
     lines = "".join(f"<li>{escape(text)}</li>" for text in notes)
     return (
-        "<p>Beside the first encoder that has a result of the task, the scores with these numbers "
-        f"are:</p><ol>{lines}</ol>"
+        "<p>Unlike that of the first encoder with a result of the task, the scores with these "
+        f"numbers are:</p><ol>{lines}</ol>"
     )
 
 
 def _encoders(rows: Sequence[Column]) -> str:
-    """Return a table of what each encoder is and how its results were made."""
+    """Return a table of the encoders and how their results were made."""
     head = ("", "features", "grid of probes", "made with", "command")
     body = []
     for row in rows:
@@ -230,7 +232,7 @@ def _grid(run: Results) -> str:
 def _published() -> str:
     """Return a table of each source of published figures."""
     parts = [
-        "<p>Figures times 100, as their sources have them. None was run here, and none has an "
+        "<p>Figures are times 100, as in their sources. None was run here, and none has an "
         "interval.</p>"
     ]
     for source in published.sources():
@@ -258,12 +260,12 @@ def _published_cell(value: float | None) -> str:
 
 
 def _csv(rows: Sequence[Column], tasks: Mapping[str, TaskResult], places: Mapping[int, str]) -> str:
-    """Return a line for each encoder and score that was run; values are fractions.
+    """Return a line for each encoder and each score that was run; values are fractions.
 
-    Intervals and p are of main scores alone.
+    Only main scores have intervals and p.
 
     Args:
-      places: the directory of each of the rows' results, by their id.
+      places: the directory of each result of the rows, by the result's id.
     """
     text = io.StringIO()
     writer = csv.DictWriter(text, _FIELDS, lineterminator="\n")
@@ -281,11 +283,11 @@ def _csv(rows: Sequence[Column], tasks: Mapping[str, TaskResult], places: Mappin
 
 
 def _trained(chosen: ChosenResult) -> bool:
-    return "learning_rate" in chosen  # ridge regression has a penalty in its place
+    return "learning_rate" in chosen  # ridge regression has a penalty instead
 
 
 def _csv_lines(row: Column, first: Column, task: TaskResult) -> list[dict[str, object]]:
-    """Return the lines of an encoder's scores of a task, the main score with most to tell."""
+    """Return the lines of an encoder's scores of a task; the main score has the most columns."""
     name = task["task"]
     results = row.results(name)
     chosen = [result["chosen"] for result in results]

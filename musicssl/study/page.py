@@ -1,4 +1,4 @@
-"""The page of a study's report or a leaderboard: head, style, navigation; nothing is loaded."""
+"""The frame of a report's or leaderboard's page: head, style and navigation; it loads nothing."""
 
 from collections.abc import Sequence
 from html import escape
@@ -96,8 +96,8 @@ li { margin: 5px 0; }
 """
 
 
-# Sorts a table by a column when its heading is pressed: the greatest first, then the least; rows
-# without a value stay last.
+# Sorts a table by a column when its heading is clicked: first from the greatest, then from the
+# least; rows without a value stay last.
 SORTING = """
 for (const button of document.querySelectorAll("th button")) {
   button.onclick = () => {
@@ -126,9 +126,9 @@ def document(
     """Return an HTML document.
 
     Args:
-      lead: HTML that stands above the navigation.
-      sections: (anchor, heading, HTML) of each.
-      script: that the page runs, such as SORTING.
+      lead: HTML above the navigation.
+      sections: (anchor, heading, HTML) of each section.
+      script: a script for the page to run, such as SORTING.
     """
     links = "".join(f"<a href='#{name}'>{escape(heading)}</a>" for name, heading, _ in sections)
     body = "".join(

@@ -23,12 +23,13 @@ from musicssl.study.tables import (
 )
 
 _METHODS = (
-    "<p>Both methods hide stretches of a recording from an encoder and ask for what was there. "
-    "<b>music2vec</b> (data2vec 1.0) predicts what a slowly moving average of itself makes of the "
-    "whole recording; <b>musicHuBERT</b> (HuBERT) the cluster of each hidden 20 ms, of MFCC "
-    "features or, in a second iteration, of an earlier encoder's layer. The configurations are "
-    "those of <i>On the Effectiveness of Speech Self-supervised Learning for Music</i> "
-    "(arXiv:2307.05161), whose own scores are not shown here: they were not found.</p>"
+    "<p>Both methods hide stretches of a recording from an encoder, which has to predict what was "
+    "there. <b>music2vec</b> (data2vec 1.0) predicts the outputs of a slowly moving average of "
+    "itself for the whole recording; <b>musicHuBERT</b> (HuBERT) predicts a cluster for each "
+    "hidden 20 ms, of MFCC features or, in a second iteration, of an earlier encoder's layer. The "
+    "configurations are those of <i>On the Effectiveness of Speech Self-supervised Learning for "
+    "Music</i> (arXiv:2307.05161). The paper's own scores are not shown, since they were not "
+    "found.</p>"
 )
 
 
@@ -37,7 +38,7 @@ def write(folder: Path) -> str:
 
     Raises:
       FileNotFoundError: there is no study.
-      ValueError: what it wrote cannot be read.
+      ValueError: a file of the study cannot be read.
     """
     study = results.collect(folder)
     out = folder / "report"
@@ -52,7 +53,7 @@ def write(folder: Path) -> str:
 
 
 def _without_nan(value: Any) -> Any:
-    """Return the same with None for what is not a finite number, which JSON has no word for."""
+    """Return the value with None for numbers that are not finite, which JSON cannot express."""
     if isinstance(value, dict):
         return {k: _without_nan(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -76,7 +77,7 @@ def _document(study: Study) -> str:
 
 
 def _lead(study: Study) -> str:
-    """Return what stands above all sections: what was done, how much of it, and its caveats."""
+    """Return the text above all sections: what was done, how much of it, and the caveats."""
     about = study["about"]
 
     # How many encoders of which kind, and how they were compared.
@@ -91,16 +92,16 @@ def _lead(study: Study) -> str:
     lines = [
         f"<p>{', '.join(counts)}; {len(study['tasks'])} tasks. "
         "Every encoder is frozen; a small classifier is trained on the features of each of its "
-        "layers, the layer is chosen on validation items, and the score is that of test items "
-        "which neither has seen.</p>",
+        "layers, the layer is chosen on validation items, and the score is computed on test items "
+        "that neither step has seen.</p>",
     ]
     if about["scale"] == "demo":
         lines.append(
             "<p class='note'><b>These models show that the machinery runs, not which method is "
             "better.</b> They have 1 to 2 million parameters and minutes of training on "
-            "synthesised music, where the published ones have 95 million and a thousand hours. "
-            "Differences between them say nothing about the methods at full size. They are called "
-            "as in the paper; what each name stands for here is told in the table below.</p>"
+            "synthesised music; the published ones have 95 million parameters and a thousand hours "
+            "of music. Differences between them say nothing about the methods at full size. They "
+            "are named as in the paper; the table below says what each name means here.</p>"
         )
 
     # How many differences are likely.
@@ -118,8 +119,8 @@ def _lead(study: Study) -> str:
         likely = sum(test["likely"] for test in tests)
         lines.append(
             f"<p>Of {len(tests)} comparisons with {reference(study)}, p is below {LIKELY} in "
-            f"{likely}; were there no differences at all, it would be in about "
-            f"{LIKELY * len(tests):.0f}. They are not corrected for their number.</p>"
+            f"{likely}; if there were no differences at all, it would be so in about "
+            f"{LIKELY * len(tests):.0f}. The tests are not corrected for their number.</p>"
         )
 
     # How the page was made.
@@ -150,17 +151,17 @@ def _datasets(tasks: Iterable[StudyTask]) -> set[str]:
 
 
 def _scores(study: Study) -> str:
-    """Return a table a data set: encoders, tasks, intervals and tests, published figures below."""
+    """Return a table per data set: encoders, tasks, intervals, tests, then published figures."""
     # What the numbers mean, and then the tables.
     base = escape(reference(study))
     parts = [
-        "<p>Scores times 100, the mean of several seeds of the classifier; below, the mean's 95 % "
-        "bootstrap interval over test clips and seeds. "
-        f"<b class='up'>▲</b> and <b class='down'>▼</b>: above or below {base} "
+        "<p>Scores are times 100, and means over several seeds of the classifier; below each is "
+        "the mean's 95 % bootstrap interval over test clips and seeds. <b class='up'>▲</b> and "
+        f"<b class='down'>▼</b> mark scores above or below that of {base} "
         f"with p &lt; {LIKELY} in a paired bootstrap test of the means on the same test clips. It "
-        "tells what other test clips and seeds of the classifier would give, not what another "
-        "training run would: there is one of each. Shaded from chance to the best of the "
-        "column.</p>"
+        "shows what other test clips and seeds of the classifier would give, not what another "
+        "training run would, since there is one of each. Cells are shaded from chance to the "
+        "best of the column.</p>"
     ]
     parts.append(f"<p class='small'>{GLOSSARY}</p>")
     for heading, tasks in by_suite(study["tasks"]).items():
@@ -189,7 +190,7 @@ def _ablations(study: Study) -> str:
                 stages += encoder["stages"]
 
         # The charts, and what else the configurations change.
-        details = f"beside {title_of(study, group['base'])}"
+        details = f"compared with {title_of(study, group['base'])}"
         if also := figures.also_changed(study, group):
             details += f"; {also}"
         parts.append(
@@ -200,15 +201,16 @@ def _ablations(study: Study) -> str:
     if not parts:
         return ""
     note = (
-        "<p>The score times 100 with its 95 % interval, one chart a task; dotted: chance. Hollow: "
-        f"the paired difference from the base has p above {LIKELY}. There is one training run of "
-        "each: how far two runs of one configuration would lie apart was not measured.</p>"
+        "<p>The charts show the score times 100 with its 95 % interval, one chart per task. The "
+        "dotted line is chance. A hollow point means that the paired difference from the base has "
+        f"p above {LIKELY}. There is one training run of each configuration; how far apart two "
+        "runs of the same one would lie was not measured.</p>"
     )
     return note + "".join(parts)
 
 
 def _layers(study: Study) -> str:
-    """Return a table a task: encoders and layers."""
+    """Return a table of encoders and layers for each task."""
     tables = "".join(
         f"<figure><figcaption>{escape(task['title'])}, {task['score']}</figcaption>"
         f"<div class='wide'>{figures.layers(study, task)}</div></figure>"
@@ -217,22 +219,23 @@ def _layers(study: Study) -> str:
     if not tables:
         return ""
     return (
-        "<p>Test score times 100 by layer, shaded from chance to the table's best; framed: the "
-        "layer that validation chose. 0 is the transformer's input, or a transform's features; "
-        f"<i>sum</i> a learnt weighting of the others.</p><div class='heats'>{tables}</div>"
+        "<p>Test scores times 100 by layer, shaded from chance to the table's best. The layer "
+        "that validation chose is framed. Layer 0 is the transformer's input, or a transform's "
+        "features; "
+        f"<i>sum</i> is a learnt weighting of the others.</p><div class='heats'>{tables}</div>"
         + provenance(study, makers(study, _datasets(study["tasks"])))
     )
 
 
 def _voices(study: Study) -> str:
-    """Return the charts of scores by factor, of the tasks that have factors."""
+    """Return the charts of scores by factor, for the tasks that have factors."""
     # The factors of each task, and all of them.
     factors_of = {task["name"]: figures.factors(study, task) for task in study["tasks"]}
     factors: dict[str, None] = {}
     for names in factors_of.values():
         factors |= dict.fromkeys(names)
 
-    # A part a factor.
+    # A part for each factor.
     parts = []
     for factor in factors:
         tasks = [task for task in study["tasks"] if factor in factors_of[task["name"]]]
@@ -249,7 +252,7 @@ def _voices(study: Study) -> str:
     if not parts:
         return ""
 
-    # One legend for all charts, of the encoders that are in any.
+    # One legend for all charts, of the encoders in any of them.
     styles, lines = figures.style(study), []
     for encoder in study["encoders"]:
         scores = study["scores"][encoder["name"]].values()
@@ -257,8 +260,9 @@ def _voices(study: Study) -> str:
             lines.append((encoder["title"], *styles[encoder["name"]]))
     with_factors = [task for task in study["tasks"] if factors_of[task["name"]]]
     return (
-        "<p>Test score times 100 of clips with one to six notes at once, the layer chosen on "
-        "validation; grey and dashed: baselines without training; dotted: chance.</p>"
+        "<p>Test scores times 100 on clips with one to six notes at once, for the layer that "
+        "validation chose. Grey and dashed lines are untrained baselines, and the dotted line is "
+        "chance.</p>"
         + svg.legend(lines)
         + "".join(parts)
         + provenance(study, makers(study, _datasets(with_factors)))
@@ -266,7 +270,7 @@ def _voices(study: Study) -> str:
 
 
 def _layer_details(study: Study, task: StudyTask, factor: str) -> str:
-    """Return a task's charts of each encoder's layers, folded away."""
+    """Return a task's charts of each encoder's layers, in a folded element."""
     charts = figures.by_layer(study, task, factor)
     lines = []
     for name, dash in figures.COMPARED.items():
@@ -274,7 +278,8 @@ def _layer_details(study: Study, task: StudyTask, factor: str) -> str:
             lines.append((title_of(study, name), "#111111", dash))
     return (
         f"<details><summary>{escape(task['title'])}: each layer of each encoder</summary>"
-        "<p class='small'>Accuracy by notes at once; dark to light: first to last layer.</p>"
+        "<p class='small'>Accuracy by the number of notes at once; the lines go from dark (the "
+        "first layer) to light (the last).</p>"
         f"{svg.legend(lines)}<div class='small-charts'>{''.join(charts)}</div></details>"
     )
 
@@ -282,14 +287,14 @@ def _layer_details(study: Study, task: StudyTask, factor: str) -> str:
 def _training(study: Study) -> str:
     """Return the curves of all runs, family by family."""
     parts = [
-        "<p>What the runs wrote as they trained. Losses compare only where the targets are the "
-        "same: not between crops, blocks, features or numbers of clusters.</p>"
+        "<p>Scalars that the runs logged during training. Losses can be compared only if the "
+        "targets are the same, so not between crops, blocks, features or numbers of clusters.</p>"
     ]
     trained = [encoder for encoder in study["encoders"] if encoder["run"]]
     if not trained:
         return ""
 
-    # A part a family.
+    # A part for each family.
     styles = figures.style(study)
     for family in dict.fromkeys(encoder["family"] for encoder in trained):
         encoders = [encoder for encoder in trained if encoder["family"] == family]

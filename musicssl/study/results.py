@@ -1,7 +1,7 @@
-"""What a study has come to, gathered from its folder: runs, probes, the records of its stages.
+"""Collects a study's results from its folder: runs, probes, the records of its stages.
 
 `launch/study.py` writes study.json, the training runs write metrics.jsonl, the probes results.json.
-Nothing is computed here but differences between encoders; what is not there yet is left out.
+Only differences between encoders are computed here; results that do not exist yet are left out.
 """
 
 import json
@@ -33,7 +33,7 @@ from musicssl.study.schema import (
 
 NAMES = {"musichubert": "musicHuBERT", "logmel": "log-mel", "mfcc": "MFCC", "cqt": "CQT"}
 LIKELY = 0.05  # p below which a difference is marked
-# Leaves that tell nothing of what a configuration varies.
+# Leaves that say nothing about what a configuration varies.
 _ASIDE = ("name", "variant", "then", "data.data_dir", "teacher.encoder", "checkpoint.", "probe.")
 _SCORES = {
     "ap": "AP",
@@ -45,7 +45,7 @@ _SCORES = {
     "weighted": "weighted score",
 }
 _TRAINED = "pre-trained"
-_KEPT = 200  # points of a training curve, at most
+_KEPT = 200  # the most points of a training curve
 
 _TaskResults = Mapping[str, TaskResult]  # of an encoder, by task
 
@@ -58,7 +58,7 @@ def collect(folder: Path) -> Study:
     """
     path = folder / "study.json"
     if not path.exists():
-        raise FileNotFoundError(f"{path} is not there: launch/study.py writes it")
+        raise FileNotFoundError(f"{path} does not exist: launch/study.py writes it")
     plan: StudyPlan = json.loads(path.read_text())
     encoders = plan["encoders"]
 
@@ -67,7 +67,7 @@ def collect(folder: Path) -> Study:
     runs = {x["name"]: _training_run(x) for x in encoders if x["kind"] == _TRAINED}
     variations = {name: _variation(name, runs) for name in runs}
 
-    # The tasks that any encoder has a result of, and how encoders differ in them.
+    # The tasks with a result of any encoder, and how encoders differ in them.
     with_results: set[str] = set()
     for own in results.values():
         with_results |= set(own)
@@ -118,7 +118,7 @@ def _stages(folder: Path, plan: StudyPlan) -> dict[str, Stage]:
 
 
 def _commit_of_result(stage: str, encoders: list[PlannedEncoder]) -> str:
-    """Return the commit that made a stage's result, by the result itself; "" if it names none."""
+    """Return the commit that a stage's result names as its own; "" if it names none."""
     kind, _, rest = stage.partition("/")
     name, _, dataset = rest.partition("/")
     encoder = next((x for x in encoders if x["name"] == name), None)
@@ -140,7 +140,7 @@ def _probe_results(encoder: PlannedEncoder) -> dict[str, TaskResult]:
 
 
 def _training_run(encoder: PlannedEncoder) -> TrainingRun:
-    """Return what an encoder's workdir holds."""
+    """Return the contents of an encoder's workdir."""
     workdir = Path(encoder["workdir"])
     run: TrainingRun = {
         "family": encoder["family"],
@@ -152,7 +152,7 @@ def _training_run(encoder: PlannedEncoder) -> TrainingRun:
         "complete": False,
     }
 
-    # Fill in what is there.
+    # Fill in what exists.
     if (workdir / "config.json").exists():
         run["leaves"] = dict(read_leaves(workdir / "config.json"))
     saved = workdir / "checkpoints" / str(run["step"]) / "about/metadata"
@@ -164,7 +164,7 @@ def _training_run(encoder: PlannedEncoder) -> TrainingRun:
 
 
 def _curves(workdir: Path) -> dict[str, list[list[float]]]:
-    """Return {scalar: [[step, value], ...]}, thinned; TensorBoard has all points."""
+    """Return {scalar: [[step, value], ...]}, thinned out; TensorBoard has all points."""
     lines = [scalars for _, scalars in metrics(workdir) if scalars]
     lines = lines[:: math.ceil(len(lines) / _KEPT) or 1]
     curves: dict[str, list[list[float]]] = {}
@@ -178,7 +178,7 @@ def _curves(workdir: Path) -> dict[str, list[list[float]]]:
 def _variation(name: str, runs: Mapping[str, TrainingRun]) -> Variation:
     """Return what a configuration varies.
 
-    Its base is the run before it in its family from which it differs in the fewest leaves.
+    Its base is that earlier run of its family from which it differs in the fewest leaves.
     """
     names = list(runs)
     variations: list[Variation] = []
@@ -222,7 +222,7 @@ def _reported(
 
 
 def _title(encoder: PlannedEncoder) -> str:
-    """Return an encoder's name for people."""
+    """Return an encoder's readable name."""
     family, _, variant = encoder["name"].partition("-")
     if encoder["kind"] == "random":
         return f"random values ({NAMES.get(variant, variant)})"
@@ -232,7 +232,7 @@ def _title(encoder: PlannedEncoder) -> str:
 
 
 def _described(name: str, results: Mapping[str, _TaskResults]) -> StudyTask:
-    """Describe a task by the result of the first encoder that has it."""
+    """Describe a task by the first encoder's result of it."""
     task = next(tasks[name] for tasks in results.values() if name in tasks)
     main = task["score"]
     scores: list[PublishedScore] = []
@@ -251,7 +251,7 @@ def _described(name: str, results: Mapping[str, _TaskResults]) -> StudyTask:
 
 
 def name_of_score(score: str) -> str:
-    """Return a score's name for people."""
+    """Return a score's readable name."""
     return _SCORES.get(score, score)
 
 
@@ -260,7 +260,7 @@ def _score(task: TaskResult, name: str, compared: Mapping[str, _TaskResults]) ->
 
     Args:
       name: of the task.
-      compared: the results of other encoders, by the field that their test is put into.
+      compared: the results of other encoders, by the field for their test.
     """
     main, chosen = task["score"], task["chosen"]
     score: EncoderScore = {
@@ -279,7 +279,7 @@ def _score(task: TaskResult, name: str, compared: Mapping[str, _TaskResults]) ->
 
 
 def _paired_test(task: TaskResult, other: TaskResult | None) -> PairedTest | None:
-    """Test a result against another's; None against itself or on other test items."""
+    """Test a result against another; None for itself or other test items."""
     if other is None or other is task:
         return None
     difference = columns.against([task], [other])

@@ -63,7 +63,7 @@ def test_the_exit_code_is_that_of_the_first_to_fail_and_none_outlives_it_for_lon
         "if me == '2': sys.exit(7)\ntime.sleep(0.2 if me == '0' else 600); sys.exit(69)",
     )
     assert code == 7 and time.monotonic() - began < 60
-    assert "processes that did not end in 0.5 s are killed" in errors
+    assert "killing the processes that did not end within 0.5 s" in errors
     assert errors.endswith("process 2 ended first, with exit code 7\n")
     code, _, errors = job([], "if me == '1': os.kill(os.getpid(), 9)")
     assert code == 128 + 9 and "process 1 ended first, with signal 9" in errors

@@ -87,7 +87,7 @@ def test_models_tasks_and_encoders_are_chosen(tmp_path, capsys):
         assert said.count("\n") == 1 and words in said
     with pytest.raises(SystemExit):  # after -- it would be no word to this command
         study.main(["--scale=demo", f"--workdir={tmp_path}", "--", "--dry-run"])
-    assert "--dry-run: what comes after --" in capsys.readouterr().err
+    assert "--dry-run: only --config. flags" in capsys.readouterr().err
 
 
 def test_a_thirteenth_configuration_is_a_variant_and_a_line(tmp_path, capsys, monkeypatch):

@@ -40,7 +40,7 @@ def test_costs_are_the_planners(tmp_path, capsys):
     assert rows["all 8"][5] == f"{low * times:,.0f} to {high * times:,.0f}"
     outputs[0].write_text(json.dumps(plan_of({"roofline": 0.5}, fits=False)))
     assert study.main(arguments) == 2
-    assert "4 clips a chip do not fit v5e:4x4" in capsys.readouterr().err
+    assert "4 clips per chip do not fit v5e:4x4" in capsys.readouterr().err
     outputs[0].write_text(json.dumps(plan_of({"roofline": None})))
     assert study.main(arguments) == 2
     assert (

@@ -117,4 +117,4 @@ def test_encoders_need_not_have_all_tasks_but_two_must_share_one(tmp_path: Path)
     assert "No task is in all of the results" in report.compare([a, b, c], tmp_path / "out")
     leaderboard.write([a, b, c], tmp_path / "out")
     page = (tmp_path / "out/compare.html").read_text()
-    assert "<p>3 encoders, 2 tasks." in page and "<p>Nothing: all scores" in page
+    assert "<p>3 encoders, 2 tasks." in page and "<p>Nothing differs: all scores" in page

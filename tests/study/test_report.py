@@ -77,7 +77,7 @@ def test_the_report_says_every_score_and_loads_nothing(demo):
         assert test is None or f"<span class='small'>p {test['p']:.3f}</span>" in page
     for command in plan["commands"].values():
         assert command[3] in page
-    assert "with 24 goes clips in an update 8 → 32" in page
+    assert "24 also changes clips in an update 8 → 32" in page
     assert page.count("0123456789ab") > 40  # the commit that each stage's record names
     assert "show that the machinery runs, not which method is better" in page
     assert "published:" not in page  # there is none of the synthesised music
@@ -128,8 +128,8 @@ def test_what_is_not_there_is_said(tmp_path):
     page, told = written(tmp_path)
     assert "7 of 8 encoders pre-trained here, 1 baseline; " in page and "at update 90000" in page
     assert "not run</td>" in page
-    assert "pretrain/music2vec-prob80: commit fedcba987654 by its result, not noted" in page
-    assert "data/gtzan: not run, or its result was there before<" in page
+    assert "pretrain/music2vec-prob80: commit fedcba987654 according to its result" in page
+    assert "data/gtzan: not run, or its result existed before<" in page
     told_of = "commit 0123456789ab-dirty, begun at aaaabbbbcccc, 2026"
     assert f"pretrain/music2vec-span5: {told_of}" in page
     assert re.search(r"1 of \d+ stages were run while files differed", page)
