@@ -218,7 +218,7 @@ def test_the_host_reads_at_logs_and_otherwise_waits_for_old_steps_alone(tmp_path
         ({"data.on_damage": "hope"}, "data.on_damage is 'hope': use 'stop' or 'skip'"),
         ({"steps": 0}, "steps is 0"),
         ({"batch_size": 0}, "batch_size is 0: use 1 or more"),
-        ({"encoder.layerdrop": 1.0}, "encoder.layerdrop is 1.0: use 0 to below 1"),
+        ({"encoder.layerdrop": 1.0}, "encoder.layerdrop is 1.0: use a number from 0 to below 1"),
         ({"mask.probability": -1.0}, "mask.probability is -1.0: use a number above 0, up to 1"),
         ({"optim.learning_rate": float("nan")}, "optim.learning_rate is nan"),
         ({"log_every": 0}, "log_every is 0"),
