@@ -3,10 +3,11 @@
 #
 #   launch/again.sh [--restarts=N] [--wait=SECONDS] -- python -m musicssl.main --config=...
 #
-# Ends with the exit code 0 (complete), 2 (refused), 3 (stopped) or 130 (ended by Ctrl-C). After any
-# other, a lost process of the job (69, 134), storage that did not answer (74) or a preemption (75),
-# it waits --wait seconds (10) and runs the command again, at most --restarts times (1000). SIGTERM, a hang-up and Ctrl-C ask the
-# command to save and end, and end the repetition; a second Ctrl-C kills the command.
+# Ends when the command's exit code is 0 (complete), 2 (refused), 3 (stopped) or 130 (ended by
+# Ctrl-C). After any other, such as a lost process of the job (69, 134), storage that did not answer
+# (74) or a preemption (75), it waits --wait seconds (10) and runs the command again, at most
+# --restarts times (1000). SIGTERM, a hang-up and Ctrl-C ask the command to save and end, and stop the
+# restarts; a second Ctrl-C kills the command.
 set -euo pipefail
 
 restarts=1000 pause=10

@@ -6,10 +6,10 @@
 #   launch/build_dataset.sh flink|spark NAME DATA_DIR HOST:PORT [FLAG ...]
 #
 # HOST:PORT is Flink's REST address, or the job endpoint of Beam's Spark job server. FLAGs go to
-# data_pipelines.build (--manual_dir=...) and to Beam. --dry_run first prints the command alone.
-# Workers have to see --manual_dir and DATA_DIR, and need an image of Beam's with requirements.txt
-# and data_pipelines/ in it: --sdk_container_image=IMAGE on Dataflow, --environment_type=DOCKER
-# --environment_config=IMAGE elsewhere.
+# data_pipelines.build (--manual_dir=...) and to Beam. --dry_run, as the first argument, only prints
+# the command. Workers have to see --manual_dir and DATA_DIR, and need a Beam image that contains the
+# packages of requirements.txt and data_pipelines/: --sdk_container_image=IMAGE on Dataflow,
+# --environment_type=DOCKER --environment_config=IMAGE elsewhere.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

@@ -1,5 +1,5 @@
 # musicssl on NVIDIA GPUs: launch/image.sh cuda IMAGE
-# CUDA comes with jax's packages: the host needs the driver and the container toolkit alone.
+# CUDA comes with jax's packages: the host needs only the driver and the container toolkit.
 FROM python:3.12-slim
 WORKDIR /musicssl
 COPY requirements.txt .

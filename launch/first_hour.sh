@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The first hour on a GPU: is the step right there, how fast is it, and does a run train?
+# The first hour on a GPU: is the training step right there, how fast is it, and does a run learn?
 #
 #   launch/first_hour.sh [--minutes=25] [--config=FILE:VARIANT] [--output=DIR] [--work=DIR]
 #                        [--only=PART,...] [--toy] [--dry_run] [-- FLAG ...]
@@ -14,17 +14,18 @@
 #                 otherwise; no row is left out for want of time, and training has 5 minutes, so
 #                 that one start is enough on a machine that is busy with other things
 #   --dry_run     print the commands, run nothing
-#   FLAG          of musicssl.main
+#   FLAG          a flag of musicssl.main
 #
-# Parts: check (a first step beside the CPU's), benchmark (the step of both methods on clips of 5.1
-# and 29.9 s, and transformers' HubertModel, compiled), compose (music, on all cores), train (saving
-# every two minutes), probe (beside random initial values and log-mel), export. The first two need
-# jax for CUDA, flax, optax, ml_collections and tqdm, and PyTorch and transformers for the latter's
-# rows; the others need requirements.txt. Without a network, `pip download -d wheels ...` elsewhere
-# and `pip install --no-index --find-links=wheels ...` there.
+# Parts: check (compares a first step with the CPU's), benchmark (times the steps of both methods on
+# clips of 5.1 and 29.9 s, and transformers' HubertModel, compiled), compose (music, on all cores),
+# train (saving every two minutes), probe (with random initial values and log-mel for comparison),
+# export. The first two need jax for CUDA, flax, optax, ml_collections and tqdm, and PyTorch and
+# transformers for the rows of the latter; the others need requirements.txt. For a machine without
+# a network, run `pip download -d wheels ...` elsewhere and
+# `pip install --no-index --find-links=wheels ...` there.
 #
-# What has its result is skipped when the same command is run again. Exit codes: 0 all parts ran;
-# 1 one failed, which its PART.txt tells, and the others ran; 2 refused; 75 asked to end (SIGTERM,
+# Parts that have a result are skipped when the same command is run again. Exit codes: 0 all parts ran;
+# 1 a part failed, as its PART.txt says, and the others ran; 2 refused; 75 asked to end (SIGTERM,
 # Ctrl-C). Environment: PYTHON, the interpreter, default python.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -124,7 +125,7 @@ run() {
     echo "${line% }"
     return
   fi
-  echo "first_hour.sh: $part, $((SECONDS / 60)) of $minutes minutes over" >&2
+  echo "first_hour.sh: $part, after $((SECONDS / 60)) of $minutes minutes" >&2
   local told=$output/$part.txt before showing
   touch "$told"
   before=$(wc -c <"$told")
@@ -139,7 +140,7 @@ run() {
   wait "$showing" || true
   sed -i 's/.*\r//' "$told" # of a progress bar, the last state
   if $asked; then
-    echo "first_hour.sh: asked to end; the same command goes on" >&2
+    echo "first_hour.sh: asked to end; the same command resumes" >&2
     exit 75
   fi
 }
@@ -225,7 +226,7 @@ train() {
     ${flags[@]+"${flags[@]}"}
   if $dry_run; then return; fi
   if ((code == 75)) && has_run; then
-    echo "the time is over: saved" | tee -a "$output/train.txt" >&2
+    echo "the time is over; the run is saved" | tee -a "$output/train.txt" >&2
   elif ((code)); then
     fail train
   fi

@@ -5,13 +5,14 @@
 #                     --hosts=4 --chips=4 [--slices=N] [--claim=PVC] [--bucket=BUCKET]
 #                     [--queue=QUEUE] [--service_account=NAME] -- --config=... --workdir=...
 #   launch/gke.sh logs --name=NAME       follow the first worker
-#   launch/gke.sh delete --name=NAME     SIGTERM to every worker, which saves, and remove the job
+#   launch/gke.sh delete --name=NAME     send SIGTERM to every worker, which saves; remove the job
 #
-# --hosts is of a slice, --chips of a host. The workdir is in a bucket, --workdir=gs://BUCKET/..., or
-# on a ReadWriteMany volume, --claim, mounted at /mnt/musicssl. --bucket mounts a bucket at
-# /mnt/bucket to be read, by Cloud Storage FUSE: not for workdirs, whose folders cannot be renamed
-# there. --queue is a LocalQueue of Kueue, --service_account one of Kubernetes that may use the
-# bucket. What follows -- are musicssl.main's flags. --dry_run prints the manifest and the command.
+# --hosts counts the hosts of a slice, --chips the chips of a host. The workdir is in a bucket,
+# --workdir=gs://BUCKET/..., or on a ReadWriteMany volume, --claim, mounted at /mnt/musicssl. --bucket
+# mounts a bucket for reading at /mnt/bucket, by Cloud Storage FUSE; not for workdirs, whose folders
+# cannot be renamed there. --queue names a LocalQueue of Kueue, and --service_account a Kubernetes
+# service account that may use the bucket. The flags after -- are musicssl.main's. --dry_run prints
+# the manifest and the command.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

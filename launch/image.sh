@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds and pushes the image of a Dockerfile here: launch/image.sh tpu|cuda IMAGE [--dry_run]
-# The image knows the commit of what is in it, which checkpoints keep.
+# The image contains the commit of its code, which is recorded in checkpoints.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

@@ -5,13 +5,13 @@
 #   launch/musichubert.sh [--dry_run] [--runs=DIR] [FLAG ...]
 #
 #   --dry_run   print the two commands, run nothing
-#   --runs=DIR  where the workdirs are, default runs (from the repository's root)
-#   FLAG        of musicssl.main, for both iterations: --config.data.data_dir=DATA and the like
+#   --runs=DIR  where the workdirs are; default runs (from the repository's root)
+#   FLAG        a flag of musicssl.main for both iterations, such as --config.data.data_dir=DATA
 #
-# Run the same command again to go on from whatever is on disk; on several hosts run it on each. It
-# ends with the exit code of the iteration that did not complete: 2 refused, 3 stopped (a collapse,
-# or a loss that is not finite), 75 preempted after saving: run it again. SIGTERM, Ctrl-C
-# and a hang-up go on to the iteration, which saves and ends.
+# Run the same command again to resume from what is on disk; on several hosts, run it on each. It ends
+# with the exit code of the iteration that did not complete: 2 refused, 3 stopped (a collapse, or
+# a loss that is not finite), 75 preempted after saving: run it again. SIGTERM, Ctrl-C and a hang-up
+# are passed on to the iteration, which saves and ends.
 # Environment: PYTHON, the interpreter, default python.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -53,7 +53,7 @@ iteration() {
   wait "$child" || code=$? # bash remembers it
   child=0
   if ((code == 75)); then
-    echo "musichubert.sh: $variant was preempted after saving: run the same command to go on" >&2
+    echo "musichubert.sh: $variant was preempted after saving: run the same command to resume" >&2
   elif ((code)); then
     echo "musichubert.sh: $variant ended with exit code $code: see above" >&2
   fi

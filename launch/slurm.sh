@@ -10,7 +10,7 @@
 #SBATCH --open-mode=append
 #SBATCH --output=musicssl-%j.log
 #
-# Several machines of GPUs under Slurm, one task a GPU:
+# Several GPU machines under Slurm, one task per GPU:
 #
 #   sbatch [--nodes=4 --time=... ...] launch/slurm.sh --config=configs/music2vec.py --workdir=...
 #   launch/slurm.sh --dry_run --config=...        print the command that the job would run

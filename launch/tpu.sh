@@ -1,22 +1,22 @@
 #!/usr/bin/env bash
-# A TPU slice, or several, as a queued resource: from nothing to a running job, and back.
+# Creates one or several TPU slices as a queued resource, runs a job on them, and deletes them.
 #
 #   launch/tpu.sh COMMAND --name=NAME --zone=ZONE [FLAG ...] [-- COMMAND OF EVERY WORKER]
 #
-# Commands, in the order that a job needs them:
-#   create   ask for the machines: --type=v5litepod-16 [--slices=N] [--spot]
-#   status   one word: WAITING_FOR_RESOURCES, PROVISIONING, ACTIVE, SUSPENDED, FAILED
+# Commands, in the order in which a job needs them:
+#   create   request the machines: --type=v5litepod-16 [--slices=N] [--spot]
+#   status   print one word: WAITING_FOR_RESOURCES, PROVISIONING, ACTIVE, SUSPENDED, FAILED
 #   setup    on every worker: copy this repository's HEAD, install, mount --nfs=HOST:/SHARE if given
-#   run      start what follows -- on every worker, detached, again after every failure
+#   run      start the command after -- on every worker, detached, and again after every failure
 #   logs     follow worker 0's output
-#   stop     SIGTERM to every worker: the run saves and ends
+#   stop     send SIGTERM to every worker: the run saves and ends
 #   resume   after a preemption: delete, create, wait until ACTIVE, set up, run
 #   delete   give the machines back
 #
 # Flags: --project=PROJECT  --runtime=VERSION (default by --type)  --mount=DIR (/mnt/musicssl)
 #        --dry_run prints every command and runs none.
-# The workdir and the data have to be on what all workers share: --workdir=gs://BUCKET/runs/NAME, or,
-# with --nfs, --workdir=/mnt/musicssl/runs/NAME. `resume` ends with 1 where no machines come.
+# All workers have to share the workdir and the data: --workdir=gs://BUCKET/runs/NAME, or, with --nfs,
+# --workdir=/mnt/musicssl/runs/NAME. `resume` ends with exit code 1 if it gets no machines.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

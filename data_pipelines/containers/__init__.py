@@ -1,1 +1,1 @@
-"""What audio files' own bytes say, whatever their names are, and FFmpeg as a second decoder."""
+"""Recognises and reads audio files by their contents, not their names; FFmpeg is a fallback."""

@@ -1,7 +1,7 @@
-"""Where the samples lie in WAV, AIFF, AU, CAF and Wave64 files, and whether their size is true.
+"""Finds the samples in WAV, AIFF, AU, CAF and Wave64 files, and checks the stated size.
 
-Writers that die leave a size of 0 or of what they had written when they last looked; those that
-write into a pipe leave a placeholder; and 32 bits hold the size of 4 GiB only.
+A writer that dies leaves a size of 0, or that of an earlier moment; one that writes into a pipe
+leaves a placeholder; and 32 bits can only hold sizes up to 4 GiB.
 """
 
 import struct
@@ -54,7 +54,7 @@ def parts(path: Path, start: int) -> list[Part]:
     """Return the file as one part, with its size put right if it is a placeholder.
 
     Raises:
-      Unusable: there is far more in the file than its header says, and nothing tells what it is.
+      Unusable: the file holds far more than its header says, of an unknown kind.
     """
     with path.open("rb") as file:
         size = file.seek(0, 2)
@@ -85,7 +85,7 @@ def _part(chunk: _Chunk, there: int, closed: bool, counted: int) -> Part:
         return Part()
     if chunk.size == 0 or (narrow and there - chunk.size > _AROUND - _AROUND // 20):
         return Part(replaced=mended)
-    raise Unusable(f"longer than it says: {chunk.size:,} of {there:,} bytes are stated")
+    raise Unusable(f"longer than it says: its header states {chunk.size:,} of {there:,} bytes")
 
 
 def _audio(file: BinaryIO, start: int, size: int, layout: _Layout) -> _Chunk | None:

@@ -1,6 +1,6 @@
-"""FFmpeg as a decoder of files: which stream to hear and how long it is, and its samples.
+"""FFmpeg as a decoder of files: chooses a stream, finds its length, and reads its samples.
 
-What FFmpeg prints for people is not read, since a title may look like any of it.
+FFmpeg's messages for people are not parsed, since a title may look like any of them.
 """
 
 import json
@@ -21,11 +21,11 @@ _ENTRIES = (
     ":stream=index,codec_type,codec_name,sample_fmt,sample_rate,duration,start_time"
     ":stream_disposition=default,attached_pic:stream_tags=DURATION"
 )
-# Formats without a length, for which ffprobe guesses by the bit rate.
+# Formats without a stated length, for which ffprobe guesses it from the bit rate.
 _RAW = frozenset("aac ac3 dts dtshd eac3 loas mlp mp2 mp3 truehd".split())  # noqa: SIM905
-# Formats whose first header says how much follows; FFmpeg looks no further.
+# Formats whose first header says how much follows; FFmpeg looks no further than that.
 _ONE_AFTER_ANOTHER = frozenset(("ape", "flv", "mpc", "mpc8", "tta", "wv"))
-_SURE = 50  # of 100: the least score of a format that is not guessed from a few odd bytes
+_SURE = 50  # of 100: the least score at which a format is more than a guess from a few odd bytes
 _BLOCK = 1 << 16  # samples of each channel at a time
 
 
@@ -38,12 +38,12 @@ class Track(NamedTuple):
 
 
 def is_installed() -> bool:
-    """Tell whether there are `ffmpeg` and `ffprobe` to be called."""
+    """Return whether `ffmpeg` and `ffprobe` are installed."""
     return bool(shutil.which("ffmpeg") and shutil.which("ffprobe"))
 
 
 def probe(path: Path) -> Track:
-    """Choose the track of a file: the first of those that are marked as default, or the first.
+    """Choose the track of a file: the first that is marked as default, or else the first.
 
     Raises:
       Unusable: FFmpeg finds no sound in it.
@@ -72,7 +72,7 @@ def probe(path: Path) -> Track:
 
 
 def _ffprobe(path: Path, *options: str) -> dict[str, Any]:
-    """Return what ffprobe says of a file, nothing where it cannot open it."""
+    """Return what ffprobe says about a file, or nothing if it cannot open it."""
     command: list[str | bytes] = ["ffprobe", "-v", "error", "-of", "json", *options]
     command += ["-protocol_whitelist", "file", "-i", _name(path)]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
@@ -83,14 +83,14 @@ def _ffprobe(path: Path, *options: str) -> dict[str, Any]:
 
 
 def _start(path: Path, track: int) -> float:
-    """Return the second at which a track begins beside others; its own header does not say it."""
+    """Return the second at which a track begins relative to others, not by its own header."""
     options = ["-select_streams", str(track), "-read_intervals", "%+#1"]
     packets = _ffprobe(path, *options, "-show_entries", "packet=pts_time").get("packets", [])
     return _number(packets[0], "pts_time") if packets else 0.0
 
 
 def _check_end(path: Path, track: int) -> None:
-    """Raise Unusable where much of a file lies behind the last packet that FFmpeg finds in it."""
+    """Raise Unusable if much of a file lies behind the last packet that FFmpeg finds in it."""
     options = ["-select_streams", str(track), "-show_entries", "packet=pos,size"]
     packets = _ffprobe(path, *options).get("packets", [])
     end = max((_number(x, "pos") + _number(x, "size") for x in packets), default=0.0)
@@ -100,7 +100,7 @@ def _check_end(path: Path, track: int) -> None:
 
 
 def _seconds(stream: dict[str, Any], container: dict[str, Any], alone: bool) -> float:
-    """Return what a stream's length should be, 0.0 where nothing says it."""
+    """Return the stated length of a stream, or 0.0 if none is stated."""
     if _RAW & set(container.get("format_name", "").split(",")):
         return 0.0
     try:  # Matroska: the time at which the stream ends
@@ -123,10 +123,10 @@ def streams(path: Path, strict: bool = False) -> Generator[Stream, None, None]:
     """Decode a file's track with its own rate and channels, which FFmpeg's output begins with.
 
     Args:
-      strict: any error of a decoder ends it, else frames that cannot be decoded are left out.
+      strict: whether any error of the decoder ends it; otherwise undecodable frames are left out.
 
     Raises:
-      Unusable: nothing can be decoded, or not to the end.
+      Unusable: nothing can be decoded, or decoding does not reach the end.
     """
     track = probe(path)
     quiet = ["ffmpeg", "-nostdin", "-v", "quiet", "-protocol_whitelist", "file,pipe"]
@@ -168,5 +168,5 @@ def _blocks(
 
 
 def _name(path: Path) -> bytes:
-    """Return a name that is nothing else to FFmpeg, whatever stands in it."""
+    """Return a name that FFmpeg takes for a file's, whatever characters it contains."""
     return b"file:" + os.path.abspath(os.fsencode(path))

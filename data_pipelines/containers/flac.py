@@ -16,7 +16,7 @@ _SIZES |= {code: 256 << code - 8 for code in range(8, 16)}
 
 
 class _Frame(NamedTuple):
-    """A frame's byte in the file, and its place in the music: its first sample and their number."""
+    """A frame's byte in the file, its first sample in the music, and its number of samples."""
 
     byte: int
     first: int
@@ -24,15 +24,15 @@ class _Frame(NamedTuple):
 
     @property
     def end(self) -> int:
-        """The samples up to its end."""
+        """The number of samples up to its end."""
         return self.first + self.samples
 
 
 def parts(path: Path, start: int) -> list[Part]:
     """Return a part for each stream of the file, which is one unless files were joined.
 
-    A stream whose header states no length, or a much shorter one than its last frame, gets that
-    of its last frame.
+    If a stream's header states no length, or one that is much too short for its last frame, the
+    length follows from its last frame.
 
     Raises:
       Unusable: a stream ends long before the end that its header states, or something else follows.
@@ -60,7 +60,7 @@ def _part(data: mmap.mmap, begin: int, end: int, joined: bool) -> Part:
         behind = data[last.byte + largest : min(end, end_of_audio(data))]
         if len(behind) > (1 - COMPLETE) * (end - begin) and behind.strip(b"\0"):
             bytes_ = f"{len(behind):,} of {end - begin:,} bytes"
-            raise Unusable(f"longer than it says: {bytes_} are behind the last frame of FLAC")
+            raise Unusable(f"longer than it says: {bytes_} follow the last FLAC frame")
     if rate and 0 < there < COMPLETE * stated:
         raise Unusable(f"truncated: {there / rate:.1f} of {stated / rate:.1f} s are there")
     if stated and stated >= COMPLETE * there:
@@ -81,7 +81,7 @@ def _last_frame(data: mmap.mmap, begin: int, end: int, block: int) -> _Frame | N
 
 
 def _frames_backwards(data: mmap.mmap, begin: int, end: int, block: int) -> Iterator[_Frame]:
-    """Yield what look like frames, the last one first."""
+    """Yield everything that looks like a frame, the last one first."""
     place = end
     while (place := data.rfind(b"\xff", begin, place)) >= 0:
         if frame := _frame(data[place : min(place + 16, end)], place, block):

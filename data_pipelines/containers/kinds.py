@@ -1,4 +1,4 @@
-"""What a file is by its first bytes, whatever its name says, and whether it is locked."""
+"""Tells what a file is by its first bytes, whatever its name says, and whether it is locked."""
 
 import os
 import struct
@@ -13,7 +13,7 @@ _ASF_LOCKS = (
 )
 _MOOV_LIMIT = 64 << 20  # bytes read of an MP4's index at most
 _POINTER = b"version https://git-lfs"
-# Kinds that libsndfile reads, if only some encodings of them, and those that need FFmpeg.
+# Kinds of which libsndfile reads at least some encodings, and kinds that need FFmpeg.
 _OWN = {
     b"RIFF": "chunks",
     b"RIFX": "chunks",
@@ -39,10 +39,10 @@ _FFMPEG = {
 
 
 def kind(path: Path) -> tuple[str, int]:
-    """Return what stands behind the file's ID3v2 tags, and at which byte.
+    """Return what follows the file's ID3v2 tags, and at which byte.
 
-    It is "chunks", "flac", "ogg", "" for MPEG audio and all that is not known, or the name of a
-    kind that needs FFmpeg.
+    It is "chunks", "flac", "ogg", "" for MPEG audio and everything unknown, or the name of a kind
+    that needs FFmpeg.
     """
     with path.open("rb") as file:
         start, size = 0, os.fstat(file.fileno()).st_size
@@ -64,12 +64,12 @@ def kind(path: Path) -> tuple[str, int]:
 
 
 def needs_ffmpeg(name: str) -> bool:
-    """Return whether libsndfile has no part of a kind that `kind` found."""
+    """Return whether libsndfile does not know a kind that `kind` found."""
     return name not in ("", *_OWN.values())
 
 
 def tag_size(head: bytes) -> int:
-    """Return the bytes of the ID3v2 tag that begins so (ID3v2.4, 3.1), at least 10."""
+    """Return the length in bytes of an ID3v2 tag by its beginning (ID3v2.4, 3.1), at least 10."""
     if len(head) < 10:
         return 10
     a, b, c, d = head[6:10]  # four times seven bits
@@ -78,12 +78,12 @@ def tag_size(head: bytes) -> int:
 
 
 def past_tag(start: int, length: int, size: int) -> int:
-    """Return where a tag ends; of one that says that it is longer than the file, its header."""
+    """Return where a tag ends, or where its header ends if it claims to be longer than the file."""
     return start + length if start + length <= size else min(start + 10, size)
 
 
 def is_pointer(path: Path) -> bool:
-    """Return whether a file is what Git LFS puts in the place of one."""
+    """Return whether a file is a pointer of Git LFS."""
     with path.open("rb") as file:
         return file.read(len(_POINTER)) == _POINTER
 

@@ -1,4 +1,4 @@
-"""libsndfile as a decoder of files, each part of which it is given as a file of its own."""
+"""libsndfile as a decoder of files; it is given each part as if it were a whole file."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ _ENDLESS = 1 << 60  # libsndfile's frame count when it does not know the length
 
 
 def streams(path: Path) -> Generator[Stream, None, None]:
-    """Open the parts of what libsndfile reads; its errors become Unusable."""
+    """Open the parts of a file that libsndfile reads; its errors become Unusable."""
     for part in _parts(path):
         try:
             with opened(path, part) as file:
@@ -29,7 +29,7 @@ def streams(path: Path) -> Generator[Stream, None, None]:
                 yield Stream(file.samplerate, promised, blocks, floats)
         except soundfile.LibsndfileError as error:
             what = (error.error_string or f"error {error.code} of libsndfile").rstrip(".")
-            if "not a regular file" in what:  # what it says of any file that is no mp3
+            if "not a regular file" in what:  # its message for any file that is not an mp3
                 what = "Format not recognised"
             raise Unusable(f"{UNKNOWN}: {what}") from error
 
@@ -57,8 +57,8 @@ def opened(path: Path, part: Part) -> Iterator[soundfile.SoundFile]:
 def _pipe(path: Path, part: Part) -> Iterator[soundfile.SoundFile]:
     """Open a part of an mp3 through a pipe.
 
-    libsndfile guesses the length of an mp3 that does not state it, and stops there, which can be
-    long before the end. From a pipe it has no length to stop at.
+    libsndfile guesses the length of an mp3 that does not state it, and stops there, possibly long
+    before the end. With a pipe it has no length at which to stop.
     """
     read_end, write_end = os.pipe()
     thread = threading.Thread(target=_feed, args=(path, part, write_end), daemon=True)
@@ -101,7 +101,7 @@ def _blocks(file: soundfile.SoundFile, frames: int) -> Iterator[np.ndarray]:
 
 
 def duration(path: Path) -> float:
-    """Return a file's length in seconds by its header alone, 0.0 where that cannot be said."""
+    """Return a file's length in seconds by its header alone, or 0.0 if the header does not tell."""
     try:
         info = soundfile.info(os.fsencode(path))
     except soundfile.SoundFileError:

@@ -1,6 +1,6 @@
-"""The frames of MPEG audio (mp3): where they lie between tags and junk, and what they add up to.
+"""Finds the frames of MPEG audio (mp3) between tags and junk, and their total length.
 
-An mp3 has no length but what its first frame may say, and that is often another file's.
+An mp3's only stated length is in its first frame, if at all, and that is often another file's.
 """
 
 import itertools
@@ -21,7 +21,7 @@ _KBITS = {  # by whether the version is 1, and by layer
     (False, 2): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
     (False, 3): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
-_FEWEST = 10  # frames that make a run; fewer, a quarter of a second, are found in noise as well
+_FEWEST = 10  # frames in a run, a quarter of a second; fewer are found by chance in noise
 _JUNK = 1 << 15  # bytes between tags and frames; libsndfile passes over twice as many
 _FORMAT = 0xFE0C  # the bits that hold version, layer and rate
 _MONO = 3
@@ -52,7 +52,7 @@ _LENGTHS = _lengths()
 
 
 class Run(NamedTuple):
-    """Frames of one version, layer, rate and number of channels, with nothing but gaps between."""
+    """Frames of one version, layer, rate and number of channels, with only gaps between them."""
 
     format: int
     mono: bool
@@ -65,11 +65,11 @@ class Run(NamedTuple):
 
 
 def parts(path: Path, start: int) -> list[Part]:
-    """Return the parts to decode: the file as it is, or its frames alone.
+    """Return the parts to decode: the whole file, or only its frames.
 
-    The file as it is where its first frame states the length that there is, or more, and the
-    decoder finds it; and where there is no frame of MPEG audio. Else one part for each format, and
-    most have one.
+    It is the whole file if its first frame states the actual length, or more, and the decoder
+    finds that frame, and if there is no frame of MPEG audio. Otherwise there is one part for each
+    format, and most files have one.
 
     Raises:
       Unusable: more than a little of the file is neither frames nor tags.
@@ -83,13 +83,13 @@ def parts(path: Path, start: int) -> list[Part]:
         is_found = 0 <= runs[0].spans[0][0] - past_tags(data, 0, end) <= _JUNK
         stated, *_ = [_leave_out_header(data, run) for run in runs]
 
-    # how much of the file is frames, and how much is nothing known
+    # how much of the file consists of frames, and how much is unknown
     spans = itertools.chain.from_iterable(run.spans for run in runs)
     in_frames = sum(stop - begin for begin, stop in spans)
     if zeros > (1 - COMPLETE) * (in_frames + zeros):
         raise Unusable(f"truncated: the last {zeros:,} of {end:,} bytes are zeros")
     if lost > (1 - COMPLETE) * (in_frames + lost):
-        raise Unusable(f"corrupt: {lost:,} of {end:,} bytes are no frames of MPEG audio")
+        raise Unusable(f"corrupt: {lost:,} of {end:,} bytes are not frames of MPEG audio")
     if is_found and stated >= COMPLETE * runs[0].frames and len(runs) == 1:
         return [Part()]
     return [Part(run.spans, frames=run.samples, piped=True) for run in runs]
@@ -110,10 +110,10 @@ def end_of_audio(data: mmap.mmap) -> int:
 
 
 def _scan(data: mmap.mmap, position: int, end: int) -> tuple[list[Run], int, int]:
-    """Go from frame to frame; return their runs and the bytes that are none.
+    """Go from frame to frame; return their runs and the number of other bytes.
 
-    These are those between frames that are no tags, together with those behind the last one, and
-    how many of the latter are zeros. What stands before the first frame is not counted.
+    Those are the bytes between frames, except tags, and those behind the last frame; a second
+    number says how many of the latter are zeros. Bytes before the first frame are not counted.
     """
     runs: list[Run] = []
     lost = 0
@@ -192,7 +192,7 @@ def _alike(data: mmap.mmap, one: int, other: int, end: int) -> bool:
 
 
 def _leave_out_header(data: mmap.mmap, run: Run) -> int:
-    """Take the frame that states a length (Xing, Info, VBRI) from the beginning of a run.
+    """Remove the frame that states a length (Xing, Info, VBRI) from the beginning of a run.
 
     Returns:
       The frames that it states, 0 if there is none or it says nothing.

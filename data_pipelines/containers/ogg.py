@@ -1,6 +1,6 @@
-"""The pages of an Ogg file (RFC 3533): which are damaged, and where one stream ends for the next.
+"""The pages of an Ogg file (RFC 3533): which are damaged, and where its streams end.
 
-Radio recordings and joined files are chains of such links; libsndfile reads the first alone.
+Radio recordings and joined files are chains of streams, or links; libsndfile reads only the first.
 """
 
 import mmap
@@ -27,7 +27,7 @@ def parts(path: Path, start: int) -> list[Part]:
 
 
 def _links(data: mmap.mmap, start: int) -> list[Span]:
-    """Return the spans of the links; what cannot be read between two of them is left out."""
+    """Return the spans of the links; unreadable bytes between two of them are left out."""
     begins: list[int] = []
     ends: list[int] = []
     flags = 0
@@ -56,9 +56,9 @@ def _links(data: mmap.mmap, start: int) -> list[Span]:
     behind = data[past_tags(data, position, len(data)) :]
     if len(behind) > (1 - COMPLETE) * len(data) and behind.strip(b"\0"):
         bytes_ = f"{len(behind):,} of {len(data):,} bytes"
-        raise Unusable(f"longer than it says: {bytes_} are behind the last page of Ogg")
+        raise Unusable(f"longer than it says: {bytes_} follow the last Ogg page")
     if left_out > (1 - COMPLETE) * len(data):
-        raise Unusable(f"corrupt: {left_out:,} of {len(data):,} bytes are no pages of Ogg")
+        raise Unusable(f"corrupt: {left_out:,} of {len(data):,} bytes are not Ogg pages")
     return list(zip(begins, ends, strict=True))
 
 
@@ -72,7 +72,7 @@ def _page(data: mmap.mmap, start: int) -> int:
     if start + size > len(data) or len(sizes) < header[26]:
         return 0
     page = header[:22] + bytes(4) + data[start + 26 : start + size]
-    # The checksum of Ogg is zlib's with the bits in the other order and nothing inverted.
+    # Ogg's checksum is zlib's with the bits in reverse order and without inversion.
     checksum = zlib.crc32(page.translate(_REVERSED), 0xFFFFFFFF) ^ 0xFFFFFFFF
     stored = int.from_bytes(header[22:26].translate(_REVERSED), "big")
     return size if checksum == stored else 0

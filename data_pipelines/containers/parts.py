@@ -1,4 +1,4 @@
-"""Parts of a file: the bytes that a decoder is given as if they were a file of their own."""
+"""Parts of a file: bytes that a decoder gets as if they were a whole file."""
 
 import dataclasses
 import io
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 import numpy as np
 
-COMPLETE = 0.95  # less than this share of what a file promises is a truncated file
+COMPLETE = 0.95  # a file with less than this share of its stated length is truncated
 UNKNOWN = "not audio, or a kind that cannot be read"
 Span = tuple[int, int]  # begin and end, in bytes of the file
 
@@ -34,8 +34,8 @@ class Unusable(Exception):
 def mapped(path: Path) -> Iterator[mmap.mmap]:
     """Yield the bytes of a file, which stay on disk.
 
-    They are read once before: an error of the disk is an OSError then, and would be the end of
-    the process later.
+    They are all read once at first: a disk error then is an OSError, whereas later it would kill
+    the process.
     """
     with path.open("rb", buffering=0) as file:
         buffer = bytearray(1 << 20)
@@ -46,7 +46,7 @@ def mapped(path: Path) -> Iterator[mmap.mmap]:
 
 
 class Part(NamedTuple):
-    """One part of a file; without any arguments the whole file as it is.
+    """One part of a file; without any arguments, the whole file.
 
     spans: its bytes, or none for all. replaced: {position in the file: other bytes}. frames: how
     many it should hold, 0 where only its decoder can say. share: what its header promises, as a

@@ -36,7 +36,7 @@ _AUDIO = {"test": f"{_AUDIO_HOST}/backup", "train": f"{_AUDIO_HOST}/mtg_key_back
 
 
 def parse_key(text: str, where: str = "key") -> str:
-    """Return `C minor` and the like as one of KEYS: tonic as a flat, mode in lower case.
+    """Return a key such as `C minor` as one of KEYS: tonic as a flat, mode in lower case.
 
     Args:
       where: file and track, for the error.
@@ -53,8 +53,8 @@ def artist_splits(credits: Iterable[str]) -> dict[str, str]:
     """Assign every artist to train or validation: jukemir's rule.
 
     An artist's split is sha1 of the lower-case name mod 116: below 100 train, else validation.
-    Whoever shares a credit with a validation artist becomes one too; that pass runs twice, in
-    the order of the table.
+    Artists who share a credit with a validation artist go there too; that pass runs twice, in the
+    order of the table.
 
     Args:
       credits: the ARTIST field of each track, names separated by commas.

@@ -18,8 +18,8 @@ from data_pipelines.shards import RECORDED, BuildError, Input, ShardedBuilder
 _SEGMENT = 30  # seconds of a record
 _SHORTEST = 2  # seconds of the last record of a file, and of a file
 _SOUND = 0.01  # share of a record's samples that are not 0; resampling rings into digital silence
-_TOLD = 20  # folders that cannot be read, by name
-_SCANNERS = 16  # threads that read headers; a disk is what they wait for
+_TOLD = 20  # how many unreadable folders are named
+_SCANNERS = 16  # threads that read headers; mostly they wait for the disk
 
 
 @dataclasses.dataclass
@@ -35,7 +35,7 @@ class Builder(ShardedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First release."}  # noqa: RUF012, TFDS's convention
     BUILDER_CONFIGS = [  # noqa: RUF012, TFDS's convention
-        FolderConfig(name="16khz", description="16 kHz, as the encoders hear.", sample_rate=16_000),
+        FolderConfig(name="16khz", description="16 kHz, as encoders expect.", sample_rate=16_000),
         FolderConfig(name="24khz", description="24 kHz.", sample_rate=24_000),
     ]
     MANUAL_DOWNLOAD_INSTRUCTIONS = "--manual_dir is the folder that holds your music."
@@ -55,7 +55,7 @@ class Builder(ShardedBuilder):
                 "music_folder needs --manual_dir=DIR, a folder with music in it"
             ) from error
 
-        # which files there are
+        # find the files
         try:
             listing = tree.walk(folder)
         except OSError as error:
@@ -65,9 +65,9 @@ class Builder(ShardedBuilder):
         _say(folder, listing)
         if not listing.files:
             kinds = " ".join(sorted(decode.SUFFIXES))
-            raise BuildError(f"{machine.shown(folder)} holds no audio file (known are {kinds})")
+            raise BuildError(f"{machine.shown(folder)} holds no audio file (known kinds: {kinds})")
 
-        # how long they are, by their headers
+        # read their lengths from their headers
         with ThreadPoolExecutor(_SCANNERS) as pool:
             lengths = pool.map(lambda path: decode.duration(folder / path), listing.files)
             bar = tqdm(lengths, "reading headers", len(listing.files), unit=" files", delay=5)
@@ -97,19 +97,19 @@ class Builder(ShardedBuilder):
 
 
 def _say(folder: epath.Path, listing: tree.Tree) -> None:
-    """Print what a walk found, and what it left alone."""
+    """Print what a walk found, and what it ignored."""
     print(
-        f"{machine.shown(folder)}: {len(listing.files)} audio files; left alone: {listing.others} "
+        f"{machine.shown(folder)}: {len(listing.files)} audio files; ignored: {listing.others} "
         f"other files, {listing.repeated} second names of a file or folder, {listing.system} "
-        f"folders of the system, {len(listing.unreadable)} folders that cannot be read",
+        f"system folders, {len(listing.unreadable)} unreadable folders",
         file=sys.stderr,
     )
     for path, why in listing.unreadable[:_TOLD]:
-        print(f"{machine.shown(path)}: {why}; left alone", file=sys.stderr)
+        print(f"{machine.shown(path)}: {why}; ignored", file=sys.stderr)
 
 
 def _is_heard(segment: np.ndarray, sample_rate: int) -> bool:
-    """Return whether int16 [n] is more than silence, the noise of rounding or a constant."""
+    """Return whether int16 [n] is more than silence, rounding noise or a constant."""
     try:
         decode.check_heard(segment, sample_rate)
     except decode.Unusable:

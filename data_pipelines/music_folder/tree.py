@@ -14,7 +14,7 @@ from data_pipelines.decode import SUFFIXES
 _VALIDATION = 0.015  # share of the folders, by hash
 _LARGEST = 0.2  # share of the audio that a validation folder may hold
 _DISC = re.compile(r"(cd|dis[ck]|lp|side|volume|vol\.?)[ ._-]*(\d+|[a-d])", re.IGNORECASE)
-_MANY = 20  # folders side by side that are enough to divide at their level
+_MANY = 20  # with this many folders side by side, files are divided at their level
 
 
 # Folders of operating systems and storage servers: deleted files, snapshots, pictures of files.
@@ -28,9 +28,9 @@ _SYSTEM = frozenset(
 
 @dataclasses.dataclass(frozen=True)
 class Tree:
-    """What a walk found: audio files (relative, posix), other files, second names of what was seen.
+    """What a walk found: audio files (relative, posix), other files, second names of seen ones.
 
-    `system` are folders of the system, left alone; `unreadable` are folders and why.
+    `system` counts system folders, which are ignored; `unreadable` are folders and the reasons.
     """
 
     files: tuple[str, ...]
@@ -41,7 +41,7 @@ class Tree:
 
 
 class _Walk:
-    """A walk in progress: every folder is entered once, by a name without a link if it has one."""
+    """A walk in progress; it enters every folder once, by a name without a link if possible."""
 
     def __init__(self) -> None:
         self.files: list[tuple[bool, str]] = []  # whether a link leads there, path
@@ -90,10 +90,10 @@ class _Walk:
 def walk(root: str | os.PathLike) -> Tree:
     """Find the audio files below `root` by their extensions, in the order of their paths.
 
-    Links are followed, and a folder or a file that can be reached twice (by links, also hard ones)
-    counts once, by a name without a link if it has one: otherwise a file could be in both splits.
-    Names with a leading dot are left alone (macOS keeps a "._track.mp3" beside "track.mp3"), and
-    so are folders of _SYSTEM. A folder that cannot be read is named, and the rest is walked.
+    Links are followed. A folder or file that can be reached twice (by links, also hard ones) counts
+    once, by a name without a link if it has one; otherwise a file could be in both splits. Names
+    with a leading dot are ignored (macOS keeps a "._track.mp3" beside "track.mp3"), and so are
+    folders of _SYSTEM. An unreadable folder is reported, and the walk continues.
 
     Raises:
       OSError: `root` itself cannot be read.
@@ -133,13 +133,13 @@ def _relative(path: str, root: str) -> str:
 def validation_files(seconds: Mapping[str, float]) -> set[str]:
     """Choose the files of the validation split: whole folders, by a hash of their paths.
 
-    Files are divided at the highest level of the tree that has _MANY folders side by side, so
-    that in artist/album/track no artist is on both sides; in a smaller tree, by the folder that
-    they lie in, or the album around it where that is a disc ("CD 2"). _VALIDATION of the folders go
-    to validation: those that hash lowest, but none that holds more than _LARGEST of the audio. At
-    least one folder does, if there are two: the one that hashes lowest, or, where all are large,
-    the smallest. Where all files lie in one folder there is nothing to keep together, and they
-    are divided one by one in the same way.
+    Files are divided at the highest level of the tree that has _MANY folders side by side, so that
+    in artist/album/track no artist is on both sides; in a smaller tree, by the folder that they lie
+    in, or the album around it if that is a disc ("CD 2"). A share _VALIDATION of the folders goes
+    to validation: those with the lowest hashes, but none that holds more than _LARGEST of the
+    audio. If there are two folders or more, at least one goes there: the one with the lowest hash,
+    or, if all are large, the smallest. If all files lie in one folder, there is nothing to keep
+    together, and the files are divided one by one in the same way.
 
     Args:
       seconds: the length of each file by its path.
@@ -154,7 +154,7 @@ def validation_files(seconds: Mapping[str, float]) -> set[str]:
     for name, paths in groups.items():
         lengths[name] = sum(seconds[path] for path in paths)
 
-    # the folders that hash lowest, none of which is large
+    # the folders with the lowest hashes, without large ones
     limit = _LARGEST * sum(lengths.values())
     small = sorted((name for name in groups if lengths[name] <= limit), key=_fraction)
     chosen = [name for name in small if _fraction(name) < _VALIDATION] or small[:1]
@@ -194,7 +194,7 @@ def _fraction(name: str) -> float:
 
 
 def _identity(path: str) -> tuple[int, int] | None:
-    """Return what all names of a file have in common, None where there is no file."""
+    """Return the identity that all names of a file share; None if there is no file."""
     try:
         status = os.stat(path)
     except OSError:

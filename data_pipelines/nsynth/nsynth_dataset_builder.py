@@ -1,8 +1,8 @@
 """NSynth: 305,979 notes of 4 s; the instrument family and the pitch task.
 
 TFDS has a builder of NSynth too. On one machine its Beam pipeline gathers every example of a split
-in memory (74 GB of float32 for train), and its records are of another form; this one reads the
-published wav archives and makes the records that all data sets here have.
+in memory (74 GB of float32 for train), and its records have another form. This builder reads the
+published wav archives and makes records in the form of all data sets here.
 """
 
 import json
@@ -49,7 +49,7 @@ def _read_examples(text: str, audio: epath.Path) -> list[labelled.Track]:
     return tracks
 
 
-# Not registered, for TFDS has a builder of the same name.
+# Not registered, since TFDS has a builder of the same name.
 class Builder(labelled.LabelledBuilder, skip_registration=True):  # type: ignore[call-arg]  # TFDS takes it
     """Splits train, validation, test; labels `family` (11 classes) and `pitch` (MIDI, 128)."""
 

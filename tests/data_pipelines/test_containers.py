@@ -98,9 +98,9 @@ def test_mp3_that_is_not_whole(tmp_path, bare):
     zeros = bare[:third] + bytes(lost)  # as a download that was ended leaves it
     assert reason(tmp_path, zeros).startswith("truncated: the last ")
     hole = bare[:third] + bytes(third) + bare[2 * third :]
-    assert "bytes are no frames of MPEG audio" in reason(tmp_path, hole)
+    assert "bytes are not frames of MPEG audio" in reason(tmp_path, hole)
     noise = bare[:third] + np.random.default_rng(2).bytes(lost)
-    assert "bytes are no frames of MPEG audio" in reason(tmp_path, noise)
+    assert "bytes are not frames of MPEG audio" in reason(tmp_path, noise)
 
 
 @pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])

@@ -245,7 +245,7 @@ def test_unreadable_folder_is_named(music, tmp_path, monkeypatch, capsys):
     unreadable = "album 2"
     inputs = Builder(data_dir=tmp_path)._split_generators(SimpleNamespace(manual_dir=music))
     assert len([source for split in inputs.values() for source in split]) == 14
-    assert "artist/album 2: Permission denied; left alone" in capsys.readouterr().err
+    assert "artist/album 2: Permission denied; ignored" in capsys.readouterr().err
     unreadable = music.name
     with pytest.raises(BuildError, match=f"{music.name}: Permission denied; make it readable"):
         Builder(data_dir=tmp_path)._split_generators(SimpleNamespace(manual_dir=music))

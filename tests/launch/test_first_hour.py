@@ -138,7 +138,7 @@ def test_a_part_that_fails_is_named_and_the_others_run(first_hour, part):
 
 def test_a_run_whose_time_is_over_has_saved(first_hour):
     done = first_hour("--toy", "--only=train,export", fail_at="musicssl.main", code=75)
-    assert done.returncode == 0 and "the time is over: saved" in done.stderr
+    assert done.returncode == 0 and "the time is over; the run is saved" in done.stderr
     assert first_hour.modules() == ["musicssl.main", "musicssl.export"]
 
 
@@ -164,7 +164,7 @@ def test_sigterm_reaches_the_part_and_the_next_does_not_begin(first_hour):
     process.send_signal(signal.SIGTERM)
     output, errors = process.communicate(timeout=30)
     assert (process.returncode, output) == (75, "asked\n")
-    assert errors.endswith("asked to end; the same command goes on\n")
+    assert errors.endswith("asked to end; the same command resumes\n")
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def test_a_dry_run_prints_the_commands_alone(interpreter, flag):
 def test_it_ends_as_the_iteration_that_did_not_complete(interpreter, code):
     done = interpreter.launch(fail_at="k2000_iter1 ", code=code)
     assert done.returncode == code and interpreter.count == 1
-    wanted = "run the same command to go on" if code == 75 else f"ended with exit code {code}"
+    wanted = "run the same command to resume" if code == 75 else f"ended with exit code {code}"
     assert "k2000_iter1" in done.stderr and wanted in done.stderr
     assert done.stderr.count("\n") == 1
     done = interpreter.launch(fail_at="py:k2000_iter2 ", code=code)  # the first is complete now

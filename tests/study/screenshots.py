@@ -47,7 +47,9 @@ def main() -> None:
     parser.add_argument("--run", type=Path, help="the workdir of a run, to show in TensorBoard")
     options = parser.parse_args()
     if options.run and not list(options.run.glob("events.out.tfevents.*")):
-        parser.error(f"--run={options.run} has no events for TensorBoard: give the workdir of a run")
+        parser.error(
+            f"--run={options.run} has no events for TensorBoard: give the workdir of a run"
+        )
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
         parser.error(f"none of {', '.join(BROWSERS)} is on PATH: apt-get install chromium")
