@@ -1,7 +1,7 @@
-"""The schema of a study: of study.json, and of the report's results.json.
+"""The schemas of a study's study.json and of its report's results.json.
 
-Both are of plain values for JSON. `results.collect` makes a `Study` out of a `StudyPlan` and of
-what the study's runs and probes have written.
+Both consist of plain values for JSON. `results.collect` makes a `Study` out of a `StudyPlan` and
+the files that the study's runs and probes have written.
 """
 
 from typing import Any, NotRequired, TypedDict
@@ -34,8 +34,8 @@ class StudyPlan(TypedDict):
     """The whole of study.json, which launch/study.py writes.
 
     scale: "demo", or "base" for full size.
-    command: that made the study.
-    datasets: names of the builders of data_pipelines/ whose records the tasks are of.
+    command: the command that made the study.
+    datasets: names of the builders in data_pipelines/ whose records the tasks use.
     encoders: the first is the reference that others are tested against.
     tasks: names of all tasks.
     commands: the command of each stage, by its name, in an order in which they can run.
@@ -50,11 +50,11 @@ class StudyPlan(TypedDict):
 
 
 class StageRecord(TypedDict):
-    """What launch/study.py notes of a complete stage.
+    """The record that launch/study.py writes of a complete stage.
 
-    commit, earlier_commits: at which it ended, and at which it was begun and interrupted.
-    began: the time, in words.
-    seconds, cpu_seconds: of wall clock and of processors.
+    commit, earlier_commits: the commit at which it ended, and those at which it was interrupted.
+    began: the time, as text.
+    seconds, cpu_seconds: wall-clock time and processor time.
     """
 
     stage: str
@@ -106,10 +106,10 @@ class Variation(TypedDict):
 
 
 class ReportedEncoder(TypedDict):
-    """An encoder of the report: as planned, with its name for people and what became of it.
+    """An encoder of the report: its plan, its readable name and its state.
 
-    run, varies: of encoders that the study trains, else None.
-    stages: the names of those that its scores come from.
+    run, varies: for encoders that the study trains, else None.
+    stages: the names of the stages that its scores come from.
     """
 
     name: str
@@ -133,9 +133,9 @@ class PublishedScore(TypedDict):
 class StudyTask(TypedDict):
     """A task of the report.
 
-    score: the main score's name for people.
+    score: the main score's readable name.
     chance: the main score of the best answer that ignores the audio.
-    items: how many things are scored, of "train", "validation" and "test".
+    items: how many things are scored in "train", "validation" and "test".
     """
 
     name: str
@@ -151,7 +151,7 @@ class PairedTest(TypedDict):
     """The paired test of an encoder against another on the same test clips.
 
     mean, interval, p: the difference of the means over the probe's seeds, its 95 % interval over
-      test clips and seeds, the two-sided p.
+      test clips and seeds, and the two-sided p.
     likely: whether p is below `results.LIKELY`.
     """
 
@@ -169,8 +169,8 @@ class EncoderScore(TypedDict):
     layer: the source of features that validation chose.
     layers: the mean score of each source.
     factors: as in the task's result.
-    from_reference: the test against the study's reference. None, as in the following two, against
-      itself, on other test items, or where there is no result to compare with.
+    from_reference: the test against the study's reference. Like the following two, it is None for
+      the encoder itself, on other test items, and if there is no result to compare with.
     from_base: against the run that its configuration differs from.
     from_random: against random values of the same architecture. Encoders that the study does not
       train have neither of these.
@@ -188,7 +188,7 @@ class EncoderScore(TypedDict):
 
 
 class StudyAbout(TypedDict):
-    """What made the study and the report."""
+    """How the study and the report were made."""
 
     scale: str
     command: str
@@ -201,7 +201,7 @@ class Study(TypedDict):
     """The whole of the report's results.json.
 
     reference: the name of the encoder that others are tested against.
-    tasks: those that any encoder has a result of.
+    tasks: those with a result of any encoder.
     missing_tasks: the names of the others.
     scores: by encoder and task.
     stages: by name.

@@ -1,7 +1,7 @@
-"""Small charts as SVG text that a page holds as it is: lines with whiskers, their legend, colours.
+"""Small charts as SVG text for a page: lines with whiskers, their legend, colours.
 
-Each chart scales with its column, names its points when a pointer rests on them, and needs no
-script, font or file.
+Each chart scales with its column, names its points under a resting pointer, and needs no script,
+font or file.
 """
 
 import itertools
@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import NamedTuple
 
-NARROW = 0.1  # the least range of scores that shades or heights are spread over
-# Colours that colour-blind readers tell apart (Okabe and Ito), then dashes.
+NARROW = 0.1  # the least range of scores over which shades or heights are spread
+# Colours that colour-blind readers can distinguish (Okabe and Ito), then dashes.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5230", "#444444")
 DASHES = ("", "5 2", "1.5 2")
 RAMP = ("#440154", "#3b528b", "#21918c", "#5ec962", "#d9c300")  # a sequence: layers, low to high
@@ -39,7 +39,7 @@ class Series(NamedTuple):
 
     width: of the line, 0 for none.
     dot: the radius of a point, 0 for none.
-    label: what stands where the line ends.
+    label: the text at the end of the line.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Series(NamedTuple):
 
 
 class Axes(NamedTuple):
-    """What surrounds the points.
+    """The frame around the points.
 
     ticks: labelled places on x.
     low, high: the range of y.
@@ -72,7 +72,7 @@ class Axes(NamedTuple):
 
 
 def colours(count: int) -> list[tuple[str, str]]:
-    """Return a colour and a dash for each of so many lines."""
+    """Return a colour and a dash for each of a number of lines."""
     pairs = [(colour, dash) for dash, colour in itertools.product(DASHES, PALETTE)]
     return [pairs[i % len(pairs)] for i in range(count)]
 
@@ -97,7 +97,7 @@ def bounds(values: Sequence[float], least: float = 0.0) -> tuple[float, float]:
     """Return a range with some room around the values.
 
     Args:
-      least: how wide it is at least, so that noise does not look large.
+      least: its least width, so that noise does not look large.
     """
     finite = [x for x in values if x is not None and math.isfinite(x)]
     if not finite:
@@ -110,7 +110,7 @@ def bounds(values: Sequence[float], least: float = 0.0) -> tuple[float, float]:
 
 
 def nice_steps(low: float, high: float, about: int = 4) -> list[float]:
-    """Return round numbers within a range, about so many."""
+    """Return about a given number of round values within a range."""
     rough = (high - low) / about
     unit = 10 ** math.floor(math.log10(rough))
     step = next(unit * m for m in (1, 2, 2.5, 5, 10) if unit * m >= rough)
@@ -165,7 +165,7 @@ def chart(axes: Axes, series: Sequence[Series]) -> str:
         _, y = place(first, axes.level)
         parts.append(f'<path class="chance" d="M{left} {y:.1f}H{width - right}"/>')
 
-    # The series, and what they are called.
+    # The series, and their names.
     for line in series:
         parts += _drawn(line, place, axes.scale)
     parts += _end_labels(series, place, width - right, height - bottom)
@@ -179,7 +179,7 @@ def chart(axes: Axes, series: Sequence[Series]) -> str:
 
 
 def _end_labels(series: Sequence[Series], place: Place, across: float, lowest: float) -> list[str]:
-    """Return the names of lines beside their ends, one below the other where they would meet."""
+    """Return the names of lines beside their ends, moved apart if they would overlap."""
     named = [line for line in series if line.label]
     ends = [place(line.points[-1].x, line.points[-1].y) for line in named]
     heights = _apart([y + 3 for _, y in ends], 10, lowest)

@@ -8,7 +8,7 @@ from musicssl.probing.schema import TaskResult
 from musicssl.study import svg
 from musicssl.study.schema import EncoderScore, PairedTest, ReportedEncoder, Study, StudyTask
 
-_WORDS = {  # leaves of a configuration, for people
+_WORDS = {  # readable names of a configuration's leaves
     "batch_size": "clips in an update",
     "data.crop_frames": "20 ms frames of a clip",
     "data2vec.top_layers": "blocks averaged into targets",
@@ -25,10 +25,10 @@ _WORDS = {  # leaves of a configuration, for people
 }
 
 GLOSSARY = (
-    "Accuracy: share of items answered rightly. ROC-AUC: how often an item that has a label is put "
-    "above one that has not, 50 by guessing. Weighted score: 100 for the right key, part of it for "
-    "a related one. F: harmonic mean of precision and recall of beats, within 70 ms. R2: share of "
-    "the variance explained."
+    "Accuracy is the share of items with the right answer. ROC-AUC is how often an item with a "
+    "label is ranked above one without it, 50 by guessing. The weighted score gives 100 for the "
+    "right key and a part of that for a related one. F is the harmonic mean of precision and "
+    "recall of beats, within 70 ms. R2 is the share of the variance explained."
 )
 _SUITES = {
     "synth_music": "Synthesised music",
@@ -47,18 +47,18 @@ def by_suite(tasks: Iterable[_Described]) -> dict[str, list[_Described]]:
 
 
 def title_of(study: Study, encoder: str) -> str:
-    """Return an encoder's name for people."""
+    """Return an encoder's readable name."""
     return next(x["title"] for x in study["encoders"] if x["name"] == encoder)
 
 
 def reference(study: Study) -> str:
-    """Return the name for people of the encoder that others are tested against."""
+    """Return the readable name of the encoder that others are tested against."""
     return title_of(study, study["reference"])
 
 
 def encoder_table(study: Study) -> str:
-    """Return a table of what was compared and what became of it."""
-    # A row an encoder; runs have more to tell than baselines.
+    """Return a table of what was compared, and of its state."""
+    # A row for each encoder; runs fill more columns than baselines.
     wanted = len(study["tasks"]) + len(study["missing_tasks"])
     rows = []
     for encoder in study["encoders"]:
@@ -77,7 +77,7 @@ def encoder_table(study: Study) -> str:
         row = "".join(f"<td>{cell}</td>" for cell in cells)
         rows.append(f"<tr><th>{escape(encoder['title'])}</th>{row}</tr>")
 
-    # The table, and what is missing from it.
+    # The table, and the tasks that it lacks.
     head = "".join(
         f"<th>{x}</th>"
         for x in ("", "what it is", "updates", "audio hours", "training", "tasks", "CPU minutes")
@@ -106,13 +106,13 @@ def _what_it_is(encoder: ReportedEncoder, study: Study) -> str:
 
 
 def changes(leaves: Mapping[str, Sequence]) -> str:
-    """Say of each leaf that differs what it is there and here."""
+    """Describe each leaf that differs by its value there and here."""
     parts = [f"{_WORDS.get(leaf, leaf)} {there} → {here}" for leaf, (there, here) in leaves.items()]
     return "; ".join(parts)
 
 
 def _processor_minutes(encoder: ReportedEncoder, study: Study) -> str:
-    """Sum the processor time of an encoder's stages, as far as it is noted."""
+    """Sum the processor time of an encoder's stages, if it is recorded."""
     made = [study["stages"][name]["made"] for name in encoder["stages"]]
     seconds = [record["cpu_seconds"] for record in made if record]
     return f"{sum(seconds) / 60:.1f}" if seconds else ""
@@ -150,7 +150,7 @@ def _encoder_row(encoder: ReportedEncoder, cells: Sequence[str]) -> str:
 
 
 def _task_table(tasks: Sequence[StudyTask], rows: Sequence[str]) -> str:
-    """Return a table with a column a task."""
+    """Return a table with a column for each task."""
     head = "".join(
         f"<th>{escape(task['title'])}<br><span class='small'>{task['score']}</span></th>"
         for task in tasks
