@@ -131,7 +131,7 @@ def test_what_is_no_flag(command):
         ),
         ("study_report", ["--workdir=gs://a/b"], "gs://a/b is not a path on this machine: copy"),
         ("probe", ["--config.cache=gs://a/b"], "--config.cache: gs://a/b is not a path on this"),
-        ("main", [DEMO, "--config.start_from=~nobody-here/x"], "start_from: ~nobody-here/x: no"),
+        ("main", [DEMO, "--config.start_from=~nobody-here/x"], "~nobody-here/x: its home"),
         ("export", ["--workdir=run", "--output=s3://a"], "--output=s3://a: s3://a: s3:// is not"),
     ],
 )
