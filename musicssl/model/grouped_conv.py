@@ -151,10 +151,7 @@ def gradients_windows(
     folded = folded.reshape(b * steps, _FOLD, groups, d // groups).transpose(2, 0, 1, 3)
     folded = folded.reshape(groups, b * steps, -1)
     wide = jnp.einsum("gnk,gnd->gkd", _windows(x, k, groups, pad), folded)
-    widen = functools.partial(_widen, groups=groups)
-    single = jax.ShapeDtypeStruct(weight.shape, jnp.float32)
-    (dw,) = jax.linear_transpose(widen, single)(wide.astype(jnp.float32))
-    return dx, dw.astype(weight.dtype)
+    return dx, _narrow(wide.astype(jnp.float32), k, weight.shape[1]).astype(weight.dtype)
 
 
 def _taps(kernel: int) -> int:
@@ -182,6 +179,14 @@ def _widen(weight: jax.Array, groups: int) -> jax.Array:
     shifted = [jnp.pad(weight, ((r, long - k - r), (0, 0), (0, 0))) for r in range(_FOLD)]
     wide = jnp.stack(shifted).reshape(_FOLD, long, c, groups, d // groups)
     return wide.transpose(3, 1, 2, 0, 4).reshape(groups, long * c, -1)
+
+
+def _narrow(wide: jax.Array, k: int, c: int) -> jax.Array:
+    """Sum over the _FOLD places of each weight, the transpose of `_widen`: [k, c, d]."""
+    groups, long = wide.shape[0], _taps(k) * _FOLD
+    places = wide.reshape(groups, long, c, _FOLD, -1).transpose(3, 1, 2, 0, 4)
+    places = places.reshape(_FOLD, long, c, -1)
+    return sum(places[r, r : r + k] for r in range(_FOLD))  # type: ignore[return-value]
 
 
 def _multiply(windows: jax.Array, weight: jax.Array, like: jax.Array) -> jax.Array:
