@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -26,6 +27,14 @@ OTHERWISE = {  # in the order in which they are told
     "JAX_TRANSFER_GUARD": "disallow",
     "FLAX_FIX_RNG_SEPARATOR": "True",
 }
+
+
+class Said(NamedTuple):
+    """How a process ended, and what it said."""
+
+    returncode: int
+    stdout: str
+    stderr: str
 
 
 def drawn() -> list:
@@ -51,18 +60,42 @@ print(json.dumps([environment.settle(), *drawn()]))
 
 def test_the_environment_changes_nothing_that_is_drawn_at_random():
     """The variables are read as JAX is imported, so it takes a process that is not forked."""
-    done = subprocess.run(
-        [sys.executable, "-c", ELSEWHERE],
-        cwd=Path(__file__).parents[1],
-        env=os.environ | OTHERWISE,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run([sys.executable, "-c", ELSEWHERE], os.environ | OTHERWISE)
     assert done.returncode == 0, done.stderr
     undone, *there = json.loads(done.stdout)
     assert there == drawn()
     assert undone == [f"{name}={value}" for name, value in OTHERWISE.items()]
+
+
+REFUSED = {  # by JAX and Flax, as they are imported
+    "JAX_ENABLE_X64": "maybe",
+    "JAX_RANDOM_SEED_OFFSET": "many",
+    "JAX_DEFAULT_PRNG_IMPL": "dice",
+    "FLAX_FIX_RNG_SEPARATOR": "maybe",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_value_that_jax_refuses_ends_a_command_in_one_line(name):
+    """Before the command's own module is read; in a program it is an error like others."""
+    given = os.environ | {name: REFUSED[name], "JAX_LOG_COMPILES": "0"}
+    done = run([sys.executable, "-m", "musicssl.plan", "--help"], given)
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"musicssl: {name} in the environment is refused (")
+    assert REFUSED[name] in done.stderr and done.stderr.endswith("): leave it out\n")
+    if name == "JAX_ENABLE_X64":
+        program = "import sys; sys.argv[0] = {!r}\nimport musicssl"
+        assert run([sys.executable, "-c", program.format("/usr/bin/musicssl")], given) == done
+        done = run([sys.executable, "-c", program.format("mine.py")], given)
+        assert f"ValueError: {name} in the environment is refused (" in done.stderr
+
+
+def run(command: list[str], environment: dict[str, str]) -> Said:
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        command, cwd=root, env=environment, capture_output=True, text=True, check=False
+    )
+    return Said(done.returncode, done.stdout, done.stderr)
 
 
 def test_keys_are_those_of_jax_s_default_generator_whatever_is_set():
