@@ -14,6 +14,7 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
+from data_pipelines.containers import kinds
 from data_pipelines.containers.parts import COMPLETE, UNKNOWN, Stream, Unusable
 
 _ENTRIES = (
@@ -52,7 +53,9 @@ def probe(path: Path) -> Track:
     streams = found.get("streams", [])
     sounds = [s for s in streams if s.get("codec_type") == "audio" and _number(s, "sample_rate")]
     if _number(found.get("format", {}), "probe_score") < _SURE:
-        raise Unusable(UNKNOWN)
+        guess = found.get("format", {}).get("format_name")  # of this one FFmpeg is never sure
+        if guess != "mpeg" or kinds.kind(path)[0] != kinds.PROGRAM_STREAM:
+            raise Unusable(UNKNOWN)
     if not sounds:
         raise Unusable("no sound: no sound track")
     chosen = next((s for s in sounds if s["disposition"]["default"]), sounds[0])
@@ -64,9 +67,9 @@ def probe(path: Path) -> Track:
     if "matroska" in formats and not alone:
         chosen["start_time"] = _start(path, chosen["index"])
     seconds = _seconds(chosen, found.get("format", {}), alone)
-    kinds = chosen.get("codec_name", "")
-    floats = kinds.startswith("pcm_f") or (
-        kinds == "wavpack" and chosen.get("sample_fmt", "").startswith(("flt", "dbl"))
+    codec = chosen.get("codec_name", "")
+    floats = codec.startswith("pcm_f") or (
+        codec == "wavpack" and chosen.get("sample_fmt", "").startswith(("flt", "dbl"))
     )
     return Track(chosen["index"], seconds, floats)
 

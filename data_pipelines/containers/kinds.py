@@ -25,6 +25,7 @@ _OWN = {
     b"fLaC": "flac",
     b"OggS": "ogg",
 }
+PROGRAM_STREAM = "an MPEG program stream"  # it holds the frames of an mp3, but in pieces
 _FFMPEG = {
     b"\x1aE\xdf\xa3": "Matroska or WebM",
     _ASF_HEADER[:4]: "WMA",
@@ -35,7 +36,12 @@ _FFMPEG = {
     b"ADIF": "AAC",
     b"\x7f\xfe\x80\x01": "DTS",
     b"FLV\x01": "Flash video",
+    b"\x00\x00\x01\xba": PROGRAM_STREAM,
+    b"\x00\x00\x01\xb3": "MPEG video",
+    b".RMF": "RealMedia",
 }
+_MPEG_PACKET = 188  # bytes of a transport stream's packets, each of which begins with "G"
+_QUICKTIME = (b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")  # a first box without a brand
 
 
 def kind(path: Path) -> tuple[str, int]:
@@ -46,7 +52,7 @@ def kind(path: Path) -> tuple[str, int]:
     """
     with path.open("rb") as file:
         start, size = 0, os.fstat(file.fileno()).st_size
-        while (head := file.read(16))[:3] == b"ID3":
+        while (head := file.read(2 * _MPEG_PACKET + 1))[:3] == b"ID3":
             start = past_tag(start, tag_size(head), size)
             file.seek(start)
 
@@ -54,6 +60,10 @@ def kind(path: Path) -> tuple[str, int]:
         return name, start
     if head[4:8] == b"ftyp":
         return "MP4", start
+    if head[4:8] in _QUICKTIME and head[:1] == b"\0":  # its size: not text
+        return "QuickTime", start
+    if head[::_MPEG_PACKET] == b"GGG":
+        return "an MPEG transport stream", start
     if head[:2] == b"\x0bw":
         return "AC-3", start
     if head[:3] == b"MP+":

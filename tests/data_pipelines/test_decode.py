@@ -229,12 +229,50 @@ def test_locked(tmp_path):
         assert kinds.is_locked(path) is drm
 
 
+KINDS = {  # that FFmpeg reads, by their first bytes
+    "MP4": box(b"ftyp", b"isom"),
+    "QuickTime": box(b"wide"),
+    "Matroska or WebM": bytes.fromhex("1a45dfa3"),
+    "WMA": bytes.fromhex("3026b2758e66cf11"),
+    "WavPack": b"wvpk",
+    "TTA": b"TTA1",
+    "Monkey's Audio": b"MAC ",
+    "Musepack": b"MP+\x07",
+    "AAC": bytes.fromhex("fff15080"),  # layer 0; 1 to 3 are MPEG audio
+    "AC-3": b"\x0bw",
+    "DTS": bytes.fromhex("7ffe8001"),
+    "Flash video": b"FLV\x01",
+    "an MPEG program stream": bytes.fromhex("000001ba"),
+    "an MPEG transport stream": 3 * (b"G" + bytes(187)),
+    "RealMedia": b".RMF",
+}
+
+
+def test_files_are_told_by_their_first_bytes(tmp_path):
+    path = tmp_path / "a.mp3"
+    for name, heads in {
+        "chunks": (b"RIFF", b"RF64", b"FORM", b"caff", b".snd"),
+        "flac": (b"fLaC",),
+        "ogg": (b"OggS",),
+        "": (bytes.fromhex("fffb9064"), b"text", b"G" + bytes(187), b""),
+    }.items():
+        for head in heads:
+            path.write_bytes(head + bytes(16))
+            assert kinds.kind(path) == (name, 0)
+            path.write_bytes(b"ID3\x04\x00\x00\x00\x00\x00\x05" + bytes(5) + head + bytes(16))
+            assert kinds.kind(path) == (name, 15)
+
+
 def test_other_kinds_without_a_decoder(tmp_path, monkeypatch):
     monkeypatch.setattr(ffmpeg, "is_installed", lambda: False)
     path = tmp_path / "a.mp3"
     path.write_bytes(box(b"ftyp", b"M4A ") + bytes(64_000))
     assert decode.duration(path) == pytest.approx(4.0, abs=0.01)  # a guess, at 128 kbit/s
     assert reason(path) == "no decoder: MP4 needs FFmpeg on this machine"
+    for name, head in KINDS.items():  # what stands in a file counts, not its name
+        for tag in (b"", b"ID3\x04\x00\x00\x00\x00\x00\x05" + bytes(5)):
+            path.write_bytes(tag + head + bytes(64_000))
+            assert reason(path) == f"no decoder: {name} needs FFmpeg on this machine"
     path = tmp_path / "a.ape"
     path.write_bytes(bytes(1000))
     assert reason(path) == "no decoder: .ape needs FFmpeg on this machine"

@@ -165,6 +165,21 @@ def test_joined_files_of_which_ffmpeg_reads_the_first_are_told(tmp_path, source,
     assert reason(path).startswith("longer than it says: it goes on after ")
 
 
+@pytest.mark.parametrize("layout", ["mpeg", "mpegts"])
+def test_mp3_that_is_a_stream_of_packets(tmp_path, source, layout):
+    """They hold frames of MPEG audio, but are no file of such frames."""
+    path = make(tmp_path / "a.mp3", source, "-c:a", "mp2", "-f", layout)
+    assert seconds(path) == pytest.approx(6, abs=0.06)
+    picture = ["-f", "lavfi", "-i", "color=c=red:s=64x64:r=25:d=6", "-map", "0:a", "-map", "1:v"]
+    path = make(path, source, *picture, "-c:a", "mp2", "-c:v", "mpeg1video", "-f", layout)
+    assert seconds(path) == pytest.approx(6, abs=0.06)
+    make(path, source, *picture[:4], "-map", "1:v", "-c:v", "mpeg1video", "-f", layout)
+    assert reason(path) == "no sound: no sound track"
+    path.write_bytes(path.read_bytes()[:4] + bytes(187) if layout == "mpeg" else b"G" * 1000)
+    assert reason(path).startswith("corrupt: an MPEG ")
+    assert reason(path).endswith(" stream that FFmpeg cannot open")
+
+
 def test_joined_files_are_told(tmp_path, source):
     for kind, codec in (("m4a", "aac"), ("mka", "flac"), ("webm", "libopus")):
         path = make(tmp_path / f"a.{kind}", source, "-c:a", codec)
