@@ -59,7 +59,9 @@ def load(out: Path) -> Results:
         raise FileNotFoundError(f"{out} has no {RESULTS}: run musicssl.probe on that encoder first")
     try:
         held = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        if not isinstance(held, dict) or not isinstance(held.get("tasks"), dict):
+            raise ValueError("it holds no results")
+    except ValueError as error:  # no JSON, or no text at all
         raise ValueError(f"{path} is damaged ({error}): move it away and probe again") from error
     for settings in (held.get("config"), *(x.get("settings") for x in held["tasks"].values())):
         if settings and "probe" in settings:  # as older versions called the leaf `kind`
@@ -75,7 +77,7 @@ def write(out: Path) -> str:
     """Write the table and the pictures of <out>/results.json, and return the table."""
     results = load(out)
     table = _markdown(results)
-    (out / _TABLE).write_text(table)
+    paths.write(out / _TABLE, table.encode())
 
     tasks = results["tasks"]
     for name, task in tasks.items():
@@ -330,7 +332,7 @@ def compare(folders: Sequence[Path], out: Path) -> str:
 
     # Write it, and draw the same; pictures by factor have a curve for each training seed.
     out.mkdir(parents=True, exist_ok=True)
-    (out / "compare.md").write_text(table)
+    paths.write(out / "compare.md", table.encode())
     _draw_bars(shown, shared, out / "compare.png")
     own = [{name: encoder["tasks"][name] for name in shared} for encoder in encoders]
     of_each = curves.of_encoders([columns.short_name(encoder) for encoder in encoders], own)

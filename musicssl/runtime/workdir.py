@@ -73,7 +73,7 @@ def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
     if steps_on_disk(workdir):
         try:
             theirs = read_leaves(path)
-        except (OSError, json.JSONDecodeError) as error:
+        except (OSError, ValueError, AttributeError) as error:  # of text, of JSON, of its form
             if command.storage_errno(error):
                 raise
             raise ValueError(

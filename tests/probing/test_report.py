@@ -95,6 +95,7 @@ def test_results_of_another_encoder_are_not_overwritten(tmp_path: Path) -> None:
     assert list(report.load(tmp_path)["tasks"]) == ["a", "b"]
     with pytest.raises(ValueError, match="is of another encoder"):
         report.save(tmp_path, {"task": "a"}, {"digest": "2", "features": "two"})
-    (tmp_path / "results.json").write_text("{")
-    with pytest.raises(ValueError, match="is damaged"):
-        report.load(tmp_path)
+    for content in (b"", b"{", b"\xff\xfe{", b"[]", b"{}", b'{"tasks": []}'):
+        (tmp_path / "results.json").write_bytes(content)
+        with pytest.raises(ValueError, match=r"results.json is damaged \(.*move it away"):
+            report.load(tmp_path)

@@ -60,9 +60,10 @@ def test_claim_holds_the_order_of_the_data(saved):
 
 
 def test_claim_refuses_checkpoints_without_a_readable_config(saved):
-    (saved / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config\.json cannot be read"):
-        claim(saved, config())
+    for content in (b"{", b"", b"\xff\xfe", b"[1]"):
+        (saved / "config.json").write_bytes(content)
+        with pytest.raises(ValueError, match=r"config\.json cannot be read"):
+            claim(saved, config())
     (saved / "config.json").unlink()
     with pytest.raises(ValueError, match=r"config\.json cannot be read"):
         claim(saved, config())
