@@ -8,6 +8,7 @@ may begin with one of KINDS; HUB and a name may take the place of the path.
 import functools
 import os
 import re
+import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -131,14 +132,17 @@ def write(path: Path, content: bytes) -> None:
     """Write a file so that others see all of it or nothing.
 
     On a disk it is written under a temporary name and then renamed; an object on gs:// appears when
-    it is complete.
+    it is complete. If several processes write the same file at once, the last one's stays.
     """
     if is_remote(path):
         path.write_bytes(content)
         return
-    aside = path.with_name(f"{path.name}.tmp")
-    aside.write_bytes(content)
-    aside.replace(path)
+    aside = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.tmp")
+    try:
+        aside.write_bytes(content)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def configuration(value: str) -> str:

@@ -66,13 +66,13 @@ def main(argv: list[str]) -> None:
 
 
 def _write(output: str, plan: Any, text: str) -> None:
-    """Write a plan as <output>.json and <output>.md, and print the latter."""
-    path = host.path(output)
+    """Write a plan as <output>.json and <output>.md, and print the latter, come what may."""
+    print(text)
     with command.refusing():
+        path = host.path(output)
         path.parent.mkdir(parents=True, exist_ok=True)
         for ending, content in ((".json", json.dumps(plan, indent=1) + "\n"), (".md", text)):
-            path.with_name(f"{path.name}{ending}").write_text(content)
-    print(text)
+            paths.write(path.with_name(f"{path.name}{ending}"), content.encode())
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import grp
 import pwd
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,24 @@ def test_a_file_is_written_whole(tmp_path):
     for content in (b"1", b"2"):
         paths.write(path, content)
         assert path.read_bytes() == content and [*tmp_path.iterdir()] == [path]
+
+
+def test_several_may_write_a_file_at_once(tmp_path):
+    """Of two starts of a command each has a file of its own until it is whole."""
+    path = tmp_path / ("x" * 255)  # as long as names may be
+    contents = [bytes([number]) * 100_000 for number in range(4)]
+
+    def often(content: bytes) -> None:
+        for _ in range(30):
+            paths.write(path, content)
+            assert path.read_bytes() in contents
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(often, contents))
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError):
+        paths.write(tmp_path / "folder", b"")
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "folder", path]
 
 
 def test_a_name_that_is_not_utf_8_is_refused_in_words_that_can_be_printed(tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import json
 import jax
 import pytest
 
+from musicssl import plan
 from musicssl.planning import costs
 from musicssl.training import flops, step
 from tests.support import commands, tiny
@@ -71,3 +72,12 @@ def test_refusals_are_one_line(arguments, reason):
     code, _, errors = run(*arguments)
     assert code == 2 and reason in errors
     assert "Traceback" not in errors
+
+
+def test_a_plan_that_cannot_be_written_is_printed_all_the_same(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as end:
+        plan._write(str(tmp_path / "file/p"), {}, "the plan")
+    said = capsys.readouterr()
+    assert end.value.code == 2 and said.out == "the plan\n"
+    assert said.err.startswith("musicssl: ") and said.err.count("\n") == 1

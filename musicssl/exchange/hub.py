@@ -103,9 +103,7 @@ def _note_revision(folder: Path, revision: str, commit: str) -> None:
         return
     ref = folder.parent.parent / "refs" / revision
     ref.parent.mkdir(parents=True, exist_ok=True)
-    temporary = ref.with_name(f".{ref.name}.{os.getpid()}")
-    temporary.write_text(commit)
-    temporary.replace(ref)
+    paths.write(ref, commit.encode())
 
 
 def push(folder: Path, name: str, message: str) -> str:

@@ -10,6 +10,7 @@ only NumPy.
 import contextlib
 import json
 import os
+import secrets
 import shutil
 import tempfile
 from pathlib import Path
@@ -128,8 +129,11 @@ def write(
 
 
 def _beside(output: Path) -> Path:
-    """Make a folder of this process's own beside `output`, to be renamed to it."""
-    aside = output.parent / f".{output.name}.{os.getpid()}"
+    """Make a folder of this process's own beside `output`, to be renamed to it.
+
+    A process of another container, or one that was killed, may have had the same number.
+    """
+    aside = output.parent / f".{output.name[:40]}.{secrets.token_hex(4)}"
     aside.mkdir(parents=True)
     return aside
 

@@ -1,9 +1,9 @@
 """Features on disk, memory-mapped while a pass over the audio writes them; it can be resumed."""
 
 import contextlib
+import io
 import json
 import math
-import os
 import shutil
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 from musicssl import host
 from musicssl.command import note
 from musicssl.features import windows
+from musicssl.paths import write
 
 SAVE_EVERY = 32  # batches between notes of progress
 _ALIKE = 0.02  # share of an answer's deviation: more than half precision on another machine causes
@@ -135,9 +136,9 @@ def check_answer(folder: Path, answer: np.ndarray, name: str) -> None:
     path = folder / "answer.npy"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp.npy")
-        np.save(temporary, answer)
-        temporary.rename(path)
+        held = io.BytesIO()
+        np.save(held, answer)
+        write(path, held.getvalue())
         return
     noted = np.load(path)
     if np.sqrt(np.mean((noted - answer) ** 2)) > _ALIKE * (noted.std() + 1e-9):

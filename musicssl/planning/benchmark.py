@@ -24,7 +24,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from musicssl import audio, environment, host
+from musicssl import audio, environment, host, paths
 from musicssl.model.encoder import make_encoder
 from musicssl.objectives import data2vec, data2vec2, hubert, kmeans, targets
 from musicssl.planning import compilation, costs
@@ -394,18 +394,19 @@ def _describe(config: ml_collections.ConfigDict, here: Machine) -> dict[str, obj
 def write_report(
     config: ml_collections.ConfigDict, here: Machine, rows: list[TimedRow], output: Path
 ) -> None:
-    """Print the table and what it was measured on; write both to <output>.json."""
+    """Print the table and what it was measured on, then write both to <output>.json."""
     about = _describe(config, here)
     steps = [row for row in rows if row.name == "step"]
     if steps:
         length = audio.crop_samples(config.data.crop_frames) / config.data.sample_rate
         speed = config.batch_size * length / steps[0].seconds
         about["audio-seconds a second"] = round(speed, 1)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    document = {**about, "rows": [row._asdict() for row in rows]}
-    output.with_name(f"{output.name}.json").write_text(json.dumps(document, indent=1) + "\n")
     print(_table(rows))
     print(", ".join(f"{name} {value}" for name, value in about.items()))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    document = {**about, "rows": [row._asdict() for row in rows]}
+    text = json.dumps(document, indent=1) + "\n"
+    paths.write(output.with_name(f"{output.name}.json"), text.encode())
 
 
 def measured(

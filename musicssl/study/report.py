@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, Literal
 
+from musicssl import paths
 from musicssl.probing.curves import AXES
 from musicssl.study import figures, page, results, svg
 from musicssl.study.commands import dirty, every_stage, makers, provenance
@@ -44,10 +45,8 @@ def write(folder: Path) -> str:
     out = folder / "report"
     out.mkdir(parents=True, exist_ok=True)
     numbers = json.dumps(_without_nan(study), indent=1, allow_nan=False)
-    (out / "results.json").write_text(numbers + "\n")
-    temporary = out / "index.tmp"
-    temporary.write_text(_document(study))
-    temporary.rename(out / "index.html")
+    paths.write(out / "results.json", f"{numbers}\n".encode())
+    paths.write(out / "index.html", _document(study).encode())
     counts = f"{len(study['encoders'])} encoders, {len(study['tasks'])} tasks"
     return f"{out / 'index.html'}: {counts}"
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import ml_collections
 
+from musicssl import paths
 from musicssl.command import first_line, say
 
 TRACKERS = ("", "wandb")
@@ -96,5 +97,5 @@ def _run_id(workdir: Path) -> str:
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{path} names no run: delete it to begin a new one") from None
     made = secrets.token_hex(4)
-    path.write_text(json.dumps({"wandb": made}) + "\n")
+    paths.write(path, f"{json.dumps({'wandb': made})}\n".encode())
     return made

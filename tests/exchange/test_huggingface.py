@@ -1,6 +1,7 @@
 """Hugging Face directories in and out, against transformers itself."""
 
 import json
+import os
 from pathlib import Path
 
 import jax
@@ -255,6 +256,14 @@ def test_an_occupied_output_is_refused(saved, tmp_path):
     huggingface.write(tmp_path / "empty", loaded, "hubert", MASKING, "card")
     assert (tmp_path / "empty" / "README.md").read_text() == "card"
     assert len({path.stat().st_mode for path in (tmp_path / "empty").iterdir()}) == 1
+
+
+def test_what_a_killed_process_of_the_same_number_left_is_in_nobodys_way(saved, tmp_path):
+    """In a container every start has the same number."""
+    loaded = huggingface.read_directory(saved)
+    (tmp_path / f".out.{os.getpid()}").mkdir()
+    huggingface.write(tmp_path / "out", loaded, "hubert", MASKING, "card")
+    assert (tmp_path / "out/README.md").read_text() == "card"
 
 
 def test_a_failed_write_leaves_nothing(saved, tmp_path, monkeypatch):

@@ -94,3 +94,7 @@ def test_the_table_and_its_document(tmp_path, capsys):
     seconds = audio.crop_samples(37) / 16_000
     assert document["audio-seconds a second"] == pytest.approx(16 * seconds / 0.5, abs=0.05)
     assert (document["config"], document["batch"]) == ("music2vec:demo", 16)
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError):
+        benchmark.write_report(config, here, made, tmp_path / "file" / "x")
+    assert capsys.readouterr().out == printed  # what was measured is told before
