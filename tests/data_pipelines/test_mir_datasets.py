@@ -5,6 +5,7 @@ import csv
 import functools
 import http.server
 import importlib
+import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from sklearn.preprocessing import StandardScaler
 
 from data_pipelines import labelled, sources
 from data_pipelines.gtzan.gtzan_dataset_builder import BEATS
+from data_pipelines.shards import BuildError
 from tests.support import mir_fixtures
 
 NAMES = [
@@ -368,6 +370,15 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     httpd.server_close()
 
 
+# How the published digests of downloads begin, where there are any.
+DIGESTS = {
+    "emomusic": ("sha256:e0cb0b06", "sha256:3994a5d5"),
+    "gtzan": ("sha256:2b04966c", "sha256:f8fbee7c", "sha256:09cafa6a", "git-tree:76c2d35e"),
+    "magnatagatune": ("sha256:99b94e95", "sha256:f857fe18", "sha256:fc2e1ec4", "sha256:83a68982"),
+    "vocalset": ("md5:0c093962",),
+}
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_downloads_give_the_same_records(
     name: str,
@@ -376,11 +387,39 @@ def test_downloads_give_the_same_records(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Published archives, fetched by TFDS from a server, unpacked or read as they are."""
+    """Published archives, fetched by TFDS from a server, unpacked or read as they are.
+
+    They are no published ones, so that their digests are asked for, but not looked at.
+    """
     pack(name, miniature(name)[0], server)
+    asked = []
     if name != "mtg_jamendo":  # whose list of digests is served too, and checked
-        monkeypatch.setattr(sources, "mismatch", lambda path, digest: None)
+        monkeypatch.setattr(sources, "mismatch", lambda path, digest: asked.append(digest))
     assert shards(prepare(name, tmp_path / "data", None)) == shards(built(name))
+    wanted = sorted(DIGESTS.get(name, ()))
+    assert sorted({x[: x.index(":") + 9] for x in filter(None, asked)}) == wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "number"), [(name, i) for name, all_ in DIGESTS.items() for i in range(len(all_))]
+)
+def test_a_download_of_another_digest_is_refused(
+    name: str, number: int, server: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each file in turn is not what was published: it is named, and nothing is built."""
+    pack(name, miniature(name)[0], server)
+    real, published = sources.mismatch, DIGESTS[name][number]
+
+    def of_this(path: Any, digest: str | None) -> str | None:
+        return real(path, digest) if digest and digest.startswith(published) else None
+
+    monkeypatch.setattr(sources, "mismatch", of_this)
+    algorithm = published.partition(":")[0]
+    with pytest.raises(BuildError, match=f"{algorithm} is [0-9a-f]+, published is ") as error:
+        prepare(name, tmp_path / "data", None)
+    assert published.partition(":")[2] in str(error.value) and "\n" not in str(error.value)
+    assert re.match(r"https?://\S+: |/\S+: ", str(error.value))
+    assert not list((tmp_path / "data").rglob("*.tfrecord*"))
 
 
 @pytest.mark.parametrize("name", ["emomusic", "gtzan", "magnatagatune", "nsynth", "vocalset"])

@@ -72,6 +72,8 @@ def test_chance_of_counted_labels_is_what_built_labels_score() -> None:
     )
     assert published.chance("gtzan_genre") == ("accuracy", pytest.approx(scores["accuracy"]))
     assert scores["accuracy"] == pytest.approx(31 / 290) and round(31 / 290, 6) == 0.106897
+    assert list(genres.positives)[int(train.labels[46])] == "classical"  # 48 of the 443
+    assert counts._FREQUENT["gtzan_genre"] == "classical"
     keys = counts.read("giantsteps_key").positives
     test = classes([keys[key] for key in metrics.KEYS])
     scores = kind_of(TASKS["giantsteps_key"]).chance(

@@ -73,7 +73,9 @@ def test_a_second_ctrl_c_ends_at_once():
     process.send_signal(signal.SIGINT)
     assert process.stdout.readline() == "asked\n"
     process.send_signal(signal.SIGINT)
-    assert process.wait() == -signal.SIGINT
+    ended = process.wait(30)
+    process.kill()
+    assert ended == -signal.SIGINT
 
 
 def test_of_several_processes_jax_tells_the_others_of_sigterm(monkeypatch):

@@ -61,8 +61,9 @@ class Process:
     def poll(self) -> int | None:
         return self.process.exitcode
 
-    def wait(self) -> int:
-        self.process.join()
+    def wait(self, timeout: float | None = None) -> int | None:
+        """How it ended; None where it has not within that many seconds."""
+        self.process.join(timeout)
         return self.process.exitcode
 
     def kill(self) -> None:

@@ -186,6 +186,10 @@ def test_fairseq_cuts_off_what_tri_stage_rounds():
     ours = [float(schedule(jnp.int32(step))) for step in at]
     off = np.abs(np.array(ours) / theirs - 1)
     assert 1e-4 < off.max() < 2e-4
+    # 0.7 steps of warm-up are one, and 3.9 of holding are four
+    schedule = optim.tri_stage(1.0, 10, (0.07, 0.39, 0.54), 0.01)
+    rates = [float(schedule(jnp.int32(step))) for step in range(7)]
+    assert rates == pytest.approx([0.01, 1, 1, 1, 1, 1, 0.01**0.2])
 
 
 @pytest.mark.parametrize("limit", [0.5, 1e3])
