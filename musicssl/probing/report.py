@@ -5,6 +5,7 @@ import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -59,7 +60,7 @@ def load(out: Path) -> Results:
         raise FileNotFoundError(f"{out} has no {RESULTS}: run musicssl.probe on that encoder first")
     try:
         held = json.loads(path.read_text())
-        if not isinstance(held, dict) or not isinstance(held.get("tasks"), dict):
+        if not _has_tasks(held):
             raise ValueError("it holds no results")
     except ValueError as error:  # no JSON, or no text at all
         raise ValueError(f"{path} is damaged ({error}): move it away and probe again") from error
@@ -71,6 +72,10 @@ def load(out: Path) -> Results:
         if draws and not isinstance(draws[0], list):  # older versions wrote those of one seed
             task["chosen"]["draws"] = [draws]
     return held
+
+
+def _has_tasks(held: Any) -> bool:
+    return isinstance(held, dict) and isinstance(held.get("tasks"), dict)
 
 
 def write(out: Path) -> str:
