@@ -7,6 +7,7 @@ import ast
 import runpy
 import sys
 
+from data_pipelines import machine
 from musicssl import paths
 
 MODULES = {
@@ -33,6 +34,7 @@ def main() -> None:
     """Run the command that the first argument names, or list all."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("--help", "-help", "-h"):
+        machine.keep_streams()
         print(listing())
     elif name in MODULES:
         del sys.argv[1]

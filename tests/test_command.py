@@ -207,6 +207,25 @@ def test_the_commands_are_listed_with_a_line_each():
     assert all(len(line) < 120 and len(line.split()) > 5 for line in lines[:-1])
 
 
+def test_nobody_need_read_the_list():
+    """A pipe whose reader is gone, and a disk that takes no more."""
+    read, gone = os.pipe()
+    os.close(read)
+    with open("/dev/full", "wb") as full:
+        for place, told in ((gone, ""), (full, "some of the output is lost: ")):
+            done = subprocess.run(
+                [sys.executable, "-m", "musicssl"],
+                cwd=ROOT,
+                stdout=place,
+                stderr=subprocess.PIPE,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == 0 and done.stderr.startswith(told)
+            assert done.stderr.count("\n") == bool(told)
+    os.close(gone)
+
+
 @pytest.mark.parametrize(
     ("error", "code"),
     [

@@ -184,7 +184,7 @@ def test_size_that_is_a_placeholder(tmp_path, kind):
 def test_wav_that_holds_more_than_it_states(tmp_path):
     content = encoded(tmp_path, "wav", music(10, RATE), RATE)
     third = odd_files.with_size(content, 2 * 10 * RATE // 3 & ~1)
-    assert reason(tmp_path, third, "a.wav").startswith("longer than it says: 106,666 of 320,000")
+    assert "its header states 106,666 of 320,000" in reason(tmp_path, third, "a.wav")
     with_list = content + b"LIST" + (400_000).to_bytes(4, "little") + bytes(400_000)
     for behind in (with_list, content + ID3V1, content + ID3 + JUNK, content + bytes(90_000)):
         assert seconds(tmp_path, behind, "a.wav") == 10

@@ -5,7 +5,6 @@ import csv
 import functools
 import http.server
 import importlib
-import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -414,11 +413,10 @@ def test_a_download_of_another_digest_is_refused(
         return real(path, digest) if digest and digest.startswith(published) else None
 
     monkeypatch.setattr(sources, "mismatch", of_this)
-    algorithm = published.partition(":")[0]
-    with pytest.raises(BuildError, match=f"{algorithm} is [0-9a-f]+, published is ") as error:
+    algorithm, _, start = published.partition(":")
+    told = rf"^https?://\S+: .*{algorithm} is [0-9a-f]+, but the published one is {start}.*$"
+    with pytest.raises(BuildError, match=told):
         prepare(name, tmp_path / "data", None)
-    assert published.partition(":")[2] in str(error.value) and "\n" not in str(error.value)
-    assert re.match(r"https?://\S+: |/\S+: ", str(error.value))
     assert not list((tmp_path / "data").rglob("*.tfrecord*"))
 
 

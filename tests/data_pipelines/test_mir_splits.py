@@ -328,7 +328,7 @@ def test_vocalset_1_2(
         shutil.rmtree(top)
     found = prepare("vocalset", tmp_path / "data", manual)
     expected = prepare("vocalset", tmp_path / "other", root)
-    assert ("published is c5e5efab" in capsys.readouterr().err) == (layout == "zip")
+    assert ("the published one is c5e5efab" in capsys.readouterr().err) == (layout == "zip")
     shards = [
         {file.name: file.read_bytes() for file in Path(builder.data_dir).glob("*.tfrecord*")}
         for builder in (found, expected)
