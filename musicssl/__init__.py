@@ -4,6 +4,11 @@ import os
 import sys
 
 
+def _is_command() -> bool:
+    """Return whether a command begins, by `python -m` or by the script of the package."""
+    return sys.argv[0] == "-m" or os.path.basename(sys.argv[0]) == "musicssl"
+
+
 def _check_environment() -> None:
     """Import JAX and Flax where variables set them, since they refuse values by a traceback.
 
@@ -25,10 +30,12 @@ def _check_environment() -> None:
         named = [k for k in given if k in told or k.lower() in told]
         named = named or [k for k, v in given.items() if v and v.lower() in told.lower()]
         line = f"{' or '.join(named or given)} in the environment is refused ({told}): leave it out"
-        if sys.argv[0] == "-m" or os.path.basename(sys.argv[0]) == "musicssl":  # a command begins
+        if _is_command():
             print(f"musicssl: {line}", file=sys.stderr)
             sys.exit(2)
         raise ValueError(line) from error
 
 
+if _is_command():
+    os.environ["MPLBACKEND"] = "agg"  # pictures are files; matplotlib refuses what it does not know
 _check_environment()

@@ -90,6 +90,15 @@ def test_a_value_that_jax_refuses_ends_a_command_in_one_line(name):
         assert f"ValueError: {name} in the environment is refused (" in done.stderr
 
 
+def test_a_command_draws_into_files_whatever_shows_pictures_elsewhere():
+    """Matplotlib refuses an unknown name by a traceback; a program's own choice stays."""
+    program = "import sys; sys.argv[0] = {!r}\nimport musicssl, os; print(os.environ['MPLBACKEND'])"
+    for name, backend in (("-m", "agg"), ("mine.py", "none")):
+        given = os.environ | {"MPLBACKEND": "none"}
+        done = run([sys.executable, "-c", program.format(name)], given)
+        assert (done.returncode, done.stdout) == (0, f"{backend}\n")
+
+
 def run(command: list[str], environment: dict[str, str]) -> Said:
     root = Path(__file__).parents[1]
     done = subprocess.run(
