@@ -60,7 +60,7 @@ from configs import common
 
 Leaves = dict[str, Any]  # values by the dotted names of a configuration's leaves
 
-SMALL: Leaves = {
+TINY: Leaves = {
     "batch_size": 32,
     "precision": "float32",
     "log_every": 20,
@@ -138,12 +138,49 @@ RANDOM: Leaves = {
     "teacher.feature": "",
     "teacher.targets": "mel:random:2x64,cqt:random:2x64",
 }
+SMALL: Leaves = {
+    "steps": 2_400,
+    "batch_size": 16,
+    "precision": "float32",
+    "log_every": 50,
+    "checkpoint.every": 200,
+    "data.mix": "synth_music/16khz_varied:1,synth_music/16khz_20h:1",
+    "data.crop_frames": 128,
+    "encoder.layers": 4,
+    "encoder.width": 256,
+    "encoder.heads": 4,
+    "encoder.ffn_width": 1024,
+    "encoder.stem_start": "filterbank",
+    "encoder.stem_width": 128,
+    "encoder.feature_grad_mult": 1.0,
+    "encoder.pos_conv_kernel": 32,
+    "encoder.dropout": 0.0,
+    "encoder.attention_dropout": 0.0,
+    "encoder.input_dropout": 0.0,
+    "encoder.layerdrop": 0.0,
+    "mask.probability": 0.5,
+    "mask.span": 5,
+    "mask.equal_counts": 8,
+    "optim.warmup_steps": 150,
+    "optim.learning_rate": 1e-3,
+    "hubert.feature_penalty": 0.0,
+    "hubert.min_label_perplexity": 1.2,  # onsets are few: most frames have the label of none
+    "teacher.feature": "",
+    "teacher.targets": (
+        "partials:kmeans:256,cqt:kmeans:256,chroma:kmeans:128,mel:kmeans:256,onset:kmeans:32"
+    ),
+    "teacher.batches": 30,
+    "teacher.sample": 30_000,
+    "teacher.restarts": 3,
+    "teacher.passes": 5,
+    "validate.every": 300,
+}
 REFERENCE: Leaves = {
     "steps": 8_000,
     "batch_size": 64,
     "log_every": 100,
     "checkpoint.every": 1_000,
-    "data.name": "synth_music/16khz_20h",
+    "data.mix": "synth_music/16khz_varied:1,synth_music/16khz_20h:1",
     "data.crop_frames": 256,
     "encoder.stem_start": "filterbank",
     "encoder.dropout": 0.0,
@@ -163,7 +200,7 @@ REFERENCE: Leaves = {
     "teacher.restarts": 3,
     "teacher.passes": 5,
 }
-STUDY: Leaves = SMALL | {"steps": 200}
+STUDY: Leaves = TINY | {"steps": 200}
 SCALED: dict[str, Leaves] = {
     "k2000_iter1": {"teacher.clusters": 128},
     "k2000_iter2": {"teacher.clusters": 128, "steps": 320, "teacher.layer": 2} | SECOND,
@@ -171,12 +208,13 @@ SCALED: dict[str, Leaves] = {
 VARIANTS: dict[str, Leaves] = STUDIED | {
     "large": LARGE,
     "reference": REFERENCE,
-    "demo": SMALL | {"steps": 400, "then": "demo_iter2"},
-    "demo_pitch": SMALL | PITCH | PROBES,
-    "demo_filterbank": SMALL | FILTERBANK | PROBES,
-    "demo_multi": SMALL | MULTI | PROBES,
-    "demo_random": SMALL | RANDOM | PROBES,
-    "demo_iter2": SMALL | SECOND | PROBES | {"steps": 300, "teacher.layer": 2},
+    "small": SMALL | PROBES,
+    "demo": TINY | {"steps": 400, "then": "demo_iter2"},
+    "demo_pitch": TINY | PITCH | PROBES,
+    "demo_filterbank": TINY | FILTERBANK | PROBES,
+    "demo_multi": TINY | MULTI | PROBES,
+    "demo_random": TINY | RANDOM | PROBES,
+    "demo_iter2": TINY | SECOND | PROBES | {"steps": 300, "teacher.layer": 2},
 }
 VARIANTS |= {f"{name}_demo": STUDY | SCALED.get(name, STUDIED[name]) for name in STUDIED}
 

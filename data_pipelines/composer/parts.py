@@ -11,11 +11,22 @@ import numpy as np
 
 from data_pipelines.composer import harmony
 from data_pipelines.composer.harmony import NO_CHORD, Chord
-from data_pipelines.composer.timbres import CRASH, HAT, KICK, OPEN_HAT, RIDE, RIM, SNARE, TOM
+from data_pipelines.composer.timbres import (
+    CRASH,
+    HAT,
+    KICK,
+    KIT,
+    OPEN_HAT,
+    RIDE,
+    RIM,
+    SNARE,
+    TOM,
+)
 
 PHRASE = 4  # bars
 FORM = "AABA"
 _Stroke = tuple[float, float, int | None]  # beat, length and voice
+_COMMON = 4  # beats that a pattern is written for: a longer bar has it again from there
 
 
 class Event(NamedTuple):
@@ -54,7 +65,7 @@ class MusicPlan(NamedTuple):
 
 
 # Lengths in beats that fill a bar of four or three; a negative length is a rest.
-_RHYTHMS = {
+_RHYTHMS: dict[int, tuple[tuple[float, ...], ...]] = {
     4: (
         (1, 1, 1, 1), (1.5, 0.5, 1, 1), (2, 1, 1), (0.5, 0.5, 1, 0.5, 0.5, 1), (3, 1),
         (-1, 1, 1, 1), (0.5, 0.5, 0.5, 0.5, 1, -1), (1, 0.5, 0.5, 2), (1.5, 1.5, 1),
@@ -64,8 +75,23 @@ _RHYTHMS = {
         (1, 1, 1), (2, 1), (1.5, 0.5, 1), (0.5, 0.5, 1, 1), (1, 0.5, 0.5, 0.5, 0.5), (-1, 1, 1),
         (0.5, 0.5, 0.5, 0.5, 1),
     ),
+    2: ((1, 1), (1.5, 0.5), (0.5, 0.5, 1), (2,), (-1, 1), (0.5, 0.5, 0.5, 0.5), (0.75, 0.25, 1)),
 }  # fmt: skip
-_CLOSING = {4: ((4,), (3, -1), (2, -2)), 3: ((3,), (2, -1))}
+# Longer bars are put together from shorter ones, as they are counted: five is three and two.
+_RHYTHMS |= {
+    first + second: tuple(a + b for a in _RHYTHMS[first] for b in _RHYTHMS[second])
+    for first, second in ((3, 2), (3, 3), (4, 3))
+}
+_CLOSING = {
+    2: ((2,), (1, -1)),
+    3: ((3,), (2, -1)),
+    4: ((4,), (3, -1), (2, -2)),
+    5: ((5,), (3, -2)),
+    6: ((6,), (4, -2), (3, -3)),
+    7: ((7,), (4, -3)),
+}
+METERS = tuple(sorted(_RHYTHMS))  # beats in a bar that melodies can be written in
+DRUMMED = (3, 4)  # those that `drums` has grooves for
 
 # Per bar: (beat, length, voice of the chord from below; None is the whole chord).
 _COMPING: dict[str, list[_Stroke]] = {
@@ -191,10 +217,11 @@ def _strokes(pattern: list[_Stroke] | None, meter: int, start: int, end: int) ->
         yield start, end - start, None
         return
     bar = start - start % meter
-    for offset, length, voice in pattern:
-        beat = bar + offset
-        if start <= beat < end and offset < meter:
-            yield beat, min(length, end - beat), voice
+    for first in range(0, meter, _COMMON):
+        for offset, length, voice in pattern:
+            beat = bar + first + offset
+            if start <= beat < end and first + offset < meter:
+                yield beat, min(length, end - beat), voice
 
 
 def inner(rng: np.random.Generator, plan: MusicPlan, low: int, high: int) -> list[Event]:
@@ -249,3 +276,39 @@ def drums(rng: np.random.Generator, plan: MusicPlan) -> list[Event]:
         if crashes and bar % PHRASE == 0:
             events.append(Event(start, 0.25, CRASH, 0.9))
     return events
+
+
+def percussion(rng: np.random.Generator, plan: MusicPlan) -> list[Event]:
+    """Write a bar's rhythm for two to five pieces of the kit, evenly spread strokes of each.
+
+    A rhythm has k strokes in the n steps of a bar, as evenly as steps allow (Euclidean rhythms;
+    Toussaint, BRIDGES 2005), from a step of its own on; one stroke in eight is left out.
+    """
+    kit = [int(drum) for drum in rng.choice(list(KIT), int(rng.integers(2, 6)), replace=False)]
+    steps = plan.meter * int(rng.choice([2, 3, 4]))  # of a bar
+    rhythms = []
+    for drum in kit:
+        strokes, turn = int(rng.integers(1, max(steps // 2, 2) + 1)), int(rng.integers(steps))
+        at = [step for step in range(steps) if (step + turn) * strokes % steps < strokes]
+        rhythms.append((drum, at, float(rng.uniform(0.4, 1.0))))
+
+    events = []
+    for start in range(0, len(plan.chords), plan.meter):
+        for drum, at, weight in rhythms:
+            for step in at:
+                beat = step * plan.meter / steps
+                if rng.random() < 0.875:
+                    events.append(Event(start + beat, 0.25, drum, weight * plan.accent(beat)))
+    return events
+
+
+def drone(rng: np.random.Generator, plan: MusicPlan, low: int, high: int) -> list[Event]:
+    """Hold the tonic, or tonic and fifth, a phrase at a time."""
+    tonic = low + (plan.key - low) % 12
+    pitches = (tonic, tonic + 7) if tonic + 7 < high and rng.random() < 0.5 else (tonic,)
+    length, end = PHRASE * plan.meter, len(plan.chords)
+    return [
+        Event(start, min(length, end - start), pitch, 0.8)
+        for start in range(0, end, length)
+        for pitch in pitches
+    ]

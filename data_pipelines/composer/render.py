@@ -5,7 +5,7 @@ look-ups a sample whatever its number of harmonics, and its pitch and onset are 
 """
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import scipy.signal
@@ -29,14 +29,19 @@ _NOISE_SECONDS = 4.0
 
 
 def render(
-    notes: Iterable[Note], seconds: float, sample_rate: int, seed: int | tuple[int, ...] = 0
+    notes: Iterable[Note],
+    seconds: float,
+    sample_rate: int,
+    seed: int | tuple[int, ...] = 0,
+    timbres: Sequence[Timbre] = TIMBRES,
 ) -> np.ndarray:
     """Render notes into dry float32 audio [n], n = round(seconds * sample_rate).
 
     A note is silent before the sample nearest to its onset, whatever its instrument, and its
     level at velocity 1 is about 1 RMS while it is held, so that the caller sets the headroom.
     The seed colours each instrument (brighter, darker, vibrato rate) and draws noise and phases;
-    the same arguments give the same samples on one machine.
+    the same arguments give the same samples on one machine. `timbres` are the pitched
+    instruments, by their index.
 
     Raises:
       ValueError: a note starts before 0, ends before it starts, is too high for the sample rate,
@@ -53,7 +58,7 @@ def render(
         if instrument == DRUMS:
             audio += _render_drums(part, n, sample_rate, rng)
         else:
-            audio += _render_part(TIMBRES[instrument], part, n, sample_rate, rng)
+            audio += _render_part(timbres[instrument], part, n, sample_rate, rng)
     return audio
 
 

@@ -6,7 +6,7 @@ run from a lone flute to a full band. It is a demonstration and test corpus: mus
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -29,6 +29,10 @@ _TEXTURES = (
     ("melody", "inner", "bass", "drums"),
     ("melody", "chords", "inner", "bass", "drums"),
 )
+
+
+_METERS = (4, 4, 4, 3)  # beats in a bar, equally likely
+_TEMPI = (64, 176)  # beats a minute
 
 
 class Role(NamedTuple):
@@ -109,8 +113,10 @@ def clip(seed: int, seconds: float = 30.0, sample_rate: int = 16000) -> Clip:
     # the plan: a key (each of the 24 once in 24 seeds), then meter, tempo and chords
     rng = np.random.default_rng(seed)
     key = int(np.random.default_rng((seed // 24, 24)).permutation(24)[seed % 24])
-    grid, skipped = _grid(rng, seconds)
-    plan = MusicPlan(key, grid.meter, _harmony(rng, key, len(grid.times) // grid.meter, grid.meter))
+    grid, skipped = draw_grid(rng, seconds)
+    plan = MusicPlan(
+        key, grid.meter, draw_chords(rng, key, len(grid.times) // grid.meter, grid.meter)
+    )
 
     # what is played, without notes that are hardly begun at the end
     heard = slice(skipped, int(np.searchsorted(grid.times, seconds)))
@@ -164,13 +170,18 @@ def loudness(
     return np.round(32767 * np.clip(audio * np.float32(gain) + hiss, -1, 1)).astype(np.int16)
 
 
-def _grid(rng: np.random.Generator, seconds: float) -> tuple[Grid, int]:
+def draw_grid(
+    rng: np.random.Generator,
+    seconds: float,
+    meters: Sequence[int] = _METERS,
+    tempi: tuple[float, float] = _TEMPI,
+) -> tuple[Grid, int]:
     """Draw meter, tempo, drift and swing; return the grid and the beats before the clip.
 
     The clip begins inside the first bar: the beats of that bar before it have negative times.
     """
-    meter = int(rng.choice([4, 4, 4, 3]))
-    period = 60 / float(np.exp(rng.uniform(np.log(64), np.log(176))))
+    meter = int(rng.choice(list(meters)))
+    period = 60 / float(np.exp(rng.uniform(*(np.log(tempo) for tempo in tempi))))
     count = meter * (int(seconds / period / meter) + 3)
     # Players wander: a random walk of the tempo, within about one per cent.
     wander = np.cumsum(rng.normal(0, 0.0015, count))
@@ -182,7 +193,7 @@ def _grid(rng: np.random.Generator, seconds: float) -> tuple[Grid, int]:
     return Grid(times, meter, swing), skipped
 
 
-def _harmony(rng: np.random.Generator, key: int, bars: int, meter: int) -> tuple[Chord, ...]:
+def draw_chords(rng: np.random.Generator, key: int, bars: int, meter: int) -> tuple[Chord, ...]:
     """Return the chord of each beat, four-bar phrases in the form that the melody follows."""
     sevenths = float(rng.choice([0.0, 0.15, 0.8]))
     slot = 2 if meter == 4 and rng.random() < 0.3 else meter  # beats to a chord
@@ -217,12 +228,12 @@ def _perform(rng: np.random.Generator, plan: MusicPlan, grid: Grid, first: int) 
         events = role.write(rng, plan, low, high)
         # Now and then a player other than the first waits for a bar or two.
         entry = plan.meter * int(rng.integers(1, 4)) if number and rng.random() < 0.25 else first
-        events = _from(events, entry)
-        notes += _play(rng, events, instrument, role.velocity, grid)
+        events = from_beat(events, entry)
+        notes += play(rng, events, instrument, role.velocity, grid)
     return notes
 
 
-def _from(events: list[Event], first: int) -> list[Event]:
+def from_beat(events: list[Event], first: int) -> list[Event]:
     """Leave out what ends before a beat, and start on it what would be sounding there."""
     heard = [event for event in events if event.beat + event.length > first + 0.2]
     return [
@@ -233,7 +244,7 @@ def _from(events: list[Event], first: int) -> list[Event]:
     ]
 
 
-def _play(
+def play(
     rng: np.random.Generator, events: list[Event], instrument: int, velocity: float, grid: Grid
 ) -> list[Note]:
     """Turn events into notes: a touch of jitter, an articulation, louder and softer strokes."""

@@ -194,6 +194,9 @@ class Drum(NamedTuple):
 
 
 KICK, RIM, SNARE, HAT, OPEN_HAT, TOM, CRASH, RIDE = 36, 37, 38, 42, 46, 45, 49, 51
+CLAP, HIGH_TOM, TAMBOURINE, COWBELL, HIGH_CONGA, CONGA, SHAKER, CLAVES = (
+    39, 48, 54, 56, 63, 64, 70, 75,
+)  # fmt: skip
 KIT = {
     KICK: Drum(0.11, 50, 3.0, 2.2, 0.3, 1000, 4000, 0.006),
     RIM: Drum(0.02, 900, 0.3, 1.0, 0.5, 1500, 5000, 0.010),
@@ -203,6 +206,16 @@ KIT = {
     TOM: Drum(0.16, 110, 0.6, 1.6, 0.2, 300, 2000, 0.03),
     CRASH: Drum(0.01, 5200, 0.0, 0.0, 0.8, 2200, 20000, 0.55),
     RIDE: Drum(0.20, 3400, 0.0, 0.1, 0.3, 3000, 20000, 0.20),
+    # What follows is played in varied.py alone. New pieces stand at the end: a kit is tuned, and
+    # its noise drawn, from the first piece to the last.
+    CLAP: Drum(0.01, 1000, 0.0, 0.0, 1.1, 900, 3000, 0.06),
+    HIGH_TOM: Drum(0.12, 180, 0.6, 1.5, 0.2, 400, 2500, 0.03),
+    TAMBOURINE: Drum(0.01, 8000, 0.0, 0.0, 0.6, 5500, 20000, 0.09),
+    COWBELL: Drum(0.09, 560, 0.0, 0.8, 0.3, 700, 2500, 0.03),
+    HIGH_CONGA: Drum(0.10, 330, 0.2, 1.3, 0.2, 500, 3000, 0.01),
+    CONGA: Drum(0.14, 220, 0.2, 1.4, 0.2, 400, 2500, 0.012),
+    SHAKER: Drum(0.01, 6000, 0.0, 0.0, 0.5, 3500, 20000, 0.045),
+    CLAVES: Drum(0.03, 2450, 0.0, 1.0, 0.1, 2000, 5000, 0.004),
 }
 
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
-from data_pipelines.composer import harmony, synth, timbres
+from data_pipelines.composer import harmony, synth, timbres, varied
 from data_pipelines.shards import RECORDED, Input, ShardedBuilder
 
 # Splits count their seeds from far apart, and from multiples of 24: see synth.clip on keys.
@@ -16,13 +16,17 @@ FIRST_SEED = {"train": 0, "validation": 24_000_000, "test": 48_000_000}
 
 @dataclasses.dataclass
 class SynthMusicConfig(tfds.core.BuilderConfig):
-    """A builder config: sample rate in Hz, seconds of a clip, clips of each split."""
+    """A builder config: sample rate in Hz, seconds of a clip, clips of each split.
+
+    varied: whether clips are those of composer/varied.py, which are there to learn from.
+    """
 
     sample_rate: int = 16000
     seconds: float = 30.0
     train: int = 240
     validation: int = 48
     test: int = 48
+    varied: bool = False
 
 
 class Builder(ShardedBuilder):
@@ -34,6 +38,9 @@ class Builder(ShardedBuilder):
         SynthMusicConfig(name="16khz", sample_rate=16000, description="16 kHz, 2.8 hours."),
         SynthMusicConfig(name="24khz", sample_rate=24000, description="24 kHz, 2.8 hours."),
         SynthMusicConfig(name="16khz_20h", train=2400, description="16 kHz, 20.8 hours."),
+        SynthMusicConfig(
+            name="16khz_varied", train=1200, varied=True, description="16 kHz, 10.8 hours, varied."
+        ),
     ]
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -75,7 +82,8 @@ class Builder(ShardedBuilder):
     def _generate_examples(self, source: Input) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield the one record of a clip; `source.origin` is its seed."""
         config = self.builder_config
-        clip = synth.clip(source.origin, config.seconds, config.sample_rate)
+        compose = varied.clip if config.varied else synth.clip
+        clip = compose(source.origin, config.seconds, config.sample_rate)
         yield source.path, record(source.path, clip)
 
 
