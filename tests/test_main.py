@@ -39,7 +39,7 @@ ITERATION_2 = {"teacher.feature": "layer", "teacher.layer": 1}
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("main")
-    runs.write_clips(root / "data")
+    runs.write_mixed(root / "data")
     return root
 
 
@@ -298,8 +298,11 @@ def test_collapse_and_losses_that_are_not_finite_stop_with_a_code_of_their_own(
 
 @pytest.fixture(scope="module")
 def study(root) -> kill.Study:
-    """musicHuBERT's run that was never stopped, with several targets, to compare others with."""
-    return kill.Study(runs.MULTI, root, AT_WORK, SHORT)
+    """musicHuBERT's run that was never stopped, to compare others with.
+
+    It has several targets, mixes two data sets and looks at their validation splits.
+    """
+    return kill.Study(runs.MULTI, root, AT_WORK, SHORT | runs.MIXED)
 
 
 @pytest.fixture(scope="module")
@@ -325,7 +328,7 @@ def test_a_teacher_that_does_not_fit(root, refused, hubert, tmp_path):
 
 
 def test_what_is_logged_of_several_targets(hubert):
-    logged = runs.scalars(hubert)[-1]
+    logged = [line for line in runs.scalars(hubert) if "loss" in line][-1]
     for name in ("mel_1", "mel_2", "chroma", "onset"):
         assert 0 < logged[f"code_usage/{name}"] <= 1
         assert {f"masked_accuracy/{name}", f"majority/{name}"} <= logged.keys()

@@ -3,6 +3,7 @@
     python -m tests.faults.kill --runs=10 --config=configs/musichubert.py:demo
     python -m tests.faults.kill --runs=10 --terms --probe_data=data  # where synth_music is built
     python -m tests.faults.kill --runs=10 --processes=2
+    python -m tests.faults.kill --runs=10 --config=configs/musichubert.py:demo_multi --mixed
 
 Every run is a tiny one of real processes of the main command. Each of its lives ends in a phase of
 its own: while starting (imports, restoring, compiling), while fitting the codebook, in training,
@@ -261,7 +262,12 @@ class Study:
         wrong = runs.differences(self.state, runs.state(workdir))
         reference = self.root / "reference"
         losses = [
-            [(line["step"], line["loss"]) for line in runs.scalars(at) if "loss" in line]
+            [
+                (line["step"], name, line[name])
+                for line in runs.scalars(at)
+                for name in ("loss", "validation/loss")
+                if name in line
+            ]
             for at in (reference, workdir)
         ]
         if losses[0] != losses[1]:
@@ -311,6 +317,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=80, help="more if lives end before their time")
     parser.add_argument("--processes", type=int, default=1, help="of a run")
     parser.add_argument("--terms", action="store_true", help="end runs by SIGTERM too")
+    parser.add_argument("--mixed", action="store_true", help="two data sets, and validation")
     parser.add_argument("--probe_data", help="where synth_music is built, to end runs in probes")
     options = parser.parse_args()
     start = runs.start
@@ -319,9 +326,10 @@ def main() -> None:
     leaves = {"steps": options.steps}
     if options.probe_data:
         leaves |= PROBES | {"probe.data_dir": options.probe_data}
+    leaves |= runs.MIXED if options.mixed else {}
     root = Path(tempfile.mkdtemp(prefix="killed-"))
     try:
-        runs.write_clips(root / "data")
+        runs.write_mixed(root / "data")
         study = Study(options.config, root, start, leaves)
         print(f"reference: first step after {study.startup:.1f} s", flush=True)
 

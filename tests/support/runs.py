@@ -66,18 +66,36 @@ OF_CONFIG[MULTI] = OF_CONFIG[MUSICHUBERT] | {
 }
 
 
-def write_clips(data_dir: Path, records: int = 40) -> Path:
-    """A data set "clips" of chords in noise, 0.8 to 2 s each, at DATA_DIR; returns its folder."""
-    rng = np.random.default_rng(0)
+# A run that mixes two data sets and looks at their validation splits, as `write_mixed` writes them.
+MIXED = {"data.mix": "clips:1,others:3", "validate.every": 3, "validate.clips": 8}
+
+
+def write_mixed(data_dir: Path) -> None:
+    """Two data sets of clips, "clips" and "others", with validation splits."""
+    write_clips(data_dir, validation=8)
+    write_clips(data_dir, name="others", validation=8, seed=1)
+
+
+def write_clips(
+    data_dir: Path, records: int = 40, name: str = "clips", validation: int = 0, seed: int = 0
+) -> Path:
+    """A data set of chords in noise, 0.8 to 2 s each, at DATA_DIR; returns its folder.
+
+    Args:
+      records: in the split "train", in two shards.
+      validation: in a split of that name, where it is not 0.
+    """
+    rng = np.random.default_rng(seed)
     clips = []
-    for _ in range(records):
+    for _ in range(records + validation):
         time = np.arange(rng.integers(12_800, 32_000)) / 16_000
         pitches = rng.uniform(80, 2000, 3)
         chord = sum(np.sin(2 * np.pi * pitch * time) for pitch in pitches)
         sound = 5000 * chord * np.exp(-time * rng.uniform(0, 3)) + rng.normal(0, 300, len(time))
         clips.append(sound.astype(np.int16))
-    shards = [clips[: records // 2], clips[records // 2 :]]
-    return record_files.write(data_dir / "clips/16khz/1.0.0", {"train": shards})
+    splits = {"train": [clips[: records // 2], clips[records // 2 : records]]}
+    splits |= {"validation": [clips[records:]]} if validation else {}
+    return record_files.write(data_dir / name / "16khz/1.0.0", splits)
 
 
 def flags(config: str, workdir: Path, data_dir: Path, leaves: dict | None = None) -> list[str]:
