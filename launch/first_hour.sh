@@ -33,7 +33,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-python}
 minutes='' config=configs/musichubert.py:reference output=results/first_hour work=runs/first_hour
 all=check,benchmark,compose,train,probe,export
-only=$all toy=false dry_run=false flags=() data=synth_music/16khz_20h
+only=$all toy=false dry_run=false flags=() data=synth_music/16khz_varied
 
 refuse() {
   echo "first_hour.sh: $*" >&2

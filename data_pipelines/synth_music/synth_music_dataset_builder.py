@@ -37,9 +37,8 @@ class Builder(ShardedBuilder):
     BUILDER_CONFIGS: ClassVar[list[SynthMusicConfig]] = [
         SynthMusicConfig(name="16khz", sample_rate=16000, description="16 kHz, 2.8 hours."),
         SynthMusicConfig(name="24khz", sample_rate=24000, description="24 kHz, 2.8 hours."),
-        SynthMusicConfig(name="16khz_20h", train=2400, description="16 kHz, 20.8 hours."),
         SynthMusicConfig(
-            name="16khz_varied", train=1200, varied=True, description="16 kHz, 10.8 hours, varied."
+            name="16khz_varied", train=2400, varied=True, description="16 kHz, 20.8 hours, varied."
         ),
     ]
 

@@ -8,7 +8,7 @@ import tensorflow_datasets as tfds
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from data_pipelines import build
-from data_pipelines.composer import harmony, synth, timbres
+from data_pipelines.composer import harmony, synth, timbres, varied
 from data_pipelines.synth_music.synth_music_dataset_builder import (
     FIRST_SEED,
     Builder,
@@ -16,12 +16,17 @@ from data_pipelines.synth_music.synth_music_dataset_builder import (
 )
 
 TINY = SynthMusicConfig(name="tiny", seconds=2.5, train=30, validation=3, test=2)
+VARIED = SynthMusicConfig(
+    name="tiny_varied", seconds=2.5, train=4, validation=1, test=1, varied=True
+)
 # Another Python, which is sent the work: one, where a cluster has many.
 BEAM = "--direct_num_workers=1 --direct_running_mode=multi_processing"
 
 
-def _build(folder: Path, *, workers: int = 1, beam: str = "") -> Builder:
-    builder = Builder(data_dir=folder, config=TINY)
+def _build(
+    folder: Path, *, workers: int = 1, beam: str = "", config: SynthMusicConfig = TINY
+) -> Builder:
+    builder = Builder(data_dir=folder, config=config)
     builder.workers = workers
     options = PipelineOptions(beam.split()) if beam else None
     builder.download_and_prepare(download_config=tfds.download.DownloadConfig(beam_options=options))
@@ -33,17 +38,24 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Builder:
     return _build(tmp_path_factory.mktemp("two"), workers=2)
 
 
+def _shards(builder: Builder) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in Path(builder.data_path).glob("*.tfrecord*")}
+
+
 @pytest.mark.slow
 def test_two_workers_and_beams_one_write_the_same_records(built, tmp_path):
     """Shard by shard and in order, to the byte."""
+    assert len(_shards(built)) == 3
+    assert _shards(_build(tmp_path, beam=BEAM)) == _shards(built)
 
-    def shards(builder: Builder) -> dict[str, bytes]:
-        return {
-            path.name: path.read_bytes() for path in Path(builder.data_path).glob("*.tfrecord*")
-        }
 
-    assert len(shards(built)) == 3
-    assert shards(_build(tmp_path, beam=BEAM)) == shards(built)
+def test_varied_clips_are_those_of_their_seeds_from_any_number_of_workers(tmp_path):
+    one, two = (_build(tmp_path / str(n), workers=n, config=VARIED) for n in (1, 2))
+    assert _shards(one) == _shards(two)
+    for record in tfds.as_numpy(one.as_dataset(split="train")):
+        clip = varied.clip(int(record["path"].decode().removeprefix("train/")), 2.5)
+        np.testing.assert_array_equal(record["audio"], clip.audio)
+        np.testing.assert_array_equal(record["notes"]["pitch"], [note.pitch for note in clip.notes])
 
 
 def test_splits_have_their_sizes_and_share_no_clip(built):

@@ -98,7 +98,7 @@ def test_a_dry_run_prints_the_commands_alone(first_hour, flag):
     train = lines[-3]
     assert train[-1] == "--config.data.data_dir=my data"
     assert "--config=configs/musichubert.py:reference" in train
-    assert "--config.data.name=synth_music/16khz_20h" in train
+    assert "--config.data.name=synth_music/16khz_varied" in train
 
 
 def test_a_run_leaves_its_results_and_does_nothing_twice(first_hour):
