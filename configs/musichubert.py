@@ -5,6 +5,7 @@
         --config.teacher.encoder=runs/musichubert-k2000_iter1
     python -m musicssl.main --config=configs/musichubert.py:demo      # both iterations, on a CPU
     python -m musicssl.main --config=configs/musichubert.py:demo_filterbank
+    python -m musicssl.main --config=configs/musichubert.py:small     # about an hour on two cores
     python -m musicssl.main --config=configs/musichubert.py:demo_pitch
     python -m musicssl.main --config=configs/musichubert.py:demo_multi
     python -m musicssl.main --config=configs/musichubert.py:k500_mfcc60_demo
@@ -37,6 +38,11 @@ short, and there is no dropout.
 stem starts as a bank of band-pass filters (`musicssl.model.filterbank`) and remains one, and it
 predicts three targets at once, which describe partials, pitch classes and onsets.
 musicssl/probing/README.md shows what was tried, on clips that are in no test.
+
+`small` is the same idea for about an hour on two CPU cores, including data. It has four layers of
+width 256 (4 million parameters), hears 2.6 s at a time, predicts several targets at once, and
+trains its stem, which starts as the filter bank. Half of what it hears is varied music
+(data_pipelines/synth_music/README.md), the other half the demo's.
 
 `reference` is the same idea at base size, for an hour on one GPU including data
 (launch/first_hour.sh). It has not been run to completion.

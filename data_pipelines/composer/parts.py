@@ -90,7 +90,6 @@ _CLOSING = {
     6: ((6,), (4, -2), (3, -3)),
     7: ((7,), (4, -3)),
 }
-METERS = tuple(sorted(_RHYTHMS))  # beats in a bar that melodies can be written in
 DRUMMED = (3, 4)  # those that `drums` has grooves for
 
 # Per bar: (beat, length, voice of the chord from below; None is the whole chord).
