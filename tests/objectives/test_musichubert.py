@@ -15,7 +15,7 @@ from musicssl.exchange import state_dict
 from musicssl.model.encoder import make_encoder
 from musicssl.objectives import codebook, hubert, targets
 from musicssl.runtime import sharding
-from musicssl.training import optim, step
+from musicssl.training import loop, optim, step
 from tests.support import full_size, torch_models
 
 FULL_SIZE = ("k500", "k500_mfcc60", "k2000_iter1", "k2000_iter2")
@@ -148,3 +148,37 @@ def test_one_optimizer_step_of_every_full_size_variant(monkeypatch, tmp_path):
 
 def kernel(state: step.TrainState) -> jax.Array:
     return state.params["encoder"]["layer_11"]["attention"]["q_proj"]["kernel"]
+
+
+def test_the_hours_recipe_takes_a_step_that_moves_its_stem_and_its_heads():
+    """At toy size, from two optimiser steps, the first of which has rate 0."""
+    config = musichubert.get_config("small")
+    mesh = sharding.make_mesh(1)
+    loop.check(config, mesh)
+    predicted = targets.of(config)
+    assert [target.feature for target in predicted] == [
+        *("partials", "cqt", "chroma", "mel", "onset"),
+    ]
+    leaves = {"batch_size": 2, "data.crop_frames": 16, "encoder.layers": 1, "encoder.width": 32}
+    leaves |= {"encoder.ffn_width": 64, "encoder.stem_width": 24, "mask.equal_counts": 2}
+    leaves |= {"encoder.pos_conv_kernel": 4, "encoder.pos_conv_groups": 4, "hubert.final_dim": 8}
+    config.update_from_flattened_dict(leaves)
+
+    # Codes are frames of other sounds.
+    rng = np.random.default_rng(0)
+    shape = 2, audio.crop_samples(config.data.crop_frames)
+    clips = rng.integers(-9_000, 9_000, shape, dtype=np.int16)
+    frozen = {"quantizers": {}}
+    for target in predicted:
+        rows = rng.standard_normal((target.clusters, targets.width(config, target)))
+        frozen["quantizers"][target.name] = {"codebook": jnp.asarray(rows, jnp.float32)}
+    state = step.init_state(config)
+    before = jax.tree.map(np.array, state.params)
+    take = step.make_step(config, mesh)
+    for _ in range(2):
+        state, metrics = take(state, frozen, jnp.asarray(clips))
+    assert metrics["nonfinite"] == 0 and metrics["grad_norm"] > 0
+    assert {f"cross_entropy/{target.name}" for target in predicted} <= metrics.keys()
+    moved = jax.tree.map(lambda a, b: bool((np.asarray(a) != b).any()), state.params, before)
+    assert all(moved["encoder"][f"stem_conv_{i}"]["kernel"] for i in range(7))
+    assert all(moved["head"][target.name]["embeddings"] for target in predicted)
