@@ -25,7 +25,11 @@ def _run(folder: Path, seed: int, **leaves: object) -> Path:
     for name, of in (("probe", "synth_key"), ("polyphony", "poly_pitch")):
         written(folder / name, task(of), **about)
         for baseline in ("logmel", "random"):
-            written(folder / name / "beside" / baseline, task(of), **about | {"run": None})
+            written(
+                folder / name / "beside" / baseline,
+                task(of),
+                **about | {"run": None, "encoder": baseline},
+            )
     return folder
 
 
