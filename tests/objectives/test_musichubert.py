@@ -172,7 +172,7 @@ def test_the_hours_recipe_takes_a_step_that_moves_its_stem_and_its_heads():
     for target in predicted:
         rows = rng.standard_normal((target.clusters, targets.width(config, target)))
         frozen["quantizers"][target.name] = {"codebook": jnp.asarray(rows, jnp.float32)}
-    state = step.init_state(config)
+    state = step.sharded_init(config, mesh)
     before = jax.tree.map(np.array, state.params)
     take = step.make_step(config, mesh)
     for _ in range(2):
