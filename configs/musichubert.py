@@ -145,12 +145,12 @@ RANDOM: Leaves = {
     "teacher.targets": "mel:random:2x64,cqt:random:2x64",
 }
 SMALL: Leaves = {
-    "steps": 2_400,
+    "steps": 2_000,
     "batch_size": 16,
     "precision": "float32",
     "log_every": 50,
     "checkpoint.every": 200,
-    "data.mix": "synth_music/16khz_varied:2,synth_music:1",
+    "data.mix": "synth_music/16khz_varied:1,synth_music:1",
     "data.crop_frames": 128,
     "encoder.layers": 4,
     "encoder.width": 256,
@@ -169,7 +169,7 @@ SMALL: Leaves = {
     "mask.equal_counts": 8,
     "optim.warmup_steps": 150,
     "optim.learning_rate": 1e-3,
-    "hubert.feature_penalty": 0.0,
+    "hubert.feature_penalty": 0.1,
     "hubert.min_label_perplexity": 1.2,  # onsets are few: most frames have the label of none
     "teacher.feature": "",
     "teacher.targets": (
