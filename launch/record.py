@@ -1,11 +1,13 @@
 """The page that is kept of a recipe's runs: scores, curves, several voices, commit and machine.
 
-    python launch/record.py runs/small-1337 runs/small-2 runs/small-3 --output=DIR
+    python launch/record.py runs/small-1337 runs/small-2 runs/small-3 --output=DIR \\
+        [--beside RESULTS ...]
 
 The runs differ in their training seeds alone. Each has its probes (RUN/probe, with the baselines
 beside them), its curves.png and, if it was asked about several voices, RUN/polyphony. DIR gets
 README.md, the table of all seeds together with paired tests, pictures, and the configuration: a few
-hundred kB, which a repository can hold. Exit codes: 0 written, 2 something is not there.
+hundred kB, which a repository can hold. RESULTS are further columns of the table of probes, such as
+those of a random stem (musicssl/probing/README.md). Exit codes: 0 written, 2 something is not there.
 """
 
 import argparse
@@ -36,18 +38,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--beside", nargs="*", type=Path, default=[], help="results of more probes")
     parser.add_argument("--machine", default=machine(), help="in words; by default this one")
     options = parser.parse_args(arguments)
     try:
-        print(write(options.runs, options.output, options.machine))
+        print(write(options.runs, options.output, options.machine, options.beside))
     except (FileNotFoundError, ValueError) as error:
         print(f"record: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def write(runs: Sequence[Path], out: Path, machine: str) -> Path:
+def write(runs: Sequence[Path], out: Path, machine: str, more: Sequence[Path] = ()) -> Path:
     """Write the record of some runs into a folder, and return its page.
+
+    Args:
+      machine: that they ran on, in words.
+      more: results of the same probes of other encoders, for the first table.
 
     Raises:
       FileNotFoundError: a run, or what belongs to it, is not there.
@@ -82,7 +89,8 @@ def write(runs: Sequence[Path], out: Path, machine: str) -> Path:
     for folder, heading in _PROBES.items():
         if folder != "probe" and not (runs[0] / folder).exists():
             continue
-        lines += [f"## {heading}", "", _compared(runs, folder, out), ""]
+        others = more if folder == "probe" else []
+        lines += [f"## {heading}", "", _compared(runs, folder, others, out), ""]
         for picture in (f"{folder}.png", f"{folder}-factors.png"):
             if (out / picture).exists():
                 lines += [f"![{heading}]({picture})", ""]
@@ -138,13 +146,13 @@ def _row(run: Path, config: dict) -> str:
     return f"| {config['seed']} | {config['steps']} | {seconds / 60:.1f} | {loss} |"
 
 
-def _compared(runs: Sequence[Path], folder: str, out: Path) -> str:
+def _compared(runs: Sequence[Path], folder: str, more: Sequence[Path], out: Path) -> str:
     """Compare a folder of all runs, and its baselines; return the table, keep the pictures."""
     first = runs[0] / folder
     beside = sorted((first / "beside").glob("*")) if (first / "beside").exists() else []
     beside.sort(key=lambda path: path.name != "random")
     held = out / ".compared"
-    table = report.compare([*(run / folder for run in runs), *beside], held)
+    table = report.compare([*(run / folder for run in runs), *beside, *more], held)
     for made, kept in (("compare.png", ""), ("compare-factors.png", "-factors")):
         if (held / made).exists():
             (held / made).replace(out / f"{folder}{kept}.png")

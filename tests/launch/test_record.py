@@ -35,11 +35,14 @@ def _run(folder: Path, seed: int, **leaves: object) -> Path:
 
 def test_a_page_has_all_seeds_in_one_column_beside_the_baselines(tmp_path):
     runs = [_run(tmp_path / f"small-{seed}", seed) for seed in (1, 2)]
-    assert record.main([*map(str, runs), f"--output={tmp_path / 'kept'}", "--machine=a Cray"]) == 0
+    written(tmp_path / "mfcc", task("synth_key"), encoder="mfcc")
+    options = [f"--output={tmp_path / 'kept'}", "--machine=a Cray", "--beside"]
+    assert record.main([*map(str, runs), *options, str(tmp_path / "mfcc")]) == 0
     page = (tmp_path / "kept/README.md").read_text()
     assert "Commit c0ffee, jax 0.10.2, a Cray." in page
     assert "| 1 | 20 | 3.0 | 3.500 |" in page and "| 2 | 20 | 3.0 | 4.500 |" in page
-    assert page.count("(training seeds 1, 2) | random | logmel | chance |") == 2
+    assert "(training seeds 1, 2) | random | logmel | mfcc | chance |" in page
+    assert "(training seeds 1, 2) | random | logmel | chance |" in page
     assert "## Probes" in page and "## Several voices" in page
     command = "python -m musicssl.main --config=configs/musichubert.py:small --config.seed=2"
     assert f"{command} --workdir=runs/small-2\n" in page
