@@ -145,7 +145,7 @@ RANDOM: Leaves = {
     "teacher.targets": "mel:random:2x64,cqt:random:2x64",
 }
 SMALL: Leaves = {
-    "steps": 2_000,
+    "steps": 1_800,
     "batch_size": 16,
     "precision": "float32",
     "log_every": 50,
