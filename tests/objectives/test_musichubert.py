@@ -150,6 +150,7 @@ def kernel(state: step.TrainState) -> jax.Array:
     return state.params["encoder"]["layer_11"]["attention"]["q_proj"]["kernel"]
 
 
+@pytest.mark.slow
 def test_the_hours_recipe_takes_a_step_that_moves_its_stem_and_its_heads():
     """At toy size, from two optimiser steps, the first of which has rate 0."""
     config = musichubert.get_config("small")
