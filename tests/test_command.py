@@ -268,4 +268,4 @@ def test_comments_are_those_beside_the_leaves():
     said = usage.comments("common")
     assert said["data.name"] == "a builder of data_pipelines/, or builder/config"
     assert said["mesh"] == "devices that share a copy"
-    assert usage.comments("probe")["epochs"] == "at most; 0 for the task's"
+    assert usage.comments("probe")["epochs"] == "the most epochs; 0 for the task's own number"

@@ -25,7 +25,7 @@ def test_without_libtpu_the_command_that_installs_it_is_told(monkeypatch):
 
 @pytest.mark.parametrize("spec", ["h100:9", "h100:0", "h100:0x8", "h100:2x2x8", "h100:8@2"])
 def test_of_gpus_machines_and_their_number_are_asked_for(spec):
-    with pytest.raises(ValueError, match=rf"--topology={spec}: .* machine has, 8 at most"):
+    with pytest.raises(ValueError, match=rf"--topology={spec}: .* in a machine, 8 at most"):
         topology.prepare([spec])
 
 
