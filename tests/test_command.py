@@ -256,7 +256,7 @@ def test_help_shows_variants_and_leaves_with_their_comments():
     for name in full_size.leaves(common.get_config()):
         assert f"--config.{name}=" in output
     assert "configs/musichubert.py" in output and ":k2000_iter2," in output
-    assert "--config.accumulate=1               parts that a batch is computed in" in output
+    assert "--config.accumulate=1               in how many parts a batch is computed" in output
     _, output, _ = run("probe", "--help")
     assert "full by default, :quick, :ridge, :polyphony" in output
     for name in full_size.leaves(probe.get_config()):
