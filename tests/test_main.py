@@ -223,7 +223,7 @@ def test_wrong_flags(refused, arguments, message):
         ),
         ({"mesh.fsdp": 3}, "mesh.fsdp is 3, but there are 1 devices"),
         ({"data.crop_frames": 400}, "lower data.crop_frames to "),
-        ({"data.sample_rate": 24_000}, "data.sample_rate is 24000 Hz and"),
+        ({"data.sample_rate": 24_000}, "data.sample_rate is 24000 Hz, but"),
         ({"precision": "float99"}, "precision is 'float99'"),
         ({"probe.every": 5, "probe.tasks": "gtzan_beat"}, "(needed for the run's probes; --config"),
     ],

@@ -193,7 +193,7 @@ def test_nothing_usable_and_nothing_there(music, tmp_path):
     listed = tmp_path / "music_folder/16khz/1.0.0.skipped.tsv"
     assert str(listed) in str(error.value) and len(listed.read_text().splitlines()) == 8
     assert list(listed.parent.iterdir()) == [listed]
-    with pytest.raises(BuildError, match=r"holds no audio file \(known are \.aac"):
+    with pytest.raises(BuildError, match=r"holds no audio file \(known kinds: \.aac"):
         build(tmp_path, Path(__file__).parent)
     with pytest.raises(BuildError, match="needs --manual_dir=DIR"):
         build(tmp_path, tmp_path / "nowhere")

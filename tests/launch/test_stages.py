@@ -22,7 +22,7 @@ def test_stages_run_once_after_what_they_need(tmp_path, capsys):
     assert code == 3
     assert sorted(ran) == ["a", "b", "d", "report"] and ran[-1] == "report"
     said = capsys.readouterr().err
-    assert "b ended with exit code 3" in said and "left out: c" in said
+    assert "b ended with exit code 3" in said and "c was left out" in said
 
     every = (of.stage("a"), of.stage("b", ("a",)), after, of.stage("d"), last)
     assert of.run(*every) == (0, ["b", "c", "report"])  # mended, and what waited for it

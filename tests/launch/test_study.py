@@ -74,9 +74,9 @@ def test_models_tasks_and_encoders_are_chosen(tmp_path, capsys):
     (tmp_path / "speech").mkdir()
     (tmp_path / "speech/config.json").write_text('{"model_type": "whisper"}')
     wrong = {
-        "--models=logmel,music3vec": "--models: 'music3vec' names none",
+        "--models=logmel,music3vec": "--models: 'music3vec' matches nothing",
         "--tasks=gtzan_mood": "gtzan_mood",
-        "--stages=report,train/*": "--stages: 'train/*' names none",
+        "--stages=report,train/*": "--stages: 'train/*' matches nothing",
         "--encoders=/no/such": "--encoders: /no/such is not there",
         f"--encoders={tmp_path}/speech": "model_type is 'whisper'",
         f"--encoders={given},{given}/": "two are called hubert-base",

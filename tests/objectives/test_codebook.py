@@ -246,7 +246,7 @@ def test_another_sample_rate_is_refused(tmp_path, teacher):
     said = refusal(layer(teacher, data__sample_rate=24_000), tmp_path)
     assert f"{teacher} takes audio of 16000 Hz, but data.sample_rate is 24000: use audio of" in said
     said = refusal(config_of(data__sample_rate=24_000), tmp_path)
-    assert "data.sample_rate is 24000 and teacher.feature 'mfcc' is for 16000 Hz: use" in said
+    assert "data.sample_rate is 24000 and teacher.feature 'mfcc' needs 16000 Hz: use" in said
 
 
 def test_an_encoder_of_another_frame_rate_is_refused(tmp_path):
