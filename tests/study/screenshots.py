@@ -128,7 +128,12 @@ def take(
             *(f"--window-size={width},{height}", f"--virtual-time-budget={PATIENCE}"),
             *(f"--screenshot={picture.absolute()}", address),
         ]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=WITHIN, check=False)
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=WITHIN, check=False
+            )
+        except subprocess.TimeoutExpired:
+            sys.exit(f"{browser} took no picture of {address} within {WITHIN} s")
     if not picture.is_file():
         sys.exit(f"{browser} took no picture of {address}:\n{done.stderr[-2000:]}")
     whole = Image.open(picture).convert("RGB").crop((0, 0, kept or width, height))
