@@ -35,8 +35,8 @@ labels in so few steps: its stem keeps its random values, which halves the cost 
 short, and there is no dropout.
 
 `demo_filterbank` is the demo that learns most in its minutes; it is not in the paper either. Its
-stem starts as a bank of band-pass filters (`musicssl.model.filterbank`) and remains one, and it
-predicts three targets at once, which describe partials, pitch classes and onsets.
+stem starts as a bank of band-pass filters (`musicssl.model.filterbank`) and is trained from there,
+and it predicts four targets at once, which describe pitches, pitch classes, timbre and onsets.
 musicssl/probing/README.md shows what was tried, on clips that are in no test.
 
 `small` is the same idea for about an hour on two CPU cores, including data. It has four layers of
@@ -123,15 +123,16 @@ PITCH: Leaves = {
     "teacher.clusters": 128,
 }
 FILTERBANK: Leaves = PITCH | {
-    "steps": 900,
-    "log_every": 50,
-    "checkpoint.every": 300,
+    "steps": 400,
+    "log_every": 25,
+    "checkpoint.every": 200,
     "encoder.stem_start": "filterbank",
     "encoder.stem_width": 96,
+    "encoder.feature_grad_mult": 1.0,
     "hubert.min_label_perplexity": 1.2,  # onsets are few: most frames have the label of none
     "teacher.feature": "",
-    "teacher.targets": "partials:kmeans:128,chroma:kmeans:64,onset:kmeans:16",
-    "validate.every": 300,
+    "teacher.targets": "cqt:kmeans:128,chroma:kmeans:64,mel:kmeans:128,onset:kmeans:16",
+    "validate.every": 200,
 }
 MULTI: Leaves = {
     "steps": 400,
