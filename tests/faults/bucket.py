@@ -207,11 +207,9 @@ def away(trial: Trial, seeds: range) -> None:
             errors = life.end()
         code, study.start = life.process.returncode, start
         codes[code] += 1
-        last = (errors.splitlines() or [""])[-1]
-        wrong = (
-            [] if code == 74 and last.startswith("musicssl: ") else [f"{code}: {errors[-2000:]}"]
-        )
-        trial.say(f"away: at request {skip} it ended with {code}: {last[:200]}")
+        said = [line for line in errors.splitlines() if line.startswith("musicssl: ")]
+        wrong = [] if code == 74 and len(said) == 1 else [f"{code}: {errors[-2000:]}"]
+        trial.say(f"away: at request {skip} it ended with {code}: {' '.join(said)[:200]}")
         trial.told(f"away, run {number}", wrong + finish(study, name))
     trial.say(f"away: exit codes {dict(codes)}")
 
