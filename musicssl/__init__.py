@@ -27,6 +27,7 @@ def _check_environment() -> None:
     except Exception as error:
         told = " ".join(str(error).split())
         # Some messages have the value alone.
+        given.pop("JAX_PLATFORMS", None)
         named = [k for k in given if k in told or k.lower() in told]
         named = named or [k for k, v in given.items() if v and v.lower() in told.lower()]
         line = f"{' or '.join(named or given)} in the environment is refused ({told}): leave it out"

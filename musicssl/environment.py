@@ -5,9 +5,11 @@ environment sets. Everything else that may change a result is written into each 
 a resumed run can say what has changed.
 """
 
+import contextlib
 import importlib.metadata
 import os
 import platform
+from pathlib import Path
 
 import flax
 import jax
@@ -21,6 +23,8 @@ _JAX = {
     "jax_random_seed_offset": 0,
     "jax_high_dynamic_range_gumbel": False,
     "jax_disable_jit": False,
+    "jax_no_tracing": False,
+    "jax_no_execution": False,
     "jax_numpy_dtype_promotion": "standard",
     "jax_numpy_rank_promotion": "allow",
     "jax_transfer_guard": "allow",
@@ -76,24 +80,43 @@ def key(seed: int | jax.Array) -> jax.Array:
 
 
 def require_devices() -> None:
-    """Find the devices of JAX_PLATFORMS, if it is set, before anything needs them.
+    """Find the devices that JAX is to use, before anything needs them.
 
     Raises:
-      ValueError: there are none; the message names the available platforms.
+      ValueError: there are none of JAX_PLATFORMS or JAX_PLATFORM_NAME, if these are set, and the
+        message names the platforms that there are; or JAX_DUMP_IR_TO cannot be written to.
     """
     try:
         jax.devices()
     except Exception as error:  # JAX raises several kinds, and for CUDA a bare AssertionError
         said = next(iter(str(error).splitlines()), "JAX is installed without it")
-        wanted = getattr(jax.config, "jax_platforms", None)
-        if not wanted:
-            raise ValueError(said) from error
-        jax.config.update("jax_platforms", None)
-        there = dict.fromkeys([jax.default_backend(), "cpu"])
-        raise ValueError(
-            f"there is no device of the platform {wanted} ({said}): set JAX_PLATFORMS to "
-            f"{' or '.join(there)}, or leave it out"
-        ) from error
+        asked = {  # of the first there is no attribute
+            "jax_platform_name": os.environ.get("JAX_PLATFORM_NAME"),
+            "jax_platforms": getattr(jax.config, "jax_platforms", None),
+        }
+        for name, wanted in asked.items():
+            if not wanted:
+                continue
+            jax.config.update(name, "" if name == "jax_platform_name" else None)
+            with contextlib.suppress(Exception):  # if the other one is wrong as well
+                there = dict.fromkeys([jax.default_backend(), "cpu"])
+                said = (
+                    f"there is no device of the platform {wanted} ({said}): set {name.upper()} to "
+                    f"{' or '.join(there)}, or leave it out"
+                )
+                break
+        raise ValueError(said) from error
+
+    # JAX writes there as it compiles, and raises what it meets.
+    dump = os.environ.get("JAX_DUMP_IR_TO", "")
+    if dump and "://" not in dump and dump != "sponge":
+        try:
+            Path(dump).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"JAX_DUMP_IR_TO={dump} cannot be written to ({error.strerror}): name another "
+                "folder, or leave it out"
+            ) from error
 
 
 def described() -> dict[str, str]:

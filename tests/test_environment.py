@@ -22,6 +22,8 @@ OTHERWISE = {  # in the order in which they are told
     "JAX_THREEFRY_PARTITIONABLE": "False",
     "JAX_RANDOM_SEED_OFFSET": "5",
     "JAX_DISABLE_JIT": "True",
+    "JAX_NO_TRACING": "True",
+    "JAX_NO_EXECUTION": "True",
     "JAX_NUMPY_DTYPE_PROMOTION": "strict",
     "JAX_NUMPY_RANK_PROMOTION": "raise",
     "JAX_TRANSFER_GUARD": "disallow",
@@ -128,6 +130,28 @@ def test_a_platform_that_is_not_there_is_named_with_those_that_are(platform):
 
 def without_devices(platform: str) -> str:
     jax.config.update("jax_platforms", platform)
+    try:
+        environment.require_devices()
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def test_other_names_of_platforms_and_folders_of_jax_are_looked_at_first(tmp_path):
+    """JAX would end in a traceback at the first use of a device, or as it compiles."""
+    said = tiny.in_another_process(with_variable, "JAX_PLATFORM_NAME", "abacus")
+    assert said.startswith("there is no device of the platform abacus (")
+    assert said.endswith("): set JAX_PLATFORM_NAME to cpu, or leave it out")
+    (tmp_path / "file").touch()
+    said = tiny.in_another_process(with_variable, "JAX_DUMP_IR_TO", f"{tmp_path}/file/x")
+    assert said.startswith(f"JAX_DUMP_IR_TO={tmp_path}/file/x cannot be written to (")
+    assert tiny.in_another_process(with_variable, "JAX_DUMP_IR_TO", f"{tmp_path}/x") == ""
+
+
+def with_variable(name: str, value: str) -> str:
+    os.environ[name] = value
+    if name == "JAX_PLATFORM_NAME":  # as JAX reads it when it is imported
+        jax.config.update("jax_platform_name", value)
     try:
         environment.require_devices()
     except ValueError as error:
