@@ -184,7 +184,7 @@ WRONG = {
     "an empty list": ("gtzan", lambda root: (root / "test_filtered.txt").write_text(""), "test"),
     "a clip is listed twice": (
         "gtzan", _edit("valid_filtered.txt", "blues.00030", "blues.00030.wav\nblues/blues.00030"),
-        "blues.00030 is twice",
+        "blues.00030 occurs twice",
     ),
     "beats of other clips": (
         "gtzan",
