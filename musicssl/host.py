@@ -238,14 +238,20 @@ def claimed(folder: Path, remedy: str, writes: bool = False) -> Iterator[None]:
             left = PATIENCE - seconds
             note(f"{folder} is in use by {other}: waiting up to {left:.0f} s for that to end")
 
+        def enter() -> None:
+            if not paths.is_remote(folder) and not folder.exists():  # a bucket needs none
+                folder.mkdir(parents=True, exist_ok=True)
+                held.callback(_remove_if_empty, folder)
+            held.enter_context(claim(folder / ".claim", PATIENCE, waiting))
+
         def take() -> None:
             try:
                 if not paths.is_remote(folder) and folder.is_file():
                     raise ValueError(f"{folder} is a file: give a folder")
-                if not paths.is_remote(folder) and not folder.exists():  # a bucket needs none
-                    folder.mkdir(parents=True, exist_ok=True)
-                    held.callback(_remove_if_empty, folder)
-                held.enter_context(claim(folder / ".claim", PATIENCE, waiting))
+                try:
+                    enter()
+                except FileNotFoundError:  # its owner has ended and removed the empty folder
+                    enter()
             except BlockingIOError as other:
                 raise ValueError(f"{folder} is in use by {other}: {remedy}") from None
             except OSError as error:

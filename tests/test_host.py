@@ -106,3 +106,19 @@ def test_what_is_downloaded_is_left_to_its_command(tmp_path, composed):
     with pytest.raises(FileNotFoundError, match=r"run python -m data_pipelines\.build gtzan"):
         host.require_labelled("gtzan", str(tmp_path), 16_000)
     assert composed == []
+
+
+def test_a_folder_that_its_owner_removes_is_made_again(tmp_path, monkeypatch):
+    """A job that writes nothing leaves no folder, and another may be waiting for it."""
+    asked, real = [], host.claim
+
+    def removed_meanwhile(path: Path, *rest: object) -> object:
+        asked.append(path)
+        if len(asked) == 1:
+            path.parent.rmdir()
+        return real(path, *rest)
+
+    monkeypatch.setattr(host, "claim", removed_meanwhile)
+    with host.claimed(tmp_path / "out", "", writes=True):
+        assert (tmp_path / "out/.claim").is_file()
+    assert len(asked) == 2 and not (tmp_path / "out").exists()
