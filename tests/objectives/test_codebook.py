@@ -380,7 +380,7 @@ def test_what_several_targets_refuse(tmp_path, teacher):
     encoder = {"teacher__encoder": str(teacher), "teacher__layer": 1}
     leaves = encoder | {"teacher__targets": "layer,onset", "data__sample_rate": 24_000}
     said = refusal(several(**leaves), tmp_path)
-    assert "data.sample_rate is 24000 and teacher.feature 'onset' is for 16000 Hz" in said
+    assert "data.sample_rate is 24000 and teacher.feature 'onset' needs 16000 Hz" in said
     get_all(several(teacher__targets="mel:random:5,layer:kmeans:4", **encoder), tmp_path)
     said = refusal(several(teacher__targets="mel:random:5"), tmp_path)
     assert "is a codebook of" in said and "restore the config, or delete the file" in said

@@ -73,4 +73,4 @@ def test_one_process_alone_writes_a_trace(tmp_path, monkeypatch):
 def test_a_trace_that_cannot_be_written_ends_no_run(tmp_path, capsys):
     (tmp_path / "plugins").touch()
     take(profiler.Profile("3:6", tmp_path), 0, 8)
-    assert "the trace of steps 3 to 5 is lost (" in capsys.readouterr().out
+    assert "the trace of steps 3 to 5 could not be written (" in capsys.readouterr().out
