@@ -130,7 +130,9 @@ def _assign_in_blocks(features: jax.Array, codebook: jax.Array) -> jax.Array:
         return _argmin_on_cpu(_distances(codebook, block)).astype(jnp.int32)
 
     blocks = frames[:whole].reshape(-1, _BLOCK, frames.shape[1])
-    labels = [jax.lax.map(nearest, blocks).reshape(-1), nearest(frames[whole:])]
+    labels = [jax.lax.map(nearest, blocks).reshape(-1)]
+    if whole < len(frames):
+        labels.append(nearest(frames[whole:]))
     return jnp.concatenate(labels).reshape(features.shape[:-1])
 
 

@@ -133,7 +133,7 @@ def test_state_in_shards_that_do_not_divide_the_machine():
     config = tiny.config({"mesh.fsdp": 3})
     with pytest.raises(ValueError, match=r"mesh\.fsdp is 3, but there are 8 devices"):
         compilation.plan(config, topology.topology("h100:8"), "1")
-    with pytest.raises(ValueError, match="batch_size is 16, which 3 devices"):
+    with pytest.raises(ValueError, match="batch_size is 16, not a multiple of 3 devices"):
         compilation.plan(tiny.config(), topology.topology("h100:3"), "")
 
 
