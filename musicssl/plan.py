@@ -29,7 +29,7 @@ from absl import flags
 from tqdm import tqdm
 
 from musicssl import command, host, paths
-from musicssl.planning import compilation, evaluation, report, topology
+from musicssl.planning import compilation, report, topology
 
 
 def define_flags() -> None:
@@ -44,6 +44,8 @@ def main(argv: list[str]) -> None:
     del argv
     f = flags.FLAGS
     if f.evaluate:
+        from musicssl.planning import evaluation  # it loads what an evaluation needs
+
         with command.refusing():
             if f.batch:
                 raise ValueError("--batch is for training steps: leave it out with --evaluate")
