@@ -45,7 +45,7 @@ def test_a_lone_codebook_is_written_as_it_always_was(tmp_path: Path) -> None:
 def test_another_codebook_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "codebook.npz"
     codebook_file.save(path, ONE, OF_ONE)
-    with pytest.raises(ValueError, match=r"codebook\.npz has 20 clusters, but the config asks for 21"):
+    with pytest.raises(ValueError, match=r"codebook\.npz has 20 clusters, but .* asks for 21"):
         codebook_file.load(path, OF_ONE, {"mfcc": 21})
     with pytest.raises(ValueError, match=r"codebook\.npz is a codebook of .*13.* asks for .*20"):
         codebook_file.load(path, {"mfcc": MFCC | {"ceps": 20}}, {"mfcc": 20})
