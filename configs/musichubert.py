@@ -110,13 +110,15 @@ STUDIED: dict[str, Leaves] = {
     "k2000_iter1": {"teacher.clusters": 2000},
     "k2000_iter2": {"teacher.clusters": 2000, "steps": 400_000} | SECOND,
 }
-PITCH: Leaves = {
-    "steps": 800,
-    "encoder.feature_grad_mult": 0.0,
+NO_DROPOUT: Leaves = {
     "encoder.dropout": 0.0,
     "encoder.attention_dropout": 0.0,
     "encoder.input_dropout": 0.0,
     "encoder.layerdrop": 0.0,
+}
+PITCH: Leaves = NO_DROPOUT | {
+    "steps": 800,
+    "encoder.feature_grad_mult": 0.0,
     "mask.probability": 0.5,
     "mask.span": 4,
     "teacher.feature": "partials",
@@ -145,7 +147,7 @@ RANDOM: Leaves = {
     "teacher.feature": "",
     "teacher.targets": "mel:random:2x64,cqt:random:2x64",
 }
-SMALL: Leaves = {
+SMALL: Leaves = NO_DROPOUT | {
     "steps": 1_800,
     "batch_size": 32,
     "precision": "float32",
@@ -161,10 +163,6 @@ SMALL: Leaves = {
     "encoder.stem_width": 128,
     "encoder.feature_grad_mult": 1.0,
     "encoder.pos_conv_kernel": 32,
-    "encoder.dropout": 0.0,
-    "encoder.attention_dropout": 0.0,
-    "encoder.input_dropout": 0.0,
-    "encoder.layerdrop": 0.0,
     "mask.probability": 0.5,
     "mask.span": 4,
     "mask.equal_counts": 8,
@@ -183,7 +181,7 @@ SMALL: Leaves = {
     "teacher.passes": 5,
     "validate.every": 300,
 }
-REFERENCE: Leaves = {
+REFERENCE: Leaves = NO_DROPOUT | {
     "steps": 8_000,
     "batch_size": 64,
     "log_every": 100,
@@ -191,10 +189,6 @@ REFERENCE: Leaves = {
     "data.name": "synth_music/16khz_varied",
     "data.crop_frames": 256,
     "encoder.stem_start": "filterbank",
-    "encoder.dropout": 0.0,
-    "encoder.attention_dropout": 0.0,
-    "encoder.input_dropout": 0.0,
-    "encoder.layerdrop": 0.0,
     "mask.probability": 0.65,
     "mask.span": 6,
     "optim.warmup_steps": 600,

@@ -118,13 +118,8 @@ def clip(seed: int, seconds: float = 30.0, sample_rate: int = 16000) -> Clip:
         key, grid.meter, draw_chords(rng, key, len(grid.times) // grid.meter, grid.meter)
     )
 
-    # what is played, without notes that are hardly begun at the end
     heard = slice(skipped, int(np.searchsorted(grid.times, seconds)))
-    notes = [
-        note._replace(offset=min(note.offset, seconds))
-        for note in _perform(rng, plan, grid, skipped)
-        if note.onset + 0.02 < min(note.offset, seconds)
-    ]
+    notes = within(_perform(rng, plan, grid, skipped), seconds)
 
     audio = render(notes, seconds, sample_rate, seed)  # [n]
     return Clip(
@@ -137,6 +132,12 @@ def clip(seed: int, seconds: float = 30.0, sample_rate: int = 16000) -> Clip:
         chords=plan.chords[heard],
         notes=tuple(sorted(notes)),
     )
+
+
+def within(notes: Sequence[Note], seconds: float) -> list[Note]:
+    """Return the notes of a clip, cut at its end, without those that have hardly begun there."""
+    cut = [note._replace(offset=min(note.offset, seconds)) for note in notes]
+    return [note for note in cut if note.onset + 0.02 < note.offset]
 
 
 def room(rng: np.random.Generator, audio: np.ndarray, sample_rate: int) -> np.ndarray:

@@ -66,13 +66,9 @@ def clip(seed: int, seconds: float = 30.0, sample_rate: int = 16000) -> Clip:
     bars = len(grid.times) // grid.meter
     plan = MusicPlan(key, grid.meter, synth.draw_chords(rng, key, bars, grid.meter))
 
-    # what is played, without notes that are hardly begun at the end
     heard = slice(skipped, int(np.searchsorted(grid.times, seconds)))
-    notes = [
-        note._replace(offset=min(note.offset, seconds))
-        for note in _perform(rng, plan, grid, skipped, seconds)
-        if note.onset >= 0 and note.onset + 0.02 < min(note.offset, seconds)
-    ]
+    played = _perform(rng, plan, grid, skipped, seconds)
+    notes = [note for note in synth.within(played, seconds) if note.onset >= 0]
 
     # by players in their own colours and tuning, in a room, on a recording
     players = tuple(colour(rng, timbre) for timbre in timbres.TIMBRES)

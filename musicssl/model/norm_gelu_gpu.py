@@ -18,11 +18,14 @@ from musicssl.model.residual_norm_gpu import (
     SUMMED,
     WARPS,
     Ref,
+    columns_of,
     load,
     of_clip,
     of_rows,
     standardised,
+    standardised_gradient,
     store,
+    store_sums,
 )
 
 
@@ -74,18 +77,8 @@ def _backward(saved: tuple, dout: jax.Array) -> tuple:
 normed_gelu.defvjp(_forward, _backward)
 
 
-def _columns(affine: Ref, width: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Return which columns there are, and their scale and offset, [1, c] each."""
-    inside = jnp.arange(pl.next_power_of_2(width)) < width
-    at = pl.dslice(0, inside.shape[0])
-    by, plus = (
-        plgpu.load(affine.at[pl.dslice(i, 1), at], mask=inside[None], other=0.0) for i in range(2)
-    )
-    return inside, by, plus
-
-
 def _forward_body(x: Ref, affine: Ref, out: Ref, *, frames: int, width: int) -> None:
-    inside, by, plus = _columns(affine, width)
+    inside, by, plus = columns_of(affine, width)
     row = pl.program_id(1) * ROWS + jnp.arange(ROWS)
     mask = (row < frames)[:, None] & inside[None]
     z = standardised(load(x, mask), inside, width)[0] * by + plus
@@ -96,7 +89,7 @@ def _forward_body(x: Ref, affine: Ref, out: Ref, *, frames: int, width: int) -> 
 def _backward_body(
     x: Ref, dout: Ref, affine: Ref, dx: Ref, sums: Ref, *, frames: int, width: int
 ) -> None:
-    inside, by, plus = _columns(affine, width)
+    inside, by, plus = columns_of(affine, width)
     first = pl.program_id(1) * SUMMED
 
     def add(i: jax.Array, totals: tuple) -> tuple:
@@ -107,14 +100,7 @@ def _backward_body(
         z = (y * by + plus).astype(x.dtype).astype(jnp.float32)
         below, density = normal(z)
         dz = load(dout, mask, rows) * (below + z * density)
-        g = dz * by
-        mean = g.sum(axis=1, keepdims=True) / width
-        along = (g * y).sum(axis=1, keepdims=True) / width
-        store(dx, (inverse * (g - mean - y * along)).astype(dx.dtype), mask, rows)
+        store(dx, standardised_gradient(dz * by, y, inverse, width).astype(dx.dtype), mask, rows)
         return totals[0] + (dz * y).sum(axis=0), totals[1] + dz.sum(axis=0)
 
-    zeros = jnp.zeros(inside.shape, jnp.float32)
-    by_row = jax.lax.fori_loop(0, SUMMED, add, (zeros, zeros))
-    at = pl.dslice(0, inside.shape[0])
-    for i, total in enumerate(by_row):
-        plgpu.store(sums.at[pl.dslice(i, 1), at], total[None], mask=inside[None])
+    store_sums(sums, add, inside)

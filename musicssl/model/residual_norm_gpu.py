@@ -7,6 +7,7 @@ of the programs.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -101,18 +102,13 @@ def _forward_body(
     width: int,
     rate: float,
 ) -> None:
-    columns = jnp.arange(pl.next_power_of_2(width))
-    inside = columns < width
+    inside, by, plus = columns_of(affine, width)
     row = pl.program_id(1) * ROWS + jnp.arange(ROWS)
     mask = (row < frames)[:, None] & inside[None]
-    dropped = _dropped(load(y, mask), salts, row, columns, width, rate)
+    dropped = _dropped(load(y, mask), salts, row, width, rate)
     summed = (load(x, mask) + dropped).astype(x.dtype)
     store(total, summed, mask)
     normal, _ = standardised(summed.astype(jnp.float32), inside, width)
-    at = pl.dslice(0, columns.shape[0])
-    by, plus = (
-        plgpu.load(affine.at[pl.dslice(i, 1), at], mask=inside[None], other=0.0) for i in range(2)
-    )  # [1, d]
     store(out, (normal * by + plus).astype(out.dtype), mask)
 
 
@@ -129,10 +125,7 @@ def _backward_body(
     width: int,
     rate: float,
 ) -> None:
-    columns = jnp.arange(pl.next_power_of_2(width))
-    inside = columns < width
-    at = pl.dslice(0, columns.shape[0])
-    by = plgpu.load(affine.at[pl.dslice(0, 1), at], mask=inside[None], other=0.0)  # [1, d]
+    inside, by, _ = columns_of(affine, width)
     first = pl.program_id(1) * SUMMED
 
     def add(i: jax.Array, sums: tuple) -> tuple:
@@ -141,18 +134,31 @@ def _backward_body(
         rows = pl.dslice(i * ROWS, ROWS)
         normal, inverse = standardised(load(total, mask, rows), inside, width)
         given = load(dout, mask, rows)
-        g = given * by
-        mean = g.sum(axis=1, keepdims=True) / width
-        along = (g * normal).sum(axis=1, keepdims=True) / width
-        d_sum = inverse * (g - mean - normal * along)
+        d_sum = standardised_gradient(given * by, normal, inverse, width)
         store(dx, d_sum.astype(dx.dtype), mask, rows)
-        store(dy, _dropped(d_sum, salts, row, columns, width, rate).astype(dy.dtype), mask, rows)
+        store(dy, _dropped(d_sum, salts, row, width, rate).astype(dy.dtype), mask, rows)
         return sums[0] + (given * normal).sum(axis=0), sums[1] + given.sum(axis=0)
 
-    zeros = jnp.zeros(columns.shape, jnp.float32)
-    by_scale, by_offset = jax.lax.fori_loop(0, SUMMED, add, (zeros, zeros))
-    for i, by_row in enumerate((by_scale, by_offset)):
-        plgpu.store(daffine.at[pl.dslice(i, 1), at], by_row[None], mask=inside[None])
+    store_sums(daffine, add, inside)
+
+
+def columns_of(affine: Ref, width: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return which columns exist, [c], and their scale and offset, [1, c] each."""
+    inside = jnp.arange(pl.next_power_of_2(width)) < width
+    at = pl.dslice(0, inside.shape[0])
+    by, plus = (
+        plgpu.load(affine.at[pl.dslice(i, 1), at], mask=inside[None], other=0.0) for i in range(2)
+    )
+    return inside, by, plus
+
+
+def store_sums(ref: Ref, add: Callable[[jax.Array, tuple], tuple], inside: jax.Array) -> None:
+    """Store the sums for scale and offset that `add` makes of SUMMED times ROWS frames."""
+    zeros = jnp.zeros(inside.shape, jnp.float32)
+    sums = jax.lax.fori_loop(0, SUMMED, add, (zeros, zeros))
+    for i, total in enumerate(sums):
+        at = pl.dslice(i, 1), pl.dslice(0, inside.shape[0])
+        plgpu.store(ref.at[at], total[None], mask=inside[None])
 
 
 def load(ref: Ref, mask: jax.Array, rows: object = None) -> jax.Array:
@@ -176,12 +182,20 @@ def standardised(x: jax.Array, inside: jax.Array, width: int) -> tuple[jax.Array
     return centred * inverse, inverse
 
 
-def _dropped(
-    x: jax.Array, salts: Ref, row: jax.Array, columns: jax.Array, width: int, rate: float
+def standardised_gradient(
+    g: jax.Array, normal: jax.Array, inverse: jax.Array, width: int
 ) -> jax.Array:
+    """Return the gradient of what was standardised, from `g`, that of the result."""
+    mean = g.sum(axis=1, keepdims=True) / width
+    along = (g * normal).sum(axis=1, keepdims=True) / width
+    return inverse * (g - mean - normal * along)
+
+
+def _dropped(x: jax.Array, salts: Ref, row: jax.Array, width: int, rate: float) -> jax.Array:
     """Return the result of `dropout.Dropout` for these rows of a clip."""
     if not rate:
         return x
-    place = row.astype(jnp.uint32)[:, None] * jnp.uint32(width) + columns.astype(jnp.uint32)[None]
+    column = jnp.arange(x.shape[1]).astype(jnp.uint32)
+    place = row.astype(jnp.uint32)[:, None] * jnp.uint32(width) + column[None]
     bits = dropout.mixed(place * jnp.uint32(dropout.GOLDEN) ^ salts[0], salts[1])
     return jnp.where(bits >= jnp.uint32(rate * 2**32), x / (1 - rate), 0)
