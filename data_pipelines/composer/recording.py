@@ -8,6 +8,8 @@ learns from such clips hears the music through all of them.
 import numpy as np
 import scipy.signal
 
+from data_pipelines.composer import synth
+
 _EARLY_SECONDS = 0.06  # in which the first reflections arrive
 _BLOCK = 64  # samples that a compressor's gain is computed for
 _NOISE_SLOPES = (0.0, 0.5, 1.0)  # of the amplitude over frequency: white, pink, brown
@@ -24,10 +26,7 @@ def room(rng: np.random.Generator, audio: np.ndarray, sample_rate: int) -> np.nd
     response[early] += rng.choice([-1, 1], len(early)) * np.abs(response).max() * rng.uniform(1, 6)
     dull = rng.uniform(0.2, 0.9)  # of a one-pole low-pass, as air and walls are
     response = scipy.signal.lfilter([1 - dull], [1.0, -dull], response)
-    response *= wet / np.linalg.norm(response)
-    response[0] = 1.0
-    full = scipy.signal.oaconvolve(audio, response.astype(np.float32))  # [n + taps - 1]
-    return full[: len(audio)]
+    return synth.reverberated(audio, response, wet)
 
 
 def record(rng: np.random.Generator, audio: np.ndarray, sample_rate: int) -> np.ndarray:

@@ -149,6 +149,11 @@ def room(rng: np.random.Generator, audio: np.ndarray, sample_rate: int) -> np.nd
     response[: int(rng.uniform(0.004, 0.02) * sample_rate)] = 0.0
     # Air and walls swallow the high end: a one-pole low-pass on the response.
     response = scipy.signal.lfilter([0.5], [1.0, -0.5], response)
+    return reverberated(audio, response, wet)
+
+
+def reverberated(audio: np.ndarray, response: np.ndarray, wet: float) -> np.ndarray:
+    """Return audio [n] and, at a level of `wet`, its echoes; the response [taps] is changed."""
     response *= wet / np.linalg.norm(response)
     response[0] = 1.0
     full = scipy.signal.oaconvolve(audio, response.astype(np.float32))  # [n + taps - 1]
