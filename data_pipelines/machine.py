@@ -13,7 +13,7 @@ from logging import StreamHandler, getLogger
 from typing import Any
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]+[a-z0-9]")  # what a bucket may be called
-_SIGNS = "#?*[]"  # of patterns and of versions of an object; what is written there is not found
+_SIGNS = "#?*[]"  # of patterns and versions: a file with one in its name is not found again
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -50,8 +50,8 @@ def anywhere(path: str) -> str:
         raise ValueError(f"{path} names no bucket: write gs://BUCKET/FOLDER")
     if set(name) & set(_SIGNS) or {".", ".."} & set(name.split("/")):
         raise ValueError(
-            f"{path}: in names on gs:// each of {' '.join(_SIGNS)} . and .. stands for something "
-            "else, to Orbax and to Google's own tools: use another name"
+            f"{path}: a name on gs:// must not contain {' '.join(_SIGNS)}, nor be . or .., which "
+            "Orbax and Google's own tools take for something else: use another name"
         )
     return path.rstrip("/")
 
