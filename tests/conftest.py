@@ -8,6 +8,7 @@ import gc
 import importlib.util
 import os
 import signal
+import tempfile
 from collections.abc import Generator, Iterator
 
 import pytest
@@ -26,6 +27,11 @@ os.environ["XLA_FLAGS"] = compiling.xla_flags()  # here and in the processes tha
 # TensorFlow, which reads this as it is imported, would try again by itself for 80 s.
 os.environ["GCS_RETRY_CONFIG_MAX_RETRIES"] = "1"
 os.environ["GCS_RETRY_CONFIG_INIT_DELAY_TIME_US"] = "1000"
+
+# Numba keeps librosa's compiled functions in files. Two processes that compile at once, as in a new
+# environment, leave a mixture of their files, and whoever loads it crashes: each has its own folder.
+_COMPILED_BY_NUMBA = tempfile.TemporaryDirectory(prefix="numba-")
+os.environ["NUMBA_CACHE_DIR"] = _COMPILED_BY_NUMBA.name
 
 # Who starts the tests may ignore these, as nohup does, and then so do the processes of tests.
 for _number, _handler in (
