@@ -29,7 +29,7 @@ os.environ["GCS_RETRY_CONFIG_MAX_RETRIES"] = "1"
 os.environ["GCS_RETRY_CONFIG_INIT_DELAY_TIME_US"] = "1000"
 
 # Numba keeps librosa's compiled functions in files. Two processes that compile at once, as in a new
-# environment, leave a mixture of their files, and whoever loads it crashes: each has its own folder.
+# environment, leave a mixture of their files, and whoever loads it crashes. So each has a folder.
 _COMPILED_BY_NUMBA = tempfile.TemporaryDirectory(prefix="numba-")
 os.environ["NUMBA_CACHE_DIR"] = _COMPILED_BY_NUMBA.name
 
