@@ -13,6 +13,7 @@ from collections.abc import Generator, Iterator
 
 import pytest
 
+import data_pipelines  # noqa: F401  # before anything that imports TensorFlow
 from tests.support import bucket as buckets
 from tests.support import compiling
 

@@ -174,3 +174,26 @@ def test_tensorflow_leaves_no_folder_where_a_user_has_no_home(monkeypatch):
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)
     environment.tell_tensorflow()
     assert os.environ["KERAS_HOME"] == os.devnull
+
+
+def test_triton_is_loaded_before_tensorflow(tmp_path):
+    (tmp_path / "triton.py").write_text("import sys; print('triton', 'tensorflow' in sys.modules)")
+    (tmp_path / "tensorflow.py").write_text("print('tensorflow')")
+    told = subprocess.run(
+        [sys.executable, "-c", "import data_pipelines.retries"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.getcwd()])},
+        capture_output=True,
+        text=True,
+    )
+    assert told.stdout.splitlines()[:2] == ["triton False", "tensorflow"], told.stderr
+
+
+def test_an_unusable_triton_hinders_nobody(tmp_path):
+    (tmp_path / "triton.py").write_text("raise RuntimeError('no driver')")
+    told = subprocess.run(
+        [sys.executable, "-c", "import data_pipelines"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.getcwd()])},
+        capture_output=True,
+        text=True,
+    )
+    assert told.returncode == 0 and not told.stderr
