@@ -45,7 +45,6 @@ def tell_tensorflow() -> None:
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    import data_pipelines  # noqa: F401  # which tells it how to read from buckets
     if os.path.expanduser("~") == "~":
         os.environ.setdefault("KERAS_HOME", os.devnull)
 
