@@ -25,20 +25,27 @@ class SynthMusicConfig(tfds.core.BuilderConfig):
     seconds: float = 30.0
     train: int = 240
     validation: int = 48
-    test: int = 48
+    test: int = 192
     varied: bool = False
 
 
 class Builder(ShardedBuilder):
     """Builder of synth_music."""
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "First release."}
+    VERSION = tfds.core.Version("1.1.0")
+    RELEASE_NOTES: ClassVar[dict[str, str]] = {
+        "1.0.0": "First release.",
+        "1.1.0": "192 test clips instead of 48, the first 48 of which are the same.",
+    }
     BUILDER_CONFIGS: ClassVar[list[SynthMusicConfig]] = [
-        SynthMusicConfig(name="16khz", sample_rate=16000, description="16 kHz, 2.8 hours."),
-        SynthMusicConfig(name="24khz", sample_rate=24000, description="24 kHz, 2.8 hours."),
+        SynthMusicConfig(name="16khz", sample_rate=16000, description="16 kHz, 4 hours."),
+        SynthMusicConfig(name="24khz", sample_rate=24000, description="24 kHz, 4 hours."),
         SynthMusicConfig(
-            name="16khz_varied", train=2400, varied=True, description="16 kHz, 20.8 hours, varied."
+            name="16khz_varied",
+            train=2400,
+            test=48,
+            varied=True,
+            description="16 kHz, 20.8 hours, varied.",
         ),
     ]
 
