@@ -157,8 +157,13 @@ def require(name: str, data_dir: str | os.PathLike) -> epath.Path:
     """
     directory = find(name, data_dir)
     if directory is None:
+        root = remote.path(data_dir) / name
+        others = retries.patiently(lambda: sorted(_configs(root)), root.as_posix)
+        told = "holds no built data set:"
+        if others:
+            told = f"holds {others}, not its default config: give the name {name}/{others[0]}, or"
         raise FileNotFoundError(
-            f"{remote.path(data_dir) / name} holds no built data set: run "
+            f"{root} {told} run "
             f"python -m data_pipelines.build {name} --data_dir={data_dir} [--manual_dir=FOLDER]"
         )
     return directory
@@ -183,19 +188,22 @@ def _newest(root: epath.Path, name: str) -> epath.Path | None:
         return versions[-1]
 
     # a folder for each config, one of which is the default
-    configs = {}
-    for folder in root.iterdir():
-        if folder.is_dir() and (built := _versions(folder)):
-            configs[folder.name] = built
+    configs = _configs(root)
     if not configs:
         return None
     default = root / ".config" / "metadata.json"  # TFDS's
-    chosen = json.loads(default.read_text())["default_config_name"] if default.exists() else ""
-    if chosen not in configs:
-        if len(configs) > 1:
-            raise ValueError(f"{root} holds {sorted(configs)}: name one of them, as {name}/CONFIG")
-        chosen = next(iter(configs))
-    return configs[chosen][-1]
+    if default.exists():
+        built = configs.get(json.loads(default.read_text())["default_config_name"])
+        return built[-1] if built else None
+    if len(configs) > 1:
+        raise ValueError(f"{root} holds {sorted(configs)}: name one of them, as {name}/CONFIG")
+    return next(iter(configs.values()))[-1]
+
+
+def _configs(root: epath.Path) -> dict[str, list[epath.Path]]:
+    """Return the configs with finished versions in a data set's folder, and these versions."""
+    folders = [folder for folder in root.iterdir() if folder.is_dir()] if root.exists() else []
+    return {folder.name: built for folder in folders if (built := _versions(folder))}
 
 
 def _versions(root: epath.Path) -> list[epath.Path]:

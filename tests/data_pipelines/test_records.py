@@ -330,7 +330,9 @@ def test_configs_and_versions(tmp_path):
     (root / ".config" / "metadata.json").write_text('{"default_config_name": "24khz"}')
     assert str(records.find("clips", tmp_path)) == str(root / "24khz" / "1.0.0")
     shutil.rmtree(root / "24khz")  # the default is not built, and one other is
-    assert str(records.find("clips", tmp_path)) == str(root / "16khz" / "1.10.0")
+    assert records.find("clips", tmp_path) is None
+    with pytest.raises(FileNotFoundError, match="give the name clips/16khz, or run"):
+        records.require("clips", tmp_path)
 
 
 @pytest.mark.parametrize(("config", "rate"), [("24khz", 24_000), ("moodtheme_16khz", 16_000)])
