@@ -91,6 +91,15 @@ def test_what_needs_no_download_is_composed_once(name, tmp_path, composed, capsy
     assert capsys.readouterr().err == (f"musicssl: {name} is not in {tmp_path} yet: composing it\n")
 
 
+def test_another_config_does_not_stand_for_the_default(tmp_path, composed):
+    config = tmp_path / "synth_music/.config/metadata.json"
+    config.parent.mkdir(parents=True)
+    config.write_text('{"default_config_name": "16khz"}')
+    record_files.write(tmp_path / "synth_music/16khz_varied/1.0.0", {"train": [[np.arange(9)]]})
+    host.require_labelled("synth_music", str(tmp_path), 16_000)
+    assert len(composed) == 1
+
+
 def test_what_cannot_be_composed_is_told(tmp_path, composed):
     again = f"build it with python -m data_pipelines.build synth_music --data_dir={tmp_path}/full"
     with pytest.raises(host.NotComposed, match=again):
