@@ -95,7 +95,9 @@ def test_another_config_does_not_stand_for_the_default(tmp_path, composed):
     config = tmp_path / "synth_music/.config/metadata.json"
     config.parent.mkdir(parents=True)
     config.write_text('{"default_config_name": "16khz"}')
-    record_files.write(tmp_path / "synth_music/16khz_varied/1.0.0", {"train": [[np.arange(9)]]})
+    record_files.write(
+        tmp_path / "synth_music/16khz_varied/1.0.0", {"train": [[np.arange(9, dtype=np.int16)]]}
+    )
     host.require_labelled("synth_music", str(tmp_path), 16_000)
     assert len(composed) == 1
 
