@@ -99,9 +99,14 @@ def _markdown(results: Results) -> str:
     tasks = results["tasks"]
     first = next(iter(tasks.values()))
     kind = first.get("settings", results["config"])["kind"]
+    scores = "Scores x 100, with the 95 % bootstrap interval over test clips."
+    if kind != search.RIDGE:
+        scores = (
+            "Scores x 100; mean over seeds ± their standard deviation, and the mean's 95 % "
+            "bootstrap interval over test clips and seeds."
+        )
     lines = [
-        f"Encoder: {results['features']}. {ruler(kind)} Scores x 100; mean over seeds ± their "
-        "standard deviation, and the mean's 95 % bootstrap interval over test clips and seeds.",
+        f"Encoder: {results['features']}. {ruler(kind)} {scores}",
         "",
         "| task | score | test | interval | layer | chance | published |",
         "|---|---|---|---|---|---|---|",
@@ -154,6 +159,7 @@ def _published_lines(tasks: Mapping[str, TaskResult]) -> list[str]:
 def _score_rows(name: str, task: TaskResult) -> list[list[str]]:
     """Return the cells of a task's rows, one row a score; the main score's row says most."""
     low, high = task["chosen"]["interval"]
+    drawn = task.get("settings", {}).get("kind") != search.RIDGE
     models = published.scores(name)
     rows = []
     for score, value in task["chosen"]["test"].items():
@@ -167,7 +173,7 @@ def _score_rows(name: str, task: TaskResult) -> list[list[str]]:
         rows.append([
             title,
             score,
-            f"{100 * value['mean']:.1f} ± {100 * value['sd']:.1f}",
+            f"{100 * value['mean']:.1f}" + (f" ± {100 * value['sd']:.1f}" if drawn else ""),
             interval,
             layer,
             f"{100 * task['chance'][score]:.1f}",

@@ -60,6 +60,12 @@ def test_the_same_grid_is_said_of_the_same_settings_alone(tmp_path: Path) -> Non
     assert "Published:" not in written(tmp_path / "c", task("synth_key"))
 
 
+def test_what_has_no_seeds_has_no_deviation(tmp_path: Path) -> None:
+    assert "| 60.0 ± 1.0 |" in written(tmp_path / "mlp", task("synth_key"))
+    ridge = written(tmp_path / "ridge", task("synth_key", settings={"kind": "ridge"}))
+    assert "| 60.0 |" in ridge and "±" not in ridge and "mean over seeds" not in ridge
+
+
 def test_results_of_earlier_versions_are_read_and_told(tmp_path: Path) -> None:
     old, new = task("a"), task("a")
     old["chosen"]["draws"] = old["chosen"]["draws"][0]  # of the seed that did best on validation
