@@ -1,9 +1,10 @@
 """What a GPU's program of the base step holds, kept to recorded bounds: counts, never timings.
 
 Collected where jax[cuda13] is installed (see conftest.py). The base models for a machine of eight
-H100 as in launch/README.md, 16 clips of 256 frames each, but for the number of their layers, which
-are alike: one compiles in half a minute of processor time, twelve in one to two. Where a change is
-meant, run `python -m tests.planning.test_counts_gpu` and put its figures into RECORDED.
+H100 as in musicssl/planning/README.md, 16 clips of 256 frames each, but for the number of their
+layers, which are alike: one compiles in half a minute of processor time, twelve in one to two.
+Where a change is meant, run `python -m tests.planning.test_counts_gpu` and put its figures into
+RECORDED.
 """
 
 import json

@@ -1,10 +1,10 @@
 """What the TPU's compiler counts in the base step, held to recorded bounds: never timings.
 
 Collected where libtpu is installed (see conftest.py). The base models for 16 chips of v5e as in
-launch/README.md, 16 clips of 256 frames each and the state in shards, but for the number of their
-layers, which are alike: one compiles in two to four minutes of processor time, twelve in five to
-seven. Where a change is meant, run `python -m tests.planning.test_counts_tpu` and put its figures
-into RECORDED.
+musicssl/planning/README.md, 16 clips of 256 frames each and the state in shards, but for the number
+of their layers, which are alike: one compiles in two to four minutes of processor time, twelve in
+five to seven. Where a change is meant, run `python -m tests.planning.test_counts_tpu` and put its
+figures into RECORDED.
 """
 
 import json
