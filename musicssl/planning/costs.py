@@ -306,7 +306,7 @@ def _exchanges(
         same_kind = exchanges.setdefault(x.kind, new)
         same_kind["count"] += x.times
         same_kind["bytes"] += x.bytes * x.times
-        if x.kind != "all-reduce":
+        if x.kind not in ("all-reduce", hlo.SENT):
             same_kind["activations"] += [list(shape) for shape in x.shapes if is_activation(shape)]
     return list(exchanges.values())
 
@@ -320,8 +320,9 @@ def exchange(exchanges: list[Exchange], place: Topology, fsdp: int) -> float:
     """Return the seconds of a step's exchanges one after another, at half the data sheet's rate.
 
     With several TPU slices or GPU machines, only sums of gradients cross the network between them
-    (`sharding.make_mesh`), unless more devices share a copy of the state than a machine has.
-    NVIDIA's library sums inside each machine first, so that its GPUs share the transfer.
+    (`sharding.make_mesh`), unless more devices share a copy of the state than a machine has. Both
+    sum inside a slice or machine first, so that its devices share the transfer: the TPU's program
+    says so (`hlo.collectives`), and NVIDIA's library does it by itself.
 
     Args:
       place: a topology whose chip is known.
@@ -329,18 +330,18 @@ def exchange(exchanges: list[Exchange], place: Topology, fsdp: int) -> float:
     """
     assert place.chip is not None, place.spec
     gpu = place.chip if isinstance(place.chip, Gpu) else None
-    machines = len(place.devices) // place.per_host if gpu else place.slices
     total = 0.0
     for x in exchanges:
+        if x["kind"] == hlo.SENT:  # in a ring over the slices; a host's chips share its network
+            sent = 2 * x["bytes"] * (place.slices - 1) / place.slices
+            total += sent / (SLICE_LINKS / place.per_host)
+            continue
         is_sum = x["kind"] == "all-reduce"
         sent = x["bytes"] * (2 if is_sum else 1)
-        leaves = machines > 1 and (is_sum or (gpu is not None and fsdp > place.per_host))
-        if gpu is not None and leaves:
+        total += sent / (place.chip.links / 2)
+        several = gpu is not None and len(place.devices) > place.per_host
+        if gpu is not None and several and (is_sum or fsdp > place.per_host):
             total += sent / (gpu.network * place.per_host)
-        if gpu is not None or not leaves:
-            total += sent / (place.chip.links / 2)
-        else:
-            total += sent / (SLICE_LINKS / place.per_host)
     return total
 
 

@@ -27,6 +27,7 @@ _COLLECTIVES = (
     "collective-permute",
     "collective-broadcast",
 )
+SENT = "sum between slices"  # the kind of what TPUs send by the network
 _BITS = {"pred": 8, "bf16": 16}  # of other types: the number in their name
 _HEADER = re.compile(r"(?:ENTRY )?%([\w.-]+) \(")
 _LINE = re.compile(r"\s+(?:ROOT )?%([\w.-]+) = (.*?) ([a-z][\w-]*)\(")
@@ -148,18 +149,24 @@ def _trips(loop: _Instruction, computations: dict[str, list[_Instruction]]) -> i
 def collectives(program: str) -> list[Collective]:
     """Return each collective of a program once.
 
-    If it is split into a start and an end, the end counts, since it has the result.
+    If it is split into a start and an end, the end counts, since it has the result. Between slices,
+    TPUs pass arrays by the network: the compiler writes a sum over all slices as a reduce-scatter
+    inside each slice, a SENT of every chip's part to the other slices, which adds them up, and an
+    all-gather inside each slice.
     """
-    seen: set[str] = set()
+    seen: set[tuple[str, str]] = set()  # the parts of one sum over slices may share a channel
     exchanges = []
     for x, times in _executed(_read_computations(program), inside=True):
-        kind = x.opcode.removesuffix("-done")
+        between_slices = x.opcode == "send" and "_xla_megascale_target" in x.line
+        kind = SENT if between_slices else x.opcode.removesuffix("-done")
         channel = re.search(r"channel_id=(\d+)", x.line)
-        identity = channel[1] if channel else x.name
-        if kind not in _COLLECTIVES or identity in seen:
+        identity = kind, channel[1] if channel else x.name
+        if kind not in (*_COLLECTIVES, SENT) or identity in seen:
             continue
         seen.add(identity)
-        exchanges.append(Collective(kind, _shapes(x.result), size(x.result), x.scope, times))
+        # What is sent stands before a number and a token.
+        result = re.sub(r", u32\[\], token\[\]\)$", ")", x.result)
+        exchanges.append(Collective(kind, _shapes(result), size(result), x.scope, times))
     return exchanges
 
 

@@ -34,15 +34,18 @@ ROWS = [
 ]
 
 
-def test_gradients_cross_slices_by_the_network():
+def test_only_what_is_sent_between_slices_crosses_the_network():
+    """Four chips of a host share its adapter."""
     chip = topology.CHIPS["v5e"]
-    one, two = (
-        costs.exchange(ROWS, topology.Topology("", [None] * 8, chip, slices, 4), 1)
-        for slices in (1, 2)
-    )
-    inside = 1e9 / (chip.links / 2)
-    assert one == pytest.approx(3 * inside)
-    assert two == pytest.approx(inside + 2e9 / (costs.SLICE_LINKS / 4))
+    sent = {"kind": hlo.SENT, "bytes": 1e8, "count": 1, "activations": []}
+
+    def seconds(slices: int, *rows: dict) -> float:
+        return costs.exchange(list(rows), topology.Topology("", [None] * 8, chip, slices, 4), 1)
+
+    inside = 3e9 / (chip.links / 2)
+    assert seconds(1, *ROWS) == seconds(2, *ROWS) == pytest.approx(inside)
+    assert seconds(2, *ROWS, sent) == pytest.approx(inside + 1e8 / (costs.SLICE_LINKS / 4))
+    assert seconds(4, sent) == pytest.approx(1.5e8 / (costs.SLICE_LINKS / 4))
 
 
 def test_gradients_cross_gpu_machines_once_they_are_summed_in_each():

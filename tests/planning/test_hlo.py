@@ -145,6 +145,37 @@ def test_collectives_once_each_also_inside_fusions():
     assert reduce.scope == "jit(step)/grads"
 
 
+TWO_SLICES = """HloModule step
+
+ENTRY %main.1 (p: bf16[768,3072]) -> bf16[768,3072] {
+  %p.1 = bf16[768,3072]{1,0} parameter(0)
+  %after-all.1 = token[] after-all()
+  %reduce-scatter.4 = bf16[192,3072]{1,0:T(8,128)(2,1)} reduce-scatter(%p.1), channel_id=4, \
+replica_groups={{0,1,2,3}}, metadata={op_name="jit(step)/grads"}
+  %send.1 = (bf16[576,8,128]{2,1,0:T(8,128)(2,1)}, u32[], token[]) send(%reduce-scatter.4, \
+%after-all.1), channel_id=4, is_host_transfer=true, frontend_attributes={\
+_xla_megascale_reduce_operation="SUM",_xla_megascale_target="{1,2}x{0:3}"}
+  %recv.1 = (bf16[576,8,128]{2,1,0}, u32[], token[]) recv(%after-all.1), channel_id=5, \
+is_host_transfer=true, frontend_attributes={_xla_megascale_target="{1,2}x{0:3}"}
+  %send-done.1 = token[] send-done(%send.1), channel_id=4, is_host_transfer=true
+  %recv-done.1 = (bf16[576,8,128]{2,1,0}, token[]) recv-done(%recv.1), channel_id=5
+  %get.1 = bf16[576,8,128]{2,1,0} get-tuple-element(%recv-done.1), index=0
+  ROOT %all-gather.4 = bf16[768,3072]{1,0} all-gather(%get.1), channel_id=4
+}
+"""
+
+
+def test_a_sum_over_two_slices_is_sent_by_the_network_in_parts():
+    """A quarter leaves each of four chips, as in libtpu 0.0.42's programs for v5e:2x2@2."""
+    seen = [(x.kind, x.shapes, x.bytes) for x in hlo.collectives(TWO_SLICES)]
+    quarter = 2 * 192 * 3072
+    assert seen == [
+        ("reduce-scatter", [(192, 3072)], quarter),
+        (hlo.SENT, [(576, 8, 128)], quarter),
+        ("all-gather", [(768, 3072)], 4 * quarter),
+    ]
+
+
 @pytest.mark.parametrize(
     "result, bytes",
     [
