@@ -58,6 +58,11 @@ least=60 # seconds that training has
 if $toy; then minutes=${minutes:-6} data=synth_music least=300; else minutes=${minutes:-25}; fi
 if [[ ! $minutes =~ ^[1-9][0-9]*$ ]]; then refuse "--minutes=$minutes: give a whole number"; fi
 [[ -f ${config%%:*} ]] || refuse "--config=$config: there is no file ${config%%:*}"
+for folder in "$output" "$work"; do
+  if [[ $folder == *://* || $folder == gs:/* ]]; then
+    refuse "$folder is not a path on this machine: copy the results to a bucket afterwards"
+  fi
+done
 for part in ${only//,/ }; do
   [[ ,$all, == *,$part,* ]] || refuse "--only=$only: $part is no part, use some of $all"
 done

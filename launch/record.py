@@ -23,6 +23,7 @@ from pathlib import Path
 _ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(_ROOT))  # where it is run as a file, without being installed
 
+from musicssl import paths  # noqa: E402
 from musicssl.probing import report  # noqa: E402
 from musicssl.runtime.workdir import flat, metrics  # noqa: E402
 from musicssl.training import curves  # noqa: E402
@@ -36,17 +37,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--beside", nargs="*", type=Path, default=[], help="results of more probes")
-    parser.add_argument("--machine", default=machine(), help="in words; by default this one")
+    add = parser.add_argument
+    add("runs", nargs="+", metavar="RUN")
+    add("--output", required=True, metavar="DIR")
+    add("--beside", nargs="*", default=[], help="results of more probes")
+    add("--machine", default=machine(), help="in words; by default this one")
     options = parser.parse_args(arguments)
     try:
-        print(write(options.runs, options.output, options.machine, options.beside))
+        runs, more = map(_folder, options.runs), map(_folder, options.beside)
+        print(write([*runs], _folder(options.output), options.machine, [*more]))
     except (FileNotFoundError, ValueError) as error:
         print(f"record: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _folder(path: str) -> Path:
+    """Return a folder of this machine; ValueError for an address such as gs://."""
+    return Path(paths.local(path, "use a folder of a disk (gcloud storage cp -r copies it)"))
 
 
 def write(runs: Sequence[Path], out: Path, machine: str, more: Sequence[Path] = ()) -> Path:

@@ -23,12 +23,13 @@ from jax.sharding import Mesh
 
 from musicssl import command, environment, host, paths
 from musicssl.command import say
+from musicssl.exchange import pretrained
 from musicssl.host import Batches
 from musicssl.objectives import codebook
 from musicssl.probing import session
 from musicssl.runtime import checkpoint, compile_cache, distributed, goodput, sharding
 from musicssl.runtime.preemption import Preemption
-from musicssl.runtime.workdir import claim, flat, require_writable
+from musicssl.runtime.workdir import claim, flat, require_writable, steps_on_disk
 from musicssl.training import curves, loop
 from musicssl.training.writer import Writer
 
@@ -108,6 +109,11 @@ def train(
         preemption = Preemption()  # a signal before this ends the process: there is nothing to save
         distributed.check_shared(workdir)
         claim(workdir, config)
+        if config.start_from and not steps_on_disk(workdir):
+            pretrained.require(config.start_from)
+        teacher: tuple[dict, str] = {}, ""
+        if config.method == "hubert":  # what it lacks is told before data are composed or copied
+            teacher = codebook.frozen_encoder(config, mesh)
         batches = Batches(config, mesh)
         config = with_possible_probes(config)
         checkpoints = checkpoint.Checkpoints(workdir, config, batches.counts())
@@ -120,7 +126,9 @@ def train(
         frozen = {}
         if config.method == "hubert":
             with goodput.lost("codebook"):
-                frozen = load_or_fit_codebook(config, workdir, mesh, batches, preemption, first)
+                frozen = load_or_fit_codebook(
+                    config, workdir, mesh, teacher, batches, preemption, first
+                )
         writer = Writer(workdir, config, first)
         held.callback(writer.close)
 
@@ -180,6 +188,7 @@ def load_or_fit_codebook(
     config: ml_collections.ConfigDict,
     workdir: Path,
     mesh: Mesh,
+    teacher: tuple[dict, str],
     batches: Batches,
     preemption: Preemption,
     first: int,
@@ -189,9 +198,10 @@ def load_or_fit_codebook(
     The codebooks are fitted if the workdir has none. Exits with 75 if the job is preempted.
 
     Args:
+      teacher: what `codebook.frozen_encoder` returned.
       first: the step that training begins at.
     """
-    frozen, digest = codebook.frozen_encoder(config, mesh)
+    frozen, digest = teacher
     numbers = itertools.count(first)
 
     def open_batches() -> Iterator[jax.Array]:

@@ -62,6 +62,19 @@ def encoder(spec: str) -> str:
     return kind + (local(path) if kind in (PYTHON, FEATURES) else anywhere(path))
 
 
+def weights(path: str) -> str:
+    """Return the place of an encoder that training reads: a name on the Hub, or as `anywhere`.
+
+    Raises:
+      ValueError: it is one of KINDS, which only probes accept; else as `anywhere`.
+    """
+    if path.startswith(HUB):
+        return path
+    if kind := split_kind(path)[0]:
+        raise ValueError(f"{path}: {kind} is for probes: give a workdir or a directory of weights")
+    return anywhere(path)
+
+
 def split_kind(spec: str) -> tuple[str, str]:
     """Return one of KINDS or "", and the path, which may contain further colons."""
     kind = next((kind for kind in KINDS if spec.startswith(kind)), "")
@@ -77,7 +90,7 @@ def short(spec: str) -> str:
 
 def split_variant(config: str) -> tuple[str, str]:
     """Return a configuration's file, and its variant with the colon before it, or ""."""
-    ends = [len(config), *(i for i, character in enumerate(config) if character == ":")]
+    ends = [len(config), *(found.start() for found in re.finditer(":(?!//)", config))]
     files = [end for end in ends if Path(config[:end]).is_file()]
     end = max(files, default=min(ends))
     return config[:end], config[end:]
@@ -98,8 +111,8 @@ def _written_out(path: str) -> str:
 
 # The leaves of configurations that hold paths, and which paths they accept.
 LEAVES: dict[str, Callable[[str], str]] = {
-    "start_from": anywhere,
-    "teacher.encoder": anywhere,
+    "start_from": weights,
+    "teacher.encoder": weights,
     "data.data_dir": anywhere,
     "data.mirror": functools.partial(local, remedy="it is for this machine's own copy of the data"),
     "probe.data_dir": anywhere,

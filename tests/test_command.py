@@ -1,6 +1,7 @@
 """The manners of the commands: what they list, how they refuse, what --help says."""
 
 import errno
+import importlib
 import os
 import shutil
 import subprocess
@@ -105,6 +106,7 @@ def test_what_is_no_flag(command):
         ("main", ["--config=README.md"], "--config cannot be loaded (SyntaxError("),
         ("main", ["--config=nope"], "--config=nope: there is no file nope: give a configuration"),
         ("main", ["--config", "nope"], "--config=nope: there is no file nope: give a config"),
+        ("main", ["--config=s3://a/b"], "--config=s3://a/b: there is no file s3://a/b: give a"),
         ("main", ["--config=configs"], "there is no file configs: give a configuration"),
         ("main", ["--config.steps=3"], "--config.steps changes a configuration: give --config"),
         ("plan", [DEMO, "--config.steps=few"], "--config.steps=few: give a whole number"),
@@ -137,6 +139,47 @@ def test_what_is_no_flag(command):
 )
 def test_what_a_flag_does_not_take(command, arguments, message):
     assert message in refused(command, *arguments)
+
+
+def flags_of_text(name: str) -> None:
+    """Print a command's flags of text, and what those that are paths say to an address."""
+    importlib.import_module(f"musicssl.{name}").define_flags()
+    defined = flags.FLAGS.flags_by_module_dict()
+    for flag in (x for module in defined if module.startswith("musicssl") for x in defined[module]):
+        if flag.flag_type() in ("string", "comma separated list of strings"):
+            try:
+                print(f"{flag.name} takes {flag.parser.parse('s3://a/b')}")
+            except ValueError as error:
+                print(f"{flag.name} {error}")
+
+
+@pytest.mark.parametrize(
+    ("command", "paths", "others"),
+    [
+        ("main", "workdir", ""),
+        ("probe", "", "compare"),  # which are looked at one by one
+        ("plan", "output", "batch topology"),
+        ("benchmark", "output", "backend only"),
+        ("export", "output workdir", "push step"),
+        ("study_report", "workdir", ""),
+    ],
+)
+def test_every_flag_of_text_is_a_path_of_a_kind_or_none_at_all(command, paths, others):
+    output, errors = commands.Process(flags_of_text, command).communicate()
+    said = dict(line.split(None, 1) for line in output.splitlines())
+    said.pop("coordinator", None)  # HOST:PORT, of several processes
+    assert {x for x, line in said.items() if line.startswith("s3://a/b")} == {*paths.split()}
+    assert said.keys() == {*paths.split(), *others.split()}, errors
+
+
+@pytest.mark.parametrize(
+    ("config", "leaf"),
+    [("music2vec:demo", "start_from"), ("musichubert:demo_iter2", "teacher.encoder")],
+)
+def test_an_encoder_that_is_not_there_is_told_before_data_are_composed(config, leaf, tmp_path):
+    places = f"--workdir={tmp_path / 'run'}", f"--config.data.data_dir={tmp_path / 'data'}"
+    line = refused("main", f"--config={config}", f"--config.{leaf}={tmp_path / 'gone'}", *places)
+    assert "gone holds no encoder: give a workdir" in line and not (tmp_path / "data").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What a path may be: homes, addresses, names that look like patterns, owners without a name."""
 
+import functools
 import grp
 import pwd
 from concurrent.futures import ThreadPoolExecutor
@@ -7,9 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from configs import common, musichubert, probe
+from configs import common, music2vec, music2vec2, musichubert, probe
 from musicssl import paths
 from musicssl.runtime.workdir import flat
+
+NO_PATHS = {  # leaves of text that are names, numbers or choices
+    *("name", "variant", "then", "method", "precision", "nonfinite", "profile", "tracker"),
+    *("data.name", "data.mix", "data.on_damage", "data.order", "checkpoint.on_damage"),
+    *("encoder.stem_norm", "encoder.stem_start", "optim.schedule", "validate.score"),
+    *("teacher.feature", "teacher.targets", "tasks", "kind", "layers", "step", "also", "deform"),
+    *("probe.tasks", "probe.kind", "probe.layers"),
+}
 
 
 @pytest.fixture
@@ -105,6 +114,7 @@ def test_a_colon_in_a_configuration_s_path_is_a_part_of_it(tmp_path, monkeypatch
     (folder / "a.py").touch()
     for variant in ("", ":demo", ":de:mo"):
         assert paths.split_variant(f"{folder}/a.py{variant}") == (f"{folder}/a.py", variant)
+    assert paths.split_variant("s3://a/b.py:demo") == ("s3://a/b.py", ":demo")
     assert paths.split_variant("configs/none.py:demo") == ("configs/none.py", ":demo")
     (folder / "a.py:demo").touch()
     assert paths.split_variant(f"{folder}/a.py:demo") == (f"{folder}/a.py:demo", "")
@@ -136,6 +146,31 @@ def test_every_leaf_that_is_a_path_is_written_out(home):
     paths.write_out(evaluation)
     assert evaluation.encoder == f"random:{home}/x"
     assert evaluation.beside == f"random,{home}/x,random:gs://bucket/y"
+
+
+def test_every_leaf_of_text_is_a_path_of_a_kind_or_none_at_all():
+    """A path that LEAVES does not know would become a folder called s3: or gs:."""
+    leaves = paths.LEAVES | {f"probe.{name}": kind for name, kind in paths.LEAVES.items()}
+    for module in (music2vec, music2vec2, musichubert, probe):
+        for variant in module.VARIANTS:
+            text = {x for x, value in flat(module.get_config(variant).to_dict()).items()
+                    if isinstance(value, str)}  # fmt: skip
+            assert text - leaves.keys() <= NO_PATHS, module
+    for name, kind in paths.LEAVES.items():
+        with pytest.raises(ValueError, match="s3://a/b"):
+            kind("s3://a/b")
+        if isinstance(kind, functools.partial):  # it has to be on a disk
+            with pytest.raises(ValueError, match="gs://abc/b is not a path on this machine: "):
+                kind("gs://abc/b")
+        else:
+            assert kind("gs://abc/b/") == "gs://abc/b", name
+
+
+@pytest.mark.parametrize("kind", paths.KINDS)
+def test_training_does_not_start_from_what_only_probes_accept(kind):
+    with pytest.raises(ValueError, match=f"{kind}gs://abc/b: {kind} is for probes: give a work"):
+        paths.weights(f"{kind}gs://abc/b")
+    assert paths.weights("hf:a/b@main") == "hf:a/b@main"
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,18 @@ class Snapshot(NamedTuple):
     commit: str
 
 
+def split_name(spec: str) -> tuple[str, str]:
+    """Return ORG/NAME and the revision, or "", of hf:ORG/NAME or hf:ORG/NAME@REVISION.
+
+    Raises:
+      ValueError: `spec` is not a name.
+    """
+    name, _, revision = spec.removeprefix(paths.HUB).partition("@")
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        raise ValueError(f"{spec} is not a name on the Hub: give hf:ORG/NAME[@REVISION]")
+    return name, revision
+
+
 def download(spec: str) -> Snapshot:
     """Download those files that `huggingface.read_directory` reads and the cache lacks.
 
@@ -61,9 +73,7 @@ def download(spec: str) -> Snapshot:
       FileNotFoundError: there is no such model or revision, or it has no readable weights.
       Unreachable: the Hub does not answer and the cache does not have the model.
     """
-    name, _, revision = spec.removeprefix(paths.HUB).partition("@")
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
-        raise ValueError(f"{spec} is not a name on the Hub: give hf:ORG/NAME[@REVISION]")
+    name, revision = split_name(spec)
     pinned = _cached(name, revision) if _COMMIT.fullmatch(revision) else None
     if pinned:
         return pinned

@@ -13,6 +13,27 @@ from musicssl.model.encoder import Encoder
 from musicssl.runtime import checkpoint
 
 
+def require(path: str | os.PathLike) -> None:
+    """Check that something is there for `load_encoder`, without reading it or asking the Hub.
+
+    Raises:
+      FileNotFoundError: there is nothing at `path`, or not the expected files.
+      ValueError: it is not a name on the Hub.
+    """
+    if os.fspath(path).startswith(paths.HUB):
+        hub.split_name(os.fspath(path))
+        return
+    path = host.path(path)
+    of_fairseq = path.suffix == ".pt" and path.is_file()
+    if of_fairseq or (path / "checkpoints").is_dir() or (path / "config.json").is_file():
+        return
+    raise FileNotFoundError(
+        f"{path} holds no encoder: give a workdir (with checkpoints/), a local Hugging Face "
+        "directory (with config.json), hf:ORG/NAME or a fairseq .pt file; probes also accept "
+        "python:FILE.py:NAME, features:DIRECTORY, logmel, mfcc, cqt and chroma"
+    )
+
+
 def load_encoder(path: str | os.PathLike, step: int | None = None) -> LoadedEncoder:
     """Load a pre-trained encoder.
 
@@ -30,19 +51,14 @@ def load_encoder(path: str | os.PathLike, step: int | None = None) -> LoadedEnco
     if os.fspath(path).startswith(paths.HUB):
         _refuse_step(path, step)
         return _load_from_hub(os.fspath(path))
+    require(path)
     path = host.path(path)
     if (path / "checkpoints").is_dir():
         return load_run(path, step)[0]
     _refuse_step(path, step)
     if path.suffix == ".pt" and path.is_file():
         return fairseq.read_checkpoint(path)
-    if (path / "config.json").is_file():
-        return huggingface.read_directory(path)
-    raise FileNotFoundError(
-        f"{path} holds no encoder: give a workdir (with checkpoints/), a local Hugging Face "
-        "directory (with config.json), hf:ORG/NAME or a fairseq .pt file; probes also accept "
-        "python:FILE.py:NAME, features:DIRECTORY, logmel, mfcc, cqt and chroma"
-    )
+    return huggingface.read_directory(path)
 
 
 def _refuse_step(path: str | os.PathLike, step: int | None) -> None:

@@ -176,6 +176,8 @@ def test_sigterm_reaches_the_part_and_the_next_does_not_begin(first_hour):
         (["--only=check,teach"], "teach is no part, use some of check,benchmark,"),
         (["--config.steps=3"], "--config.steps=3: unknown, or has no value"),
         (["--output="], "--output=: unknown, or has no value"),
+        (["--output=gs://a/b"], "gs://a/b is not a path on this machine: copy the results"),
+        (["--work=s3://a/b"], "s3://a/b is not a path on this machine"),
     ],
 )
 def test_what_is_wrong_is_named_in_one_line_before_anything_runs(first_hour, arguments, message):

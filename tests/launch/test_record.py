@@ -63,6 +63,11 @@ def test_what_is_not_there_or_of_another_recipe_is_one_line(tmp_path, capsys):
     assert (
         capsys.readouterr().err == f"record: {other} and {run} differ in steps: give one recipe's\n"
     )
+    for address in ("gs://abc/x", "s3://abc/x"):
+        for given in ([address, out], [str(run), f"--output={address}"]):
+            assert record.main(given) == 2
+            error = capsys.readouterr().err
+            assert f"record: {address} is not a path on this" in error and error.count("\n") == 1
     (run / "curves.png").unlink()
     for wrong, said in ((run, "the run is not complete"), (tmp_path, "give the workdirs of runs")):
         assert record.main([str(wrong), out]) == 2
