@@ -47,6 +47,7 @@ LONGEST = (
     *(
         "test_main",
         "test_bucket_runs",
+        "test_pages",
         "test_own_folder",
         "test_topologies",
         "test_musichubert",
