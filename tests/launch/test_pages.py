@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -105,6 +106,7 @@ def music(tmp_path_factory, bucket: Bucket) -> Path:
     size = SynthMusicConfig(name="short", seconds=6.0, train=12, validation=6, test=6)
     composed = tmp_path_factory.mktemp("composed")
     Builder(data_dir=str(composed), config=size).download_and_prepare()
+    shutil.rmtree(composed / "synth_music/.config")  # which names a default that is not built
     bucket.copy(composed, "page/data")
     return root
 
