@@ -42,7 +42,7 @@ def main(composed: str, *arguments: str) -> None:
     def compose(command: list[str], **options: object) -> subprocess.CompletedProcess:
         if command[1:4] != ["-m", "data_pipelines.build", "synth_music"]:
             return run(command, **options)
-        size = synth_music.SynthMusicConfig("short", seconds=6.0, train=6, validation=4, test=4)
+        size = synth_music.SynthMusicConfig("16khz", seconds=6.0, train=6, validation=4, test=4)
         with contextlib.redirect_stdout(sys.stderr):
             synth_music.Builder(data_dir=composed, config=size).download_and_prepare()
         return subprocess.CompletedProcess(command, 0)

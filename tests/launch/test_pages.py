@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -103,10 +102,9 @@ def music(tmp_path_factory, bucket: Bucket) -> Path:
     root, rng = tmp_path_factory.mktemp("music"), np.random.default_rng(0)
     for number in range(6):
         soundfile.write(root / f"{number}.flac", rng.normal(0, 0.1, 32_000), 16_000)
-    size = SynthMusicConfig(name="short", seconds=6.0, train=12, validation=6, test=6)
+    size = SynthMusicConfig(name="16khz", seconds=6.0, train=12, validation=6, test=6)
     composed = tmp_path_factory.mktemp("composed")
     Builder(data_dir=str(composed), config=size).download_and_prepare()
-    shutil.rmtree(composed / "synth_music/.config")  # which names a default that is not built
     bucket.copy(composed, "page/data")
     return root
 

@@ -17,6 +17,6 @@ def synth_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
     from data_pipelines.synth_music.synth_music_dataset_builder import Builder, SynthMusicConfig
 
     root = tmp_path_factory.mktemp("synth")
-    size = SynthMusicConfig(name="short", seconds=6.0, train=12, validation=6, test=6)
+    size = SynthMusicConfig(name="16khz", seconds=6.0, train=12, validation=6, test=6)
     Builder(data_dir=str(root), config=size).download_and_prepare()
     return str(root)
