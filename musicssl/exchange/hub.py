@@ -142,12 +142,23 @@ def check_push(name: str) -> None:
     """
     import huggingface_hub
 
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    if "/" not in name or not _is_name(name):
         raise ValueError(f"--push={name} is not a name on the Hub: give ORG/NAME")
     if huggingface_hub.get_token() is None:
         raise ValueError(
             f"--push={name} needs a token with write access: set HF_TOKEN, or run hf auth login"
         )
+
+
+def _is_name(name: str) -> bool:
+    """Return whether it is ORG/NAME, or the NAME alone that few old models have."""
+    from huggingface_hub import errors, utils
+
+    try:
+        utils.validate_repo_id(name)
+    except errors.HFValidationError:
+        return False
+    return True
 
 
 def _api() -> Any:
@@ -211,11 +222,12 @@ def _explained(spec: str, endpoint: str) -> Iterator[None]:
     """Raise one line that says what the Hub answered, or that it did not."""
     from huggingface_hub import errors
 
+    name = spec.removeprefix(paths.HUB).partition("@")[0]
     try:
         yield
     except errors.GatedRepoError:
         raise ValueError(
-            f"{spec} is gated: accept its terms at {endpoint}, and set HF_TOKEN"
+            f"{spec} is gated: accept its terms at {endpoint}/{name}, and set HF_TOKEN"
         ) from None
     except errors.RepositoryNotFoundError:
         raise FileNotFoundError(
@@ -232,7 +244,9 @@ def _explained(spec: str, endpoint: str) -> Iterator[None]:
             raise ValueError(f"{spec}: {endpoint} refuses it ({status}): {said}") from None
         raise Unreachable(f"{spec}: {endpoint} has an error ({status}): try again") from None
     except errors.OfflineModeIsEnabled:
-        raise Unreachable(f"{spec}: HF_HUB_OFFLINE is set, and the cache lacks it") from None
+        raise Unreachable(
+            f"{spec}: HF_HUB_OFFLINE is set, and the cache lacks it: unset it to download"
+        ) from None
     except Exception as error:
         cause: BaseException | None = error
         while isinstance(cause, errors.LocalEntryNotFoundError) and cause.__cause__:

@@ -76,10 +76,11 @@ class FeatureFiles:
             for i, window in enumerate(numbers):
                 first, count = self.first[pool][window], self.counts[pool][window]
                 rows = values[:, i, :count]
-                if not np.isfinite(rows).all():
+                finite = np.isfinite(rows).all((1, 2))
+                if not finite.all():
                     raise ValueError(
-                        f"features of window {window} are not finite in float16: the encoder is "
-                        "damaged, or its activations exceed 65504"
+                        f"layer {finite.argmin()} of window {window} is not finite in float16: the "
+                        "encoder is damaged, or its values exceed 65504 (a plug-in can scale them)"
                     )
                 self.files[pool][:, first : first + count] = rows
 
@@ -115,6 +116,14 @@ class FeatureFiles:
         waiting = np.flatnonzero(~self.written[:end]).tolist()
         noted = {"windows": end, "waiting": waiting, "pools": sorted(self.paths)}
         self.progress.write_text(json.dumps(noted))
+
+    def stop(self) -> None:
+        """Keep what an interrupted pass has written; leave no files if it has written nothing."""
+        if self.written.any():
+            self.save()
+            return
+        for path in (self.progress, *self.parts.values()):
+            path.unlink(missing_ok=True)
 
     def finish(self) -> None:
         """Give the files their final names; remove what interrupted passes have left."""

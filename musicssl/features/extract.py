@@ -226,13 +226,23 @@ def _fill(
         try:
             for numbers, outputs in outputs_of_batches:
                 if writer:
-                    writer.write(numbers, outputs)
+                    _write(writer, numbers, outputs, source.name)
                 bar.update(len(numbers))
-        finally:  # also when a pass is preempted
+        except BaseException:  # also when a pass is preempted
             if writer:
-                writer.save()
+                writer.stop()
+            raise
     if writer:
         writer.finish()
+
+
+def _write(
+    writer: FeatureFiles, numbers: Sequence[int], outputs: dict[int, np.ndarray], name: str
+) -> None:
+    try:
+        writer.write(numbers, outputs)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
 
 
 def _pipelined(

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from musicssl.command import first_line
@@ -171,7 +172,8 @@ def _checked(
     """Return the hidden states in NumPy, checked for their shapes and values."""
     spec, states = plugin.spec, plugin.call(x.copy(), samples)
     check_shapes(plugin, states, len(x))
-    arrays = [in_numpy(h) for h in states]
+    with blaming(spec, plugin.file):
+        arrays = [in_numpy(h) for h in states]
     for number, h in enumerate(arrays):
         if not np.isfinite(h).all():
             raise ValueError(f"{spec}: layer {number} of {what} is not finite")
@@ -179,7 +181,7 @@ def _checked(
 
 
 def check_shapes(plugin: Plugin, states: Sequence[Any], b: int) -> None:
-    """Raise ValueError if hidden states are not `layers` arrays [b, t, width]."""
+    """Raise ValueError if hidden states are not `layers` arrays [b, t, width] of floats."""
     if len(states) != plugin.layers:
         raise ValueError(
             f"{plugin.spec} has layers = {plugin.layers}, but returned {len(states)} arrays"
@@ -192,6 +194,19 @@ def check_shapes(plugin: Plugin, states: Sequence[Any], b: int) -> None:
                 f"{plugin.spec}: layer {number} has the shape {list(shape)} for a batch of {b}: "
                 f"[{b}, {frames}, {plugin.width}] is expected{', as in layer 0' if number else ''}"
             )
+    for number, h in enumerate(states):
+        if not is_float(h):
+            raise ValueError(
+                f"{plugin.spec}: layer {number} is of {h.dtype}: floating-point values are expected"
+            )
+
+
+def is_float(h: Any) -> bool:
+    """Return whether an array of NumPy, JAX or PyTorch holds real floating-point values."""
+    torch = sys.modules.get("torch")
+    if torch and torch.is_tensor(h):
+        return h.is_floating_point()
+    return hasattr(h, "dtype") and jnp.issubdtype(h.dtype, jnp.floating)
 
 
 def _unlike(found: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> str:

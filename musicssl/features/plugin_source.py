@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import default_registry
 
 from musicssl.command import note
 from musicssl.features import batches, windows
@@ -27,6 +28,9 @@ _FIGURES = {
     "width": "columns of each",
     "frame_rate": "frames per second",
 }
+_OPTIONAL = {"normalize": False, "version": ""}
+_SAMPLE_RATES = 1_000, 384_000  # Hz that sound files have
+_LONGEST_FRAME = 60  # seconds
 
 
 def open_plugin(spec: str) -> FeatureSource:
@@ -89,11 +93,15 @@ def _load(spec: str) -> tuple[ModuleType, Callable[..., Any], str]:
     if not callable(model):
         raise ValueError(f"{spec}: {place} has no function or class {name}")
     if isinstance(model, type):
-        with blaming(spec, Path(str(module.__file__))):
+        with blaming(spec, _file_of(module)):
             model = model()
     if not callable(model):
         raise ValueError(f"{spec}: {name} has no method __call__(self, audio)")
     return module, model, name
+
+
+def _file_of(module: ModuleType) -> Path:
+    return Path(str(getattr(module, "__file__", None)))
 
 
 def _load_file(spec: str, file: Path) -> ModuleType:
@@ -113,17 +121,21 @@ def _load_file(spec: str, file: Path) -> ModuleType:
 
 def _described(spec: str, module: ModuleType, model: Callable[..., Any]) -> Plugin:
     """Read a plug-in's attributes."""
-    missing = [name for name in _FIGURES if getattr(model, name, None) is None]
+    file = _file_of(module)
+    with blaming(spec, file):
+        given: dict[str, Any] = {name: getattr(model, name, None) for name in _FIGURES}
+        optional = {name: getattr(model, name, value) for name, value in _OPTIONAL.items()}
+        takes_samples = "samples" in inspect.signature(getattr(model, "forward", model)).parameters
+    missing = [name for name, value in given.items() if value is None]
     if missing:
         wanted = ", ".join(f"{name} ({_FIGURES[name]})" for name in missing)
         raise ValueError(f"{spec} lacks {wanted}: give it attributes of these names")
     figures: dict[str, Any] = {}
-    for name in _FIGURES:
-        value = getattr(model, name)
+    for name, value in given.items():
         whole = name != "frame_rate"
         try:
             figures[name] = int(value) if whole else float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             figures[name] = 0
         if figures[name] <= 0 or figures[name] != value:
             raise ValueError(
@@ -131,13 +143,23 @@ def _described(spec: str, module: ModuleType, model: Callable[..., Any]) -> Plug
             )
     plugin = Plugin(
         spec,
-        Path(str(module.__file__)),
+        file,
         model,
-        "samples" in inspect.signature(getattr(model, "forward", model)).parameters,
+        takes_samples,
         **figures,
-        normalize=bool(getattr(model, "normalize", False)),
-        version=str(getattr(model, "version", "")),
+        normalize=bool(optional["normalize"]),
+        version=str(optional["version"]),
     )
+    least, most = _SAMPLE_RATES
+    if not least <= plugin.sample_rate <= most:
+        raise ValueError(
+            f"{spec} has sample_rate = {plugin.sample_rate}: give Hz, from {least} to {most}"
+        )
+    if plugin.frame_rate * _LONGEST_FRAME < 1:
+        raise ValueError(
+            f"{spec} has frame_rate = {plugin.frame_rate:g}: give frames per second, at least "
+            f"one in {_LONGEST_FRAME} s"
+        )
     hop = plugin.sample_rate / plugin.frame_rate
     if hop < 1 or abs(hop - plugin.hop) > 1e-3:
         raise ValueError(
@@ -153,7 +175,7 @@ def _weights(module: ModuleType, model: Callable[..., Any]) -> str:
     torch = sys.modules.get("torch")
     digest, found = hashlib.sha256(), False
     own = dict(vars(model)) if hasattr(model, "__dict__") else {}
-    for value in jax.tree.leaves([vars(module), dict(vars(type(model))), own, model]):
+    for value in _leaves([vars(module), dict(vars(type(model))), own, model]):
         if torch and isinstance(value, torch.nn.Module):
             tensors = list(value.state_dict().items())
         elif isinstance(value, np.ndarray | jax.Array) or (torch and torch.is_tensor(value)):
@@ -161,12 +183,41 @@ def _weights(module: ModuleType, model: Callable[..., Any]) -> str:
         else:
             continue
         for name, tensor in tensors:
-            if torch and torch.is_tensor(tensor):
-                tensor = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+            try:
+                content = _bytes_of(tensor)
+            except (TypeError, ValueError, RuntimeError, NotImplementedError):
+                continue  # such as random keys, or arrays of objects: the answer tells of them
             digest.update(name.encode())
-            digest.update(np.ascontiguousarray(tensor).data)
+            digest.update(content.data)
             found = True
     return digest.hexdigest() if found else ""
+
+
+def _bytes_of(tensor: Any) -> np.ndarray:
+    """Return the bytes of an array of NumPy, JAX or PyTorch."""
+    torch = sys.modules.get("torch")
+    if torch and torch.is_tensor(tensor):
+        return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return np.ascontiguousarray(tensor).reshape(-1).view(np.uint8)
+
+
+def _leaves(value: Any, above: tuple[int, ...] = ()) -> Iterator[Any]:
+    """Yield what lists, dictionaries and JAX's trees hold; they may hold themselves.
+
+    Args:
+      above: the identities of what holds `value`.
+    """
+    if id(value) in above:
+        return
+    if isinstance(value, dict):
+        inner: Sequence[Any] = [value[key] for key in sorted(value, key=str)]
+    elif (node := default_registry.flatten_one_level(value)) is not None:
+        inner = list(node[0])
+    else:
+        yield value
+        return
+    for one in inner:
+        yield from _leaves(one, (*above, id(value)))
 
 
 # Extraction.
@@ -195,7 +246,8 @@ def _hear(
 
     def fetch() -> Outputs:
         numbers, rows = running.popleft()
-        return numbers, {pool: _in_half(values()) for pool, values in rows.items()}
+        with blaming(plugin.spec, plugin.file):
+            return numbers, {pool: _in_half(values()) for pool, values in rows.items()}
 
     for numbers, x, samples in batches.ahead(heard):
         n = x.shape[1]
@@ -208,7 +260,8 @@ def _hear(
                 f"{plugin.spec} returned {returned} frames for a window of {n} samples, but its "
                 f"frame_rate makes {wanted} of them"
             )
-        rows = {p: _pooled(plugin, states, frames, counts[p][numbers], p) for p in pools}
+        with blaming(plugin.spec, plugin.file):
+            rows = {p: _pooled(plugin, states, frames, counts[p][numbers], p) for p in pools}
         running.append((numbers, rows))
         del states
         if len(running) > 1:
@@ -245,7 +298,7 @@ def _means(states: Sequence[Any], parts: Sequence[tuple[int, int]]) -> Rows:
     """Begin to average parts of frames on the arrays' own device: [b, t, d] of each layer."""
     single = all(end - first == 1 for first, end in parts) and parts[-1][1] == len(parts)
     torch = sys.modules.get("torch")
-    if torch and torch.is_tensor(states[0]):
+    if torch and all(torch.is_tensor(h) for h in states):
         floats = [h.detach().float() for h in states]
         if single:
             layers = [h[:, : len(parts)] for h in floats]
@@ -253,7 +306,7 @@ def _means(states: Sequence[Any], parts: Sequence[tuple[int, int]]) -> Rows:
             layers = [torch.stack([h[:, a:z].mean(1) for a, z in parts], 1) for h in floats]
         together = torch.stack(layers)
         return lambda: together.cpu().numpy()
-    if isinstance(states[0], jax.Array):
+    if all(isinstance(h, jax.Array) for h in states):
         computed = _jax_means(tuple(states), None if single else tuple(parts))
         return lambda: np.asarray(computed)
     arrays = [in_numpy(h) for h in states]

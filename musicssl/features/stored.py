@@ -26,6 +26,7 @@ from musicssl.features.source import FeatureSource, Hear, Outputs, Read
 
 ABOUT = "features.json"
 _FIGURES = ("sample_rate", "frame_rate", "layers", "width")
+_MOST_LAYERS = 1000
 _BATCH = 64  # windows that are written at once
 _CHUNK = 1 << 24  # bytes that are read at once for a digest
 
@@ -60,12 +61,18 @@ def open_features(folder: Path) -> FeatureSource:
     try:
         about = json.loads(path.read_text())
         figures = {name: about[name] for name in _FIGURES}
-        if any(isinstance(x, bool) or not x > 0 for x in figures.values()):
+        if any(isinstance(x, bool) or not 0 < x < np.inf for x in figures.values()):
             raise ValueError("a figure is not above 0")
+        if any(figures[name] != int(figures[name]) for name in _FIGURES if name != "frame_rate"):
+            raise ValueError("only frame_rate may be a fraction")
+        if figures["layers"] > _MOST_LAYERS:
+            raise ValueError(f"there are more than {_MOST_LAYERS} layers")
         layers, width = int(figures["layers"]), int(figures["width"])
         sample_rate, frame_rate = int(figures["sample_rate"]), float(figures["frame_rate"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} must have {', '.join(_FIGURES)} as numbers: {error!r}") from None
+        raise ValueError(
+            f"{path} must have {', '.join(_FIGURES)} as numbers: {type(error).__name__}: {error}"
+        ) from None
     hop = round(sample_rate / frame_rate)
     if hop < 1 or abs(hop - sample_rate / frame_rate) > 1e-3 * hop:
         raise ValueError(
@@ -126,7 +133,7 @@ def _bind(
             f"{where} has no digest.txt: it should hold features of the {records} records of "
             f"{data.version} {split}, whose digest is {data.split_digest}"
         )
-    said = (where / "digest.txt").read_text().strip()
+    said = (where / "digest.txt").read_text(errors="replace").strip()
     if said != data.split_digest:
         raise ValueError(
             f"{where} has features of other records: its digest.txt is {said[:12]}..., but that of "
@@ -218,6 +225,9 @@ def _array(path: Path) -> np.ndarray:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing")
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except ValueError as error:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
         raise ValueError(f"{path} is damaged: {error}") from None
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"{path} is an archive, not one array: write it with numpy.save")
+    return array

@@ -74,25 +74,32 @@ def run(config: ml_collections.ConfigDict) -> str:
 
 def _run_into(out: Path, chosen: Sequence[tasks.Task], config: ml_collections.ConfigDict) -> str:
     """Evaluate config.encoder, and the encoders beside it; write to `out`, return the tables."""
-    table = _run_encoder(config.encoder, chosen, out, config)
-
     # What is evaluated for comparison has a directory of its own each.
-    beside = [name for name in config.beside.split(",") if name]
-    folders = [out]
-    for name in beside:
+    folders = {config.encoder: out}
+    for name in filter(None, config.beside.split(",")):
         spec = f"{paths.RANDOM}{config.encoder}" if name == "random" else name
-        folders.append(out / "beside" / _folder_name(name))
-        _run_encoder(spec, chosen, folders[-1], config)
-    table = report.compare(folders, out) if beside and table else table
+        folders.setdefault(spec, out / "beside" / _folder_name(name))
+
+    # All are opened before the first is evaluated, so that no work is lost to a wrong name.
+    opened = [_open(spec, chosen, folder, config) for spec, folder in folders.items()]
+    table = ""
+    for spec, folder in folders.items():
+        last = _run_encoder(spec, chosen, folder, config, *opened.pop(0))
+        table = table or last
+    if len(folders) > 1 and table:
+        table = report.compare([*folders.values()], out)
     note(f"results, tables and pictures are in {out}")
     return table
 
 
-def _run_encoder(
+def _open(
     spec: str, chosen: Sequence[tasks.Task], out: Path, config: ml_collections.ConfigDict
-) -> str:
-    """Evaluate an encoder that `extract.open_source` takes; write to `out`, return a table."""
-    mesh = sharding.make_mesh(config.mesh.fsdp)
+) -> tuple[FeatureSource, TrainedBy | None]:
+    """Open an encoder that `extract.open_source` takes, and check that it can be evaluated.
+
+    Returns:
+      The source of features, and the run that it is from.
+    """
     step = None  # of the encoder itself; what stands beside it is of its last
     if spec == config.encoder and config.step:
         step = step_of(host.path(spec), config.step)
@@ -101,12 +108,25 @@ def _run_encoder(
     check_settings(config, source.layers, source.sample_rate)
     _check_frames(chosen, source, config)
     report.refuse_others(out, source.digest, source.name)
-    also, deform = _listed(config.also), _listed(config.deform)
-    if deform and source.bind:
+    if _listed(config.deform) and source.bind:
         raise ValueError(
             "config.deform: features that were computed elsewhere cannot be computed of deformed "
             "audio: leave it out"
         )
+    return source, run
+
+
+def _run_encoder(
+    spec: str,
+    chosen: Sequence[tasks.Task],
+    out: Path,
+    config: ml_collections.ConfigDict,
+    source: FeatureSource,
+    run: TrainedBy | None,
+) -> str:
+    """Evaluate an opened encoder; write to `out`, return a table."""
+    mesh = sharding.make_mesh(config.mesh.fsdp)
+    also, deform = _listed(config.also), _listed(config.deform)
     session = Session(source, config, mesh, lambda: None, also, deform)
     for number, task in enumerate(chosen, 1):
         note(f"{source.name}: {task.name} ({number} of {len(chosen)}): {task.title}")

@@ -80,9 +80,10 @@ def test_what_the_hub_refuses_is_said_in_one_line(server, saved, tmp_path) -> No
     for spec, kind, message in (
         ("hf:m-a-p/nowhere", FileNotFoundError, "has no such model, or it is private"),
         (f"hf:{NAME}@v2", FileNotFoundError, "has no such branch, tag or commit"),
-        ("hf:m-a-p/gated", ValueError, "is gated: accept its terms at http"),
+        ("hf:m-a-p/gated", ValueError, f"its terms at {server.endpoint}/m-a-p/gated, and"),
         ("hf:m-a-p/no-weights", FileNotFoundError, "lacks files that an encoder needs"),
         ("hf:a/b/c", ValueError, "is not a name on the Hub: give hf:ORG/NAME"),
+        ("hf:../x", ValueError, "hf:../x is not a name on the Hub: give hf:ORG/NAME"),
     ):
         with pytest.raises(kind, match=message) as error:
             pretrained.load_encoder(spec)
@@ -141,8 +142,8 @@ def test_a_directory_is_pushed_in_one_commit_and_read_back(server, saved, monkey
     monkeypatch.setenv("HF_TOKEN", "hf_other")
     with pytest.raises(ValueError, match=r"refuses it \(401\): use another HF_TOKEN"):
         hub.push(saved, NAME, "Export")
-    for name, message in (("tiny", "is not a name on the Hub: give ORG/NAME"),):
-        with pytest.raises(ValueError, match=message):
+    for name in ("tiny", "-a/b", "a/b.git", "a/..", "a/b@main", f"a/{'b' * 120}"):
+        with pytest.raises(ValueError, match="is not a name on the Hub: give ORG/NAME"):
             hub.check_push(name)
     server.down = True
     monkeypatch.setattr("time.sleep", lambda _: None)

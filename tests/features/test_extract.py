@@ -114,7 +114,7 @@ def test_what_is_standardised_over_has_features_of_its_own(tmp_path: Path) -> No
 def test_features_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     of = source()
     broken = of._replace(apply=lambda *x: [h * 1e9 for h in of.apply(*x)])
-    with pytest.raises(ValueError, match="not finite in float16"):
+    with pytest.raises(ValueError, match="tiny: layer 0 of window 0 is not finite in float16"):
         get(tmp_path, of=broken)
 
 

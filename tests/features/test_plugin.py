@@ -58,6 +58,11 @@ def changed(*pairs: tuple[str, str]) -> str:
         ([(", frame_rate", ", rate")], r"lacks frame_rate \(frames per second\)"),
         ([("2, 3, 50", "0, 3, 50")], r"has layers = 0: give a whole number above 0"),
         ([("2, 3, 50", "2, 'wide', 50")], r"has width = 'wide': give a whole number"),
+        ([("2, 3, 50", "float('inf'), 3, 50")], r"has layers = inf: give a whole number"),
+        ([("2, 3, 50", "2, 3, 1e-6")], r"has frame_rate = 1e-06: .* at least one in 60 s"),
+        ([("16_000", "10**12")], r"has sample_rate = 1000000000000: give Hz, from 1000 to 384000"),
+        ([("scale = 1.0", "scale, version = 1.0, property(lambda self: 1 / 0)")],
+         r"raised ZeroDivisionError at line 6: division by zero"),
         ([("2, 3, 50", "2, 3, 75")], r"a frame is 213.33 samples, which must be a whole number"),
         ([("2, 3, 50", "3, 3, 50")], r"has layers = 3, but returned 2 arrays"),
         ([("2, 3, 50", "2, 4, 50")],
@@ -66,6 +71,10 @@ def changed(*pairs: tuple[str, str]) -> str:
          r"layer 1 has the shape \[2, 100, 3\] .* \[2, 101, 3\] is expected, as in layer 0"),
         ([("[mean, mean**2]", "{'a': mean}")], r"returned dict: return a list of its 2 layers"),
         ([("[mean, mean**2]", "None")], r"returned NoneType"),
+        ([("mean**2]", "mean.astype(int)]")],
+         r"layer 1 is of int64: floating-point values are expected"),
+        ([("mean**2]", "mean.astype(str)]")], r"layer 1 is of <U32: floating-point values"),
+        ([("mean**2]", "mean * 1j]")], r"layer 1 is of complex64: floating-point values"),
         ([("2, 3, 50", "2, 3, 25")], r"says 25 frames per second, but returned 100 frames"),
         ([("[mean, mean**2]", "[mean[:, :7], mean[:, :7]]")], r"the same number for any length"),
         ([("mean**2]", "mean / 0]")], r"layer 1 of noise is not finite"),
@@ -160,20 +169,67 @@ def test_another_file_other_weights_and_another_version_have_another_digest(tmp_
             get(tmp_path / "cache", pools=(0,), of=of)
 
 
-def test_frames_that_are_not_as_many_as_they_were_are_told(tmp_path) -> None:
-    """Here of windows over 1 s, of which one less is returned than in the check."""
-    source = changed(("mean**2]", "mean**2] if n < 40_000 else [mean[:, :-1]] * 2"))
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        ("[mean[:, :-1]] * 2", "returned 149 frames for a window of 48000 samples"),
+        ("1 / 0", "raised ZeroDivisionError at line 14: division by zero"),
+        ("[mean, mean.astype(int)]", "layer 1 is of int64"),
+        ("[mean, mean * np.nan]", r"Energies of .*: layer 1 of window 0 is not finite in float16"),
+    ],
+)
+@pytest.mark.parametrize("batches", [0, 1])
+def test_what_begins_while_features_are_computed_is_told(
+    tmp_path, returned, message, batches
+) -> None:
+    """In windows longer than those of the check, from the first batch or the second."""
+    source = changed(
+        ("scale = 1.0", "scale, late = 1.0, 0"),
+        ("        return", "        self.late += n >= 40_000\n        return"),
+        ("mean**2]", f"mean**2] if self.late <= {batches} else {returned}"),
+    )
     of = extract.open_source(write(tmp_path, source))
-    lengths = np.array([48_000])
-    cut = windows.cut(lengths, 3.0, RATE, frames=of.frames)
-    with pytest.raises(ValueError, match="returned 149 frames for a window of 48000 samples"):
-        extract.extract(
-            of,
-            cut,
-            lambda _: np.ones(48_000, np.int16),
-            (0,),
-            tmp_path,
-            "data",
-            sharding.make_mesh(),
-            2,
-        )
+    cut = windows.cut(np.full(6, 48_000), 3.0, RATE, frames=of.frames)
+    mesh, cache = sharding.make_mesh(), tmp_path / "cache"
+
+    def sound(_: int) -> np.ndarray:
+        return np.ones(48_000, np.int16)
+
+    message = message.replace("window 0", f"window {2 * batches}")
+    with pytest.raises(ValueError, match=message) as error:
+        extract.extract(of, cut, sound, (0,), cache, "data", mesh, 2)
+    assert "\n" not in str(error.value)
+
+    # No file has the name of a complete one, and what has nothing in it is gone.
+    left = sorted(path.suffix for path in cache.rglob("*") if path.is_file())
+    assert left == ([".json", ".npy", ".part"] if batches else [".npy"])
+    assert [path.name for path in cache.rglob("*.npy")] == ["answer.npy"]
+
+
+def test_a_module_may_hold_anything_beside_the_weights(tmp_path) -> None:
+    """Keys that cannot be sorted, a dictionary in itself, text, random keys, bfloat16."""
+    held = """
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+TABLE = {1: "one", "a": 2, None: 3}
+TABLE["itself"] = TABLE
+NAMES, ANY, KEY = np.array(["c", "d"]), np.array([None, 1]), jax.random.key(0)
+HALF = jnp.full(3, VALUE, jnp.bfloat16)
+"""
+    digests = set()
+    for value in ("1.0", "2.0", "1.0"):
+        (tmp_path / "value.txt").write_text(value)
+        read_value = f"float(open({str(tmp_path / 'value.txt')!r}).read())"
+        source = held.replace("VALUE", read_value) + GOOD
+        digests.add(extract.open_source(write(tmp_path, source)).digest)
+    assert len(digests) == 2
+
+
+def test_layers_may_be_arrays_of_several_libraries(tmp_path) -> None:
+    source = "import jax.numpy as jnp\n" + changed(("mean**2]", "jnp.square(mean)]"))
+    found = get(tmp_path / "a", pools=(0, 25), of=extract.open_source(write(tmp_path, source)))
+    wanted = get(tmp_path / "b", pools=(0, 25), of=extract.open_source(write(tmp_path)))
+    for pool, rows in wanted.items():
+        np.testing.assert_allclose(found[pool].astype("f4"), rows.astype("f4"), rtol=2e-3)

@@ -121,6 +121,8 @@ def test_features_of_something_else_are_refused(
         before = path.read_bytes()
         if isinstance(content, str):
             path.write_text(content)
+        elif isinstance(content, dict):
+            np.savez(path.open("wb"), **content)
         elif content is None:
             path.unlink()
         else:
@@ -139,10 +141,18 @@ def test_features_of_something_else_are_refused(
     refused(r"should be floats \[1128, 40\]", "layer_00.npy", layer[:-1])
     refused("is missing", "layer_00.npy", None)
     refused(r"is damaged", "layer_00.npy", "not an array")
+    refused(r"is damaged: No data left in file", "layer_00.npy", "")
+    refused(r"is an archive, not one array", "layer_00.npy", {"layer": layer})
+    refused(r"layer_00.npy is int64 \[1128, 40\], but should be floats", "layer_00.npy",
+            layer.astype(int))  # fmt: skip
     refused(r"numbers of frames of 6 records", "frames.npy", frames[:-1])
     refused("record 0 has 17 frames, but its 6.00 s make 187.5", "frames.npy", frames * 0 + 17)
+    good = {"sample_rate": 16_000, "frame_rate": 50, "layers": 1, "width": 2}
     for about, message in (
         ({"layers": 1}, "must have sample_rate, frame_rate"),
+        (good | {"layers": 1.5}, "only frame_rate may be a fraction"),
+        (good | {"layers": float("inf")}, "a figure is not above 0"),
+        (good | {"layers": 10**9}, "more than 1000 layers"),
         ({"sample_rate": 16_000, "frame_rate": 75, "layers": 1, "width": 2}, "213.33 samples"),
     ):
         (tmp_path / stored.ABOUT).write_text(json.dumps(about))

@@ -334,6 +334,29 @@ def test_results_of_another_encoder_are_kept_and_told_before_work(
     assert json.loads((out / "results.json").read_text()) == earlier
 
 
+@pytest.mark.parametrize(
+    ("beside", "message"),
+    [
+        ("mfcc,python:no.py:Mine", "there is no file .*no.py"),
+        ("hf:a/b/c", "hf:a/b/c is not a name on the Hub"),
+        ("random", "logmel holds no encoder"),
+    ],
+)
+def test_encoders_beside_are_opened_before_the_first_is_evaluated(
+    beside: str, message: str, synth_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "run_task", lambda *_: pytest.fail("work was done"))
+    settings = config(
+        tmp_path,
+        tasks="synth_key",
+        data_dir=synth_dir,
+        results=str(tmp_path / "out"),
+        beside=beside,
+    )
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        session.run(settings)
+
+
 def test_beats_are_not_asked_of_few_frames(logmel: extract.FeatureSource, tmp_path: Path) -> None:
     slow = logmel._replace(frames=windows.Frames(8000, 8000))
     with pytest.raises(ValueError, match=r"synth_beat is asked of every frame, .* 2.00 a"):
