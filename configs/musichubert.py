@@ -37,7 +37,7 @@ short, and there is no dropout.
 `demo_filterbank` is the demo that learns most in its minutes; it is not in the paper either. Its
 stem starts as a bank of band-pass filters (`musicssl.model.filterbank`) and is trained from there,
 and it predicts four targets at once, which describe pitches, pitch classes, timbre and onsets.
-musicssl/probing/README.md shows what was tried, on clips that are in no test.
+musicssl/probing/results.md shows what was tried, on clips that are in no test.
 
 `small` is the same idea for about an hour on two CPU cores, including data. It has four layers of
 width 256 (4 million parameters), hears 1.3 s at a time, predicts several targets at once, and

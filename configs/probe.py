@@ -5,7 +5,7 @@
         --config.tasks=gtzan_genre,giantsteps_key --config.data_dir=DATA
     python -m musicssl.probe --config=configs/probe.py --compare runs/a/probe runs/b/probe
 
-"full" is that protocol; musicssl/probing/README.md says where a task differs from MARBLE's code.
+"full" is that protocol; musicssl/probing/protocol.md says where a task differs from MARBLE's code.
 "quick" takes minutes: it trains linear probes on standardised features, which need few epochs, with
 one learning rate and three seeds. "ridge" is as quick: it solves ridge regression in closed form on
 every layer and on all of them concatenated, without learning rates or seeds. The demos end with it,

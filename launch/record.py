@@ -7,7 +7,7 @@ The runs differ in their training seeds alone. Each has its probes (RUN/probe, w
 beside them), its curves.png and, if it was asked about several voices, RUN/polyphony. DIR gets
 README.md, the table of all seeds together with paired tests, pictures, and the configuration: a few
 hundred kB, which a repository can hold. RESULTS are further columns of the table of probes, such as
-those of a random stem (musicssl/probing/README.md). Exit codes: 0 written, 2 something is missing.
+those of a random stem (musicssl/probing/results.md). Exit codes: 0 written, 2 something is missing.
 """
 
 import argparse

@@ -16,7 +16,7 @@ from typing import Any, TypedDict
 from musicssl import host
 
 MARBLE = "MARBLE, arXiv:2306.10548v1, tables 3 and 4"
-DEVIATIONS = "musicssl/probing/README.md names where the tasks differ from its code"
+DEVIATIONS = "musicssl/probing/protocol.md names where the tasks differ from its code"
 # What MARBLE's constrained track trains, by leaves of configs/probe.py; 0 is told in words.
 _GRID: dict[str, Any] = {
     "kind": "mlp",

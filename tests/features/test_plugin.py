@@ -178,11 +178,11 @@ def test_another_file_other_weights_and_another_version_have_another_digest(tmp_
         ("[mean, mean * np.nan]", r"Energies of .*: layer 1 of window 0 is not finite in float16"),
     ],
 )
-@pytest.mark.parametrize("batches", [0, 1])
+@pytest.mark.parametrize("batches", [0, 2])
 def test_what_begins_while_features_are_computed_is_told(
     tmp_path, returned, message, batches
 ) -> None:
-    """In windows longer than those of the check, from the first batch or the second."""
+    """In windows longer than those of the check, from the first batch or the third."""
     source = changed(
         ("scale = 1.0", "scale, late = 1.0, 0"),
         ("        return", "        self.late += n >= 40_000\n        return"),

@@ -94,7 +94,7 @@ def test_windows_of_tracks_are_about_those_of_the_published_durations(
 
 
 def test_updates_are_those_of_the_protocol() -> None:
-    """As musicssl/probing/README.md has them, from MARBLE's sizes and batches of 64 files."""
+    """As musicssl/probing/protocol.md has them, from MARBLE's sizes and batches of 64 files."""
     updates = {"emomusic": 8, "mtg_instrument": 225, "mtg_moodtheme": 156, "mtg_genre": 509,
                "mtg_top50": 503, "gtzan_genre": 7, "gtzan_beat": 7}  # fmt: skip
     source = full_size()[0]
