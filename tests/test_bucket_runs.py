@@ -10,7 +10,6 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from data_pipelines import retries
-from data_pipelines.synth_music.synth_music_dataset_builder import Builder, SynthMusicConfig
 from musicssl import export, host
 from musicssl.exchange.pretrained import load_encoder
 from musicssl.probing import report, session
@@ -18,7 +17,7 @@ from musicssl.runtime.workdir import steps_on_disk
 from musicssl.training.writer import Writer
 from tests.faults import bucket as faults
 from tests.faults import kill, processes
-from tests.support import commands, probes, runs
+from tests.support import commands, probes, runs, short_music
 from tests.support.bucket import ROOT, Bucket, Fault
 from tests.support.saved_states import config
 
@@ -117,8 +116,7 @@ def test_a_line_that_was_cut_short_is_set_aside_there_too(bucket, capsys):
 
 
 def test_probes_read_and_write_there(survived, bucket, tmp_path):
-    size = SynthMusicConfig(name="16khz", seconds=6.0, train=12, validation=6, test=6)
-    Builder(data_dir=str(tmp_path), config=size).download_and_prepare()
+    short_music.build(tmp_path)
     bucket.copy(tmp_path, "composed")
     given = {"encoder": str(survived), "data_dir": f"{ROOT}/composed", "tasks": "synth_key"}
     with bucket.suffering(Fault("503", "", every=120)):

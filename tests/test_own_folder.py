@@ -34,17 +34,16 @@ def main(composed: str, *arguments: str) -> None:
 
     The command that would take its place is printed.
     """
-    from data_pipelines.synth_music import synth_music_dataset_builder as synth_music
     from musicssl import host
+    from tests.support import short_music
 
     run = subprocess.run
 
     def compose(command: list[str], **options: object) -> subprocess.CompletedProcess:
         if command[1:4] != ["-m", "data_pipelines.build", "synth_music"]:
             return run(command, **options)
-        size = synth_music.SynthMusicConfig("16khz", seconds=6.0, train=6, validation=4, test=4)
         with contextlib.redirect_stdout(sys.stderr):
-            synth_music.Builder(data_dir=composed, config=size).download_and_prepare()
+            short_music.build(composed, train=6, validation=4, test=4)
         return subprocess.CompletedProcess(command, 0)
 
     def follow(path: str, command: list[str]) -> None:

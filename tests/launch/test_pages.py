@@ -17,11 +17,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from data_pipelines.synth_music.synth_music_dataset_builder import Builder, SynthMusicConfig
 from musicssl import host
 from musicssl.runtime.workdir import steps_on_disk
 from tests.launch.test_launchers import Cloud
-from tests.support import commands, runs
+from tests.support import commands, runs, short_music
 from tests.support.bucket import ROOT, Bucket
 
 PAGE = (runs.ROOT / "launch/README.md").read_text()
@@ -102,9 +101,8 @@ def music(tmp_path_factory, bucket: Bucket) -> Path:
     root, rng = tmp_path_factory.mktemp("music"), np.random.default_rng(0)
     for number in range(6):
         soundfile.write(root / f"{number}.flac", rng.normal(0, 0.1, 32_000), 16_000)
-    size = SynthMusicConfig(name="16khz", seconds=6.0, train=12, validation=6, test=6)
     composed = tmp_path_factory.mktemp("composed")
-    Builder(data_dir=str(composed), config=size).download_and_prepare()
+    short_music.build(composed)
     bucket.copy(composed, "page/data")
     return root
 

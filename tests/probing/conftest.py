@@ -14,9 +14,8 @@ def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def synth_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
-    from data_pipelines.synth_music.synth_music_dataset_builder import Builder, SynthMusicConfig
+    from tests.support import short_music
 
     root = tmp_path_factory.mktemp("synth")
-    size = SynthMusicConfig(name="16khz", seconds=6.0, train=12, validation=6, test=6)
-    Builder(data_dir=str(root), config=size).download_and_prepare()
+    short_music.build(root)
     return str(root)
