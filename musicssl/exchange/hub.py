@@ -57,7 +57,7 @@ def split_name(spec: str) -> tuple[str, str]:
       ValueError: `spec` is not a name.
     """
     name, _, revision = spec.removeprefix(paths.HUB).partition("@")
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+    if not _is_name(name):
         raise ValueError(f"{spec} is not a name on the Hub: give hf:ORG/NAME[@REVISION]")
     return name, revision
 

@@ -103,19 +103,23 @@ def check(plugin: Plugin) -> tuple[windows.Frames, np.ndarray]:
     """
     spec, hop = plugin.spec, plugin.hop
     n = max(round(SECONDS * plugin.sample_rate), 4 * hop)
-    x = np.random.default_rng(0).standard_normal((2, n + hop)).astype(np.float32) / 10
+    more = round(n / hop)  # frames that as much noise again adds: a rate told wrong shows there
+    noise = np.random.default_rng(0).standard_normal((2, n + more * hop)).astype(np.float32) / 10
+    x = noise[:, : n + hop]
 
     # Shapes and values.
     together = _checked(plugin, x)
-    longer, shorter = (_frames(plugin, x[:1, :samples]) for samples in (n + hop, n))
+    lengths = n, n + hop, n + more * hop
+    shorter, longer, longest = (_frames(plugin, noise[:1, :samples]) for samples in lengths)
     expected = n / hop
-    if longer != shorter + 1 or not 0.5 * expected < shorter < 1.5 * expected + 4:
-        found = (longer - shorter) * plugin.sample_rate / hop
-        rate = shorter * plugin.sample_rate / n if longer == shorter else found
+    steady = longer == shorter + 1 and longest == shorter + more
+    if not steady or not 0.5 * expected < shorter < 1.5 * expected + 4:
+        found = (longest - shorter) * plugin.frame_rate / more
+        rate = shorter * plugin.sample_rate / n if longest == shorter else found
         raise ValueError(
             f"{spec} says {plugin.frame_rate:g} frames per second, but returned {shorter} frames "
-            f"for {n} samples ({n / plugin.sample_rate:g} s) and {longer} for {n + hop}: it has "
-            f"about {rate:g} per second, or the same number for any length"
+            f"for {n} samples ({n / plugin.sample_rate:g} s) and {longest} for {lengths[-1]}: "
+            f"it has about {rate:g} per second, or the same number for any length"
         )
     _checked(plugin, np.zeros_like(x), "silence")
 

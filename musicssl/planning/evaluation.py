@@ -59,7 +59,7 @@ _AUDIO = {
     "vocalset/technique_": Heard((1626, 1084, 903), _VOCALSET, True),
     "vocalset/singer_": Heard((1734, 1156, 723), _VOCALSET, True),
     "mtg_jamendo": Heard((32859, 11101, 11565), 244.5, True),
-    "synth_music": Heard((240, 48, 48), 30.0),
+    "synth_music": Heard((240, 48, 192), 30.0),
     "synth_polyphony": Heard((576, 144, 288), 2.0),
 }
 

@@ -76,6 +76,8 @@ def changed(*pairs: tuple[str, str]) -> str:
         ([("mean**2]", "mean.astype(str)]")], r"layer 1 is of <U32: floating-point values"),
         ([("mean**2]", "mean * 1j]")], r"layer 1 is of complex64: floating-point values"),
         ([("2, 3, 50", "2, 3, 25")], r"says 25 frames per second, but returned 100 frames"),
+        ([("2, 3, 50", "2, 3, 40")],
+         r"says 40 frames per second, .* 200 for 64000: it has about 50 per second"),
         ([("[mean, mean**2]", "[mean[:, :7], mean[:, :7]]")], r"the same number for any length"),
         ([("mean**2]", "mean / 0]")], r"layer 1 of noise is not finite"),
         ([("mean**2]", "np.log(mean)]")], r"layer 1 of silence is not finite"),

@@ -57,7 +57,7 @@ def test_labels_that_are_not_the_published_ones_are_told(
 
 
 def test_the_table_of_deviations_names_tasks_that_exist() -> None:
-    text = (Path(tasks.__file__).parent / "README.md").read_text()
+    text = (Path(tasks.__file__).parent / "protocol.md").read_text()
     text = text.split("## Where it differs")[1].split("\n## ")[0]
     rows = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("| ")][1:]
     named = [name.strip(" `") for row in rows for name in row[0].split(",")]
