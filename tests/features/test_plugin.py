@@ -184,10 +184,10 @@ def test_another_file_other_weights_and_another_version_have_another_digest(tmp_
 def test_what_begins_while_features_are_computed_is_told(
     tmp_path, returned, message, batches
 ) -> None:
-    """In windows longer than those of the check, from the first batch or the third."""
+    """In windows of a length that the check does not have, from the first batch or the third."""
     source = changed(
         ("scale = 1.0", "scale, late = 1.0, 0"),
-        ("        return", "        self.late += n >= 40_000\n        return"),
+        ("        return", "        self.late += n == 48_000\n        return"),
         ("mean**2]", f"mean**2] if self.late <= {batches} else {returned}"),
     )
     of = extract.open_source(write(tmp_path, source))
