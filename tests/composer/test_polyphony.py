@@ -2,6 +2,7 @@
 
 import collections
 import json
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -204,6 +205,7 @@ TINY = SynthPolyphonyConfig(name="tiny", train=12, validation=3, test=3)
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("one")
     Builder(data_dir=folder, config=TINY).download_and_prepare()
+    shutil.rmtree(folder / "synth_polyphony/.config")  # which names a default that is not built
     return folder
 
 
