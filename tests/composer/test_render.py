@@ -54,6 +54,7 @@ def test_drums_start_on_time_and_last_as_long_as_said(drum):
     assert abs((sounding[-1] - sounding[0]) / RATE - timbres.drum_seconds(drum)) < 0.01
 
 
+@pytest.mark.slow
 def test_instruments_are_at_least_12_and_told_apart_by_their_spectra():
     """The nearest of all instruments, played in another mood, is the same instrument."""
     assert len(set(INSTRUMENTS)) == len(INSTRUMENTS) >= 12

@@ -94,6 +94,7 @@ def test_loudness_varies_and_nothing_clips(clips):
         assert np.all(windows.std(axis=1) > 0.5)
 
 
+@pytest.mark.slow
 def test_the_notes_that_sound_are_the_notes_that_are_heard(clips):
     """The strongest pitch class of every half second is one of the annotated ones."""
     right, total = 0, 0
