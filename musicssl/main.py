@@ -111,7 +111,7 @@ def train(
         claim(workdir, config)
         if config.start_from and not steps_on_disk(workdir):
             pretrained.require(config.start_from)
-        teacher: tuple[dict, str] = {}, ""
+        teacher = None
         if config.method == "hubert":  # what it lacks is told before data are composed or copied
             teacher = codebook.frozen_encoder(config, mesh)
         batches = Batches(config, mesh)
@@ -124,7 +124,7 @@ def train(
             require_writable(workdir)
             goodput.keep(workdir, first)
         frozen = {}
-        if config.method == "hubert":
+        if teacher is not None:
             with goodput.lost("codebook"):
                 frozen = load_or_fit_codebook(
                     config, workdir, mesh, teacher, batches, preemption, first

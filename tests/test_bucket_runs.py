@@ -17,7 +17,7 @@ from musicssl.runtime.workdir import steps_on_disk
 from musicssl.training.writer import Writer
 from tests.faults import bucket as faults
 from tests.faults import kill, processes
-from tests.support import commands, probes, runs, short_music
+from tests.support import commands, probes, runs, small_sets
 from tests.support.bucket import ROOT, Bucket, Fault
 from tests.support.saved_states import config
 
@@ -116,7 +116,7 @@ def test_a_line_that_was_cut_short_is_set_aside_there_too(bucket, capsys):
 
 
 def test_probes_read_and_write_there(survived, bucket, tmp_path):
-    short_music.build(tmp_path)
+    small_sets.music(tmp_path)
     bucket.copy(tmp_path, "composed")
     given = {"encoder": str(survived), "data_dir": f"{ROOT}/composed", "tasks": "synth_key"}
     with bucket.suffering(Fault("503", "", every=120)):

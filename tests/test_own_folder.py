@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -35,7 +36,7 @@ def main(composed: str, *arguments: str) -> None:
     The command that would take its place is printed.
     """
     from musicssl import host
-    from tests.support import short_music
+    from tests.support import small_sets
 
     run = subprocess.run
 
@@ -43,7 +44,7 @@ def main(composed: str, *arguments: str) -> None:
         if command[1:4] != ["-m", "data_pipelines.build", "synth_music"]:
             return run(command, **options)
         with contextlib.redirect_stdout(sys.stderr):
-            short_music.build(composed, train=6, validation=4, test=4)
+            small_sets.music(Path(composed), train=6, validation=4, test=4)
         return subprocess.CompletedProcess(command, 0)
 
     def follow(path: str, command: list[str]) -> None:

@@ -222,12 +222,12 @@ def _explained(spec: str, endpoint: str) -> Iterator[None]:
     """Raise one line that says what the Hub answered, or that it did not."""
     from huggingface_hub import errors
 
-    name = spec.removeprefix(paths.HUB).partition("@")[0]
     try:
         yield
     except errors.GatedRepoError:
         raise ValueError(
-            f"{spec} is gated: accept its terms at {endpoint}/{name}, and set HF_TOKEN"
+            f"{spec} is gated: accept its terms at {endpoint}/{split_name(spec)[0]}, and set "
+            "HF_TOKEN"
         ) from None
     except errors.RepositoryNotFoundError:
         raise FileNotFoundError(

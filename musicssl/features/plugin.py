@@ -3,8 +3,8 @@
 It is a function or an object with the attributes sample_rate, layers, width and frame_rate, called
 with a batch of audio, float32 [b, n], at its sample rate. It returns `layers` arrays [b, t, width]
 of NumPy, JAX or PyTorch. All windows of a batch have the same length, unless its parameter
-`samples` takes the lengths [b] of windows that are padded with zeros. The
-page for users is musicssl/probing/own_encoder.md.
+`samples` takes the lengths [b] of windows that are padded with zeros. The page for users is
+musicssl/probing/own_encoder.md.
 """
 
 import contextlib

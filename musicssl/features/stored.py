@@ -7,8 +7,8 @@
                                         all records' frames after each other, floats [frames, width]
 
 Records are in the order of the data set. Frame i of a record begins i / frame_rate seconds after
-the record does; a frame may be as long as a window, or a clip.
-musicssl/probing/own_encoder.md has a program that writes such a directory.
+the record does; a frame may be as long as a window, or a clip. musicssl/probing/own_encoder.md has
+a program that writes such a directory.
 """
 
 import functools

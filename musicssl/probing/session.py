@@ -81,12 +81,14 @@ def _run_into(out: Path, chosen: Sequence[tasks.Task], config: ml_collections.Co
         folders.setdefault(spec, out / "beside" / _folder_name(name))
 
     # All are opened before the first is evaluated, so that no work is lost to a wrong name.
+    # Each leaves memory when its turn is over.
     opened = [_open(spec, chosen, folder, config) for spec, folder in folders.items()]
-    table = ""
-    for spec, folder in folders.items():
-        last = _run_encoder(spec, chosen, folder, config, *opened.pop(0))
-        table = table or last
-    if len(folders) > 1 and table:
+    tables = [
+        _run_encoder(spec, chosen, folder, config, *opened.pop(0))
+        for spec, folder in folders.items()
+    ]
+    table = tables[0]
+    if len(folders) > 1 and table:  # process 0 has one
         table = report.compare([*folders.values()], out)
     note(f"results, tables and pictures are in {out}")
     return table
@@ -159,7 +161,8 @@ def check_encoders(config: ml_collections.ConfigDict) -> None:
         known = name in ("random", *BASELINES) or kind == paths.PYTHON or path.startswith(paths.HUB)
         if not known and not host.path(path).exists():
             raise ValueError(
-                f"config.beside: {name!r} is no path, nor one of random, {', '.join(BASELINES)}"
+                f"config.beside: {name!r} is no path, nor one of random, {', '.join(BASELINES)}; "
+                "encoders have the forms that config.encoder takes"
             )
 
 

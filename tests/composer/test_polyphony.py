@@ -2,7 +2,6 @@
 
 import collections
 import json
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from data_pipelines.synth_polyphony.synth_polyphony_dataset_builder import (
 )
 from musicssl.features import baselines
 from musicssl.probing import report, session, tasks
+from tests.support import small_sets
 
 SIZES = {"train": 576, "validation": 144, "test": 288}
 RATE = 16_000
@@ -204,8 +204,7 @@ TINY = SynthPolyphonyConfig(name="tiny", train=12, validation=3, test=3)
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("one")
-    Builder(data_dir=folder, config=TINY).download_and_prepare()
-    shutil.rmtree(folder / "synth_polyphony/.config")  # which names a default that is not built
+    small_sets.build(Builder, folder, TINY)
     return folder
 
 

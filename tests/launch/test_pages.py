@@ -20,7 +20,7 @@ import soundfile
 from musicssl import host
 from musicssl.runtime.workdir import steps_on_disk
 from tests.launch.test_launchers import Cloud
-from tests.support import commands, runs, short_music
+from tests.support import commands, runs, small_sets
 from tests.support.bucket import ROOT, Bucket
 
 PAGE = (runs.ROOT / "launch/README.md").read_text()
@@ -102,7 +102,7 @@ def music(tmp_path_factory, bucket: Bucket) -> Path:
     for number in range(6):
         soundfile.write(root / f"{number}.flac", rng.normal(0, 0.1, 32_000), 16_000)
     composed = tmp_path_factory.mktemp("composed")
-    short_music.build(composed)
+    small_sets.music(composed)
     bucket.copy(composed, "page/data")
     return root
 

@@ -14,8 +14,8 @@ def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def synth_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
-    from tests.support import short_music
+    from tests.support import small_sets
 
     root = tmp_path_factory.mktemp("synth")
-    short_music.build(root)
+    small_sets.music(root)
     return str(root)
