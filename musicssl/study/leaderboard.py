@@ -8,6 +8,7 @@ separate tables.
 import csv
 import io
 import math
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -174,7 +175,8 @@ def _named(name: str, more: str = "") -> str:
 def _heading(title: str, below: str = "", order: str = "number") -> str:
     """Return the heading of a column, which sorts by it."""
     more = f"<br><span class='small'>{escape(below)}</span>" if below else ""
-    return f"<th data-order='{order}'><button>{escape(title)}</button>{more}</th>"
+    title = re.sub(r"(?<=\d) (?=s\b)", "\u00a0", escape(title))  # no line ends between 0.5 and s
+    return f"<th data-order='{order}'><button>{title}</button>{more}</th>"
 
 
 def _foot_row(name: str, cells: Sequence[str]) -> str:
