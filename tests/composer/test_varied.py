@@ -169,8 +169,8 @@ def test_a_canon_is_the_melody_again_later_and_octaves_away():
     later = varied._later(np.random.default_rng(3), tune, plan, 36, 62)
     assert later
     first = {(event.beat, event.pitch % 12) for event in tune}
-    lates = {event.beat - late for event in later for late in (4, 8)}
-    assert lates & {beat for beat, _ in first}
+    answers = {event.beat - late for event in later for late in (4, 8)}
+    assert answers & {beat for beat, _ in first}
     late = next(late for late in (4, 8)
                 if {(e.beat - late, e.pitch % 12) for e in later} <= first)  # fmt: skip
     assert late in (4, 8)
