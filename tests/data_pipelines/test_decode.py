@@ -242,7 +242,7 @@ KINDS = {  # that FFmpeg reads, by their first bytes
     "AC-3": b"\x0bw",
     "DTS": bytes.fromhex("7ffe8001"),
     "Flash video": b"FLV\x01",
-    "an MPEG program stream": bytes.fromhex("000001ba"),
+    "an MPEG program stream": b"\x00\x00\x01\xba",
     "an MPEG transport stream": 3 * (b"G" + bytes(187)),
     "RealMedia": b".RMF",
 }
