@@ -1,6 +1,6 @@
 """The defaults of every configuration, and the meaning of each leaf.
 
-Values only: derived numbers (samples of a crop, FLOPs, schedule lengths) are derived in the code
+Values only: derived numbers (samples of a crop, FLOPs, schedule lengths) are computed in the code
 that needs them. The dictionary is locked, so a misspelt override is an error.
 """
 
@@ -20,7 +20,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.steps = 400_000
     config.start_from = ""  # a workdir, Hugging Face directory, hf:ORG/NAME or fairseq file
     config.batch_size = 112  # clips in the global batch
-    config.accumulate = 1  # in how many parts a batch is computed, one after another
+    config.accumulate = 1  # parts in which a batch is computed, one after another
     config.precision = "bfloat16"  # of activations; parameters and losses are float32
     config.nonfinite = "stop"  # or "skip": what to do if a loss or gradient is not finite
     config.log_every = 200  # steps between lines of progress and metrics
@@ -41,15 +41,15 @@ def get_config() -> ml_collections.ConfigDict:
     config.encoder = encoder = ml_collections.ConfigDict()  # fields of model.encoder.Encoder
     encoder.layers = 12  # transformer layers
     encoder.width = 768  # of the hidden states
-    encoder.heads = 12  # of attention; they divide the width
+    encoder.heads = 12  # attention heads; a divisor of the width
     encoder.ffn_width = 3072  # hidden units of a feed-forward block
     encoder.stem_width = 512  # channels of the seven convolutions on the waveform
     encoder.stem_norm = "layer"  # after each convolution; or "group", after the first only
     encoder.stem_bias = False  # whether these convolutions have biases
     encoder.stem_start = "random"  # or "filterbank": initial values that distinguish pitches
     encoder.pos_conv_depth = 5  # positional convolutions; 0 for a single weight-normed one
-    encoder.pos_conv_kernel = 19  # how many frames each of them covers
-    encoder.pos_conv_groups = 16  # their groups of channels; they divide the width
+    encoder.pos_conv_kernel = 19  # frames that each positional convolution covers
+    encoder.pos_conv_groups = 16  # groups of channels in each; a divisor of the width
     encoder.pre_norm = False  # layer norms before attention and feed-forward, as in large models
     encoder.dropout = 0.1  # of the outputs of attention and feed-forward
     encoder.attention_dropout = 0.1  # of attention weights
@@ -77,7 +77,7 @@ def get_config() -> ml_collections.ConfigDict:
     checkpoint.every = 2_000  # steps between saves
     checkpoint.keep = 3  # how many of the newest saves are kept
     checkpoint.keep_every = 100_000  # saves at multiples of this step are kept forever
-    checkpoint.on_damage = "stop"  # at a damaged newest save; "older": use the newest whole one
+    checkpoint.on_damage = "stop"  # or "older": if the newest save is damaged, use an earlier one
 
     config.probe = probe = probe_config.settings()  # linear probes of the encoder
     probe.update(probe_config.QUICK)
@@ -89,5 +89,5 @@ def get_config() -> ml_collections.ConfigDict:
     validate.clips = 64  # validation crops, the same each time; rounded up to whole batches
     validate.score = "loss"  # or masked_accuracy and others: the score of the best checkpoint
 
-    config.mesh = ml_collections.ConfigDict({"fsdp": 1})  # devices that share a copy
+    config.mesh = ml_collections.ConfigDict({"fsdp": 1})  # devices that share one copy of the state
     return config

@@ -131,7 +131,7 @@ FILTERBANK: Leaves = PITCH | {
     "encoder.stem_start": "filterbank",
     "encoder.stem_width": 96,
     "encoder.feature_grad_mult": 1.0,
-    "hubert.min_label_perplexity": 1.2,  # onsets are few: most frames have the label of none
+    "hubert.min_label_perplexity": 1.2,  # onsets are rare: most frames have the label for none
     "teacher.feature": "",
     "teacher.targets": "cqt:kmeans:128,chroma:kmeans:64,mel:kmeans:128,onset:kmeans:16",
     "validate.every": 200,
@@ -169,7 +169,7 @@ SMALL: Leaves = NO_DROPOUT | {
     "optim.warmup_steps": 150,
     "optim.learning_rate": 1e-3,
     "hubert.feature_penalty": 0.1,
-    "hubert.min_label_perplexity": 1.2,  # onsets are few: most frames have the label of none
+    "hubert.min_label_perplexity": 1.2,  # onsets are rare: most frames have the label for none
     "teacher.feature": "",
     "teacher.targets": (
         "cqt:kmeans:256,chroma:kmeans:128,mel:kmeans:256,mfcc:kmeans:256,onset:kmeans:32"
@@ -194,7 +194,7 @@ REFERENCE: Leaves = NO_DROPOUT | {
     "optim.warmup_steps": 600,
     "optim.learning_rate": 3e-4,
     "hubert.feature_penalty": 0.0,
-    "hubert.min_label_perplexity": 1.2,  # onsets are few: most frames have the label of none
+    "hubert.min_label_perplexity": 1.2,  # onsets are rare: most frames have the label for none
     "teacher.feature": "",
     "teacher.targets": "partials:kmeans:256,mel:kmeans:256,chroma:kmeans:128,onset:kmeans:32",
     "teacher.batches": 20,
@@ -252,14 +252,12 @@ def get_config(variant: str = "k500") -> ml_collections.ConfigDict:
     config.hubert.final_dim = 256
     config.hubert.temperature = 0.1
     config.hubert.feature_penalty = 10.0
-    config.hubert.unmasked_accuracy = False  # if True, costs the logits of all other frames
+    config.hubert.unmasked_accuracy = False  # True also computes the logits of all other frames
     config.hubert.min_label_perplexity = 2.0  # below it, labels are degenerate and the run stops
 
     config.teacher = teacher = ml_collections.ConfigDict()  # where labels come from
     teacher.feature = "mfcc"  # or "partials", which describe pitch; or "layer", of teacher.encoder
-    teacher.targets = (
-        ""  # in its place: several, such as "mel:random:2x512,chroma:kmeans:200,onset"
-    )
+    teacher.targets = ""  # or several instead: "mel:random:2x512,chroma:kmeans:200,onset"
     teacher.weights = ()  # of the targets' losses, in their order; if empty, each is 1
     teacher.projection = 16  # dimensions of a random projection
     teacher.ceps = 13  # coefficients: 13 give 39 features with both differences, 20 give 60

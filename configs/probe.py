@@ -25,10 +25,8 @@ VARIANTS = {"full": {}, "quick": QUICK, "ridge": RIDGE, "polyphony": POLYPHONY}
 def settings() -> ml_collections.ConfigDict:
     """Return what is probed and how; training runs have these leaves in their section `probe`."""
     config = ml_collections.ConfigDict()
-    config.tasks = (
-        "synth"  # names and suites (mir, synth, poly, rhythm) of musicssl/probing/tasks.py
-    )
-    config.data_dir = ""  # where they are built; by default that of the training run, or data
+    config.tasks = "synth"  # tasks, or suites (mir, synth, poly, rhythm), of probing/tasks.py
+    config.data_dir = ""  # where data sets are; by default that of the training run, or data
     config.limit = 0  # how many records of each split are used; 0 for all
     config.kind = "mlp"  # probes with a hidden layer; or "linear"; or "ridge", in closed form
     config.standardise = False  # each channel at zero mean, unit variance over training windows
@@ -37,7 +35,7 @@ def settings() -> ml_collections.ConfigDict:
     config.learning_rates = (5e-5, 1e-4, 5e-4, 1e-3, 5e-3, 1e-2)
     config.seeds = (1, 2, 3)
     config.epochs = 0  # the most epochs; 0 for the task's own number
-    config.batch_size = 64  # in an update: files with all their windows, or windows, by the task
+    config.batch_size = 64  # windows in an update, or files with all their windows, by task
     config.windows = 8  # in a batch of extraction
     config.memory_gib = 12.0  # of features in memory; larger ones are read during training
     return config
@@ -50,7 +48,7 @@ def get_config(variant: str = "full") -> ml_collections.ConfigDict:
     config = settings()
     config.encoder = ""  # a workdir, a directory, hf:ORG/NAME, python:FILE.py:NAME, logmel
     config.step = ""  # of a workdir: a number, or best (by validate.score); by default the last
-    config.beside = ""  # others to compare it with, comma-separated; "random" has its own shape
+    config.beside = ""  # encoders to compare with, comma-separated; random: untrained, same shape
     config.also = ""  # further measurements of the features: knn, few_shot, geometry
     config.deform = ""  # also test on deformed audio: noise:20,mp3:64,gain:-12,pitch:50c,speed:1.02
     config.results = ""  # where results go; by default <workdir>/probe or results/<encoder>

@@ -5,20 +5,21 @@ import sys
 
 
 def _is_command() -> bool:
-    """Return whether a command begins, by `python -m` or by the script of the package."""
+    """Return whether a command is starting, through `python -m` or the package's script."""
     return sys.argv[0] == "-m" or os.path.basename(sys.argv[0]) == "musicssl"
 
 
 def _check_environment() -> None:
-    """Import JAX and Flax where variables set them, since they refuse values by a traceback.
+    """Import JAX and Flax if environment variables configure them, to report refused values.
 
-    They read JAX_ENABLE_X64 and its like as they are imported, which is before a command begins.
+    Both read variables such as JAX_ENABLE_X64 when they are imported, before a command starts, and
+    answer a value that they refuse with a traceback.
 
     Raises:
       ValueError: a value is refused. A command ends with exit code 2 instead.
     """
     given = {k: v for k, v in os.environ.items() if k.startswith(("JAX_", "FLAX_"))}
-    if not given.keys() - {"JAX_PLATFORMS"}:  # that is read later: environment.require_devices
+    if not given.keys() - {"JAX_PLATFORMS"}:  # read later: environment.require_devices
         return
     try:
         import flax  # noqa: F401
@@ -26,7 +27,7 @@ def _check_environment() -> None:
         return
     except Exception as error:
         told = " ".join(str(error).split())
-        # Some messages have the value alone.
+        # Some messages contain only the value.
         given.pop("JAX_PLATFORMS", None)
         named = [k for k in given if k in told or k.lower() in told]
         named = named or [k for k, v in given.items() if v and v.lower() in told.lower()]
@@ -38,5 +39,5 @@ def _check_environment() -> None:
 
 
 if _is_command():
-    os.environ["MPLBACKEND"] = "agg"  # pictures are files; matplotlib refuses what it does not know
+    os.environ["MPLBACKEND"] = "agg"  # plots go to files; matplotlib refuses unknown backends
 _check_environment()

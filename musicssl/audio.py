@@ -30,7 +30,7 @@ def frame_count(samples: int) -> int:
     """Return how many encoder frames `samples` audio samples give.
 
     Raises:
-      ValueError: there is not one whole window.
+      ValueError: `samples` is less than one window.
     """
     if samples < STEM_WINDOW:
         raise ValueError(

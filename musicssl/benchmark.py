@@ -1,4 +1,4 @@
-"""Time a configuration's training step, its parts and its surroundings, with limits.
+"""Time a configuration's training step, its parts and its surroundings, and their limits.
 
     python -m musicssl.benchmark --config=configs/musichubert.py:k500 --batch=4
 

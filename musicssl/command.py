@@ -29,9 +29,9 @@ EXIT_STORAGE = 74  # a disk or a bucket did not answer for minutes: the same com
 EXIT_PREEMPTED = 75  # "try again later": saved when asked to end; the same command resumes
 EXIT_INTERRUPTED = 128 + signal.SIGINT  # Ctrl-C, when there was nothing to save
 
-PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)  # errors of a disk or bucket that is away
-_AWAY = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "UNKNOWN:")  # tensorstore's words for it
-_OF_BUCKETS = ("requests", "urllib3")  # google-cloud-storage's: no answer came
+PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)  # a disk or bucket does not answer for now
+_AWAY = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "UNKNOWN:")  # tensorstore, for the same
+_OF_BUCKETS = ("requests", "urllib3")  # errors that google-cloud-storage passes on
 
 CONFIGURATION = "a configuration and its variant, such as music2vec:demo or FILE.py:demo"
 RENAMED = {"probe": "kind"}  # leaves that once had another name
@@ -81,8 +81,8 @@ def run(
 
 
 def leave(code: int) -> NoReturn:
-    """End at once, without the threads and processes that sys.exit would wait for."""
-    with contextlib.suppress(OSError):  # the launcher that reads it may be gone
+    """End at once, without waiting for threads and processes, as sys.exit would."""
+    with contextlib.suppress(OSError):  # whoever reads the output may be gone
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(code)
@@ -94,7 +94,7 @@ def define_path(
     values: flags.FlagValues = flags.FLAGS,
     kind: Callable[[str], str] = paths.anywhere,
 ) -> None:
-    """Define a flag that is a path, of a kind of `paths`."""
+    """Define a flag whose value is a path, checked by a function of `paths`."""
     flags.DEFINE(_Path(kind), name, None, what, flag_values=values)
 
 
@@ -105,7 +105,7 @@ class _Path(flags.ArgumentParser):
         self.kind = kind
 
     def parse(self, argument: str) -> str:
-        """Return the path written out; raise ValueError if it cannot be a path."""
+        """Return the path with `~` expanded; raise ValueError if it cannot be a path."""
         return self.kind(argument)
 
 
@@ -150,7 +150,7 @@ def read(
         refuse(_unknown_flag(error))
     except (flags.Error, OSError) as error:
         refuse(_wrong_value(str(error)))
-    except ValueError as error:  # of a path
+    except ValueError as error:  # a path was refused
         refuse(error)
     except (SyntaxError, NameError, ImportError, TypeError) as error:
         refuse(f"--config cannot be loaded ({error!r}): give {CONFIGURATION}")
@@ -215,7 +215,7 @@ def _wrong_value(error: str) -> str:
 
 
 def say(line: str) -> None:
-    """Print a line of progress; only the first process of a job does."""
+    """Print a line of progress, in the first process of a job only."""
     if jax.process_index() == 0:
         print(line, flush=True)
 
@@ -227,7 +227,7 @@ def note(line: str) -> None:
 
 
 def storage_errno(error: BaseException | None) -> int | None:
-    """Return the errno of storage that is away, from an error or one of its causes; else None.
+    """Return the errno if an error or its cause says that storage did not answer; else None.
 
     Orbax and tensorstore each wrap and word the errors of a disk or a bucket in their own way.
     """

@@ -1,4 +1,4 @@
-"""What may make a command's results differ here: JAX's settings, keys, devices, versions.
+"""What may change a command's results here: JAX's settings, keys, devices, versions.
 
 Masks, dropout and initial values are functions of a seed and a step, whatever random generator the
 environment sets. Everything else that may change a result is written into each save, so that
@@ -14,8 +14,8 @@ from pathlib import Path
 import flax
 import jax
 
-# Settings that JAX and Flax take from the environment (JAX_ENABLE_X64=1) that the code is not
-# written for or that would silently change random draws, with the values that they must have.
+# Settings of JAX and Flax, with the values that this code needs. Others, which the environment may
+# set (JAX_ENABLE_X64=1), would break it or silently change random draws.
 _JAX = {
     "jax_enable_x64": False,
     "jax_default_prng_impl": "threefry2x32",
@@ -41,7 +41,7 @@ _FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE")
 def tell_tensorflow() -> None:
     """Tell TensorFlow, before it is loaded, to be quiet and to write no files: it only reads data.
 
-    If a user has no home directory, as in a container, it would create a folder named `~`.
+    If a user has no home directory, as in a container, Keras would create a folder named `~`.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
@@ -82,14 +82,14 @@ def require_devices() -> None:
     """Find the devices that JAX is to use, before anything needs them.
 
     Raises:
-      ValueError: there are none of JAX_PLATFORMS or JAX_PLATFORM_NAME, if these are set, and the
-        message names the platforms that there are; or JAX_DUMP_IR_TO cannot be written to.
+      ValueError: JAX_PLATFORMS or JAX_PLATFORM_NAME asks for a platform without devices (the
+        message names those that have some), or JAX_DUMP_IR_TO cannot be written to.
     """
     try:
         jax.devices()
     except Exception as error:  # JAX raises several kinds, and for CUDA a bare AssertionError
         said = next(iter(str(error).splitlines()), "JAX is installed without it")
-        asked = {  # of the first there is no attribute
+        asked = {  # jax.config has no attribute for the first
             "jax_platform_name": os.environ.get("JAX_PLATFORM_NAME"),
             "jax_platforms": getattr(jax.config, "jax_platforms", None),
         }
@@ -106,7 +106,7 @@ def require_devices() -> None:
                 break
         raise ValueError(said) from error
 
-    # JAX writes there as it compiles, and raises what it meets.
+    # JAX writes to this folder as it compiles, and does not handle errors.
     dump = os.environ.get("JAX_DUMP_IR_TO", "")
     if dump and "://" not in dump and dump != "sponge":
         try:

@@ -1,6 +1,6 @@
 """Export a run's encoder to PyTorch: python -m musicssl.export --workdir=RUN --output=DIR
 
-transformers then loads it by AutoModel.from_pretrained(DIR) and
+transformers then loads it with AutoModel.from_pretrained(DIR) and
 AutoFeatureExtractor.from_pretrained(DIR). PyTorch is not needed to write it. --push=ORG/NAME
 uploads it to the Hub, with its model card, in one commit; then --output may be left out. Exit
 codes: 0 written, 2 a request that cannot be met, 74 a bucket or the Hub does not answer. After 2

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 DATA_DIR = "data"  # where data sets are by default
 SYNTHESISED = ("synth_music", "synth_polyphony")  # data sets that need no download
-# Seconds that a job waits for another one that writes to the same place to end. This is longer than
+# Seconds that a job waits until another job that writes to the same place ends. This is longer than
 # schedulers give a job to save (Slurm's KillWait is 30 s), and longer than a machine that is gone
 # keeps a claim on a file server.
 PATIENCE = 60.0
@@ -40,7 +40,7 @@ class NotComposed(ValueError):
 
 
 class Batches:
-    """The host wing's global batches, placed on the mesh."""
+    """The global batches of the training data, placed on the mesh."""
 
     def __init__(self, config: ml_collections.ConfigDict, mesh: Mesh):
         from data_pipelines import batches
@@ -98,7 +98,7 @@ class Batches:
             yield sharding.place_clips(self.mesh, config.batch_size, rows, batch["audio"])
 
     def counts(self) -> dict[str, int]:
-        """Count what the order of batches depends on; a damaged record's samples are unknown."""
+        """Count what fixes the order of batches; samples of damaged records are not known."""
         counts = {"records": len(self.dataset)}
         if self.config.data.on_damage == "stop":
             counts["samples"] = int(self.dataset.samples.sum())
@@ -195,11 +195,11 @@ def _compose(name: str, data_dir: str) -> None:
             return
         note(f"{name} is not in {data_dir} yet: composing it")
         command = ["-m", "data_pipelines.build", name, f"--data_dir={data_dir}"]
-        # its summary is progress: the command's own stdout is for results
+        # The summary of the build is progress; the command's own stdout is for results.
         done = subprocess.run([sys.executable, *command, "--wait"], stdout=2, check=False)
         if done.returncode == EXIT_STORAGE:
             raise OSError(errno.EIO, "the storage did not answer: see above", data_dir)
-        if done.returncode in _ENDED:  # this process too, but it may wait for a place to save
+        if done.returncode in _ENDED:  # asked to end, as was this process, which waits to save
             raise KeyboardInterrupt
         if done.returncode:
             words = " ".join(["python", *command])
@@ -228,8 +228,8 @@ def claimed(folder: Path, remedy: str, writes: bool = False) -> Iterator[None]:
         that of a complete run, is accepted.
 
     Raises:
-      ValueError: another job still has it after PATIENCE seconds, it is a file, or it cannot be
-        written to.
+      ValueError: another job still holds the folder after PATIENCE seconds, it is a file, or it
+        cannot be written to.
       OSError: the bucket that it is on did not answer.
     """
     with contextlib.ExitStack() as held:
@@ -278,7 +278,7 @@ def claim(
     """Hold a file as `data_pipelines.claim.claim` does; BlockingIOError says who holds it.
 
     On a bucket, a process ends at once when another one has taken over its claim, which happens if
-    it could not renew the claim for long: two must not write at the same time.
+    it could not renew the claim for a while: two processes must not write at the same time.
     """
     if paths.is_remote(path):
         from data_pipelines import bucket_claim
@@ -295,9 +295,9 @@ def claim(
 def path(name: str | os.PathLike) -> Path:
     """Return the path of a name that `paths.anywhere` accepts.
 
-    A path on gs:// has those methods of a local path that this package calls. They tolerate errors
-    that pass, and raise OSError, with EIO if the bucket did not answer for minutes.
-    From then on Orbax does so too.
+    A path on gs:// has those methods of a local path that this package calls. They retry after
+    transient errors, and raise OSError, with EIO if the bucket did not answer for minutes. Once
+    such a path has been made, Orbax does the same.
     """
     if not paths.is_remote(name):
         return Path(name)
@@ -308,7 +308,7 @@ def path(name: str | os.PathLike) -> Path:
 
 
 def patiently(work: Callable[[], None], path: Path) -> None:
-    """Call what TensorFlow does with a file, and retry after errors of a bucket that pass."""
+    """Let TensorFlow do `work` on a file, and retry after transient errors of a bucket."""
     if not paths.is_remote(path):
         work()
         return

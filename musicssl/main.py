@@ -57,7 +57,7 @@ def main(argv: list[str]) -> None:
 
 
 def tell_but_late_writes(unraisable: "sys.UnraisableHookArgs") -> None:
-    """Print an error that no caller can catch, except those of the arrays of a failed save.
+    """Print an error that no caller can catch, except those from the arrays of a failed save.
 
     Orbax raises the error of the first array, and no longer waits for the others.
     """
@@ -112,7 +112,7 @@ def train(
         if config.start_from and not steps_on_disk(workdir):
             pretrained.require(config.start_from)
         teacher = None
-        if config.method == "hubert":  # what it lacks is told before data are composed or copied
+        if config.method == "hubert":  # report what it lacks before data are composed
             teacher = codebook.frozen_encoder(config, mesh)
         batches = Batches(config, mesh)
         config = with_possible_probes(config)
@@ -171,7 +171,7 @@ def with_possible_probes(config: ml_collections.ConfigDict) -> ml_collections.Co
         session.check_settings(session.of_training(config), layers, rate, "config.probe")
         return config
     except host.NotComposed as error:
-        say(f"this run does without its probes: {error}")
+        say(f"this run goes on without its probes: {error}")
         without = config.copy_and_resolve_references()
         without.probe.every, without.probe.at_end = 0, False
         return without
@@ -216,7 +216,7 @@ def load_or_fit_codebook(
 
 
 def exec_next_run(config: ml_collections.ConfigDict, workdir: Path) -> NoReturn:
-    """Replace this process by the run that has this one as its teacher, in a sibling workdir."""
+    """Replace this process with the run that has this one as its teacher, in a sibling workdir."""
     configs = paths.of_product(f"configs/{config.name}.py")
     say(f"continuing with {configs}:{config.then}")
     argv = [sys.executable, "-m", "musicssl.main", f"--config={configs}:{config.then}"]
@@ -229,10 +229,10 @@ def exec_next_run(config: ml_collections.ConfigDict, workdir: Path) -> NoReturn:
 
 
 def exec_final_probe(config: ml_collections.ConfigDict, workdir: Path) -> None:
-    """Replace this process by the probe of this run and its baselines, unless it is done."""
+    """Replace this process with the probe of this run and its baselines, unless that is done."""
     table = workdir / "probe/compare.md"
     if table.exists():
-        say(f"its probes are in {table.parent}")
+        say(f"the probes of this run are in {table.parent}")
         return
     settings = config.probe.to_dict()
     del settings["every"], settings["at_end"]
@@ -244,12 +244,12 @@ def exec_final_probe(config: ml_collections.ConfigDict, workdir: Path) -> None:
     argv.append(f"--config={paths.of_product('configs/probe.py')}")
     argv += [f"--config.{name}={value}" for name, value in settings.items()]
     argv.append("--processes=1")
-    say(f"probing it, random initial values and log-mel: {table.parent}")
+    say(f"probing this run, random initial values and log-mel: {table.parent}")
     exec_command(argv)
 
 
 def exec_command(argv: list[str]) -> NoReturn:
-    """Replace this process by another command."""
+    """Replace this process with another command."""
     if jax.process_count() > 1:
         jax.distributed.shutdown()
     sys.stdout.flush()

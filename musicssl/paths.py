@@ -30,8 +30,8 @@ def local(path: str, remedy: str = "copy it to a disk, or mount it") -> str:
     """Return a path of this machine's file system with `~` and `~user` written out.
 
     Raises:
-      ValueError: it is an address such as gs://, with the remedy; its home is not known, or it is
-        not UTF-8.
+      ValueError: it is an address such as gs:// (the message has the remedy), its home is not
+        known, or it is not UTF-8.
     """
     if "://" in path or path.startswith("gs:/"):
         raise ValueError(f"{path} is not a path on this machine: {remedy}")
@@ -97,7 +97,7 @@ def split_variant(config: str) -> tuple[str, str]:
 
 
 def several(paths: str) -> str:
-    """Return the names of encoders, or paths, that commas separate, each as `encoder` does."""
+    """Return encoders separated by commas, each as `encoder` returns it."""
     return ",".join(encoder(path) for path in paths.split(","))
 
 
@@ -145,7 +145,7 @@ def write(path: Path, content: bytes) -> None:
     """Write a file so that others see all of it or nothing.
 
     On a disk it is written under a temporary name and then renamed; an object on gs:// appears when
-    it is complete. If several processes write the same file at once, the last one's stays.
+    it is complete. If several processes write the same file at once, the last one wins.
     """
     if is_remote(path):
         path.write_bytes(content)

@@ -44,7 +44,7 @@ def main(argv: list[str]) -> None:
     del argv
     f = flags.FLAGS
     if f.evaluate:
-        from musicssl.planning import evaluation  # it loads what an evaluation needs
+        from musicssl.planning import evaluation  # loads what only an evaluation needs
 
         with command.refusing():
             if f.batch:
@@ -68,7 +68,7 @@ def main(argv: list[str]) -> None:
 
 
 def _write(output: str, plan: Any, text: str) -> None:
-    """Write a plan as <output>.json and <output>.md, and print the latter, come what may."""
+    """Write a plan as <output>.json and <output>.md, after printing the latter."""
     print(text)
     with command.refusing():
         path = host.path(output)

@@ -41,4 +41,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main, define_flags, arguments=True, verbosity=logging.ERROR)  # TFDS warns of itself
+    command.run(main, define_flags, arguments=True, verbosity=logging.ERROR)  # no TFDS warnings

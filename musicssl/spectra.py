@@ -20,7 +20,7 @@ from musicssl import audio
 NAMES = ("mfcc", "partials", "mel", "cqt", "chroma", "onset")
 BANDS = 80  # of the mel spectrum
 QUIET = -12.0  # log energy below which a band carries no information
-_AROUND = 9  # how many bands `partials` averages around each band, which is in their middle
+_AROUND = 9  # bands that `partials` averages, centred on each band
 _TIMBRE = 0.03  # weight of the MFCCs relative to the bands, so that both parts vary equally
 _REGIONS = 8  # groups of neighbouring bands that `onset` distinguishes
 _LOWEST_HERTZ = 440 * 2 ** (-45 / 12)  # C1
@@ -134,8 +134,8 @@ def amplitudes(x: jax.Array) -> jax.Array:
     They are those of librosa.cqt with its defaults, except that librosa scales each bin by the root
     of the filter's length: here a sine of amplitude a at a bin's frequency gives a / 2. Each octave
     is one convolution of the audio's hops with Hann-windowed complex exponentials, centred on the
-    encoder's frames. Beyond the edges of a crop they see silence: up to a quarter of a second at
-    C1, and half as much for each octave up.
+    encoder's frames. Beyond the edges of a crop the filters see silence: up to a quarter of a
+    second at C1, and half as much for each octave up.
     """
     frames = audio.frame_count(x.shape[1])
     octaves = []

@@ -87,7 +87,7 @@ def comments(stem: str) -> dict[str, str]:
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     beside = {x.start[0]: x.string.lstrip("# ") for x in tokens if x.type == tokenize.COMMENT}
     said: dict[str, str] = {}
-    sections = {"config": ""}  # the variables that stand for sections, and what their leaves follow
+    sections = {"config": ""}  # variables that stand for sections, and their prefixes
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.Assign):
             continue

@@ -299,7 +299,7 @@ def test_help_shows_variants_and_leaves_with_their_comments():
     for name in full_size.leaves(common.get_config()):
         assert f"--config.{name}=" in output
     assert "configs/musichubert.py" in output and ":k2000_iter2," in output
-    assert "--config.accumulate=1               in how many parts a batch is computed" in output
+    assert "--config.accumulate=1               parts in which a batch is computed" in output
     _, output, _ = run("probe", "--help")
     assert "full by default, :quick, :ridge, :polyphony" in output
     for name in full_size.leaves(probe.get_config()):
@@ -310,5 +310,5 @@ def test_help_shows_variants_and_leaves_with_their_comments():
 def test_comments_are_those_beside_the_leaves():
     said = usage.comments("common")
     assert said["data.name"] == "a builder of data_pipelines/, or builder/config"
-    assert said["mesh"] == "devices that share a copy"
+    assert said["mesh"] == "devices that share one copy of the state"
     assert usage.comments("probe")["epochs"] == "the most epochs; 0 for the task's own number"

@@ -246,7 +246,7 @@ def test_a_workdir_of_another_run_is_left_alone(root, refused, workdir):
 def test_a_directory_that_is_no_workdir_is_left_alone(root, refused, tmp_path):
     (tmp_path / "config.json").write_text('{"architectures": ["HubertModel"]}')
     before = contents(tmp_path)
-    assert "config.json is not a run's" in refused(flags(root, tmp_path))
+    assert "config.json belongs to no run" in refused(flags(root, tmp_path))
     assert contents(tmp_path) == before
 
 
@@ -521,7 +521,7 @@ def test_probes_whose_data_cannot_be_composed_are_left_out(own_music, monkeypatc
     monkeypatch.setattr(host, "require_labelled", refuse)
     before = own_music.to_dict()
     without = main.with_possible_probes(own_music)
-    assert capsys.readouterr().out == "this run does without its probes: the disk is full\n"
+    assert capsys.readouterr().out == "this run goes on without its probes: the disk is full\n"
     assert (without.probe.every, without.probe.at_end) == (0, False)
     assert own_music.to_dict() == before
     probe = {"every": before["probe"]["every"], "at_end": before["probe"]["at_end"]}

@@ -1,11 +1,11 @@
 """Dot-product attention that keeps one rounded copy of its weights for the gradient.
 
-Left to itself a gradient keeps the softmax in float32 and sums over it again. Here it keeps the
+By default, the gradient keeps the softmax in float32 and sums over it again. Here it keeps the
 weights in the compute type, draws dropout's bits a second time, and takes the softmax's row sums
 from the output, as in FlashAttention (arXiv:2205.14135, appendix B.2). One layer of 4 clips of 1496
 frames then needs a third of the memory, and 6.6 million cycles instead of 9.6 (libtpu 0.0.42's
-estimate, v5e). Clips of a few seconds gain nothing by it: 16 clips of 256 frames take 0.55 million
-cycles instead of 0.45.
+estimate, v5e). Clips of a few seconds gain nothing from this: 16 clips of 256 frames take 0.55
+million cycles instead of 0.45.
 """
 
 import functools
@@ -17,9 +17,9 @@ import jax.numpy as jnp
 from musicssl.model.dropout import keep, salts
 from musicssl.runtime import sharding
 
-_KERNEL = 256  # frames from which on a TPU has a kernel of its own
+_KERNEL = 256  # frames: clips of this length or more have their own kernel on a TPU
 _PADDED = "padded clips have no dropout: train on clips of one length"
-LONG = 512  # frames from which on `attend_long` takes fewer cycles than `attend`
+LONG = 512  # frames: from this length, `attend_long` takes fewer cycles than `attend`
 
 
 def attention(
@@ -30,13 +30,13 @@ def attention(
     dropout: float,
     frames: jax.Array | None = None,
 ) -> jax.Array:
-    """Attend [b, t, h, d] each -> [b, t, h, d]; where there is a key, weights are dropped.
+    """Attend with q, k and v [b, t, h, d] -> [b, t, h, d]; if there is a key, weights are dropped.
 
     Args:
-      frames: of each clip, [b], where what follows them is padding that nothing may attend to.
+      frames: how many frames each clip has, [b], if padding follows that nothing may attend to.
 
     Raises:
-      ValueError: clips are padded and weights dropped, which no form here does together.
+      ValueError: clips are padded and weights are to be dropped: no form here does both.
     """
     if key is not None and frames is not None:
         raise ValueError(_PADDED)
@@ -57,10 +57,10 @@ def attention(
 def attention_on_gpu(
     qkv: jax.Array, key: jax.Array | None, dropout: float, frames: jax.Array | None = None
 ) -> jax.Array:
-    """Do as `attention` does, from queries, keys and values in one array [b, t, 3, h, d].
+    """Compute `attention` from queries, keys and values in one array [b, t, 3, h, d].
 
-    cuDNN's fused kernel attends where nothing is dropped. With dropout it is our own, whose masks
-    follow from the key.
+    Without dropout, cuDNN's fused kernel does so; with it, our own, whose masks are a function of
+    the key.
     """
     from musicssl.model import attention_gpu
 
@@ -79,7 +79,7 @@ def attention_on_gpu(
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, key: jax.Array, dropout: float) -> jax.Array:
-    """Attend as it is written, with a softmax in float32."""
+    """Attend by the plain formula, with a softmax in float32."""
     dropped = drop(_softmax(q, k), key, dropout)
     return jnp.einsum("bhqk,bkhd->bqhd", dropped, v)
 
@@ -98,7 +98,7 @@ def drop(weights: jax.Array, key: jax.Array, dropout: float) -> jax.Array:
 def attend_long(
     q: jax.Array, k: jax.Array, v: jax.Array, key: jax.Array, dropout: float
 ) -> jax.Array:
-    """Do the same as `attend`, with a gradient that keeps less."""
+    """Compute `attend`, with a gradient that keeps less in memory."""
     return attend(q, k, v, key, dropout)
 
 

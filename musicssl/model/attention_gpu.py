@@ -51,10 +51,10 @@ def fits(q: jax.Array) -> bool:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def attend(qkv: jax.Array, salts: jax.Array, rate: float) -> jax.Array:
-    """Attend within [b, t, 3, h, d] -> [b, t, h, d], a share `rate` of the weights dropped.
+    """Attend within [b, t, 3, h, d] -> [b, t, h, d], with a share `rate` of the weights dropped.
 
     Args:
-      qkv: queries, keys and values, as one product gives them: to take them apart would move them
+      qkv: queries, keys and values, as one product gives them: taking them apart would move them
         once more.
       salts: uint32 [b, h, 2], `dropout.salts` of each clip and head.
     """
@@ -174,7 +174,7 @@ def _call(
     """Run `body` for every clip, head and block of `rows` rows.
 
     Args:
-      products: of matrices that hold all frames, in one head.
+      products: how many products of matrices of all frames one head takes.
     """
     b, t, _, h, d = arrays[0].shape
     return pl.pallas_call(
@@ -251,8 +251,8 @@ def _query_body(
 ) -> None:
     """Compute one block of rows of the gradient of queries.
 
-    And for each row the sum over keys of weights times their gradient, which is the product of the
-    output with its own gradient.
+    Also compute, for each row, the sum over keys of weights times their gradient, which is the
+    product of the output with its own gradient.
     """
     first = pl.program_id(2) * blocks.queries
     inside = _inside(first, blocks.queries, frames)
@@ -326,12 +326,12 @@ def _key_body(
 
 
 def _inside(start: jax.Array, rows: int, frames: int) -> jax.Array:
-    """Return which of a block's rows there are: bool [rows]."""
+    """Return which of a block's rows exist: bool [rows]."""
     return start + jnp.arange(rows) < frames
 
 
 def _load(ref: Ref, left: jax.Array) -> jax.Array:
-    """Load a block [r, d] of which `left` rows there are; the others are zero."""
+    """Load a block [r, d] of which `left` rows exist; the others are zero."""
     return plgpu.load(ref, mask=(jnp.arange(ref.shape[0]) < left)[:, None], other=0.0)
 
 

@@ -1,7 +1,7 @@
 """Attention over long clips as two TPU kernels, whose weights never leave the chip's own memory.
 
 A block of rows of the weights, over all frames, fits on the chip even for clips of a minute. So the
-softmax is computed as it is written, and the gradient computes it again from queries and keys
+softmax is computed by the plain formula, and the gradient computes it again from queries and keys
 instead of reading it, as in FlashAttention (arXiv:2205.14135). Dropout's bits are those of
 `dropout.bits`. A kernel sees 128 channels at once, which are two heads of 64. The products of one
 head go over all 128, with the channels of the other set to zero, since a TPU takes as long for 64.
@@ -33,7 +33,7 @@ PRODUCTS = {"forward": 2, "backward": 5}
 
 
 def fits(t: int, heads: int, d: int) -> bool:
-    """Return whether `attend` is made for so many frames and heads of d channels."""
+    """Return whether `attend` is made for this many frames and heads of d channels."""
     return LANES % d == 0 and heads * d % LANES == 0 and rows_of(t) is not None
 
 
@@ -83,9 +83,9 @@ def _call(
 ) -> list[jax.Array]:
     """Run a body for each clip, 128 channels and block of rows, in that order.
 
-    Queries and their gradients come by rows, keys and values whole. Forward gives the output, by
-    rows; backward the gradients of queries, by rows, of keys and values, whole: their sums over
-    rows are kept in float32 until the last.
+    Queries and their gradients are passed in blocks of rows, keys and values whole. Forward returns
+    the output in blocks of rows. Backward returns the gradient of queries in blocks of rows, and
+    those of keys and values whole, whose sums are kept in float32 until the last block.
     """
     b, t = arrays[0].shape[:2]
     h, d = heads

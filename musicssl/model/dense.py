@@ -21,7 +21,7 @@ _ROWS = 8  # rows of ones: a single one would be a vector, which XLA turns back 
 
 
 class Dense(nn.Module):
-    """x [b, t, d] times a kernel [d, width], plus a bias [width], as flax.linen.Dense has it.
+    """x [b, t, d] times a kernel [d, width], plus a bias [width], as in flax.linen.Dense.
 
     `alone`: a kernel computes the output's gradient, so XLA has nothing to fuse a sum with.
     """

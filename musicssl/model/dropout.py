@@ -54,7 +54,7 @@ def bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def salts(key: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-    """Draw two words for each pair of last axes, from their number among an array's other axes."""
+    """Draw the two words that `bits` uses for each index of an array's outer axes, `shape`."""
     seeds = jax.random.bits(key, (2,))
     if sharding.platform() == "gpu":  # or each of the two would be a kernel of its own
         seeds = jax.lax.optimization_barrier(seeds)

@@ -89,7 +89,7 @@ def _highest(width: int) -> float:
 
 
 def _filters(width: int) -> np.ndarray:
-    """Return the filters at their phases, each phase's after the other's: [3 * bands, 400]."""
+    """Return the filters, one phase after another: [3 * bands, 400]."""
     hertz = centres(width)
     seconds = (np.arange(STEM_WINDOW) - (STEM_WINDOW - 1) / 2) / SAMPLE_RATE
     turns = hertz[None, :, None] * seconds + np.arange(_PHASES)[:, None, None] / _PHASES

@@ -60,7 +60,7 @@ def _inverse_deviation(variance: jax.Array) -> jax.Array:
 
 
 def windows(audio: jax.Array, kernel: int) -> jax.Array:
-    """Cut [b, n] into float32 [b, k, t]: windows of `kernel` samples, each half a window on."""
+    """Cut [b, n] into float32 [b, k, t]: windows of `kernel` samples that overlap by half."""
     hop = kernel // 2
     t = (audio.shape[1] - kernel) // hop + 1
     blocks = audio[:, : (t + 1) * hop].astype(jnp.float32).reshape(-1, t + 1, hop)
@@ -74,14 +74,14 @@ def standardised(
 ) -> jax.Array:
     """Return (convolution + shift) * inverse: audio [b, n], kernel [k, 1, c] -> [b, t, c].
 
-    shift and inverse, in float32, have one element on each axis that they are the same over.
+    shift and inverse, in float32, have one element on each axis over which they do not vary.
     """
     y = _convolve(audio, kernel).astype(jnp.float32)
     return ((y + shift) * inverse).astype(audio.dtype)
 
 
 def _convolve(audio: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Convolve two blocks of half a window a frame with a stride of one: [b, n] -> [b, t, c]."""
+    """Convolve blocks of half a window, two per frame, with stride one: [b, n] -> [b, t, c]."""
     k, _, c = kernel.shape
     t = (audio.shape[1] - k) // (k // 2) + 1
     blocks = audio[:, : (t + 1) * (k // 2)].reshape(-1, t + 1, k // 2)

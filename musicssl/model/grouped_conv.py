@@ -39,10 +39,10 @@ def grouped_conv(x: jax.Array, weight: jax.Array, groups: int) -> jax.Array:
 
 
 def in_order(weight: jax.Array) -> jax.Array:
-    """Return a convolution's weights, whose gradient a GPU puts in their order by itself.
+    """Return a convolution's weights; on a GPU, put their gradient in order before the update.
 
-    cuDNN's gradient has its axes in another order. If the update of the weights turns them round,
-    it cannot write over its own input, and XLA copies weights and both moments afterwards.
+    cuDNN's gradient has its axes in another order. If the update of the weights reorders them, it
+    cannot write over its own input, and XLA copies the weights and both moments afterwards.
     """
     return _in_order(weight) if sharding.platform() == "gpu" else weight
 
@@ -139,12 +139,12 @@ def convolve_windows(x: jax.Array, weight: jax.Array, groups: int) -> jax.Array:
 def gradients_windows(
     x: jax.Array, weight: jax.Array, dy: jax.Array, groups: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Compute `gradients` as one product of all groups each."""
+    """Compute each of `gradients` as one product of all groups."""
     k, pad = weight.shape[0], _padding(weight.shape[0])
     before, after = (k - 1 - n for n in pad)
     dx = _multiply(_windows(dy, k, groups, (before, after)), _turned(weight, groups), dy)
 
-    # The product's gradient is of weights at every place in a window, the sum of which is theirs.
+    # The product has a gradient for each place of a weight in a window; their sum is the weight's.
     b, t, d = dy.shape
     steps = -(-t // _FOLD)
     folded = jnp.pad(dy, ((0, 0), (0, steps * _FOLD - t), (0, 0)))
@@ -172,7 +172,7 @@ def _windows(x: jax.Array, kernel: int, groups: int, pad: tuple[int, int]) -> ja
 def _widen(weight: jax.Array, groups: int) -> jax.Array:
     """Put the weights where each of _FOLD frames has its window: [k, c, d] -> [g, window, f * d].
 
-    Here d on the right is of one group.
+    The d on the right is that of one group.
     """
     k, c, d = weight.shape
     long = _taps(k) * _FOLD
@@ -193,7 +193,7 @@ def _multiply(windows: jax.Array, weight: jax.Array, like: jax.Array) -> jax.Arr
     """Multiply windows by widened weights, and put the frames in order: [b, t, d].
 
     Args:
-      like: as many clips and frames as the result.
+      like: an array with as many clips and frames as the result.
     """
     (b, t, _), groups, d = like.shape, windows.shape[0], weight.shape[2]
     # Otherwise XLA joins a student's product with its teacher's, which has the same weights, and
@@ -219,7 +219,7 @@ def gradients_apart(
 
 
 def apart(x: jax.Array, weight: jax.Array, groups: int, pad: tuple[int, int]) -> jax.Array:
-    """Convolve [b, t, c] -> [b, t, d]; _FOLD frames of a group are the channels of one."""
+    """Convolve [b, t, c] -> [b, t, d]; _FOLD frames of a group become the channels of one."""
     b, t, _ = x.shape
     k, c, d = weight.shape[0], weight.shape[1], weight.shape[2] // groups  # of one group
     steps = -(-t // _FOLD)

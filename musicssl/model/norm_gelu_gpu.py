@@ -1,7 +1,7 @@
 """A norm over channels and GELU, as one GPU kernel each way.
 
-In data2vec's stem they follow every convolution, whose outputs are the largest arrays of a step but
-one. XLA's program for an H100 reads and writes such an array 13 times for them, forward and
+In data2vec's stem, both follow every convolution, whose outputs are among the largest arrays of a
+step. For the two, XLA's program for an H100 reads and writes such an array 13 times, forward and
 backward. These kernels do so 5 times: the gradient computes the norm again from its input.
 """
 
@@ -82,7 +82,7 @@ def _forward_body(x: Ref, affine: Ref, out: Ref, *, frames: int, width: int) -> 
     row = pl.program_id(1) * ROWS + jnp.arange(ROWS)
     mask = (row < frames)[:, None] & inside[None]
     z = standardised(load(x, mask), inside, width)[0] * by + plus
-    z = z.astype(out.dtype).astype(jnp.float32)  # as it is rounded where the two are apart
+    z = z.astype(out.dtype).astype(jnp.float32)  # rounded as it is where norm and GELU are separate
     store(out, (z * normal(z)[0]).astype(out.dtype), mask)
 
 

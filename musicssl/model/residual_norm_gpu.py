@@ -185,7 +185,7 @@ def standardised(x: jax.Array, inside: jax.Array, width: int) -> tuple[jax.Array
 def standardised_gradient(
     g: jax.Array, normal: jax.Array, inverse: jax.Array, width: int
 ) -> jax.Array:
-    """Return the gradient of what was standardised, from `g`, that of the result."""
+    """Return the gradient of what was standardised, from `g`, the gradient of the result."""
     mean = g.sum(axis=1, keepdims=True) / width
     along = (g * normal).sum(axis=1, keepdims=True) / width
     return inverse * (g - mean - normal * along)

@@ -1,4 +1,4 @@
-"""Makes what a HuBERT run's labels come from: each target's quantiser, and a layer's encoder.
+"""Prepares what makes a HuBERT run's labels: each target's quantiser, and a frozen encoder.
 
 The codebooks are fitted to the run's own input on first use, for all targets in the same passes,
 and kept in its workdir. codebook.npz holds them with their features' definitions and a hash, and
@@ -53,7 +53,7 @@ def frozen_encoder(
       spectral.
 
     Raises:
-      ValueError: no encoder is named, or it does not fit.
+      ValueError: no encoder is named, or it does not fit the configuration.
     """
     t = config.teacher
     features = [target.feature for target in targets.of(config)]
@@ -66,7 +66,7 @@ def frozen_encoder(
     if "layer" not in features:
         return {}, ""
 
-    # The encoder that the settings of a layer name.
+    # Load the encoder that is named, and check that it fits.
     if not t.encoder:
         raise ValueError(
             "teacher.encoder is empty: give --config.teacher.encoder=DIR, the workdir of iteration "
@@ -152,7 +152,7 @@ def get(
 def _state_path(
     config: ml_collections.ConfigDict, workdir: Path, definitions: dict[str, dict]
 ) -> Path:
-    """Return where the states of a fit are kept: a path of their own for each fit and stream."""
+    """Return the path of a fit's states, a different one for each fit and stream."""
     t, settings = config.teacher, _settings(config)
     stream = t.batches, config.batch_size, config.precision, config.data.to_dict()
     what: tuple = definitions, settings, stream
@@ -203,7 +203,7 @@ def _fit(
 
 
 def _settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """Return what makes each target's quantiser, by the target's name."""
+    """Return the settings of each target's quantiser, by the target's name."""
     t = config.teacher
     of_kmeans = config.seed, t.sample, t.restarts, t.polish, t.passes, t.tolerance
     return {
@@ -226,7 +226,7 @@ def _load_states(path: Path, wanted: Sequence[Target]) -> dict[str, _State]:
 
 
 def _whose(name: str, wanted: Sized) -> str:
-    """Say to which of several targets something belongs; "" if there is only one."""
+    """Say which of several targets something belongs to; "" if there is only one."""
     return f" of {name}" if len(wanted) > 1 else ""
 
 

@@ -1,8 +1,8 @@
 """The file codebook.npz: the arrays of each target's quantiser, their definitions, and a hash.
 
 The arrays of a single target have plain names, such as "codebook"; with several targets, the names
-begin with the target's: "mel.codebook". Until it is complete, the states of fits are kept in a file
-of the same form beside it.
+begin with the target's: "mel.codebook". Until the file is written, the states of fits are kept in
+one of the same form beside it.
 """
 
 import hashlib
@@ -51,9 +51,7 @@ def load(
     made_of, written = json.loads(str(saved.pop("feature"))), str(saved.pop("hash"))
     if _hashed(saved, made_of) != written:
         raise ValueError(f"{path} does not match its own hash: delete it and fit it again")
-    wanted = json.loads(
-        json.dumps(_alone(definitions))
-    )  # tuples are lists, as they are in the file
+    wanted = json.loads(json.dumps(_alone(definitions)))  # with lists for tuples, as in the file
     if made_of != wanted:
         raise ValueError(
             f"{path} is a codebook of {made_of}, but the config asks for {wanted}: "

@@ -5,7 +5,7 @@ music2vec adopts (arXiv:2307.05161). The teacher is only the transformer: it rea
 unmasked features and shares the student's positional convolution.
 
 Deviations from fairseq: the teacher averages the float32 parameters (fairseq averages the fp16
-copies), and steps once per optimizer update, also with accumulated gradients (fairseq steps it once
+copies), and steps once per optimizer update, even with accumulated gradients (fairseq steps it once
 per micro-batch). Clips are normalised after cropping (fairseq normalises whole files), and
 LayerDrop draws once per step (fairseq draws once per step on each GPU).
 """
@@ -111,8 +111,8 @@ def targets(
 ) -> jax.Array:
     """Return the mean of the top blocks' FFN outputs, each standardised over time.
 
-    Each clip and channel is standardised alone: [b, t, d] -> float32 [b, t, d] (data2vec, section
-    3.3).
+    Each clip and channel is standardised separately: [b, t, d] -> float32 [b, t, d] (data2vec,
+    section 3.3).
     """
     shared = {k: v for k, v in params["encoder"].items() if k not in teacher["encoder"]}
     variables = jax.lax.stop_gradient({"params": shared | teacher["encoder"]})

@@ -16,7 +16,7 @@ Deviations from fairseq, besides those that `data2vec` names:
   exported. Otherwise the two encoders are the same (stem, projection, positional convolutions,
   post-norm blocks, no further blocks before those that are averaged).
 - Masks are drawn for each crop. fairseq draws them for each file and then crops them, so that a
-  clip's copies may mask fewer or more frames than it gathers.
+  clip's copies may mask fewer or more frames than fairseq gathers.
 
 Masked frames are zeros, so the encoder's mask embedding gets no gradient, and weight decay shrinks
 it.
@@ -63,7 +63,7 @@ class Decoder(nn.Module):
     """The decoder; its fields are the leaves of a configuration's `decoder` section.
 
     outputs: the width of the targets.
-    dropout: of the encoder's output. noise: standard deviation of the noise in masked frames.
+    dropout: its rate on the encoder's output. noise: standard deviation of that in masked frames.
     """
 
     outputs: int
@@ -117,12 +117,12 @@ _LISTED: dict[str, Any] = {
 
 
 def pick(x: jax.Array, frames: jax.Array) -> jax.Array:
-    """Take the listed frames [n, v], in order, of [n, t, d]: [n, v, d]."""
+    """Take the listed frames [n, v], in order, from [n, t, d]: [n, v, d]."""
     return jax.vmap(lambda row, at: row.at[at].get(**_LISTED))(x, frames)
 
 
 def spread(x: jax.Array, frames: jax.Array, t: int) -> jax.Array:
-    """Put [n, v, d] where `pick` takes them from, between zeros: [n, t, d]."""
+    """Put frames [n, v, d] back where `pick` took them, with zeros elsewhere: [n, t, d]."""
     zeros = jnp.zeros((t, x.shape[-1]), x.dtype)
     return jax.vmap(lambda row, at: zeros.at[at].set(row, **_LISTED))(x, frames)
 

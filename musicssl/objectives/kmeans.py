@@ -61,11 +61,11 @@ class Settings:
 
 
 class State(NamedTuple):
-    """A fit between two passes over the stream: arrays and numbers alone, small enough to save.
+    """A fit between two passes over the stream: only arrays and numbers, small enough to save.
 
     `inertia` [passes] is the mean squared distance of a frame to its nearest row, per Lloyd
-    pass, and `counts` [k] the frames of each row in the last pass, both with the rows that pass
-    began with: `codebook` [k, f] already has the means the pass ended with.
+    pass, and `counts` [k] is how many frames each row had in the last pass. Both are for the rows
+    with which the pass began; `codebook` [k, f] already has the means with which it ended.
     """
 
     codebook: np.ndarray
@@ -90,17 +90,17 @@ class State(NamedTuple):
 
     @property
     def quantizer(self) -> dict[str, np.ndarray]:
-        """What makes labels of features, by name."""
+        """The arrays that turn features into labels, by name."""
         return {"codebook": self.codebook}
 
 
 def usage(counts: np.ndarray) -> float:
-    """Return the share of codes that occur, by how often each does [k]."""
+    """Return the share of codes that occur, given how often each does [k]."""
     return float(np.mean(counts > 0))
 
 
 def perplexity(counts: np.ndarray) -> float:
-    """Return the exponential of the entropy of codes that occur so often [k]."""
+    """Return the exponential of the codes' entropy, given how often each occurs [k]."""
     share = counts[counts > 0] / max(counts.sum(), 1)
     return float(np.exp(-np.sum(share * np.log(share))))
 
@@ -113,7 +113,7 @@ def assign(codebook: Features, features: Features) -> jax.Array:
 
 
 def _distances(codebook: Features, features: Features) -> jax.Array:
-    """Return the squared distances [..., k], but for a summand that all k have in common."""
+    """Return the squared distances [..., k], without a term that is the same for all k."""
     products = jnp.matmul(features.astype(jnp.float32), codebook.T, precision=EXACT)
     return jnp.square(codebook).sum(-1) - 2 * products
 
@@ -121,7 +121,7 @@ def _distances(codebook: Features, features: Features) -> jax.Array:
 def _assign_in_blocks(features: jax.Array, codebook: jax.Array) -> jax.Array:
     """Compute `assign` for _BLOCK frames at a time, whose distances a CPU's cache holds.
 
-    For all frames at once, the memory limits the speed (tests/benchmarks/README.md).
+    For all frames at once, memory would limit the speed (tests/benchmarks/README.md).
     """
     frames = features.reshape(-1, features.shape[-1])  # [..., f] -> [n, f]
     whole = len(frames) // _BLOCK * _BLOCK
@@ -163,7 +163,7 @@ class Fit:
         """Begin a fit, or go on from a state.
 
         Raises:
-          ValueError: the state is of another codebook size.
+          ValueError: the state is for a codebook of another size.
         """
         if state is not None and len(state.codebook) != settings.clusters:
             raise ValueError(
@@ -179,7 +179,7 @@ class Fit:
 
     @property
     def finished(self) -> bool:
-        """Return whether another pass has nothing to add."""
+        """Return whether no further pass is needed."""
         return self.state is not None and self.state.finished
 
     def add(self, features: Features) -> None:
@@ -194,7 +194,7 @@ class Fit:
             self._totals = _add(self._totals, self.state, features)
 
     def end_pass(self) -> None:
-        """Make the next state of the pass.
+        """Make the next state from the pass.
 
         Raises:
           ValueError: there are fewer frames than clusters, or features that are not finite.
@@ -227,7 +227,7 @@ def fit(
 
     Raises:
       ValueError: there are fewer frames than clusters, features are not finite or change their
-        width, or the state is of another codebook size.
+        width, or the state is for a codebook of another size.
     """
     begun = Fit(settings, state)
     while not begun.finished:
@@ -337,7 +337,7 @@ def _accumulate(
 def _split_for_empty(
     codebook: np.ndarray, counts: np.ndarray, spread: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """Move each row without frames beside a row with the most inertia, to take part of it.
+    """Move each row without frames next to a row of much inertia, to share that row's frames.
 
     The split of Linde, Buzo and Gray (1980): the two rows start a small random offset apart.
     """

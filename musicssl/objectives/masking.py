@@ -129,7 +129,7 @@ def block_mask(
     adjust: float,
     inverse: bool,
 ) -> SpanMask:
-    """Draw several masks of each clip: every one masks `masked_in_copy` frames.
+    """Draw several masks of each clip, which mask `masked_in_copy` frames each.
 
     Blocks of `span` frames are laid around centres that are drawn with replacement. Without
     overlap, they would cover a share of the frames equal to the probability plus `adjust`. Then
@@ -157,7 +157,7 @@ def block_mask(
     is_centre = (drawn == jnp.arange(frames)).any(axis=2)  # [b, k, t]
     begun = jnp.cumsum(jnp.pad(is_centre, ((0, 0), (0, 0), (0, span - 1))), axis=2)
     ended = jnp.pad(begun, ((0, 0), (0, 0), (span, 0)))[..., : frames + span - 1]
-    before = span // 2  # of a block's frames lie before its centre
+    before = span // 2  # frames of a block before its centre
     is_covered = (begun > ended)[..., before : before + frames]  # [b, k, t]
 
     # The right number of frames: covered ones first, and then others.

@@ -4,7 +4,7 @@ An objective is a plain module with the functions of `Objective`; there is no cl
 To add one, write a file beside this one, a line in `musicssl.training.step.OBJECTIVES`, a
 configuration and a test. These places branch on a method's name, and need a case for a new one:
 `training.flops.train_parts`, `planning.compilation.frozen`, `planning.benchmark` (labels and head),
-`exchange.model_card`, and `main.run` for a frozen teacher.
+`exchange.model_card`, and `main.train` for a frozen teacher.
 """
 
 from typing import Protocol

@@ -31,7 +31,7 @@ class Settings:
       name: the target's, so that the targets of a run differ.
       clusters: the rows of the codebook.
       seed: of the projection and the codebook.
-      dimensions: to how many the projection reduces the feature's columns.
+      dimensions: the number to which the projection reduces the feature's columns.
     """
 
     name: str
@@ -44,7 +44,7 @@ class State(NamedTuple):
     """A quantiser: only arrays and numbers, small enough to save.
 
     `mean` [f] and `deviation` [f] are the feature's, `projection` is [f, p] and `codebook` [k, p],
-    with rows of length 1; `counts` [k] are the frames of each row, 0 before they were counted.
+    with rows of length 1; `counts` [k] are the frames of each row, 0 until they are counted.
     """
 
     mean: np.ndarray

@@ -67,7 +67,7 @@ def of(config: ml_collections.ConfigDict) -> tuple[Target, ...]:
                 f"teacher.targets names {feature} twice: name it once; {feature}:random:2x512 has "
                 "two codebooks"
             )
-    given = [weight for weight in t.weights if weight != ""]  # --config.teacher.weights= has one
+    given = [weight for weight in t.weights if weight != ""]  # --config.teacher.weights= gives one
     weights = given or [1.0] * len(made)
     if len(weights) != len(made):
         raise ValueError(
@@ -87,7 +87,7 @@ def of(config: ml_collections.ConfigDict) -> tuple[Target, ...]:
 
 
 def width(config: ml_collections.ConfigDict, target: Target) -> int:
-    """Return the columns of a target's feature; a frozen encoder counts as wide as the student."""
+    """Count a target feature's columns; a frozen encoder is taken to be as wide as the student."""
     if target.feature == "layer":
         return config.encoder.width
     return spectra.feature(target.feature, config.teacher.ceps).width

@@ -56,16 +56,16 @@ class Ruler(NamedTuple):
 
 
 class Machine(NamedTuple):
-    """What bounds any program here: operations and bytes a second of all devices of the mesh.
+    """What bounds any program here: operations and bytes per second of all devices of the mesh.
 
-    product, copy: what tells these rates again beside each row, since a machine that is busy with
-    other things is slower at some times than at others; None where a rate is stated.
+    product, copy: what measures these rates again beside each row, since the speed of a busy
+    machine varies; None if the data sheet states the rate.
     """
 
     mesh: Mesh
     operations: float
     bytes: float
-    rate: str  # where `operations` is from
+    rate: str  # where `operations` comes from
     budget: float  # seconds that a row may take
     product: Ruler | None = None
     copy: Ruler | None = None
@@ -92,7 +92,7 @@ def beside(
     """Return the median time of a call, and the rate of a ruler whose calls alternate with it.
 
     Args:
-      stated: the rate where there is no ruler.
+      stated: the rate to return if there is no ruler.
       budget: as in `_median_seconds`, of the call.
     """
     if ruler is None:
@@ -158,7 +158,7 @@ def _step_rows(
 def _operations_row(
     name: str, program: Callable[[], object], operations: float, here: Machine
 ) -> TimedRow:
-    """Measure a program of so many operations beside the machine's rate of them."""
+    """Measure a program of this many operations, and beside it the machine's own rate."""
     seconds, limit = beside(program, here.product, here.operations, here.budget)
     return TimedRow(name, seconds, operations / seconds / 1e9, limit / 1e9, "GFLOP/s", here.rate)
 

@@ -43,7 +43,7 @@ SLICE_LINKS = 12.5e9  # bytes per second of a TPU host's network between slices:
 # has no estimate for them. By its own schedule, attention's kernels reach 25 % at 1496 frames and
 # 23 % at 256, without waiting for memory: `python -m tests.benchmarks.attention_kernel`.
 KERNEL_SHARE = 0.23
-# In the order in which a scope's names are looked for: a teacher's attention is the teacher's.
+# In the order in which they are looked for in a scope: a teacher's attention counts as the teacher.
 _SCOPES = {
     "optimizer": "optimizer",
     "ema": "EMA",
@@ -322,7 +322,7 @@ def exchange(exchanges: list[Exchange], place: Topology, fsdp: int) -> float:
     With several TPU slices or GPU machines, only sums of gradients cross the network between them
     (`sharding.make_mesh`), unless more devices share a copy of the state than a machine has. Both
     sum inside a slice or machine first, so that its devices share the transfer: the TPU's program
-    says so (`hlo.collectives`), and NVIDIA's library does it by itself.
+    says so (`hlo.collectives`), and NVIDIA's library does so by itself.
 
     Args:
       place: a topology whose chip is known.

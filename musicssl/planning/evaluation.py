@@ -28,9 +28,7 @@ from musicssl.runtime import sharding
 
 _FLOAT16, _FLOAT32 = 2, 4
 _HIDDEN = {"mlp": 512, "linear": 0}
-_STATE = (
-    6  # passes over a probe's parameters in an update: they and Adam's moments, read and written
-)
+_STATE = 6  # an update reads and writes a probe's parameters and Adam's two moments
 
 
 class Heard(NamedTuple):
@@ -45,10 +43,10 @@ class Heard(NamedTuple):
     varies: bool = False
 
 
-# As the builders of data_pipelines/ state them, except for two that state no numbers. MTG-Jamendo's
-# tracks are those of any of the four subsets in split 0. VocalSet has 3,613 usable recordings of
-# 10.1 hours; 20 % of them are for test, and 40 % of the rest for validation. Its technique task has
-# at most as many, with a quarter of the singers in the test.
+# The builders of data_pipelines/ state these numbers, except two. MTG-Jamendo's tracks are those of
+# any of the four subsets in split 0. VocalSet has 3,613 usable recordings of 10.1 hours; 20 % of
+# them are for test, and 40 % of the rest for validation. Its technique task has at most as many
+# recordings, with a quarter of the singers in the test split.
 _VOCALSET = 10.1 * 3600 / 3613
 _AUDIO = {
     "magnatagatune": Heard((18706, 1825, 5329), 29.1),
@@ -142,7 +140,7 @@ def plan(
 
 
 def _pass(task: Task) -> tuple:
-    """Return what tasks share whose features come from one pass over the audio.
+    """Return what tasks have in common if one pass over the audio gives their features.
 
     VocalSet's two tasks have the same recordings, in other splits.
     """
@@ -356,8 +354,8 @@ def grid_work(source: FeatureSource, task: Task, config: ml_collections.ConfigDi
     models = len(config.learning_rates) * len(config.seeds)
     most = config.epochs or task.epochs
 
-    # In memory are a source's features, or the parts that are read if they are larger, and the
-    # probes that advance together, each with its best epoch, two moments and gradients.
+    # Memory holds a source's features, or parts of them if they are larger than config.memory_gib,
+    # and the probes that advance together, each with its best epoch, two moments and gradients.
     hidden, outputs = _HIDDEN[config.kind], task.outputs or _OUTPUTS.get(task.label, 50)
     held = sum(rows) * source.width * _FLOAT16 * max(mixed, 1)
     weights = hidden * (source.width + outputs) if hidden else source.width * outputs

@@ -27,7 +27,7 @@ _COLLECTIVES = (
     "collective-permute",
     "collective-broadcast",
 )
-SENT = "sum between slices"  # the kind of what TPUs send by the network
+SENT = "sum between slices"  # the kind of exchange that TPUs make over the network
 _BITS = {"pred": 8, "bf16": 16}  # of other types: the number in their name
 _HEADER = re.compile(r"(?:ENTRY )?%([\w.-]+) \(")
 _LINE = re.compile(r"\s+(?:ROOT )?%([\w.-]+) = (.*?) ([a-z][\w-]*)\(")
@@ -131,9 +131,9 @@ def _executed(
 
 
 def _trips(loop: _Instruction, computations: dict[str, list[_Instruction]]) -> int:
-    """Return how often a loop runs: by the compiler's note, or by its condition.
+    """Return how often a loop runs: by the compiler's note, or by the loop's condition.
 
-    A condition tells if it contains exactly one number; otherwise the loop counts once.
+    The condition is used if it contains exactly one number; otherwise the loop counts once.
     """
     noted = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.line)
     if noted:
@@ -150,7 +150,7 @@ def collectives(program: str) -> list[Collective]:
     """Return each collective of a program once.
 
     If it is split into a start and an end, the end counts, since it has the result. Between slices,
-    TPUs pass arrays by the network: the compiler writes a sum over all slices as a reduce-scatter
+    TPUs pass arrays over the network: the compiler writes a sum over all slices as a reduce-scatter
     inside each slice, a SENT of every chip's part to the other slices, which adds them up, and an
     all-gather inside each slice.
     """

@@ -104,9 +104,9 @@ def _extraction(
     mesh: Mesh,
     forward: Callable[[FeatureSource, int], float | None],
 ) -> Measured:
-    """Time a batch of windows of noise, the second time, when its program is compiled.
+    """Time a batch of windows of noise on its second run, when its program is compiled.
 
-    If that takes hardly any time, more windows are timed.
+    If that takes less than _ENOUGH seconds, more windows are timed.
     """
     samples = round(length * source.sample_rate)
     count = max(1, min(config.windows, int(_AUDIO / length)))
@@ -147,7 +147,7 @@ def _probes(source: FeatureSource, config: ml_collections.ConfigDict, mixed: int
         "ce", _CLASSES, hidden, config.batch_size, epochs=_EPOCHS, patience=_EPOCHS
     )
     seconds = 0.0
-    for _ in range(2):  # the second time its programs are compiled
+    for _ in range(2):  # the second time, its programs are compiled
         begin = time.monotonic()
         search.search(
             protocol,

@@ -77,7 +77,7 @@ def _between(low: float | None, high: float | None, scale: float, unit: str) -> 
 
 
 def size(count: int | None) -> str:
-    """Spell a number of bytes."""
+    """Return a number of bytes in MiB or GiB."""
     if count is None:
         return "unknown"
     return f"{count / 2**30:.2f} GiB" if count >= 2**28 else f"{count / 2**20:.2f} MiB"
@@ -149,10 +149,10 @@ def _reading(plan: Plan) -> list[str]:
     return [
         *lines,
         "",
-        f"How much all hosts together read from records of {storage.RECORD_SECONDS} s, from "
-        f"the pace of the estimate to that of the least time. The limits are: {known}. If reading "
-        "takes more than 1.0 of the step, chips wait. With data.mirror, each host reads the data "
-        "set once, and then its own copy.",
+        "The table says how much all hosts together read from records of "
+        f"{storage.RECORD_SECONDS} s, from the pace of the estimate to that of the least time. The "
+        f"limits are: {known}. If reading takes more than 1.0 of the step, chips wait. With "
+        "data.mirror, each host reads the data set once, and then its own copy.",
     ]
 
 
@@ -353,7 +353,7 @@ def _total_row(tasks: list[TaskCost], specs: list[str]) -> list[str]:
 
 
 def duration(seconds: float) -> str:
-    """Spell a time in the unit that suits it."""
+    """Return a time in the unit that suits it."""
     if seconds < 100:
         return f"{seconds:.2g} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:,.1f} h"

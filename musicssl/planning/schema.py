@@ -16,7 +16,7 @@ class StateBytes(TypedDict):
 class Memory(StateBytes):
     """Bytes on one device.
 
-    limit: what a program may take, None if not known. device: what a GPU has. fits: whether the
+    limit: what a program may take, None if not known. device: all that a GPU has. fits: whether the
     step can be run. wanted: what it takes, None if a refusal does not say. The others are the
     compiler's analysis of a step that fits.
     """

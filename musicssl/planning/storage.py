@@ -21,7 +21,7 @@ class Storage(NamedTuple):
 KNOWN = (
     # cloud.google.com/filestore/docs/performance: below 10 TiB
     Storage("Filestore BASIC_HDD", 100 * 2**20, 600),
-    # cloud.google.com/storage/docs/request-rate: at first; it grows with a steady load
+    # cloud.google.com/storage/docs/request-rate: the initial limit, which grows under a steady load
     Storage("a bucket", None, 5000),
 )
 

@@ -147,7 +147,7 @@ def _match(spec: str) -> re.Match:
     """Return a topology's parts.
 
     Raises:
-      ValueError: it is not known, or has another number of axes than its kind.
+      ValueError: it is not known, or has the wrong number of axes for its kind.
     """
     match = _SPEC.fullmatch(spec)
     if not match or match["kind"] not in (*CHIPS, *GPUS, "cpu"):
@@ -235,12 +235,12 @@ def refused_bytes(message: str) -> tuple[int | None, int]:
     The bytes wanted are None if the message does not say.
 
     Raises:
-      ValueError: the message is in unknown words.
+      ValueError: the message is not worded as expected.
     """
     amount = r"([\d.]+)([KMGT]?)"
     limit = re.search(rf"exceeds available HBM \({amount}\)|of {amount} hbm", message)
     if not limit:
-        raise ValueError(f"the compiler's refusal is in unknown words: {message[:300]}")
+        raise ValueError(f"the compiler's refusal is not worded as expected: {message[:300]}")
     wanted = re.search(rf"Used {amount} of|HLO temporaries \({amount}\)", message)
     return (_bytes_of(wanted) if wanted else None), _bytes_of(limit)
 

@@ -1,8 +1,8 @@
 """Limits how long Orbax retries its requests to a bucket that does not answer.
 
-Orbax writes and reads arrays by tensorstore, which retries a failed request for 15 minutes, and it
-has no setting for that. A run would end long after its other reads have said that the bucket is
-away.
+Orbax writes and reads arrays through tensorstore, which retries a failed request for 15 minutes,
+and has no setting for that. So a run would end long after its other reads have reported that the
+bucket does not answer.
 """
 
 import functools
@@ -16,14 +16,14 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 60.0  # seconds; each is twice the one befo
 
 
 def limit_retries(seconds: float) -> None:
-    """Let Orbax retry a request for so many seconds, in checkpoints that are opened from now on."""
+    """Let Orbax retry a request for this long, in checkpoints that are opened from now on."""
     # all parts of Orbax look the function up in the module that defines it
     plain = ocp.type_handlers.get_ts_context
     sys.modules[plain.__module__].get_ts_context = _limited(plain, seconds)  # type: ignore[attr-defined]
 
 
 def _limited(make: Callable[..., tensorstore.Context], seconds: float) -> Callable:
-    """Return a function that makes the same contexts, but for their retries."""
+    """Return a function that makes the same contexts, except for their retries."""
 
     @functools.wraps(make)
     def get_ts_context(*given: object, **named: object) -> tensorstore.Context:
@@ -33,7 +33,7 @@ def _limited(make: Callable[..., tensorstore.Context], seconds: float) -> Callab
 
 
 def retries(seconds: float) -> dict[str, int | str]:
-    """Return tensorstore's setting for retries whose pauses add up to so many seconds."""
+    """Return tensorstore's setting for retries whose pauses add up to this many seconds."""
     count, total = 0, 0.0
     while total < seconds:
         total += min(_FIRST_PAUSE * 2**count, _LONGEST_PAUSE)

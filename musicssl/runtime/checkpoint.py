@@ -49,7 +49,7 @@ class Checkpoints:
     def __init__(
         self, workdir: Path, config: ml_collections.ConfigDict, data: dict[str, int] | None = None
     ):
-        """Open the saves of `workdir`; `data` counts what tells its data set from others."""
+        """Open the saves of `workdir`; `data` has counts that tell its data set from others."""
         self.directory = workdir.absolute() / "checkpoints"
         self.about = {
             "config": json.loads(config.to_json()),
@@ -85,7 +85,7 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(
                 save_decision_policy=due,
                 preservation_policy=keep,
-                # not where nothing can be written, as where a complete run is kept
+                # not on a read-only disk, where a complete run may be kept
                 cleanup_tmp_directories=paths.is_remote(self.directory)
                 or os.access(self.directory, os.W_OK),
                 enable_async_checkpointing=True,
@@ -94,13 +94,13 @@ class Checkpoints:
         )
 
     def latest(self) -> int | None:
-        """Return the newest step that is committed on disk and whole; None where there is none.
+        """Return the newest step that is committed on disk and intact; None if there is none.
 
-        With checkpoint.on_damage="older", damaged ones that are newer are moved to
+        With checkpoint.on_damage="older", newer steps, which are damaged, are moved to
         <workdir>/damaged.
 
         Raises:
-          ValueError: it is damaged, and checkpoint.on_damage is "stop" or no other is whole.
+          ValueError: the newest is damaged, and checkpoint.on_damage is "stop" or none is intact.
         """
         workdir = self.directory.parent
         steps = steps_on_disk(workdir)
@@ -109,9 +109,9 @@ class Checkpoints:
         while steps and (reason := self.damage(steps[-1])):
             lost[steps.pop()] = reason
 
-        # either the run stops here, or what is damaged is set aside
+        # either the run stops here, or the damaged steps are set aside
         if lost and (self.on_damage == "stop" or not steps):
-            remedy = "no other save is whole: put it back"
+            remedy = "no other save is intact: put this one back"
             if steps:
                 remedy = f"--config.checkpoint.on_damage=older goes on from step {steps[-1]}"
             raise ValueError(
@@ -171,7 +171,7 @@ class Checkpoints:
         return f"the data set has changed: {', '.join(changed)}" if changed else None
 
     def changes(self, step: int) -> str:
-        """Describe what this process computes with otherwise than the one that saved a step."""
+        """Describe how this process's code and environment differ from those that saved a step."""
         saved = self.about_step(step)
         there = {"commit": saved["commit"], **saved.get("environment", {})}  # not in old saves
         here = {"commit": self.about["commit"], **self.about["environment"]}
@@ -208,7 +208,7 @@ class Checkpoints:
         return began
 
     def confirm(self) -> None:
-        """Wait for the save under way, and open it where it is to be read from.
+        """Wait for the save under way, and open it in its final place.
 
         Raises:
           OSError: it could not be written, or what was written is not what was saved.
@@ -220,7 +220,7 @@ class Checkpoints:
                 self.require_saved(self.directory / str(step) / "state")
 
     def require_saved(self, directory: Path) -> None:
-        """Raise OSError where a directory does not hold the arrays that were saved last."""
+        """Raise OSError if a directory does not hold the arrays that were saved last."""
         manifest = "manifest.ocdbt"  # which leads to every array
         whole = (directory / manifest).is_file()
         different = _difference(directory, self.shapes) if whole else f"{manifest} is missing"
@@ -229,15 +229,15 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Turn what goes wrong in the background into one OSError: a disk that fills up, mostly."""
+        """Turn any failure in the background, most often a full disk, into one OSError."""
         try:
             yield
         except Exception as error:  # Orbax and tensorstore raise many kinds
             is_remote = paths.is_remote(self.directory)
-            where = "the bucket" if is_remote else "the disk, its space for one,"
+            where = "the bucket" if is_remote else "the disk and its free space"
             failed = OSError(
                 f"{self.directory}: a checkpoint could not be written ({first_line(error)}). Those "
-                f"before it are whole: see to {where} and run the same command again"
+                f"before it are intact: check {where}, and run the same command again"
             )
             failed.errno = storage_errno(error)
             raise failed from error
@@ -266,8 +266,8 @@ class Checkpoints:
 def damage(checkpoint: Path) -> str | None:
     """Return what differs on disk from what was saved, None if nothing does.
 
-    All processes call this and the first reads the files: many machines that read the same ones
-    would keep their disk busy for minutes.
+    All processes call this, and the first one reads the files: many machines that read the same
+    files would keep their shared disk busy for minutes.
     """
     return distributed.first_says(
         lambda: digests.damage(checkpoint / "about") or digests.damage(checkpoint / "state")
@@ -275,7 +275,7 @@ def damage(checkpoint: Path) -> str | None:
 
 
 def _difference(directory: Path, abstract: Any) -> str | None:
-    """Describe the first array that a saved tree has otherwise than the wanted one, if any."""
+    """Describe the first array that differs between a saved tree and the wanted one, if any."""
     saved = ocp.tree.to_flat_dict(metadata(directory), sep=".")
     wanted = ocp.tree.to_flat_dict(abstract, sep=".")
     for name in sorted(saved.keys() | wanted.keys()):
@@ -289,9 +289,9 @@ def _difference(directory: Path, abstract: Any) -> str | None:
 
 
 def _raise_if_away(directory: Path, error: Exception) -> None:
-    """Raise OSError where an error says nothing of a checkpoint, but of a bucket that is away."""
+    """Raise OSError if an error is not the checkpoint's fault: the bucket did not answer."""
     if paths.is_remote(directory) and (code := storage_errno(error)):
-        said = f"{first_line(error)}: see to the bucket and run the same command again"
+        said = f"{first_line(error)}: check the bucket, and run the same command again"
         raise OSError(code, said, str(directory)) from error
 
 
@@ -344,5 +344,5 @@ def _read_parts(directory: Path, names: tuple[str, ...]) -> dict:
     wanted = {name: saved[name] for name in names if saved.get(name)}
     kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
     args = ocp.args.PyTreeRestore(item=wanted, restore_args=kinds, partial_restore=True)
-    # not through a Checkpointer, which would warn of what it has no use for
+    # not through a Checkpointer, which would warn about what it does not use
     return ocp.PyTreeCheckpointHandler().restore(paths.literal(directory), args=args)

@@ -52,7 +52,7 @@ _began = _counted = _recorded = time.monotonic()
 _clock = time.time()  # when this life began
 _steps = (0, 0)  # done when this life began, and now
 _lives: list[Life] = []  # before this one
-_path: Path | None = None  # where they are kept
+_path: Path | None = None  # where the lives are kept
 
 
 def begin() -> None:

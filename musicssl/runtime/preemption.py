@@ -40,7 +40,7 @@ class Preemption:
             with contextlib.suppress(OSError):  # not through Python's buffers, which may be in use
                 os.write(2, b"musicssl: asked to end; saving first (Ctrl-C again ends at once)\n")
         if number is not None and jax.process_count() > 1:
-            os.kill(os.getpid(), signal.SIGTERM)  # which jax.distributed tells the others of
+            os.kill(os.getpid(), signal.SIGTERM)  # jax.distributed tells the others
         else:
             self.asked = True
 

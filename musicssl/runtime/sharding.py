@@ -23,8 +23,8 @@ SMALLEST_SHARDED = 2**16  # elements; below this a parameter is replicated
 def make_mesh(fsdp: int = 1, devices: list[jax.Device] | None = None) -> Mesh:
     """Return a mesh of all devices, `fsdp` of them sharing each copy of the parameters.
 
-    These devices are neighbours on the chips' own links, never on two TPU slices, since the network
-    between slices is many times slower: only gradients cross it.
+    Devices that share a copy are neighbours on the chips' own links, never on two TPU slices, since
+    the network between slices is many times slower: only gradients cross it.
 
     Raises:
       ValueError: mesh.fsdp does not divide the number of devices; with several slices, the number
@@ -88,7 +88,7 @@ _gathered.defvjp(
 
 
 def platform() -> str:
-    """Return the platform that is compiled for: that of the current mesh, or jax's default."""
+    """Return the platform to compile for: that of the current mesh, or jax's default."""
     mesh = jax.sharding.get_abstract_mesh()
     return jax.default_backend() if mesh.empty else mesh.abstract_device.platform
 
@@ -111,8 +111,8 @@ def by_clip(function: Callable[..., jax.Array], clips: _ByClip, *shared: jax.Arr
         return function(clips, *shared)
 
     def local(clips: _ByClip, *shared: jax.Array) -> jax.Array:
-        # Each device computes its own gradient for what they share. These are summed here, not in a
-        # custom gradient of the function.
+        # Each device computes its own gradient of the shared arrays. These are summed here, not in
+        # a custom gradient of the function.
         own = (jax.lax.pcast(x, mesh.axis_names, to="varying") for x in shared)
         return function(clips, *own)
 

@@ -73,7 +73,7 @@ def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
     if steps_on_disk(workdir):
         try:
             theirs = read_leaves(path)
-        except (OSError, ValueError, AttributeError) as error:  # of text, of JSON, of its form
+        except (OSError, ValueError, AttributeError) as error:  # not JSON, or not a configuration
             if command.storage_errno(error):
                 raise
             raise ValueError(
@@ -93,7 +93,9 @@ def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
                 "another --workdir, or the same values to resume that run"
             )
     elif path.exists() and not _wrote(path):
-        raise ValueError(f"{path} is not a run's and would be lost: use another --workdir")
+        raise ValueError(
+            f"{path} belongs to no run and would be overwritten: use another --workdir"
+        )
 
     # written by one process, and only where it changes something
     text = json.dumps(mine, indent=2) + "\n"
@@ -142,7 +144,7 @@ def _scalars(line: bytes) -> dict[str, float] | None:
 
 
 def read_leaves(path: Path) -> dict:
-    """Return the leaves of a run's config.json by their present names."""
+    """Return the leaves of a run's config.json by their current names."""
     leaves = flat(json.loads(path.read_text()))
     return {RENAMED.get(name, name): value for name, value in leaves.items()}
 
@@ -162,7 +164,7 @@ def _wrote(path: Path) -> bool:
 
 
 def git_commit() -> str:
-    """Return the commit of the code, with "-dirty" where files differ.
+    """Return the commit of the code, with "-dirty" if files differ from it.
 
     Outside git, as in an image, it is the value of MUSICSSL_COMMIT, or "".
     """

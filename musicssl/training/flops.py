@@ -169,5 +169,5 @@ def peak(device: jax.Device) -> float | None:
 def peak_of(device_kind: str) -> float | None:
     """Return `peak` of a kind of device, named as in jax."""
     kind = f"{device_kind} ".replace("-", " ")
-    names = [name for name in _PEAKS if kind.startswith(f"{name} ")]  # an L40 is no L4
+    names = [name for name in _PEAKS if kind.startswith(f"{name} ")]  # an L40 is not an L4
     return _PEAKS[max(names, key=len)] if names else None

@@ -21,8 +21,7 @@ def tri_stage(
 
     The steps of the first two phases are rounded, and the decay takes the rest. This deviates from
     fairseq, which truncates all three and stays at the decay's end for the remaining steps, at most
-    two.
-    For the paper's 400,000 and 800,000 steps both give the same phases; for 400,001 the rates
+    two. For the paper's 400,000 and 800,000 steps both give the same phases; for 400,001 the rates
     differ by 0.02 %.
     """
     warmup, hold = (round(steps * phase) for phase in phases[:2])
@@ -106,8 +105,8 @@ def adam(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
 def norm(gradients: optax.Updates) -> jax.Array:
     """Return the norm of all gradients together.
 
-    A GPU's program of `optax.tree.norm` has one or two kernels for each array. Here arrays of one
-    shape are summed by one, up to _SUMMED of them.
+    On a GPU, `optax.tree.norm` takes one or two kernels for each array. Here one kernel sums up to
+    _SUMMED arrays of one shape.
     """
     if sharding.platform() != "gpu":
         return optax.tree.norm(gradients)

@@ -192,7 +192,7 @@ def prepare(config: ml_collections.ConfigDict, key: jax.Array, clips: jax.Array)
 def accumulate(
     config: ml_collections.ConfigDict, params: dict, teacher: dict, batch: Batch, keys: dict
 ) -> tuple[jax.Array, dict, dict]:
-    """Return loss, health sums and gradients of the global batch, in config.accumulate parts.
+    """Compute loss, health sums and gradients of the global batch in config.accumulate parts.
 
     Every part's loss is divided by the number of masked frames of the whole batch, so the sum is
     what the whole batch would give at once. Each device keeps its own clips: part i takes rows i,

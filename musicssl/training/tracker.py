@@ -1,6 +1,6 @@
 """Tracks a run in Weights & Biases, in addition to TensorBoard: `--config.tracker=wandb`.
 
-Only this option needs the package. A run keeps its id over restarts, on any machine: the id is in
+Only this option needs the package. A run keeps its id across restarts, on any machine: the id is in
 <workdir>/tracker.json. WANDB_MODE=offline is for machines without a network; each life of the run
 then leaves a folder <workdir>/wandb/offline-run-* for `wandb sync`. WANDB_PROJECT names another
 project.
@@ -19,7 +19,7 @@ from musicssl import paths
 from musicssl.command import first_line, say
 
 TRACKERS = ("", "wandb")
-_PATIENCE = 30.0  # seconds for Weights & Biases to answer before a life is kept offline
+_PATIENCE = 30.0  # seconds to wait for Weights & Biases before a life is tracked offline
 _PROJECT = "musicssl"
 
 
@@ -57,10 +57,13 @@ class Tracker:
         except wandb.errors.UsageError as error:
             raise ValueError(
                 f"tracker is 'wandb': {first_line(error).rstrip('.')}, or set WANDB_MODE=offline "
-                "and send the run later by `wandb sync`"
+                "and send the run later with `wandb sync`"
             ) from error
         except wandb.errors.Error as error:  # its servers may be down, which should not end the run
-            say(f"Weights & Biases cannot be reached ({first_line(error)}): it is kept offline")
+            say(
+                f"Weights & Biases cannot be reached ({first_line(error)}): the run is tracked "
+                "offline"
+            )
             self.run = wandb.init(**given, mode="offline")
         where = Path(self.run.dir).parent if self.run.offline else self.run.url
         say(f"Weights & Biases tracks this as run {given['id']}: {where}")
@@ -68,7 +71,7 @@ class Tracker:
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """Write the scalars of a step.
 
-        Steps that are repeated after a restart are there already, with the same losses.
+        Steps that are repeated after a restart were written before, with the same losses.
         """
         if not self.is_lost and step >= self.run.step:
             self._try(lambda: self.run.log(scalars, step=step))

@@ -48,7 +48,7 @@ Look = Callable[[step_lib.TrainState, dict], dict[str, float]]
 
 
 def read(batches: Iterable[jax.Array], config: ml_collections.ConfigDict) -> list[jax.Array]:
-    """Return the number of whole batches that hold validate.clips crops."""
+    """Return as many whole batches as it takes to hold validate.clips crops."""
     count = -(-config.validate.clips // config.batch_size)
     return list(itertools.islice(batches, count))
 
@@ -84,7 +84,7 @@ def make(config: ml_collections.ConfigDict, mesh: Mesh, batches: Sequence[jax.Ar
     """Return a function that validates: from (state, frozen) to scalars by name.
 
     Args:
-      batches: of the split, int16 [b, n] each, on the mesh; b is the training batch.
+      batches: those of the split, int16 [b, n] each, on the mesh, with b as in training.
     """
     config = _without_dropout(config)
     states = sharding.state_shardings(step_lib.state_shapes(config), mesh)

@@ -1,6 +1,6 @@
 """Writes a run's scalars to TensorBoard and metrics.jsonl as it trains.
 
-They also go to a tracker, if the configuration names one.
+The scalars also go to a tracker, if the configuration names one.
 """
 
 import json

@@ -66,5 +66,5 @@ def test_what_a_refusal_says(message, wanted, limit):
 
 
 def test_a_refusal_in_other_words_is_not_guessed_at():
-    with pytest.raises(ValueError, match="unknown words: no room"):
+    with pytest.raises(ValueError, match="not worded as expected: no room"):
         topology.refused_bytes("no room")

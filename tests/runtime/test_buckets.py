@@ -50,5 +50,5 @@ def test_a_save_ends_when_the_time_is_over(request_of, bucket: Bucket, monkeypat
         checkpoints.save(4, made_state(4), force=True)
         checkpoints.confirm()
     assert time.monotonic() - began < 20  # tensorstore's own pauses are 15 minutes
-    assert caught.value.errno == 5 and "see to the bucket" in str(caught.value)
+    assert caught.value.errno == 5 and "check the bucket" in str(caught.value)
     assert steps_on_disk(workdir) == [2]

@@ -147,7 +147,7 @@ def test_a_save_that_is_lost_after_its_commit_ends_the_run(saved, at_close):
     assert checkpoints.save(6, made_state(6))
     checkpoints.manager.wait_until_finished()
     (saved / "checkpoints/6/state/manifest.ocdbt").unlink()
-    with pytest.raises(OSError, match=r"could not be written .*Those before it are whole"):
+    with pytest.raises(OSError, match=r"could not be written .*Those before it are intact"):
         if at_close:
             checkpoints.close()
         else:
@@ -288,7 +288,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_never_starts_from_scratch(saved
     for step in (2, 4):
         flip_a_bit(saved / "checkpoints" / str(step))
     checkpoints = Checkpoints(saved, config({"checkpoint.on_damage": "older"}))
-    with pytest.raises(ValueError, match=r"checkpoints/4 cannot be restored .*put it back"):
+    with pytest.raises(ValueError, match=r"checkpoints/4 cannot be restored .*put this one back"):
         checkpoints.latest()
     checkpoints.close()
     assert steps_on_disk(saved) == [2, 4]

@@ -85,7 +85,7 @@ def test_a_save_that_a_bucket_does_not_take_leaves_those_before_it(saved, bucket
     checkpoints = Checkpoints(saved, config())
     with bucket.suffering(Fault("503", "(POST|PUT)")):
         failed = away(lambda: (checkpoints.save(6, made_state(6), True), checkpoints.confirm()))
-    assert "Those before it are whole: see to the bucket and run" in str(failed)
+    assert "Those before it are intact: check the bucket, and run" in str(failed)
     assert steps_on_disk(saved) == [2, 4]
     again = Checkpoints(saved, config())
     again.save(6, made_state(6), force=True)

@@ -87,7 +87,7 @@ def test_claim_goes_on_with_a_run_that_knew_of_one_target_alone(tmp_path):
 def test_claim_does_not_overwrite_a_foreign_config(tmp_path):
     foreign = tmp_path / "config.json"
     foreign.write_text('{"model_type": "hubert"}')
-    with pytest.raises(ValueError, match=r"config\.json is not a run's"):
+    with pytest.raises(ValueError, match=r"config\.json belongs to no run"):
         claim(tmp_path, config())
     assert foreign.read_text() == '{"model_type": "hubert"}'
 

@@ -101,7 +101,7 @@ def test_a_server_that_is_away_ends_no_run(wandb, tmp_path, capsys):
     tracker.Tracker(config(), tmp_path).close()
     assert wandb.runs[0].offline and wandb.runs[0].finished
     said = capsys.readouterr().out
-    assert "Weights & Biases cannot be reached (no such host): it is kept offline\n" in said
+    assert "Weights & Biases cannot be reached (no such host): the run is tracked offline\n" in said
     assert said.endswith(f": {tmp_path}/wandb/offline-run-1\n")
 
 
