@@ -40,7 +40,7 @@ _LAYOUTS = {
 class _Chunk(NamedTuple):
     """A chunk: its name, where its contents begin, and how many bytes they have by its header.
 
-    field and form: where the header says so, and how it is written.
+    field and form: where the header states that size, and in which format.
     """
 
     name: bytes

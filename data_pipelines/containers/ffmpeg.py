@@ -53,7 +53,7 @@ def probe(path: Path) -> Track:
     streams = found.get("streams", [])
     sounds = [s for s in streams if s.get("codec_type") == "audio" and _number(s, "sample_rate")]
     if _number(found.get("format", {}), "probe_score") < _SURE:
-        guess = found.get("format", {}).get("format_name")  # of this one FFmpeg is never sure
+        guess = found.get("format", {}).get("format_name")  # FFmpeg is never sure of "mpeg"
         if guess != "mpeg" or kinds.kind(path)[0] != kinds.PROGRAM_STREAM:
             raise Unusable(UNKNOWN)
     if not sounds:
