@@ -5,7 +5,7 @@ Two more ask GTZAN's features for downbeats and tempo.
 The 13 are those of arXiv:2307.05161 as far as they are known: MARBLE's 14 (arXiv:2306.10548)
 without source separation, emotion counted once. Patiences and metrics are those of MARBLE's code
 (benchmark/tasks/*/*_base_config.yaml), windows those of its configurations of HuBERT and music2vec
-(configs/{hubert,music2vec}/*.yaml). README.md beside this file says where a task differs from it.
+(configs/{hubert,music2vec}/*.yaml). protocol.md says where a task differs from them.
 """
 
 import dataclasses
@@ -200,7 +200,7 @@ def choose(names: str) -> list[Task]:
         if not name:
             continue
         if name not in TASKS and name not in SUITES:
-            raise ValueError(f"there is no {name!r}; there are {[*SUITES, *TASKS]}")
+            raise ValueError(f"there is no {name!r}: use some of {[*SUITES, *TASKS]}")
         chosen += SUITES.get(name, (name,))
 
     if not chosen:
