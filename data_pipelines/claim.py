@@ -167,7 +167,7 @@ def _sign(descriptor: int) -> None:
 
 
 def signature() -> dict[str, int | str]:
-    """Return what a claim says of this process."""
+    """Return what a claim says about this process."""
     since = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
     host = socket.gethostname()
     return {"process": os.getpid(), "host": host, "since": since, "machine": machine()}

@@ -52,7 +52,7 @@ _Decoder = Callable[[Path], Generator[Stream, None, None]]
 class _Sound:
     """What was decoded of a file so far."""
 
-    audio: np.ndarray  # int16 [n], with room behind
+    audio: np.ndarray  # int16 [n], with room for more
     samples: int = 0
     seconds: float = 0.0
     promised: float = 0.0

@@ -11,7 +11,7 @@ Whatever could give an answer without listening is the same for every answer. At
 set's first factor (how many sound, or which interval or chord) the other factors and answers are
 balanced and shuffled. The outermost of 2 to 6 notes have the same distribution, so that register
 and spread do not tell how many sound between them; triads have their root twice, so that every
-chord has four notes. Notes begin together, each at a level drawn anew; clips have one length, and a
+chord has four notes. Notes begin together, each at a level of its own; clips have one length, and a
 loudness of their own. No constellation of two or more notes (the pitches and who plays them) is in
 two splits of a set. There are too few single notes for that: their splits differ in the players'
 colour, tuning, room and level.

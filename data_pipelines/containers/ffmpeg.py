@@ -93,7 +93,7 @@ def _start(path: Path, track: int) -> float:
 
 
 def _check_end(path: Path, track: int) -> None:
-    """Raise Unusable if much of a file lies behind the last packet that FFmpeg finds in it."""
+    """Raise Unusable if much of a file comes after the last packet that FFmpeg finds in it."""
     options = ["-select_streams", str(track), "-show_entries", "packet=pos,size"]
     packets = _ffprobe(path, *options).get("packets", [])
     end = max((_number(x, "pos") + _number(x, "size") for x in packets), default=0.0)

@@ -202,7 +202,7 @@ def _singers_folder(dl_manager: tfds.download.DownloadManager) -> epath.Path:
     archive = sources.fetch(dl_manager, {"audio": source})["audio"]
     root = sources.unpack(dl_manager, archive, tfds.download.ExtractMethod.ZIP)
     if (folder := _placed(root)) is None:
-        raise BuildError(f"{archive} holds neither FULL/ nor data_by_singer/: get it anew")
+        raise BuildError(f"{archive} holds neither FULL/ nor data_by_singer/: download it again")
     return folder
 
 

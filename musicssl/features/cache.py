@@ -212,7 +212,7 @@ def _open(path: Path, shape: tuple[int, ...], again: bool) -> np.memmap:
 
 
 def _written(progress: Path, parts: dict[int, Path], count: int) -> np.ndarray:
-    """Return which of `count` windows an interrupted pass has written of these very files."""
+    """Return which of `count` windows an interrupted pass has written to exactly these files."""
     written = np.zeros(count, bool)
     if not progress.exists() or not all(part.exists() for part in parts.values()):
         return written

@@ -244,7 +244,7 @@ def f_measures(
 ) -> dict[str, float]:
     """Return F-measures of beats over a set of clips, times in seconds.
 
-    "f" sums matches at 70 ms over all clips and takes one F of them, as MARBLE's code does;
+    "f" sums matches at 70 ms over all clips and takes one F of the sums, as MARBLE's code does;
     "f_20ms" has the tolerance that its paper states. "f_mean" is mir_eval's: the mean of each
     clip's own F, the first 5 s left out; clips without reference beats after that do not count.
     """

@@ -84,7 +84,7 @@ def item_labels(task: Task, records: Sequence[Record], rows: windows.Rows, fps: 
     if not task.by_item:
         return _row_labels(task, used, y, rows.record)
 
-    # Items are the records that belong to the task, numbered anew.
+    # Items are the records that belong to the task, renumbered.
     number = np.cumsum(member) - 1
     item = number[rows.record[used]]
     members = [record for record, belongs in zip(records, member, strict=True) if belongs]

@@ -110,7 +110,7 @@ def key_weights(descending: bool = False) -> np.ndarray:
     return table
 
 
-# Tempo: classes of one beat a minute, as Schreiber and Müller (ISMIR 2018) have them, and the two
+# Tempo: classes of one beat a minute, as in Schreiber and Müller (ISMIR 2018), and the two
 # accuracies of Gouyon et al. (IEEE TASLP 14, 2006), within 4 %.
 TEMPI = np.arange(30, 286)
 _TEMPO_TOLERANCE = 0.04

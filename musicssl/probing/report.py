@@ -157,13 +157,13 @@ def _published_lines(tasks: Mapping[str, TaskResult]) -> list[str]:
 
 
 def _score_rows(name: str, task: TaskResult) -> list[list[str]]:
-    """Return the cells of a task's rows, one row a score; the main score's row says most."""
+    """Return the cells of a task's rows, one row a score; the main score's row has the most."""
     low, high = task["chosen"]["interval"]
     drawn = task.get("settings", {}).get("kind") != search.RIDGE
     models = published.scores(name)
     rows = []
     for score, value in task["chosen"]["test"].items():
-        # The title, the interval and the layer stand in the main score's row alone.
+        # The title, the interval and the layer are in the main score's row alone.
         title, interval, layer = "", "", ""
         if score == task["score"]:
             title, layer = task["title"], task["chosen"]["source"]
@@ -378,7 +378,7 @@ def _draw_bars(shown: Sequence[columns.Column], tasks: Sequence[str], path: Path
         error = np.maximum([values - low, high - values], 0)
         axes.bar(place, values, wide, yerr=error, label=column.name, error_kw={"lw": 0.8})
 
-    # Chance, and what stands below.
+    # Chance, and the labels below.
     first = [shown[0].results(name)[0] for name in tasks]
     for x, result in enumerate(first):
         axes.hlines(result["chance"][result["score"]], x - 0.45, x + 0.45, "k", "dotted")

@@ -147,7 +147,7 @@ def check_encoders(config: ml_collections.ConfigDict) -> None:
     """Check the names of all encoders before the first is evaluated.
 
     Raises:
-      ValueError: there is no encoder, or none of that name.
+      ValueError: no encoder is named, or a name is unknown.
     """
     if not config.encoder:
         raise ValueError(
@@ -161,8 +161,8 @@ def check_encoders(config: ml_collections.ConfigDict) -> None:
         known = name in ("random", *BASELINES) or kind == paths.PYTHON or path.startswith(paths.HUB)
         if not known and not host.path(path).exists():
             raise ValueError(
-                f"config.beside: {name!r} is no path, nor one of random, {', '.join(BASELINES)}; "
-                "encoders have the forms that config.encoder takes"
+                f"config.beside: {name!r} is neither a path nor one of random, "
+                f"{', '.join(BASELINES)}; encoders have the forms that config.encoder takes"
             )
 
 
@@ -256,7 +256,7 @@ def _folder_name(spec: str) -> str:
 def _about(
     spec: str, config: ml_collections.ConfigDict, source: FeatureSource, run: TrainedBy | None
 ) -> About:
-    """Return what a results.json says of its run."""
+    """Return what a results.json says about its run."""
     return {
         "encoder": spec,
         "features": source.name,
@@ -291,9 +291,9 @@ def run_task(
     probes, and the others return None.
 
     Args:
-      together: the tasks that are evaluated one after another. Features that others of them need of
-        the same audio are extracted in the same pass; where others have splits of their own, what
-        two of these have in common is heard once.
+      together: the tasks that are evaluated one after another. Features of the same audio that
+        other tasks need are extracted in the same pass. If other tasks have splits of their own,
+        windows that two splits share are heard once.
     """
     sharing = [other for other in together if _heard_by(other) == _heard_by(task)]
     pools = {other.pool for other in sharing if other.prefix == task.prefix}

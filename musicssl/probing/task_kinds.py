@@ -71,7 +71,7 @@ def kind_of(task: Task) -> Kind:
     return KINDS[task.kind]
 
 
-# Kinds whose items have labels: each score is a function of these and of the outputs.
+# Kinds whose items have labels: each score is a function of the labels and the outputs.
 
 _Constant = Callable[[Task, Labels, Labels], np.ndarray]
 

@@ -28,7 +28,7 @@ class Task:
     """One task.
 
     dataset: a builder of data_pipelines/.
-    label: what of its records is asked for, or a name in `labels.PART_LABELS`.
+    label: the field of its records that is asked for, or a name in `labels.PART_LABELS`.
     kind: a name in `task_kinds.KINDS`.
     window: seconds of the windows that clips are cut into.
     plateau, patience: epochs without a gain before the learning rate is halved, and before training

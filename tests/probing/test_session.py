@@ -233,7 +233,7 @@ def test_results_go_beside_others_whatever_an_encoder_s_path_is(tmp_path: Path) 
         ({"encoder": "python:no.py:Mine"}, "there is no file .*no.py"),
         ({"encoder": "features:no"}, "features:no has no features.json"),
         ({"encoder": "random:python:mine.py:Mine"}, "holds no encoder"),
-        ({"beside": "random,lgmel"}, "'lgmel' is no path, nor one of random, logmel"),
+        ({"beside": "random,lgmel"}, "'lgmel' is neither a path nor one of random, logmel"),
         ({"seeds": ()}, "config.seeds is empty: it must have a value"),
         ({"windows": 0}, "config.windows is 0: use 1 or more"),
         ({"precision": "half"}, "use 'float32' or 'bfloat16'"),
