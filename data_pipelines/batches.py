@@ -89,12 +89,12 @@ def iterate(
     Args:
       batch_size: rows of the global batch.
       samples: of a crop; a record that is shorter is repeated from its start.
-      rows: of the global batch, those wanted; all if None.
+      rows: the wanted rows of the global batch; all if None.
       on_damage: "stop" raises Damaged at the first record that cannot be read. "skip" takes
         another record, drawn by a hash, and counts the damaged ones (`Batches.damaged`) until
         more than 1 % of the records, and more than ten, are lost. A record counts as damaged only
         if it is cut short or is not what was indexed; one that cannot be read now is read again.
-      order: "shuffled" takes records from anywhere at any time; "blocks" as `block_order` has it.
+      order: "shuffled" takes records from anywhere at any time; "blocks" is that of `block_order`.
       threads: how many threads read. None means one per core, up to eight, or 64 for gs://.
 
     Returns:
@@ -103,7 +103,7 @@ def iterate(
     Raises:
       ValueError: the crop is too long, or another argument is out of range.
       Damaged: a record is known to be unreadable and on_damage is "stop".
-      OSError: of storage that cannot be read, as `retries.patiently` has it.
+      OSError: the storage cannot be read; see `retries.patiently`.
     """
     check_crop(dataset, samples)
     if order not in ORDERS:
@@ -132,8 +132,8 @@ def sequential(
 ) -> "Batches":
     """Return every record once, in order: its first `samples` samples. Arguments as in `iterate`.
 
-    The last batch is as large as the others: a row of zeros with record -1 belongs to none. So
-    does the row of a record skipped as damaged.
+    The last batch is as large as the others: rows without a record, and those of records that were
+    skipped as damaged, are zeros with record -1.
     """
     reader = _Reader(dataset, InOrder(len(dataset)), batch_size, samples, rows, on_damage)
     return Batches(reader, range(-(-len(dataset) // batch_size)), threads)

@@ -128,5 +128,5 @@ class Blocks(Shuffled):
         for visit in range(self.visits):
             drawn = hash64(self.seed, INSIDE, number, visit, np.arange(len(there)))
             order = there[np.argsort(drawn, kind="stable")]
-            taken[visit] = np.resize(order, self.slots)  # some twice, where blocks are not full
+            taken[visit] = np.resize(order, self.slots)  # repeated where blocks are not full
         return Window(blocks, taken)

@@ -120,7 +120,7 @@ def _build(args: argparse.Namespace, beam_flags: Sequence[str]) -> None:
         return
     with _claimed(builder.data_path, math.inf if args.wait else 0.0):
         builder = load_builder(args.name, args.config, args.data_dir)
-        if not _is_built(builder, args):  # another process may have built it before we held it
+        if not _is_built(builder, args):  # others may have built it before this one held it
             _prepare(builder, args, beam_options)
 
 
@@ -145,7 +145,7 @@ def _is_built(builder: ShardedBuilder, args: argparse.Namespace) -> bool:
 
 
 def _is_complete(folder: epath.Path) -> bool:
-    """Return what TFDS would, which misreads a folder's name as a pattern.
+    """Return whether a build is complete; TFDS itself would misread the folder's name as a pattern.
 
     On gs:// a folder is renamed file by file, so a build that was killed may leave some files out;
     then the source was not written either.
@@ -258,7 +258,7 @@ def _beam_options(flags: Sequence[str]) -> dict[str, Any]:
     runner = options.view_as(StandardOptions).runner
     local = runner in (None, "DirectRunner", "FnApiRunner", LOCAL_RUNNER)
     if not flags[0].startswith("--") or (unknown and local):
-        raise BuildError(f"unknown here and to Beam: {' '.join(flags)}; see --help")
+        raise BuildError(f"neither this command nor Beam knows {' '.join(flags)}; see --help")
     return {"beam_runner": LOCAL_RUNNER if local else runner, "beam_options": options}
 
 
@@ -324,7 +324,7 @@ def _leave(number: int, frame: object) -> NoReturn:
 
 if __name__ == "__main__":
     for asked in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(asked) != signal.SIG_IGN:  # as nohup has it
+        if signal.getsignal(asked) != signal.SIG_IGN:  # nohup ignores a hang-up
             signal.signal(asked, _leave)  # an exception, so that TFDS removes what is half done
     logging.getLogger().setLevel(logging.ERROR)
     machine.keep_streams()

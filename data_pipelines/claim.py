@@ -23,7 +23,7 @@ _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Claimed(BlockingIOError):
-    """Another process is writing; the message names it, its host and since when it writes."""
+    """Another process is writing; the message names it, its host and when it began."""
 
 
 Waiting = Callable[[Claimed, float], None]  # takes the owner, and the seconds waited so far
@@ -102,7 +102,7 @@ def _taken(path: Path) -> int:
             if _is_of(path, descriptor):
                 if is_own:
                     return descriptor
-                path.unlink(missing_ok=True)  # it is a dead process's, of another user
+                path.unlink(missing_ok=True)  # left by a dead process of another user
         except OSError:
             os.close(descriptor)
             raise
@@ -153,7 +153,7 @@ def _lock(descriptor: int) -> None:
 
 
 def machine() -> str:
-    """Return what tells this machine from others; containers on one machine share it."""
+    """Return what identifies this machine; containers on one machine share it."""
     try:
         return _BOOT.read_text().strip()
     except OSError:
@@ -167,7 +167,7 @@ def _sign(descriptor: int) -> None:
 
 
 def signature() -> dict[str, int | str]:
-    """Return what a claim says of this process."""
+    """Return what a claim says about this process."""
     since = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
     host = socket.gethostname()
     return {"process": os.getpid(), "host": host, "since": since, "machine": machine()}

@@ -1,7 +1,7 @@
 """The label counts of the published test splits: from them follow the scores of chance.
 
 `test_counts*.tsv` beside a builder holds where its counts are from, and for each class or tag the
-number of test items that have it and that of all test items.
+number of test items that have it, and the number of all test items.
 """
 
 from collections.abc import Callable

@@ -34,7 +34,7 @@ _BYTES_PER_SECOND = {  # typical; 16,000 (128 kbit/s) for the others: duration()
 
 MIN_RATE = 4000  # Hz; less is not music, and a header of 1 Hz would ask for 16,000 times the memory
 QUIETEST = 1e-4  # of full scale, -80 dB: what is below is not music but rounding noise
-_TOO_LONG = 1.05  # a file with more than this share of its stated length is not what was meant
+_TOO_LONG = 1.05  # a file with more than this share of its stated length holds something else
 _GRACE = 0.2  # seconds beyond it that encoders add to short files
 _FRAME = 0.02  # seconds: less than a decoder leaves out at a time
 _BEYOND = 0.05  # share of a float file's samples beyond -1..1 that loud passages do not explain,
@@ -52,7 +52,7 @@ _Decoder = Callable[[Path], Generator[Stream, None, None]]
 class _Sound:
     """What was decoded of a file so far."""
 
-    audio: np.ndarray  # int16 [n], with room behind
+    audio: np.ndarray  # int16 [n], with room for more
     samples: int = 0
     seconds: float = 0.0
     promised: float = 0.0

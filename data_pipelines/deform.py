@@ -71,7 +71,7 @@ def parse(spec: str) -> Deformation:
     """Read a deformation such as "noise:20".
 
     Raises:
-      ValueError: there is none of that name, its amount is out of bounds, or FFmpeg is missing.
+      ValueError: its name is unknown, its amount is out of bounds, or FFmpeg is missing.
     """
     match = _SPEC.fullmatch(spec.strip())
     if not match or (match[3] == "c") != (match[1] == "pitch"):

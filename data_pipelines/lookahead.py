@@ -85,6 +85,6 @@ class _Block:
         if part is None:
             return None
         content = part.whole(shard, self.closed)
-        if len(content) < part.end - part.begin:  # the shard is cut off somewhere: whoever reads a
-            return None  # record alone is told whether it is this one
+        if len(content) < part.end - part.begin:  # the shard is cut off somewhere: reading a record
+            return None  # alone tells whether that one is affected
         return memoryview(content)[begin - part.begin :][:size]

@@ -28,7 +28,7 @@ forward() {
   ((child == 0)) || kill -TERM "$child" 2>/dev/null || true
 }
 interrupted=false
-interrupt() { # not by SIGINT, which bash has the command ignore
+interrupt() { # sends no SIGINT: bash makes the command ignore it
   if $interrupted && ((child)); then kill -KILL "$child" 2>/dev/null || true; fi
   interrupted=true
   forward
@@ -39,11 +39,11 @@ trap interrupt INT
 while true; do
   "$@" &
   child=$!
-  if $asked; then forward; fi # meanwhile
+  if $asked; then forward; fi # the signal came while the command started
   wait "$child" || true
   while kill -0 "$child" 2>/dev/null; do wait "$child" || true; done # a signal interrupts a wait
   code=0
-  wait "$child" || code=$? # bash remembers it
+  wait "$child" || code=$? # bash still knows the exit code
   child=0
   case $code in 0 | 2 | 3 | 130) exit "$code" ;; esac
   if $asked || ((restarts == 0)); then exit "$code"; fi

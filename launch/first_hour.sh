@@ -4,15 +4,15 @@
 #   launch/first_hour.sh [--minutes=25] [--config=FILE:VARIANT] [--output=DIR] [--work=DIR]
 #                        [--only=PART,...] [--toy] [--dry_run] [-- FLAG ...]
 #
-#   --minutes=25  for all of it: benchmarks begin in the first six tenths, the run trains until five
-#                 sixths of them are over
-#   --config=...  what is trained, default configs/musichubert.py:reference
+#   --minutes=25  for all parts: no benchmark begins after six tenths of the time, and training ends
+#                 after five sixths of it
+#   --config=...  what is trained; default configs/musichubert.py:reference
 #   --output=DIR  where results go as soon as they exist, a few kB each: results/first_hour
 #   --work=DIR    where the data, the run and the exported model go: runs/first_hour
 #   --only=...    some of the parts below
 #   --toy         rehearse it on a CPU, with small models, for 6 minutes unless --minutes says
-#                 otherwise; no row is left out for want of time, and training has 5 minutes, so
-#                 that one start is enough on a machine that is busy with other things
+#                 otherwise; no row is left out for lack of time, and training has 5 minutes, so
+#                 that one start is enough even on a busy machine
 #   --dry_run     print the commands, run nothing
 #   FLAG          a flag of musicssl.main
 #
@@ -20,12 +20,12 @@
 # clips of 5.1 and 29.9 s, and transformers' HubertModel, compiled), compose (music, on all cores),
 # train (saving every two minutes), probe (with random initial values and log-mel for comparison),
 # export. The first two need jax for CUDA, flax, optax, ml_collections and tqdm, and PyTorch and
-# transformers for the rows of the latter; the others need requirements.txt. For a machine without
+# transformers for the rows of HubertModel; the others need requirements.txt. For a machine without
 # a network, run `pip download -d wheels ...` elsewhere and
 # `pip install --no-index --find-links=wheels ...` there.
 #
-# Parts that have a result are skipped when the same command is run again. Exit codes: 0 all parts ran;
-# 1 a part failed, as its PART.txt says, and the others ran; 2 refused; 75 asked to end (SIGTERM,
+# Parts that have a result are skipped when the same command is run again. Exit codes: 0 all parts
+# ran; 1 a part failed, as its PART.txt says, and the others ran; 2 refused; 75 asked to end (SIGTERM,
 # Ctrl-C). Environment: PYTHON, the interpreter, default python.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -64,14 +64,14 @@ for folder in "$output" "$work"; do
   fi
 done
 for part in ${only//,/ }; do
-  [[ ,$all, == *,$part,* ]] || refuse "--only=$only: $part is no part, use some of $all"
+  [[ ,$all, == *,$part,* ]] || refuse "--only=$only: there is no part $part, use some of $all"
 done
 seconds=$((minutes * 60))
 family=$(basename "${config%%:*}" .py)
 
 wanted() { [[ ,$only, == *,$1,* ]]; }
 
-# Refuses, before anything runs, what the parts need and this machine lacks.
+# Refuses, before anything runs, if this machine lacks a package or GPU that the parts need.
 look_around() {
   local modules=(jax flax optax ml_collections tqdm)
   if wanted compose; then modules+=(tensorflow tensorflow_datasets); fi
@@ -140,10 +140,10 @@ run() {
   showing=$!
   wait "$child" || true
   while kill -0 "$child" 2>/dev/null; do wait "$child" || true; done # a signal interrupts a wait
-  wait "$child" || code=$? # bash remembers it
+  wait "$child" || code=$? # bash still knows the exit code
   child=0
   wait "$showing" || true
-  sed -i 's/.*\r//' "$told" # of a progress bar, the last state
+  sed -i 's/.*\r//' "$told" # keep the last state of a progress bar
   if $asked; then
     echo "first_hour.sh: asked to end; the same command resumes" >&2
     exit 75
@@ -163,7 +163,7 @@ rows() {
   for row in "$@"; do
     if [[ -e $output/$row.json ]]; then continue; fi
     if ! $toy && ((SECONDS > seconds * 6 / 10)); then
-      echo "$row: left out, no time left for it" | tee -a "$output/$part.txt" >&2
+      echo "$row: left out, since no time is left for it" | tee -a "$output/$part.txt" >&2
       continue
     fi
     run "$part" timeout "$most" "$python" -m tests.benchmarks.gpu "--rows=$row" "--output=$output" \
@@ -175,8 +175,8 @@ rows() {
   done
 }
 
-# How long the trained step takes, in milliseconds, by the benchmark's where that is there: that of
-# a clip of 5.1 s for as much audio as this configuration's batch has.
+# Prints how many milliseconds a training step takes. If the benchmark has timed clips of 5.1 s,
+# that time is scaled to the audio in this configuration's batch.
 step_milliseconds() {
   "$python" - "$output/$family-5s.json" "$config" "$toy" <<'END'
 import importlib
@@ -193,11 +193,11 @@ print(max(1, round(row["ms a step"] * clips / row["clips"])))
 END
 }
 
-# The run's flags, one a line. Its length is what there is time for, so they are kept for next time.
+# Prints the run's flags, one a line. Its steps depend on the time left, so the flags are kept.
 train_flags() {
   local each=100 left steps
   if ! $dry_run; then each=$(step_milliseconds); fi
-  left=$((seconds * 5 / 6 - SECONDS - seconds / 20)) # the codebook and the first compilation
+  left=$((seconds * 5 / 6 - SECONDS - seconds / 20)) # less the codebook and the first compilation
   steps=$((left * 1000 / each > 20 ? left * 1000 / each : 20))
   printf -- '--config.%s\n' "data.name=$data" "data.data_dir=$work/data" "steps=$steps" \
     "checkpoint.every=$((120000 / each + 1))" "log_every=$((steps / 100 + 1))"
@@ -274,7 +274,7 @@ if wanted benchmark; then
     music2vec-5s music2vec-30s
 fi
 if wanted compose; then
-  for name in "$data" synth_music; do # what is trained on, and what probes ask about
+  for name in "$data" synth_music; do # the clips to train on, and those of the probes
     run compose "$python" -m data_pipelines.build "$name" "--data_dir=$work/data" \
       "--workers=$(nproc)"
     if ((code)); then fail compose; fi

@@ -55,7 +55,7 @@ call() {
 
 [[ ${given[NAME]:-} ]] || fail "--name is needed"
 case $action in
-  logs) # of the process that writes; job/NAME-worker-0 would be any of the slice's hosts
+  logs) # those of the process that writes; job/NAME-worker-0 would be any of the slice's hosts
     labels=jobset.sigs.k8s.io/jobset-name=${given[NAME]},jobset.sigs.k8s.io/job-index=0
     labels+=,batch.kubernetes.io/job-completion-index=0
     call kubectl logs --follow --tail=100 "--selector=$labels"
@@ -77,7 +77,7 @@ case $action in
       [[ ${given[$key]:-} ]] || fail "run needs --${key,,}"
     done
     [[ ${given[CACHE]:-} ]] || fail "run needs --claim, or --workdir=gs://BUCKET/... after --"
-    for key in CLAIM BUCKET QUEUE SERVICE_ACCOUNT; do # the lines of what is not there go
+    for key in CLAIM BUCKET QUEUE SERVICE_ACCOUNT; do # remove the lines of flags not given
       [[ ${given[$key]:-} ]] || manifest=$(grep -v "@$key@" <<<"$manifest")
     done
     for key in "${!given[@]}"; do

@@ -88,13 +88,13 @@ def _run(options: argparse.Namespace) -> int:
                 process.terminate()
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores a hang-up
             signal.signal(number, ask)
 
     left = options.restarts
     while True:
         job[:], readers = _start(options)
-        if asked:  # meanwhile
+        if asked:  # while they were starting
             ask()
         first, code = _wait(job, options.grace)
         for reader in readers:

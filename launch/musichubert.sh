@@ -50,7 +50,7 @@ iteration() {
   child=$!
   wait "$child" || true
   while kill -0 "$child" 2>/dev/null; do wait "$child" || true; done # a signal interrupts a wait
-  wait "$child" || code=$? # bash remembers it
+  wait "$child" || code=$? # bash still knows the exit code
   child=0
   if ((code == 75)); then
     echo "musichubert.sh: $variant was preempted after saving: run the same command to resume" >&2

@@ -1,10 +1,10 @@
-"""The page that is kept of a recipe's runs: scores, curves, several voices, commit and machine.
+"""Writes the page that is kept of a recipe's runs: scores, curves, voices, commit and machine.
 
     python launch/record.py runs/small-1337 runs/small-2 runs/small-3 --output=DIR \\
         [--beside RESULTS ...]
 
 The runs differ in their training seeds alone. Each has its probes (RUN/probe, with the baselines
-beside them), its curves.png and, if it was asked about several voices, RUN/polyphony. DIR gets
+beside them), its curves.png and, if it was probed on several voices, RUN/polyphony. DIR gets
 README.md, the table of all seeds together with paired tests, pictures, and the configuration: a few
 hundred kB, which a repository can hold. RESULTS are further columns of the table of probes, such as
 those of a random stem (musicssl/probing/results.md). Exit codes: 0 written, 2 something is missing.
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("runs", nargs="+", metavar="RUN")
     add("--output", required=True, metavar="DIR")
     add("--beside", nargs="*", default=[], help="results of more probes")
-    add("--machine", default=machine(), help="in words; by default this one")
+    add("--machine", default=machine(), help="what the runs ran on, in words (this machine)")
     options = parser.parse_args(arguments)
     try:
         runs, more = map(_folder, options.runs), map(_folder, options.beside)
@@ -61,8 +61,8 @@ def write(runs: Sequence[Path], out: Path, machine: str, more: Sequence[Path] = 
     """Write the record of some runs into a folder, and return its page.
 
     Args:
-      machine: that they ran on, in words.
-      more: results of the same probes of other encoders, for the first table.
+      machine: the machine that they ran on, in words.
+      more: results of other encoders in the same probes, for the first table.
 
     Raises:
       FileNotFoundError: a run, or what belongs to it, is not there.
@@ -73,7 +73,9 @@ def write(runs: Sequence[Path], out: Path, machine: str, more: Sequence[Path] = 
     for run, config in zip(runs, configs, strict=True):
         apart = [leaf for leaf in config if config[leaf] != configs[0].get(leaf)]
         if apart := [leaf for leaf in apart if leaf not in _RUN_OF_ITS_OWN]:
-            raise ValueError(f"{run} and {runs[0]} differ in {', '.join(apart)}: give one recipe's")
+            raise ValueError(
+                f"{run} and {runs[0]} differ in {', '.join(apart)}: give runs of one recipe"
+            )
     out.mkdir(parents=True, exist_ok=True)
 
     # What was run, and where.
@@ -146,7 +148,7 @@ def _command(config: dict) -> str:
 
 
 def _row(run: Path, config: dict) -> str:
-    """Return the line of the table that tells of a run."""
+    """Return a run's row of the table."""
     lives = json.loads((run / "goodput.json").read_text())
     seconds = sum(life["ended"] - life["began"] for life in lives)
     seen = [x["validation/loss"] for _, x in metrics(run) if x and "validation/loss" in x]

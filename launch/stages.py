@@ -81,7 +81,9 @@ def alone(folder: Path) -> Iterator[int]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise ValueError(f"{folder} is in use by a study, or a stage that one left") from None
+            raise ValueError(
+                f"{folder} is in use by a study, or by a stage that outlived one"
+            ) from None
         yield lock.fileno()
 
 

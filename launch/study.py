@@ -158,7 +158,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--dry_run", "--dry-run", action="store_true", help="print the commands, run nothing")
     add("--cost", action="store_true", help="print the cost of pre-training, by musicssl.plan")
     add("--topology", default="v5e:4x4", help="for --cost, as musicssl.plan takes it")
-    add("flags", nargs="*", metavar="FLAG", help="after --, for every pre-training")
+    add("flags", nargs="*", metavar="FLAG", help="after --: passed to every pre-training")
     options = parser.parse_args(arguments)
 
     if options.jobs is None:  # small models need as much processor time on one core as on two
@@ -204,7 +204,7 @@ def _given_encoder(path: Path) -> StudyEncoder:
     """Return a Hugging Face directory as an encoder.
 
     Raises:
-      FileNotFoundError, ValueError: it is none, or of an architecture that cannot be read.
+      FileNotFoundError, ValueError: it is no such directory, or its architecture cannot be read.
     """
     if not path.is_dir():
         raise ValueError(f"--encoders: {path} is not there: give local Hugging Face directories")
@@ -251,7 +251,7 @@ class Study:
         return self.workdir / model.name
 
     def pretrained(self) -> list[Model]:
-        """Return the models to train: those probed, those whose shape is, and their teachers."""
+        """Return the models to train: those that the probed encoders need, and their teachers."""
         wanted = {x.model.name for x in self.encoders if x.model}
         wanted |= {m.teacher for m in MODELS if m.name in wanted and m.teacher}
         return [m for m in MODELS if m.name in wanted]
@@ -306,7 +306,7 @@ class Study:
         """Return the configuration of a model at this scale.
 
         Raises:
-          ValueError: there is none.
+          ValueError: there is no such configuration.
         """
         family = importlib.import_module(f"configs.{model.family}")
         return family.get_config(model.variant + self.scale.suffix)
@@ -340,7 +340,7 @@ class Study:
         command = ("python", "-m", "musicssl.study_report", f"--workdir={self.workdir}")
         page, plan = self.workdir / "report/index.html", self.workdir / "study.json"
 
-        def there() -> bool:  # of this plan
+        def there() -> bool:  # and of this plan, not an earlier one
             return page.exists() and page.stat().st_mtime >= plan.stat().st_mtime
 
         return Stage("report", command, there, last=True)

@@ -56,7 +56,7 @@ esac
 case $action in
   run | resume) (($#)) || fail "$action needs the job's command after --" ;;
 esac
-bucket='' # of the job's workdir, if it is in one
+bucket='' # the job's workdir, if it is in a bucket
 for argument in "$@"; do
   case $argument in --workdir=gs://?*) bucket=${argument#--workdir=} ;; esac
 done
@@ -127,8 +127,8 @@ await() {
     case $state in
       ACTIVE) return ;;
       FAILED | SUSPENDING | SUSPENDED)
-        echo "tpu.sh: $name is $state: no machines came; try another --zone or --type, or" \
-          "without --spot, and delete it" >&2
+        echo "tpu.sh: $name is $state: no machines came; delete it, and try another --zone" \
+          "or --type, or leave --spot out" >&2
         exit 1
         ;;
     esac
@@ -143,7 +143,7 @@ setup() {
     call gcloud compute tpus tpu-vm scp "$archive" "$node:$archive" "${where[@]}" --worker=all
   done
   local machine='sudo apt-get -qq install -y python3-venv nfs-common' share
-  # half of the memory by default; a v5e host's 192 GB hold 1,000 hours of int16 at 16 kHz
+  # by default it has half of the memory; a v5e host's 192 GB hold 1,000 hours of int16 at 16 kHz
   machine+=' && sudo mount -o remount,size=85% /dev/shm'
   if [[ $nfs ]]; then
     printf -v share 'sudo mkdir -p %q && { mountpoint -q %q || sudo mount -t nfs %q %q; }' \
@@ -163,7 +163,7 @@ setup() {
 run() {
   local line cache
   printf -v line '%q ' "$@"
-  # only worker 0 keeps what it compiles: here for all of them
+  # only worker 0 keeps what it compiles, here for all of them
   printf -v cache '%q' "${bucket:-$mount}/xla"
   on_workers all "cd ~/musicssl || exit 2; PATH=\$PWD/.venv/bin:\$PATH \
 MUSICSSL_COMMIT=\$(cat .commit) JAX_COMPILATION_CACHE_DIR=$cache nohup launch/again.sh -- \

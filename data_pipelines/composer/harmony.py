@@ -39,7 +39,7 @@ NO_CHORD = Chord(-1, "N")
 
 
 class Degree(NamedTuple):
-    """A degree of a key: semitones above the tonic, its triad, and what may follow how often."""
+    """A degree of a key: semitones above the tonic, its triad, and what may follow, by weight."""
 
     interval: int
     quality: str

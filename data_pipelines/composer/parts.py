@@ -26,7 +26,7 @@ from data_pipelines.composer.timbres import (
 PHRASE = 4  # bars
 FORM = "AABA"
 _Stroke = tuple[float, float, int | None]  # beat, length and voice
-_COMMON = 4  # beats that a pattern is written for: a longer bar has it again from there
+_COMMON = 4  # beats that a pattern is written for; a longer bar repeats it from there
 
 
 class Event(NamedTuple):
@@ -90,7 +90,7 @@ _CLOSING = {
     6: ((6,), (4, -2), (3, -3)),
     7: ((7,), (4, -3)),
 }
-DRUMMED = (3, 4)  # those that `drums` has grooves for
+DRUMMED = (3, 4)  # beats in a bar that `drums` has grooves for
 
 # Per bar: (beat, length, voice of the chord from below; None is the whole chord).
 _COMPING: dict[str, list[_Stroke]] = {
@@ -154,7 +154,7 @@ def _tune(
     """Write one phrase over the chords from beat `start` on; its events count from 0.
 
     Bar 3 repeats the rhythm of bar 1, and the last bar comes to rest on the root of its chord. On
-    strong beats stand chord tones; between them the line moves by small steps of the scale.
+    strong beats are chord tones; between them the line moves by small steps of the scale.
     """
     patterns = _RHYTHMS[plan.meter]
     first, second = (patterns[rng.integers(len(patterns))] for _ in range(2))
@@ -278,10 +278,10 @@ def drums(rng: np.random.Generator, plan: MusicPlan) -> list[Event]:
 
 
 def percussion(rng: np.random.Generator, plan: MusicPlan) -> list[Event]:
-    """Write a bar's rhythm for two to five pieces of the kit, evenly spread strokes of each.
+    """Write a bar's rhythm for two to five pieces of the kit, with evenly spread strokes.
 
     A rhythm has k strokes in the n steps of a bar, as evenly as steps allow (Euclidean rhythms;
-    Toussaint, BRIDGES 2005), from a step of its own on; one stroke in eight is left out.
+    Toussaint, BRIDGES 2005), and starts at a step of its own; one stroke in eight is left out.
     """
     kit = [int(drum) for drum in rng.choice(list(KIT), int(rng.integers(2, 6)), replace=False)]
     steps = plan.meter * int(rng.choice([2, 3, 4]))  # of a bar

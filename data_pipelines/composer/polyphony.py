@@ -1,4 +1,4 @@
-"""Stimuli that ask what is heard of several notes at once: which notes sound, by design.
+"""Stimuli that test what is heard when several notes sound at once: the design of the notes.
 
 Four sets, each with the questions that its clips answer:
   target    1 to 6 instruments, one of them always the voice: which pitch class does the voice have?
@@ -7,14 +7,14 @@ Four sets, each with the questions that its clips answer:
   interval  two notes of one timbre: which interval, from a minor second to an octave?
   chord     four notes of one timbre, in root position: which quality?
 
-What could answer without listening is the same for every answer. At each level of a set's first
-factor (how many sound, or which interval or chord) the other factors and answers are balanced and
-shuffled. The outer of 2 to 6 notes have the same distribution, so that register and spread do not
-tell how many sound between them; triads have their root twice, so that every chord has four notes.
-Notes begin together, each at a level drawn anew; clips have one length, and a loudness of their
-own. No constellation of two or more notes (the pitches and who plays them) is in two splits of a
-set. Notes alone are too few for that: there splits differ in the players' colour, tuning, room and
-level.
+Whatever could give an answer without listening is the same for every answer. At each level of a
+set's first factor (how many sound, or which interval or chord) the other factors and answers are
+balanced and shuffled. The outermost of 2 to 6 notes have the same distribution, so that register
+and spread do not tell how many sound between them; triads have their root twice, so that every
+chord has four notes. Notes begin together, each at a level of its own; clips have one length, and a
+loudness of their own. No constellation of two or more notes (the pitches and who plays them) is in
+two splits of a set. There are too few single notes for that: their splits differ in the players'
+colour, tuning, room and level.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ VOICES = range(1, 7)
 # Cents that every note is off equal temperament, up or down. Two notes are then at most 40 cents
 # from their interval, so that the nearest in semitones is the one meant.
 _DETUNING = (0, 10, 20)
-_LOWEST = 48  # C3: of the sets target and voices, three octaves up from here
+_LOWEST = 48  # C3; the sets target and voices use the three octaves from here
 PLAYERS = ("guitar", "harpsichord", "piano", "violin", "organ", "electric_piano", "synth", "voice")
 _TARGET = "voice"
 _SPAN = range(12, 24)  # semitones from the lowest to the highest voice
@@ -71,7 +71,7 @@ class Stimulus:
 class StimulusSet(NamedTuple):
     """What is drawn: a first factor, what is balanced at each of its levels, and from them a clip.
 
-    `draw` is called again where its constellation is taken, so it has choices of its own.
+    `draw` is called again if its constellation is taken, so it makes random choices of its own.
     """
 
     first: str
@@ -84,7 +84,7 @@ def design(name: str, sizes: Mapping[str, int]) -> dict[str, list[Stimulus]]:
     """Return the clips of a set of SETS by split, given how many; each call returns the same ones.
 
     Raises:
-      ValueError: there are not so many constellations.
+      ValueError: there are not enough constellations.
     """
     taken: set[tuple[tuple[int, str], ...]] = set()
     clips = {}
@@ -196,7 +196,7 @@ def _stimulus(
 def _pitches(rng: np.random.Generator, row: dict, rank: int) -> np.ndarray:
     """Draw ascending MIDI pitches, two semitones apart; that of a rank has the row's pitch class.
 
-    The lowest of two or more is in the first octave, a note alone in any of the three.
+    The lowest of two or more is in the first octave, a single note in any of the three.
     """
     count, span = row["voices"], row["span"]
     if count == 1:

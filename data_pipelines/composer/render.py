@@ -67,7 +67,7 @@ def _check(note: Note, sample_rate: int) -> None:
     if not 0 <= note.onset < note.offset:
         raise ValueError(f"render: {note} must have 0 <= onset < offset")
     if note.instrument == DRUMS and note.pitch not in KIT:
-        raise ValueError(f"render: {note} is no drum of the kit; it has pitches {sorted(KIT)}")
+        raise ValueError(f"render: {note} is not a drum of the kit; it has pitches {sorted(KIT)}")
     if note.instrument != DRUMS and frequency(note.pitch) > _HIGHEST * sample_rate:
         raise ValueError(f"render: {note} is too high for a sample rate of {sample_rate} Hz")
 

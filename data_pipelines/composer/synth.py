@@ -74,7 +74,7 @@ class Clip:
 
     audio: int16 [n]. key: index into harmony.KEYS. tempo: mean beats a minute.
     beats: seconds [beats]. positions: of each beat in its bar, from 1, [beats].
-    chords: one for each beat. notes: by onset; none is older than the clip.
+    chords: one for each beat. notes: by onset; none begins before the clip.
     """
 
     audio: np.ndarray

@@ -2,7 +2,7 @@
 
 A pitched instrument is a sum of layers. A layer is a set of harmonics with its own attack and
 decay, so a tone changes colour while it sounds: a piano's high partials die first, a trumpet's
-arrive last. Around the layers stand an envelope, vibrato, breath or hammer noise, body resonances
+arrive last. Around the layers are an envelope, vibrato, breath or hammer noise, body resonances
 (the formants of a voice, the box of a violin) and, for the overdriven guitar, a saturating
 amplifier. The last instrument is a drum kit, whose pitches are those of the General MIDI
 percussion map. render.py turns notes into sound.
@@ -206,7 +206,7 @@ KIT = {
     TOM: Drum(0.16, 110, 0.6, 1.6, 0.2, 300, 2000, 0.03),
     CRASH: Drum(0.01, 5200, 0.0, 0.0, 0.8, 2200, 20000, 0.55),
     RIDE: Drum(0.20, 3400, 0.0, 0.1, 0.3, 3000, 20000, 0.20),
-    # What follows is played in varied.py alone. New pieces stand at the end: a kit is tuned, and
+    # What follows is played in varied.py alone. New pieces go to the end: a kit is tuned, and
     # its noise drawn, from the first piece to the last.
     CLAP: Drum(0.01, 1000, 0.0, 0.0, 1.1, 900, 3000, 0.06),
     HIGH_TOM: Drum(0.12, 180, 0.6, 1.5, 0.2, 400, 2500, 0.03),

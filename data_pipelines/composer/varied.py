@@ -50,8 +50,8 @@ _PARTS = {
 def clip(seed: int, seconds: float = 30.0, sample_rate: int = 16000) -> Clip:
     """Compose, perform, render and record one clip; the same arguments give the same clip.
 
-    Annotations are those of `synth.clip`. An instrument is named by the one whose tone its tone was
-    made of.
+    Annotations are those of `synth.clip`. A varied instrument has the name of the one from which
+    its tone was made.
 
     Raises:
       ValueError: the clip is too short for its first beats.
@@ -103,7 +103,7 @@ def colour(rng: np.random.Generator, timbre: Timbre) -> Timbre:
 
     formants = [f._replace(centre=about(f.centre, 0.4), gain=about(f.gain, 1.0))
                 for f in timbre.formants]  # fmt: skip
-    if rng.random() < 0.3:  # a body that this instrument does not have as a rule
+    if rng.random() < 0.3:  # a body that this instrument usually does not have
         centre = about(900, 2.0)
         formants.append(timbres.Formant(centre, centre * rng.uniform(0.1, 0.5), about(1.5, 1.0)))
     noise = timbre.noise

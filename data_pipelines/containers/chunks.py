@@ -20,7 +20,7 @@ class _Layout(NamedTuple):
 
     first: int  # byte at which the first begins
     name: int  # bytes of a chunk's name
-    size: str  # how the size behind it is written
+    size: str  # how the size after it is written
     counted: int  # bytes of name and size that the size counts
     align: int  # bytes to a multiple of which a chunk is filled up
     audio: bytes  # the beginning of the name of the chunk that holds the samples
@@ -40,7 +40,7 @@ _LAYOUTS = {
 class _Chunk(NamedTuple):
     """A chunk: its name, where its contents begin, and how many bytes they have by its header.
 
-    field and form: where the header says so, and how it is written.
+    field and form: where the header states that size, and in which format.
     """
 
     name: bytes

@@ -53,7 +53,7 @@ def probe(path: Path) -> Track:
     streams = found.get("streams", [])
     sounds = [s for s in streams if s.get("codec_type") == "audio" and _number(s, "sample_rate")]
     if _number(found.get("format", {}), "probe_score") < _SURE:
-        guess = found.get("format", {}).get("format_name")  # of this one FFmpeg is never sure
+        guess = found.get("format", {}).get("format_name")  # FFmpeg is never sure of "mpeg"
         if guess != "mpeg" or kinds.kind(path)[0] != kinds.PROGRAM_STREAM:
             raise Unusable(UNKNOWN)
     if not sounds:
@@ -93,7 +93,7 @@ def _start(path: Path, track: int) -> float:
 
 
 def _check_end(path: Path, track: int) -> None:
-    """Raise Unusable if much of a file lies behind the last packet that FFmpeg finds in it."""
+    """Raise Unusable if much of a file comes after the last packet that FFmpeg finds in it."""
     options = ["-select_streams", str(track), "-show_entries", "packet=pos,size"]
     packets = _ffprobe(path, *options).get("packets", [])
     end = max((_number(x, "pos") + _number(x, "size") for x in packets), default=0.0)

@@ -112,7 +112,7 @@ def end_of_audio(data: mmap.mmap) -> int:
 def _scan(data: mmap.mmap, position: int, end: int) -> tuple[list[Run], int, int]:
     """Go from frame to frame; return their runs and the number of other bytes.
 
-    Those are the bytes between frames, except tags, and those behind the last frame; a second
+    Those are the bytes between frames, except tags, and those after the last frame; a second
     number says how many of the latter are zeros. Bytes before the first frame are not counted.
     """
     runs: list[Run] = []

@@ -14,7 +14,7 @@ from data_pipelines.shards import BuildError
 
 _HOST = "https://cvml.unige.ch/databases/emoMusic"
 _INFO, _STATIC = "songs_info.csv", "static_annotations.csv"
-_SET = "Mediaeval 2013 set"  # the column that tells the official evaluation songs
+_SET = "Mediaeval 2013 set"  # the column that marks the official evaluation songs
 _ANNOTATIONS = sources.DownloadSource(  # digests: jukemir assets/emomusic.json
     "annotations.tar.gz",
     f"{_HOST}/annotations.tar.gz",

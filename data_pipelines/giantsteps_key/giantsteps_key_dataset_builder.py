@@ -85,7 +85,9 @@ def _select_mtg(annotations: str, metadata: str) -> dict[int, tuple[str, str]]:
             continue
         track = int(row["ID"])
         if track not in credit:
-            raise BuildError(f"beatport_metadata.txt has no track {track}: get the repository anew")
+            raise BuildError(
+                f"beatport_metadata.txt has no track {track}: download the repository again"
+            )
         team = {split[name] for name in _names(credit[track])}
         key = parse_key(key, f"annotations.txt, track {track}")
         usable[track] = ("validation" if "validation" in team else "train", key)

@@ -73,11 +73,11 @@ def read_beats(text: str, file: str = "beats") -> tuple[np.ndarray, np.ndarray]:
       file: its name, for the error.
 
     Raises:
-      BuildError: a line is none of these.
+      BuildError: a line has another form.
 
     Returns:
       Times, float32 [beats], in seconds, and positions, int32 [beats], 1 for a downbeat and 0
-      where the file has none. Some times lie behind the end of the audio (up to 30.52 s): they
+      where the file has none. Some times lie after the end of the audio (up to 30.52 s): they
       are kept as annotated.
     """
     rows = []
@@ -134,7 +134,7 @@ def _track(genre: str, path: str, audio: epath.Path, beats: epath.Path) -> label
     file = beats / f"gtzan_{stem.replace('.', '_')}.beats"
     times, positions = read_beats(file.read_text() if file.exists() else "", str(file))
     labels = {"genre": genre, "beat_times": times, "bar_positions": positions}
-    clip = sources.placed(audio, path, f"{genre}/{stem}.au")  # as older copies have it
+    clip = sources.placed(audio, path, f"{genre}/{stem}.au")  # its name in older copies
     return labelled.Track(stem, path, clip or audio / path, labels)
 
 

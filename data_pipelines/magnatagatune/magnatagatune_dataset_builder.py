@@ -62,7 +62,7 @@ def _read_annotations(table: str, audio: epath.Path) -> dict[str, list[labelled.
     columns = rows.fieldnames or []
     absent = [name for name in ("clip_id", *TAGS, "mp3_path") if name not in columns]
     if absent:
-        raise BuildError(f"annotations_final.csv has no column {absent[0]!r}: get it anew")
+        raise BuildError(f"annotations_final.csv has no column {absent[0]!r}: download it again")
     tracks: dict[str, list[labelled.Track]] = {"train": [], "validation": [], "test": []}
     for row in rows:
         path = row["mp3_path"].strip()

@@ -99,7 +99,7 @@ class Builder(labelled.LabelledBuilder):
     """Splits train, validation, test; labels `instrument`, `moodtheme`, `genre`, `top50`.
 
     One store of audio serves the four tasks. Each label is uint8 [classes of the subset]; a
-    track belongs to a subset exactly if that vector is not all zero, for every track of a
+    track belongs to a subset exactly if that vector is not all zero, since every track of a
     subset's files has a tag of it. The names of the classes are in the data set's metadata.
     """
 
@@ -205,7 +205,7 @@ def _locator(
             if not tars:
                 return placed.parent / path
         if folder not in tars:
-            raise BuildError(f"no archive *-{folder}.tar in --manual_dir, which {path} is in")
+            raise BuildError(f"no archive *-{folder}.tar in --manual_dir, which should hold {path}")
         return labelled.Member(tars[folder], name.removesuffix(".mp3"))
 
     return locate

@@ -17,7 +17,7 @@ _DISC = re.compile(r"(cd|dis[ck]|lp|side|volume|vol\.?)[ ._-]*(\d+|[a-d])", re.I
 _MANY = 20  # with this many folders side by side, files are divided at their level
 
 
-# Folders of operating systems and storage servers: deleted files, snapshots, pictures of files.
+# Folders of operating systems and storage servers: deleted files, snapshots, thumbnails.
 _SYSTEM = frozenset(
     (
         *("lost+found", "$recycle.bin", "system volume information", "found.000", "__macosx"),

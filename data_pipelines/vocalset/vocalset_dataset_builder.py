@@ -111,8 +111,8 @@ def split_tables(recordings: Sequence[Recording]) -> dict[str, list[Recording]]:
 
     The paper says 9 training and 6 validation singers for technique, without naming them, so the
     code's rule is the one here. It leaves singers in common between train and validation. MARBLE
-    shuffles only the groups that yield a 3 s chunk; here every recording counts, so a group of
-    nothing but shorter ones would shift the shuffle.
+    shuffles only the groups that yield a 3 s chunk; here every recording counts, so a group with
+    only shorter ones would change the shuffle.
     """
     by_technique = itertools.groupby(recordings, lambda recording: recording.technique)
     group: dict[str, int] = {}
@@ -202,7 +202,7 @@ def _singers_folder(dl_manager: tfds.download.DownloadManager) -> epath.Path:
     archive = sources.fetch(dl_manager, {"audio": source})["audio"]
     root = sources.unpack(dl_manager, archive, tfds.download.ExtractMethod.ZIP)
     if (folder := _placed(root)) is None:
-        raise BuildError(f"{archive} holds neither FULL/ nor data_by_singer/: get it anew")
+        raise BuildError(f"{archive} holds neither FULL/ nor data_by_singer/: download it again")
     return folder
 
 

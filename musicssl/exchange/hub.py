@@ -231,7 +231,7 @@ def _explained(spec: str, endpoint: str) -> Iterator[None]:
         ) from None
     except errors.RepositoryNotFoundError:
         raise FileNotFoundError(
-            f"{spec}: {endpoint} has no such model, or it is private: then set HF_TOKEN"
+            f"{spec}: {endpoint} has no such model, or it is private: if so, set HF_TOKEN"
         ) from None
     except errors.RevisionNotFoundError:
         raise FileNotFoundError(

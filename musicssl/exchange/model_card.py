@@ -171,7 +171,7 @@ def _final_metrics(workdir: Path, step: int) -> dict[str, Any]:
 
 
 def _probe_scores(workdir: Path, digest: str) -> str:
-    """Return what probe/results.json says of the encoder with this digest, as Markdown."""
+    """Return what probe/results.json says about the encoder with this digest, as Markdown."""
     path = workdir / "probe" / "results.json"
     if not path.is_file():
         return "The run has not been probed."

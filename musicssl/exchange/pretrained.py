@@ -67,7 +67,7 @@ def _refuse_step(path: str | os.PathLike, step: int | None) -> None:
 
 
 def _load_from_hub(spec: str) -> LoadedEncoder:
-    """Load a model of the Hub, at its revision's present commit."""
+    """Load a model of the Hub, at the current commit of its revision."""
     snapshot = hub.download(spec)
     loaded = huggingface.read_directory(snapshot.path)
     kind = loaded.source.partition(" ")[0]

@@ -1,4 +1,4 @@
-"""Features on disk, memory-mapped while a pass over the audio writes them; it can be resumed."""
+"""Features on disk, memory-mapped while written by a pass over the audio, which can resume."""
 
 import contextlib
 import io
@@ -59,7 +59,7 @@ class FeatureFiles:
         size = sum(2 * math.prod(shape) for shape in shapes.values())
         again = bool(self.written.any())
         _check_space(folder, int((~self.written).mean() * size))
-        if not again:  # what it describes is about to be overwritten
+        if not again:  # it describes files that are about to be overwritten
             self.progress.unlink(missing_ok=True)
         self.files = {pool: _open(self.parts[pool], shapes[pool], again) for pool in paths}
 
@@ -90,7 +90,7 @@ class FeatureFiles:
             self.save()
 
     def copy(self, heard: windows.Windows, paths: dict[int, Path], alike: np.ndarray) -> None:
-        """Write the windows that complete files have already, if there are such files.
+        """Write the windows that complete files already have, if there are such files.
 
         Args:
           heard: the windows of those files. paths: of the files, by pool.
@@ -159,9 +159,10 @@ def check_answer(folder: Path, answer: np.ndarray, name: str) -> None:
 
 @contextlib.contextmanager
 def turn(paths: Collection[Path]) -> Iterator[None]:
-    """Be the only process that makes the missing ones of these files, until the block ends.
+    """Until the block ends, let this process alone make those of these files that are missing.
 
-    While another process makes them, this one waits and says who that is; then nothing is missing.
+    While another process makes them, this one waits and says which one that is; then none is
+    missing any more.
     """
     while missing := [path for path in paths if not path.exists()]:
         name = _name_of_pass(missing)
@@ -211,7 +212,7 @@ def _open(path: Path, shape: tuple[int, ...], again: bool) -> np.memmap:
 
 
 def _written(progress: Path, parts: dict[int, Path], count: int) -> np.ndarray:
-    """Return which of `count` windows an interrupted pass has written of these very files."""
+    """Return which of `count` windows an interrupted pass has written to exactly these files."""
     written = np.zeros(count, bool)
     if not progress.exists() or not all(part.exists() for part in parts.values()):
         return written

@@ -96,14 +96,14 @@ def blaming(spec: str, file: Path | None) -> Iterator[None]:
 
 
 def check(plugin: Plugin) -> tuple[windows.Frames, np.ndarray]:
-    """Run it on noise; return the plug-in's frames and its answer, [layers, width].
+    """Run a plug-in on noise; return its frames and its answer, [layers, width].
 
     Raises:
       ValueError: shapes, rate or values are wrong; the message is one line that says what.
     """
     spec, hop = plugin.spec, plugin.hop
     n = max(round(SECONDS * plugin.sample_rate), 4 * hop)
-    more = round(n / hop)  # frames that as much noise again adds: a rate told wrong shows there
+    more = round(n / hop)  # frames that as much noise again should add: a wrong rate shows there
     noise = np.random.default_rng(0).standard_normal((2, n + more * hop)).astype(np.float32) / 10
     x = noise[:, : n + hop]
 

@@ -186,7 +186,7 @@ def _weights(module: ModuleType, model: Callable[..., Any]) -> str:
             try:
                 content = _bytes_of(tensor)
             except (TypeError, ValueError, RuntimeError):
-                continue  # such as random keys, or arrays of objects: the answer tells of them
+                continue  # such as random keys or arrays of objects: the answer shows them
             digest.update(name.encode())
             digest.update(content.data)
             found = True

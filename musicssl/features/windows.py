@@ -14,7 +14,7 @@ from musicssl import audio
 
 WHOLE, FRAMES = 0, 1  # special numbers of ticks in a pool: all of a window; every frame by itself
 TICKS = audio.SAMPLE_RATE / audio.STEM_HOP  # per second
-_PARTS = 4  # of a whole window: shorter ones are padded to one, two, three or all of them
+_PARTS = 4  # of a whole window: a shorter one is padded to one, two, three or all of these
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +85,7 @@ def alike(
     """Return which of the others each window sounds like, [w]; -1 for none.
 
     Args:
-      sums, their_sums: of the audio of the records that windows are cut from, [records].
+      sums, their_sums: checksums of the records that the windows are cut from, [records].
     """
 
     def places(cut: Windows, of_records: np.ndarray) -> list[tuple[int, int, int]]:

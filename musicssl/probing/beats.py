@@ -3,10 +3,10 @@
 The model of Krebs, Böck and Widmer (ISMIR 2015) with the parameters of madmom's
 DBNBeatTrackingProcessor, which MARBLE decodes with: 55 to 215 beats a minute (18 to 72 for
 downbeats), transition lambda 100, observation lambda 16, each beat moved to the highest activation
-of its beat states. Inside a
-beat the only way is one frame on, so that a path is a row of beats, each with a first frame and a
-tempo, and what is remembered is the score at the end of each beat that a frame could begin. It is
-all in JAX, since a probe in training is scored by the beats that it would be decoded to.
+of its beat states. Inside a beat a path can only go on to the next frame. So it is a sequence of
+beats, each with a first frame and a tempo, and it is enough to keep the score at the end of each
+possible beat. All of this is in JAX, since a probe in training is scored by the beats that are
+decoded from its outputs.
 
 Axis letters: t frames, k clips, q tempi, r reference beats.
 """
@@ -21,7 +21,7 @@ import mir_eval
 import numpy as np
 
 _TRANSITION_LAMBDA, _OBSERVATION_LAMBDA = 100.0, 16
-_LEAST_ACTIVATION = 1e-7  # and as far from 1 at most
+_LEAST_ACTIVATION = 1e-7  # the greatest is 1 - 1e-7
 TOLERANCE = 0.07  # seconds
 _TRIM = 5.0  # seconds at the start that mir_eval's convention leaves out
 
@@ -57,7 +57,7 @@ def _tempo_transitions(lengths: np.ndarray) -> np.ndarray:
 
 
 class Path(NamedTuple):
-    """The beats of a way through the states, the last first; more places than beats.
+    """The beats of a path through the states, the last first; there are more places than beats.
 
     first: the frame that each begins with; negative for one that is under way at the start. Places
       that are left over have frames before any clip.
@@ -72,20 +72,20 @@ def viterbi(outputs: jax.Array, frames: jax.Array, fps: float, tempi: Tempi = BE
     """Return the most probable path through the states, from a uniform start.
 
     A state's observation is log(a) in the first sixteenth of a beat, for an activation a, and
-    log((1 - a) / 15) elsewhere. Every path has one state a frame, so that the second can be taken
-    off both: what remains is log(a / (1 - a)) + log(15), of beat frames alone.
+    log((1 - a) / 15) elsewhere. Every path has one state a frame, so the second can be subtracted
+    from both, which leaves log(a / (1 - a)) + log(15) at beat frames and 0 elsewhere.
 
     Args:
       outputs: logits of a beat at each frame, [t].
-      frames: how many of them are real.
+      frames: how many of these frames are real.
     """
     lengths = intervals(fps, tempi)
     number, longest = np.arange(len(lengths)), int(lengths[-1])
     transitions = jnp.asarray(_tempo_transitions(lengths), jnp.float32)  # [from, to]
     t = len(outputs)
 
-    # What the beat frames of each beat are worth; row 0 is of beats that begin `longest` before
-    # the first frame.
+    # The sum over the beat frames of each possible beat; row 0 has the beats that begin `longest`
+    # before the first frame.
     most = np.log((1 - _LEAST_ACTIVATION) / _LEAST_ACTIVATION)
     worth = jnp.clip(outputs, -most, most) + np.log(_OBSERVATION_LAMBDA - 1)
     worth = jnp.where(jnp.arange(t) < frames, worth, 0)
@@ -94,7 +94,7 @@ def viterbi(outputs: jax.Array, frames: jax.Array, fps: float, tempi: Tempi = BE
     score = sum(padded[i : i + longest + t, None] * own for i, own in enumerate(beat))  # [.., q]
 
     # From frame to frame, add the score of the best path up to a beat that begins there: it comes
-    # from the end of a beat of any tempo. Beats that are under way at the start have none.
+    # from the end of a beat of any tempo. Beats that are under way at the start have no such path.
     def ends(score: jax.Array, first: jax.Array) -> jax.Array:
         return score[jnp.maximum(longest + first - lengths, 0), number]  # [q]
 
@@ -177,8 +177,8 @@ def monitor(
     t = int(frames.max())
     rows = np.stack([np.pad(place, (0, t - len(place)), mode="edge") for place in places])  # [k, t]
 
-    # The frames that match each reference: as mir_eval has them, to the last bit. Places that are
-    # left over are matched by none.
+    # The frames that match each reference, computed as mir_eval does, to the last bit. No frame
+    # matches the places that are left over.
     time = np.arange(t) / fps
     most = max(len(own) for own in references)
     least = np.full((len(references), most), t)
@@ -244,7 +244,7 @@ def f_measures(
 ) -> dict[str, float]:
     """Return F-measures of beats over a set of clips, times in seconds.
 
-    "f" sums matches at 70 ms over all clips and takes one F of them, as MARBLE's code does;
+    "f" sums matches at 70 ms over all clips and takes one F of the sums, as MARBLE's code does;
     "f_20ms" has the tolerance that its paper states. "f_mean" is mir_eval's: the mean of each
     clip's own F, the first 5 s left out; clips without reference beats after that do not count.
     """

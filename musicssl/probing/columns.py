@@ -21,7 +21,7 @@ class Column(NamedTuple):
     """What a comparison shows in one column.
 
     name: of the encoder, and its training seeds if there are several.
-    runs: the results of each training seed; one if there are no several.
+    runs: the results of each training seed.
     """
 
     name: str
@@ -60,7 +60,7 @@ def of_results(results: Sequence[Results]) -> list[Column]:
 def _alike(one: Results, other: Results) -> bool:
     """Return whether two results are of runs, and of probes, that may differ in their seed alone.
 
-    What was not trained by a known run has none like it.
+    Results that are not of a known training run are like no others.
     """
     mine, theirs = one.get("run"), other.get("run")
     if mine is None or theirs is None:
@@ -111,7 +111,7 @@ def _mean(results: Sequence[TaskResult]) -> float:
 def against(ours: Sequence[TaskResult], theirs: Sequence[TaskResult]) -> metrics.Difference | None:
     """Return the paired test of two columns' results of a task.
 
-    It is None where test items, or what is drawn of them, differ, or are not known.
+    It is None if test items or their bootstrap samples differ, or are not known.
     """
     samples = {_drawn(task) for task in (*ours, *theirs)}
     if len(samples) > 1 or None in next(iter(samples)):
@@ -121,24 +121,24 @@ def against(ours: Sequence[TaskResult], theirs: Sequence[TaskResult]) -> metrics
 
 
 def _drawn(task: TaskResult) -> tuple[str | None, int, bool]:
-    """Return what tells a result's bootstrap samples from others."""
+    """Return what distinguishes a result's bootstrap samples from those of others."""
     return task.get("test_items"), len(task["chosen"]["draws"][0]), _drew_rows(task)
 
 
 def of_earlier_versions(task: TaskResult) -> list[str]:
-    """Say in what the interval and p of a result are those of an earlier version."""
+    """Say how an earlier version computed the interval and p of a result differently."""
     lines = [ONE_SEED] if len(task["chosen"]["draws"]) < len(task["chosen"]["test_seeds"]) else []
     return [*lines, ROWS] if _drew_rows(task) else lines
 
 
 def _drew_rows(task: TaskResult) -> bool:
-    """Return whether samples are of items though several are of one clip."""
+    """Return whether samples were drawn item by item although several are of one clip."""
     known = TASKS.get(task["task"])
     return known is not None and not known.by_item and "test_clips" not in task
 
 
 def notes(columns: Sequence[Column], tasks: Sequence[str]) -> list[str]:
-    """Say which of the columns' figures are not of what the others are of."""
+    """Say which of the columns' figures cannot be compared with the first one's, and why."""
     lines = []
     for name in tasks:
         for column in columns:
@@ -147,7 +147,7 @@ def notes(columns: Sequence[Column], tasks: Sequence[str]) -> list[str]:
 
 
 def caveats(column: Column, first: Column, task: str) -> list[str]:
-    """Say in what a column's figure of a task is not of what the first column's is of."""
+    """Say why a column's figure of a task cannot be compared with the first column's."""
     results, others = column.results(task), first.results(task)
     settings = dict.fromkeys(unlike(result, others[0]) for result in results)
     lines = [f"probed with {text}" for text in settings if text]
@@ -155,7 +155,7 @@ def caveats(column: Column, first: Column, task: str) -> list[str]:
     if column is not first and against(results, others) is None:
         apart = {result.get("test_items") for result in (*results, *others)}
         what = "test items" if len(apart) > 1 else "bootstrap samples"
-        lines.append(f"{what} are not the same: no test")
+        lines.append(f"{what} are not the same, so there is no test")
     return lines
 
 
@@ -164,13 +164,13 @@ ONE_SEED = (
     "wrote them; the score is the mean over seeds"
 )
 ROWS = (
-    "interval and p draw items as if no two were of one clip, as an earlier version did, and are "
-    "too small; evaluate again"
+    "interval and p are too small, since an earlier version drew the items of a clip as if they "
+    "were independent; evaluate again"
 )
 
 
 def unlike(task: TaskResult, other: TaskResult) -> str:
-    """Return in words which settings of a result's probes are not another's, of those in both."""
+    """Return in words how a result's settings differ from another's, if both have them."""
     ours, theirs = (
         x.get("settings", {}) | {"protocol version": x.get("protocol", 1)} for x in (task, other)
     )

@@ -89,7 +89,7 @@ def panels(tasks: Mapping[str, TaskResult]) -> list[tuple[str, str]]:
     pairs = []
     for factor in AXES:
         for name, task in tasks.items():
-            if factor in task.get("factors", {}):  # which results of earlier versions have not
+            if factor in task.get("factors", {}):  # missing in results of earlier versions
                 pairs.append((name, factor))
     return pairs
 
@@ -141,7 +141,7 @@ def _panel(axes: Axes, curves: Sequence[Curve], name: str, factor: str) -> None:
     levels = [level["level"] for level in first["factors"][factor]]
     place = np.arange(len(levels))
 
-    # Curves, a little aside of each other so that intervals do not cover others.
+    # Curves, shifted a little so that their intervals do not cover each other.
     for number, (curve, task, source) in enumerate(drawn):
         by_level = {level["level"]: level["sources"][source] for level in task["factors"][factor]}
         scores = [by_level.get(level, _ABSENT) for level in levels]
@@ -153,7 +153,7 @@ def _panel(axes: Axes, curves: Sequence[Curve], name: str, factor: str) -> None:
             markersize=3, linewidth=1.2, elinewidth=0.7,
         )  # fmt: skip
 
-    # Chance, and what stands around.
+    # Chance, and the labels of the axes.
     chance = [level["chance"] for level in first["factors"][factor]]
     axes.plot(place, chance, "k:")
     names = [level.replace("_", "\n") for level in levels]

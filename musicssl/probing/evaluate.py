@@ -30,14 +30,14 @@ from musicssl.probing.search import Outcome
 from musicssl.probing.task_kinds import Answers, kind_of
 from musicssl.probing.tasks import SPLITS, Task
 
-SETTINGS = (  # without which results do not compare
+SETTINGS = (  # results with different ones do not compare
     "kind", "standardise", "layers", "learning_rates", "seeds", "epochs", "batch_size", "limit",
 )  # fmt: skip
 RIDGE_SETTINGS = ("kind", "layers", "penalties", "limit")
 
 GEOMETRY = "geometry"
-ALL_LEVELS = "all"  # of a factor: the level that all items have
-_LEVEL_DRAWS = 1000  # of the bootstrap of a level
+ALL_LEVELS = "all"  # a factor with one level, which all items have
+_LEVEL_DRAWS = 1000  # bootstrap samples of a level
 ALSO = (KNN, FEW_SHOT, GEOMETRY)  # what config.also may ask of the features beside the probes
 
 
@@ -82,7 +82,7 @@ def evaluate(
     best = search.best(outcomes)
     seeds = range(len(best.outputs))
 
-    # Score what all of them say of the test.
+    # Score the outputs of all of them on the test split.
     train, test = splits["train"].labels, splits["test"].labels
     seed_scores = {}
     for outcome in tqdm(outcomes, desc=f"scores of {task.name}", delay=2):
@@ -90,7 +90,7 @@ def evaluate(
         seed_scores[outcome.source] = [kind.score(answer) for answer in answers]
     results = {o.source: _layer_result(o, config, seed_scores[o.source]) for o in outcomes}
 
-    # Of the source that is reported, score samples of the test clips, the same for every seed.
+    # For the reported source, score samples of the test clips, the same for every seed.
     draws = []
     for seed in seeds:
         values = kind.resample(_answers(best, seed, splits["test"], fps))
@@ -147,7 +147,7 @@ def _deformed(
     clean: Labels,
     fps: float,
 ) -> list[DeformedResult]:
-    """Return the main score on each deformation of the test items, and how far it is below."""
+    """Return the main score on each deformation of the test items, and its drop."""
     kind, chosen = kind_of(task), result["chosen"]
     whole = chosen["test"][kind.main_score]["mean"]
     told: list[DeformedResult] = []
@@ -156,12 +156,12 @@ def _deformed(
             Answers(outputs, test.labels, test.rows, fps) for outputs in best.deformed[number]
         ]
         mean = float(np.mean([kind.score(answer)[kind.main_score] for answer in answers]))
-        # in single precision, as those of the test as it is are kept
+        # in single precision, like those of the undeformed test
         draws = np.stack([kind.resample(answer) for answer in answers]).astype(np.float32)
         difference = None
         own = test.labels
         same = own.scored == clean.scored
-        if own.clips is not None and clean.clips is not None:  # parts of clips may be others
+        if own.clips is not None and clean.clips is not None:  # the parts of clips may differ
             same = same and np.array_equal(own.labels, clean.labels)
             same = same and np.array_equal(own.clips, clean.clips)
         if same:
@@ -277,7 +277,7 @@ def _loader(
             scale = parts[0].moments()
             parts = [dataclasses.replace(part, scale=scale) for part in parts]
 
-        # What does not fit in memory is read from disk while it is trained on.
+        # What does not fit in memory is read from disk during training.
         gibibytes = sum(math.prod(part.shape) for part in parts) * 2 / 2**30
         fits = gibibytes <= config.memory_gib
 
@@ -293,14 +293,14 @@ def _loader(
 
 
 def _json_value(value: Any) -> Any:
-    """Return a setting as it comes back from JSON."""
+    """Return a setting as it is after a round trip through JSON."""
     return list(value) if isinstance(value, tuple) else value
 
 
 def chosen_sources(layers: int, wanted: str, kind: str) -> list[str]:
     """Return the sources that a kind of probe is asked for, of an encoder of so many layers.
 
-    A baseline has one source, which is taken whatever is asked for.
+    A baseline has one source, which is returned whatever is asked for.
 
     Raises:
       ValueError: there is no such layer.
@@ -310,7 +310,7 @@ def chosen_sources(layers: int, wanted: str, kind: str) -> list[str]:
         return sources
     chosen = str(wanted).split(",")
     if unknown := [name for name in chosen if name not in sources]:
-        raise ValueError(f"there is no {unknown[0]!r}; there are {','.join(sources)}")
+        raise ValueError(f"there is no {unknown[0]!r}: use some of {','.join(sources)}")
     return chosen
 
 
@@ -353,7 +353,7 @@ def _over_seeds(seed_scores: Sequence[Mapping[str, float]]) -> dict[str, SeedSco
 
 
 def _digest(labels: Labels) -> str:
-    """Return what tells test items from others: two encoders compare only on the same items."""
+    """Return a digest of the test items: two encoders compare only on the same ones."""
     parts = labels.references or [labels.labels]
     return hashlib.sha256(b"".join(np.ascontiguousarray(x).tobytes() for x in parts)).hexdigest()
 
@@ -434,7 +434,7 @@ def by_level(
 def _level(
     name: str | int, here: np.ndarray, right: Mapping[str, np.ndarray], chance: np.ndarray
 ) -> LevelResult:
-    """Return the result of the items that are `here`, at a level: bool [i]."""
+    """Return the result at a level, of the items that `here`, bool [i], marks."""
     result: LevelResult = {
         "level": str(name),
         "items": int(here.sum()),

@@ -4,14 +4,14 @@ The protocol is MARBLE's constrained track (arXiv:2306.10548, section 3.2 and ap
 batches of 64, learning rate halved when the validation score stalls, early stopping on it, the best
 epoch kept. A sample is a single row, or a file with all of its windows: then batches differ in
 their numbers of rows, as those of MARBLE's DataLoader do, and the loss is the mean over the rows.
-The shapes of a program cannot differ, so such a batch is gone through in pieces of one size whose
+The shapes of a program cannot differ, so such a batch is processed in pieces of one size whose
 gradients are added. Validation and test outputs are averaged over the windows of an item before
 they are scored. All models of a call advance together in one XLA program; a model that has stopped
 keeps its best epoch and no longer decides when the program ends.
 
 A layer's features are a source of one row set; the weighted sum is a source of several, mixed with
 softmax weights that are trained too. What depends on the seed (initial values, order, dropout) is
-the same for every layer and learning rate, so those are compared under the same luck.
+the same for every layer and learning rate, so these are compared on the same random numbers.
 
 Axis letters: g sources, s seeds, r learning rates, m mixed layers, n rows, b batch, p rows of a
 piece, d width, h hidden units, c outputs, i items, k samples of several rows.
@@ -45,7 +45,7 @@ class Protocol:
     loss: "bce" (labels [n, c] of 0 and 1), "ce" (labels [n], int) or "mse" (labels [n, c]).
     outputs: c.
     hidden: units of the hidden layer, 0 for a linear probe.
-    batch: samples in an update. What a sample is, `Split.start` says.
+    batch: samples in an update. `Split.start` says what a sample is.
     epochs: at most.
     plateau, patience: epochs without a gain before the rate is halved, and before training stops.
     crop: 0, or how many neighbouring rows (frames of a clip) are drawn of each sample.
@@ -86,7 +86,7 @@ class Fitted(NamedTuple):
     params: with the axes [g, s, r] first.
     score: of validation, [g, s, r].
     epoch: its number, [g, s, r].
-    epochs: how many were run: a number of one program's, or their sum over all models.
+    epochs: how many were run, by one program or as the sum over all models.
     """
 
     params: dict
@@ -120,7 +120,7 @@ def split_of(
 
 
 def initial(key: jax.Array, width: int, mixed: int, protocol: Protocol) -> dict:
-    """Draw a probe's initial values: as PyTorch's Linear has them, mixing weights normal."""
+    """Draw a probe's initial values: PyTorch's for Linear, normal ones for mixing weights."""
 
     def linear(key: jax.Array, rows: int, columns: int) -> tuple[jax.Array, jax.Array]:
         bound = rows**-0.5
@@ -141,7 +141,7 @@ def apply(params: dict, x: jax.Array, keep: jax.Array | None = None) -> jax.Arra
     """Map features [m, b, d] to outputs [b, c].
 
     Args:
-      keep: the dropout mask over the rate that is kept, [b, h].
+      keep: the dropout mask divided by the share that is kept, [b, h].
     """
     # [m, b, d] -> [b, d]
     z = x[0] if len(x) == 1 else jnp.tensordot(jax.nn.softmax(params["mix"]), x, 1)
@@ -200,7 +200,7 @@ def _over_models(function: Callable, by_source: _Axes, by_seed: _Axes, by_rate: 
 
 
 def _mapped(function: Callable, axes: _Axes) -> Callable:
-    """Apply vmap, but take an axis of length one off: XLA's CPU products are slower with it."""
+    """Apply vmap, but remove an axis of length one: XLA's CPU products are slower with it."""
 
     def call(*arguments):
         mapped = [x for x, axis in zip(arguments, axes, strict=True) if axis == 0]
@@ -218,8 +218,8 @@ def _mapped(function: Callable, axes: _Axes) -> Callable:
 class _Order(NamedTuple):
     """What an epoch is trained on, in batches.
 
-    rows: of each batch, [steps, b]; samples in their place if a batch has all of their rows.
-    weights: of the same shape; 0 for what only fills a batch up.
+    rows: the rows of each batch, [steps, b]; its samples instead if it has all of their rows.
+    weights: of the same shape; 0 for what only fills up a batch.
     """
 
     rows: jax.Array
@@ -252,7 +252,7 @@ def _order(key: jax.Array, split: Split, protocol: Protocol) -> _Order:
 
 
 def _sizes(split: Split, samples: jax.Array, weights: jax.Array) -> jax.Array:
-    """Count the rows of samples, 0 of those that fill a batch up."""
+    """Count the rows of samples, 0 for those that only fill up a batch."""
     rows = jnp.append(split.start[1:], len(split.y)) - split.start  # [k]
     return rows[samples] * weights.astype(jnp.int32)
 

@@ -32,8 +32,8 @@ class Labels(NamedTuple):
       records of several rows; else empty.
     references: of beat tasks, the beat times of each record in seconds.
     levels: of each factor of the task, its level in each item.
-    clips: the record that each item is of, [i], where several may be of one; None where what is
-      scored are records.
+    clips: the record that each item belongs to, [i], if several items may share one; None if
+      records are scored.
     """
 
     rows: np.ndarray
@@ -52,7 +52,7 @@ class Labels(NamedTuple):
 
     @property
     def records(self) -> int:
-        """Count the records that what is scored is of."""
+        """Count the records that the scored items belong to."""
         return self.scored if self.clips is None else len(np.unique(self.clips))
 
 
@@ -73,7 +73,7 @@ def item_labels(task: Task, records: Sequence[Record], rows: windows.Rows, fps: 
         used = np.flatnonzero(y >= 0) if y.ndim == 1 else np.arange(len(y))
         return _row_labels(task, used, y[used], rows.record)
 
-    # A track without any tag of an MTG subset is not of that subset; elsewhere it counts.
+    # A track without a tag of an MTG subset is not in that subset; in other data sets it counts.
     whole = np.stack([np.asarray(record[task.label]) for record in records])
     member = np.ones(len(whole), bool)
     if task.dataset == "mtg_jamendo":
@@ -84,7 +84,7 @@ def item_labels(task: Task, records: Sequence[Record], rows: windows.Rows, fps: 
     if not task.by_item:
         return _row_labels(task, used, y, rows.record)
 
-    # Items are the records that belong to the task, numbered anew.
+    # Items are the records that belong to the task, renumbered.
     number = np.cumsum(member) - 1
     item = number[rows.record[used]]
     members = [record for record, belongs in zip(records, member, strict=True) if belongs]
@@ -95,9 +95,9 @@ def item_labels(task: Task, records: Sequence[Record], rows: windows.Rows, fps: 
 
 
 def _taken(task: Task, rows: windows.Rows) -> np.ndarray:
-    """Return which rows a task takes, bool [n]: without rests those of whole windows.
+    """Return which rows a task takes, bool [n]: all, or, without rests, those of whole windows.
 
-    A record that is shorter than a window keeps the one that it has.
+    A record that is shorter than a window keeps its only row.
     """
     length = rows.end - rows.begin
     return task.rests | (length > length.max() - 1e-6) | (rows.begin == 0)
@@ -131,7 +131,7 @@ def _checked(task: Task, labels: Labels) -> Labels:
 
 
 def _part_labels(label_part: Part, records: Sequence[Record], rows: windows.Rows) -> np.ndarray:
-    """Label the parts of records that rows are, by a function of (record, begin, end)."""
+    """Label rows, which are parts of records, by a function of (record, begin, end)."""
     parts = zip(rows.record, rows.begin, rows.end, strict=True)
     return np.array([label_part(records[record], begin, end) for record, begin, end in parts])
 
@@ -185,7 +185,7 @@ PART_LABELS: dict[str, Part] = {
 def tempo_labels(task: Task, records: Sequence[Record], rows: windows.Rows, fps: float) -> Labels:
     """Return the labels of windows, which are classes of tempo, and the tempi of records.
 
-    A record's tempo is that of the median of its beats' distances. Records with fewer than two
+    A record's tempo follows from the median distance of its beats. Records with fewer than two
     beats take no part. Arguments and errors are those of `item_labels`.
     """
     del fps
@@ -201,10 +201,10 @@ def tempo_labels(task: Task, records: Sequence[Record], rows: windows.Rows, fps:
 
 
 def beat_labels(task: Task, records: Sequence[Record], rows: windows.Rows, fps: float) -> Labels:
-    """Return the labels of frames, which are of beats, and the beat times of records.
+    """Return the labels of frames, 1 for a beat, and the beat times of records.
 
-    Rows of records without beats take no part. Frames beside a beat count as beats: what is scored
-    are not frames. Arguments and errors are those of `item_labels`.
+    Rows of records without beats take no part. Frames beside a beat count as beats, since frames
+    are not what is scored. Arguments and errors are those of `item_labels`.
     """
     times = [_beat_times(task, record) for record in records]
 
@@ -250,15 +250,15 @@ def beat_estimates(
 def beat_monitor(
     labels: Labels, rows: windows.Rows, fps: float, tempi: beats.Tempi = beats.BEATS
 ) -> beats.Monitor:
-    """Return what scores the frame outputs of a split by the beats that they are decoded to."""
+    """Return what scores a split's frame outputs by the beats that are decoded from them."""
     return beats.monitor(labels.references, _frame_places(labels, rows, fps), fps, tempi)
 
 
 def _frame_places(labels: Labels, rows: windows.Rows, fps: float) -> list[np.ndarray]:
-    """Return, of each record, the place among the labels' rows of each frame's row.
+    """Return, for each record, the place of each of its frames among the rows of the labels.
 
-    Frames that no window holds (between two windows, one is cut off) have that of the nearest frame
-    before them.
+    A frame that is in no window (one is cut off between two windows) has the place of the nearest
+    frame before it.
     """
     places = []
     for first, end in zip(labels.start, np.append(labels.start[1:], len(labels.rows)), strict=True):

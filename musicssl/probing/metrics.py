@@ -1,8 +1,8 @@
 """Scores of the 13 tasks: library implementations for what is reported, jitted ones for training.
 
 What a report says comes from scikit-learn and mir_eval. Early stopping needs a score of every model
-after every epoch, so that each score has a jitted counterpart here; tests hold it to the library's
-value. Axis letters: i items (files or windows), c classes.
+after every epoch, so that each score has a jitted counterpart here; tests compare it with the
+library's value. Axis letters: i items (files or windows), c classes.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 Score = Callable[[np.ndarray, np.ndarray], float]
 
-_SEEDS = 1  # tells the random numbers that draw seeds from those that draw items
+_SEEDS = 1  # separates the random numbers that draw seeds from those that draw items
 
 
 def scorable(labels: np.ndarray) -> np.ndarray:
@@ -97,7 +97,7 @@ def key_weights(descending: bool = False) -> np.ndarray:
     """Return mir_eval's score of every reference (row) and estimate (column): [24, 24].
 
     Keys are in the order of KEYS, C major to B major and then C minor to B minor. What a fifth
-    below the reference scores is set here, since mir_eval means to change its default.
+    below the reference scores is set here, since mir_eval plans to change its default.
     """
     pairs = itertools.product(KEYS, KEYS)
     scores = [mir_eval.key.weighted_score(reference, estimate) for reference, estimate in pairs]
@@ -110,7 +110,7 @@ def key_weights(descending: bool = False) -> np.ndarray:
     return table
 
 
-# Tempo: classes of one beat a minute, as Schreiber and Müller (ISMIR 2018) have them, and the two
+# Tempo: classes of one beat a minute, as in Schreiber and Müller (ISMIR 2018), and the two
 # accuracies of Gouyon et al. (IEEE TASLP 14, 2006), within 4 %.
 TEMPI = np.arange(30, 286)
 _TEMPO_TOLERANCE = 0.04
@@ -118,7 +118,7 @@ _OCTAVES = (1, 2, 3, 1 / 2, 1 / 3)
 
 
 def tempo_class(tempi: np.ndarray) -> np.ndarray:
-    """Return the class of tempi in beats a minute; what is beyond all has the first or the last."""
+    """Return the class of tempi in beats a minute: beyond TEMPI, the first or the last."""
     return np.clip(np.round(tempi) - TEMPI[0], 0, len(TEMPI) - 1).astype(np.int32)
 
 
@@ -128,7 +128,7 @@ def tempo_accuracy(tempi: np.ndarray, outputs: np.ndarray) -> float:
 
 
 def tempo_accuracy_octaves(tempi: np.ndarray, outputs: np.ndarray) -> float:
-    """Return the same where twice, three times, a half and a third of the tempo count as right."""
+    """Return the same, with twice, three times, half and a third of the tempo right as well."""
     return _tempo_accuracy(tempi, outputs, _OCTAVES)
 
 
@@ -202,7 +202,7 @@ def bootstrap(
     would seem to tell more than they do (Davison and Hinkley, Bootstrap Methods and their
     Application, 1997, section 3.8). The samples depend on the seed and the clips alone, so that
     draw i of two probes is of the same items: see `over_seeds` and `paired`. A score that is not
-    defined, for want of positives of any class, is NaN.
+    defined, for lack of positives of any class, is NaN.
 
     Args:
       clips: the clip that each item is of, [i]; None where every item is a clip.
@@ -212,7 +212,7 @@ def bootstrap(
         return _OF_SAMPLES[score](labels, outputs, samples)
     values = np.full(draws, np.nan)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # scikit-learn tells of classes lacking in a draw
+        warnings.simplefilter("ignore")  # scikit-learn warns of classes that a sample lacks
         for i, chosen in enumerate(tqdm(samples, desc="bootstrap", total=draws, delay=2)):
             with contextlib.suppress(ValueError):
                 values[i] = score(labels[chosen], outputs[chosen])
@@ -252,8 +252,9 @@ def _key_scores(labels: np.ndarray, outputs: np.ndarray, samples: _Samples) -> n
 def _areas(labels: np.ndarray, outputs: np.ndarray, samples: _Samples) -> np.ndarray:
     """Return `roc_auc` of each sample of items: [draws].
 
-    A sample is how often it has each item. By class, items stand in the order of their outputs, and
-    the area is the share of pairs of a positive and a negative that are in order, ties for a half.
+    A sample is described by how often it has each item. For each class, items are sorted by their
+    outputs, and the area is the share of pairs of a positive and a negative that are in order; a
+    tie counts as half a pair.
     """
     items, classes = labels.shape
     counts = np.stack([np.bincount(chosen, minlength=items) for chosen in samples])  # [draws, i]
@@ -358,7 +359,7 @@ def paired_probes(ours: npt.ArrayLike, theirs: npt.ArrayLike, mean: float) -> Di
 
 
 def _difference(differences: np.ndarray, mean: float) -> Difference:
-    """Return what the differences of bootstrap samples say."""
+    """Return the interval and p that follow from the differences of bootstrap samples."""
     differences = differences[np.isfinite(differences)]
     tail = min((differences <= 0).sum(), (differences >= 0).sum())
     p = min(1.0, 2 * float(tail + 1) / (len(differences) + 1))

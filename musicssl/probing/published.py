@@ -2,8 +2,8 @@
 
 What is here was read in a primary source; where it was not, a comment says so. The results of
 arXiv:2307.05161 itself were not found, so none is shown as that paper's. MARBLE's constrained track
-(arXiv:2306.10548v1, tables 3 and 4) is followed here, with the deviations that README.md beside
-this file names, so its rows stand beside scores in tables. Figures under other protocols are shown
+(arXiv:2306.10548v1, tables 3 and 4) is followed here, with the deviations that protocol.md beside
+this file names, so tables show its rows beside scores. Figures under other protocols are shown
 apart, with their sources, and never in a table of what was run here.
 """
 
@@ -17,7 +17,7 @@ from musicssl import host
 
 MARBLE = "MARBLE, arXiv:2306.10548v1, tables 3 and 4"
 DEVIATIONS = "musicssl/probing/protocol.md names where the tasks differ from its code"
-# What MARBLE's constrained track trains, by leaves of configs/probe.py; 0 is told in words.
+# What MARBLE's constrained track trains, by leaves of configs/probe.py; _WORDS spells 0.
 _GRID: dict[str, Any] = {
     "kind": "mlp",
     "standardise": False,
@@ -35,7 +35,7 @@ class Source(TypedDict):
     """Figures from one place, under one protocol.
 
     source, url, date: where and when they were published.
-    protocol: how they came about.
+    protocol: how they were computed.
     followed: whether the evaluator here follows that protocol.
     columns: "<task>/<score>" of this evaluator, or another's own words.
     models: by name, the values of the columns x 100, None where nothing is reported.
@@ -56,12 +56,12 @@ def sources() -> tuple[Source, ...]:
     return tuple(json.loads(_FILE.read_text()))
 
 
-# Chance levels that are not of counted labels. R2 of the mean is 0. NSynth's test split has 843
-# notes of basses, the most frequent family of the training split, among 4,096 (arXiv:1704.01279, as
-# quoted: not read in its examples.json). We found no published labels of GTZAN-Rhythm, of NSynth's
-# pitches or of VocalSet's 3 s chunks.
+# Chance levels that do not come from counted labels. R2 of the mean is 0. NSynth's test split has
+# 843 notes of basses, the most frequent family of the training split, among 4,096
+# (arXiv:1704.01279, as quoted: not read in its examples.json). We found no published labels of
+# GTZAN-Rhythm, of NSynth's pitches or of VocalSet's 3 s chunks.
 _STATED = {"emomusic": ("r2", 0.0), "nsynth_instrument": ("accuracy", 843 / 4096)}
-_COUNTED = {"giantsteps_key": "weighted", "gtzan_genre": "accuracy"}  # of tags it is the AP
+_COUNTED = {"giantsteps_key": "weighted", "gtzan_genre": "accuracy"}  # for tags it is the AP
 
 
 def chance(task: str) -> tuple[str, float] | None:

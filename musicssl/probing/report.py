@@ -112,7 +112,7 @@ def _markdown(results: Results) -> str:
         "|---|---|---|---|---|---|---|",
     ]
 
-    # A row a score, and what is to be known of them.
+    # A row for each score, and notes on them.
     for name, task in tasks.items():
         lines += [f"| {' | '.join(cells)} |" for cells in _score_rows(name, task)]
 
@@ -136,7 +136,7 @@ def ruler(kind: str) -> str:
 
 
 def _published_lines(tasks: Mapping[str, TaskResult]) -> list[str]:
-    """Say what published figures are of, and how the probes beside them differ."""
+    """Say where published figures are from, and how the probes beside them differ."""
     differing: dict[str, list[str]] = {}
     for name, task in tasks.items():
         if published.scores(name):
@@ -157,13 +157,13 @@ def _published_lines(tasks: Mapping[str, TaskResult]) -> list[str]:
 
 
 def _score_rows(name: str, task: TaskResult) -> list[list[str]]:
-    """Return the cells of a task's rows, one row a score; the main score's row says most."""
+    """Return the cells of a task's rows, one row a score; the main score's row has the most."""
     low, high = task["chosen"]["interval"]
     drawn = task.get("settings", {}).get("kind") != search.RIDGE
     models = published.scores(name)
     rows = []
     for score, value in task["chosen"]["test"].items():
-        # The title, the interval and the layer stand in the main score's row alone.
+        # The title, the interval and the layer are in the main score's row alone.
         title, interval, layer = "", "", ""
         if score == task["score"]:
             title, layer = task["title"], task["chosen"]["source"]
@@ -183,7 +183,7 @@ def _score_rows(name: str, task: TaskResult) -> list[list[str]]:
 
 
 def _beside_table(tasks: Mapping[str, TaskResult]) -> list[str]:
-    """Return a table of what answers without training come to, beside the probes."""
+    """Return a table of the scores of answers without training, beside the probes'."""
     lines = [
         "| task | score | probe | few items of each class | nearest neighbours |",
         "|---" * 5 + "|",
@@ -275,7 +275,7 @@ def _factor_table(tasks: Mapping[str, TaskResult]) -> list[str]:
 
 
 def notes(tasks: Mapping[str, TaskResult]) -> list[str]:
-    """Say of which tasks figures do not compare with published ones or the first's, and why."""
+    """Say which tasks' figures do not compare with published ones or the first task's, and why."""
     lines = []
     first = next(iter(tasks.values()))
     for name, task in tasks.items():
@@ -283,14 +283,14 @@ def notes(tasks: Mapping[str, TaskResult]) -> list[str]:
             lines.append(f"- {name}: probed with {settings}")
         lines += [f"- {name}: {text}" for text in columns.of_earlier_versions(task)]
         if task["unscored_classes"]:
-            lines.append(f"- {name}: not in the averages, for want of test items with and "
-                         f"without: {', '.join(task['unscored_classes'])}")  # fmt: skip
+            lines.append(f"- {name}: not in the averages, since no test item or every one has "
+                         f"them: {', '.join(task['unscored_classes'])}")  # fmt: skip
         if task["untrained_classes"]:
             lines.append(f"- {name}: no training item of {', '.join(task['untrained_classes'])}")
         built = list(task["items"].values())
         if task["published_items"] and built != list(task["published_items"]):
-            lines.append(f"- {name}: {built} items in train, validation and test; published "
-                         f"are {list(task['published_items'])}")  # fmt: skip
+            lines.append(f"- {name}: {built} items in train, validation and test, but "
+                         f"{list(task['published_items'])} are published")  # fmt: skip
     return lines
 
 
@@ -309,9 +309,9 @@ def compare(folders: Sequence[Path], out: Path) -> str:
     if not shared:
         if not any(a["tasks"].keys() & b["tasks"] for a, b in itertools.combinations(encoders, 2)):
             raise ValueError("the results to compare have no task in common")
-        return "No task is in all of the results, so that there is no table of them."
+        return "No task is in all of the results, so there is no table of them."
 
-    # The table: a row a task, a column an encoder.
+    # The table: a row for each task, a column for each encoder.
     shown = columns.of_results(encoders)
     names = [column.name for column in shown]
     first_task = encoders[0]["tasks"][shared[0]]
@@ -331,7 +331,7 @@ def compare(folders: Sequence[Path], out: Path) -> str:
         chance = 100 * first["chance"][score]
         lines.append(f"| {first['title']} | {score} | {' | '.join(cells)} | {chance:.1f} |")
 
-    # What is to be known of it.
+    # Notes on the table.
     lines += [
         "",
         "Scores x 100, means over seeds, with the mean's 95 % bootstrap interval over test clips "
@@ -341,7 +341,7 @@ def compare(folders: Sequence[Path], out: Path) -> str:
     ]
     table = "\n".join(lines) + "\n"
 
-    # Write it, and draw the same; pictures by factor have a curve for each training seed.
+    # Write the table, and draw it; pictures by factor have a curve for each training seed.
     out.mkdir(parents=True, exist_ok=True)
     paths.write(out / "compare.md", table.encode())
     _draw_bars(shown, shared, out / "compare.png")
@@ -378,7 +378,7 @@ def _draw_bars(shown: Sequence[columns.Column], tasks: Sequence[str], path: Path
         error = np.maximum([values - low, high - values], 0)
         axes.bar(place, values, wide, yerr=error, label=column.name, error_kw={"lw": 0.8})
 
-    # Chance, and what stands below.
+    # Chance, and the labels below.
     first = [shown[0].results(name)[0] for name in tasks]
     for x, result in enumerate(first):
         axes.hlines(result["chance"][result["score"]], x - 0.45, x + 0.45, "k", "dotted")

@@ -5,8 +5,9 @@ Fields that are `NotRequired` are missing in the files of earlier versions.
 
 from typing import Any, NotRequired, TypedDict
 
-# Of what probes hear and how they are trained; results of two versions do not compare. In 1 windows
-# at the end of a record were filled with zeros, and batches were of windows, not of files.
+# The version of what probes hear and how they are trained; results of two versions do not compare.
+# In version 1, windows at the end of a record were filled with zeros, and batches were of windows,
+# not of files.
 PROTOCOL = 2
 
 
@@ -18,7 +19,7 @@ class SeedScore(TypedDict):
 
 
 class LayerResult(TypedDict):
-    """What a source of features came to, at its best learning rate or penalty.
+    """The scores of a source of features, at its best learning rate or penalty.
 
     source: a layer, "0" to "12"; "sum" for the weighted sum of all but layer 0; or "concat" for all
       of them side by side.
@@ -41,7 +42,7 @@ class ChosenResult(LayerResult):
     test_seeds: the main test score of each seed.
     interval: 95 % bootstrap interval of the mean of these, over test clips and seeds.
     draws: of each seed, the main score of each bootstrap sample of the test clips: [s][draws].
-      Those of two encoders are of the same clips, so that their differences are a paired test.
+      Those of two encoders are of the same clips, so their differences make a paired test.
       Earlier versions wrote those of the seed that did best on validation alone, [draws], and its
       interval; they are read as those of one seed.
     """
@@ -76,7 +77,7 @@ class LevelResult(TypedDict):
 
 
 class BesideResult(TypedDict):
-    """What answers without training come to, at the layer that does best on validation.
+    """The scores of answers without training, at the layer that does best on validation.
 
     number: of neighbours that are asked, or of items of each class.
     validation: the main score there, the mean over draws.
@@ -101,12 +102,12 @@ class LayerGeometry(TypedDict):
 
 
 class DeformedResult(TypedDict):
-    """The main score on deformed test items, of the probes that are reported, trained on others.
+    """The main score on deformed test items, of the reported probes, trained without deformation.
 
     deformation: such as "noise:20".
     mean: over seeds.
     interval: 95 % of it, over test clips and seeds.
-    drop: of the score on the test items as they are.
+    drop: how far it is below the score on the test items as they are.
     drop_interval, p: of a paired test of the same probes on the same items; None where deformed
       items are not the same ones, as where speed changes how many rows there are.
     """
@@ -140,7 +141,7 @@ class TaskResult(TypedDict):
     confusion: test items by label (row) and answer (column), of tasks with one class an item.
     unscored_classes: tags that no test item has or every one has, which averages leave out.
     untrained_classes: classes of test items that no training item has.
-    seconds: that the probes took.
+    seconds: how long the probes took.
     knn, few_shot, geometry, deformed: where they were asked for (config.also, config.deform) and
       the task allows them.
     """
@@ -182,7 +183,7 @@ class TrainedBy(TypedDict):
 
 
 class About(TypedDict):
-    """What an evaluation was of, and what it was made with.
+    """What was evaluated, and with what.
 
     encoder: as it was named on the command line.
     features: the encoder's name in reports.

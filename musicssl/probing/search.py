@@ -21,9 +21,9 @@ from musicssl.probing.grid import Fitted, Monitor, Protocol, Split
 
 
 class Outcome(NamedTuple):
-    """What a source of features came to, at the learning rate that validation prefers.
+    """The outcome of a source of features, at the learning rate that does best on validation.
 
-    Of ridge regression, which has no seeds, s is 1 and penalties stand in place of learning rates.
+    For ridge regression, which has no seeds, s is 1 and penalties take the place of learning rates.
 
     source: "0" to "12", "sum" or "concat".
     validation: the score of each seed and learning rate, [s, r].
@@ -53,7 +53,7 @@ Group = tuple[np.ndarray, np.ndarray]  # learning rates and seeds
 
 
 def sources_of(layers: int, kind: str) -> list[str]:
-    """Return each layer and what a kind of probe makes of all of them, where there are several.
+    """Return each layer and, if there are several, what a kind of probe makes of all of them.
 
     A probe that is trained weighs the blocks and adds them up (layer 0 is no block); ridge
     regression takes all layers side by side.
@@ -79,7 +79,7 @@ def search(
       load: from a source's name to its training, validation and test splits, and further ones of
         deformed test items.
       sources: names of layers, or "sum".
-      rates, seeds: of which every pair is trained.
+      rates, seeds: every pair of them is trained.
       name: for the progress bar.
     """
     rate_array, seed_array = np.array(rates, np.float32), np.array(seeds)
@@ -89,7 +89,7 @@ def search(
         for source in sources:
             train, validation, *tests = load(source)
 
-            # Every group of models is trained, and what they come to is put together.
+            # Train every group of models, and put their results together.
             def fit(group: Group, train=train, validation=validation) -> Fitted:
                 group_rates, group_seeds = group
                 fitted = grid.fit(protocol, monitor, train, validation, group_rates, group_seeds)

@@ -30,9 +30,9 @@ from musicssl.runtime import sharding
 from musicssl.runtime.workdir import flat, git_commit, step_of, steps_on_disk
 
 # How far the chance level of the labels built may be from that of the published ones. R2 may differ
-# more: since a test set of 125 has a mean of its own, that alone makes about .01.
+# more: a test set of 125 has a mean of its own, which alone accounts for about .01.
 _CHANCE_TOLERANCE, _R2_TOLERANCE = 0.005, 0.05
-_LEAST_RATE = 4  # frames a second of which beats are decoded: the fastest has 3.6
+_LEAST_RATE = 4  # frames a second for decoding beats: the fastest tempo has 3.6 beats a second
 
 
 class Session(NamedTuple):
@@ -61,7 +61,7 @@ def run(config: ml_collections.ConfigDict) -> str:
     """
     check_encoders(config)
     if unknown := [name for name in _listed(config.also) if name not in evaluate.ALSO]:
-        raise ValueError(f"config.also: there is no {unknown[0]!r}; there are {[*evaluate.ALSO]}")
+        raise ValueError(f"config.also: there is no {unknown[0]!r}: use some of {[*evaluate.ALSO]}")
     with _naming("config.deform"):
         for deformation in _listed(config.deform):
             host.check_deformation(deformation)
@@ -74,7 +74,7 @@ def run(config: ml_collections.ConfigDict) -> str:
 
 def _run_into(out: Path, chosen: Sequence[tasks.Task], config: ml_collections.ConfigDict) -> str:
     """Evaluate config.encoder, and the encoders beside it; write to `out`, return the tables."""
-    # What is evaluated for comparison has a directory of its own each.
+    # Each encoder that is evaluated for comparison has a directory of its own.
     folders = {config.encoder: out}
     for name in filter(None, config.beside.split(",")):
         spec = f"{paths.RANDOM}{config.encoder}" if name == "random" else name
@@ -88,7 +88,7 @@ def _run_into(out: Path, chosen: Sequence[tasks.Task], config: ml_collections.Co
         for spec, folder in folders.items()
     ]
     table = tables[0]
-    if len(folders) > 1 and table:  # process 0 has one
+    if len(folders) > 1 and table:  # only process 0 has a table
         table = report.compare([*folders.values()], out)
     note(f"results, tables and pictures are in {out}")
     return table
@@ -102,7 +102,7 @@ def _open(
     Returns:
       The source of features, and the run that it is from.
     """
-    step = None  # of the encoder itself; what stands beside it is of its last
+    step = None  # the last; config.step is for config.encoder alone
     if spec == config.encoder and config.step:
         step = step_of(host.path(spec), config.step)
     source = extract.open_source(spec, config.precision, step)
@@ -112,8 +112,8 @@ def _open(
     report.refuse_others(out, source.digest, source.name)
     if _listed(config.deform) and source.bind:
         raise ValueError(
-            "config.deform: features that were computed elsewhere cannot be computed of deformed "
-            "audio: leave it out"
+            "config.deform: features that were computed elsewhere cannot be computed again from "
+            "deformed audio: leave it out"
         )
     return source, run
 
@@ -147,7 +147,7 @@ def check_encoders(config: ml_collections.ConfigDict) -> None:
     """Check the names of all encoders before the first is evaluated.
 
     Raises:
-      ValueError: there is no encoder, or none of that name.
+      ValueError: no encoder is named, or a name is unknown.
     """
     if not config.encoder:
         raise ValueError(
@@ -161,8 +161,8 @@ def check_encoders(config: ml_collections.ConfigDict) -> None:
         known = name in ("random", *BASELINES) or kind == paths.PYTHON or path.startswith(paths.HUB)
         if not known and not host.path(path).exists():
             raise ValueError(
-                f"config.beside: {name!r} is no path, nor one of random, {', '.join(BASELINES)}; "
-                "encoders have the forms that config.encoder takes"
+                f"config.beside: {name!r} is neither a path nor one of random, "
+                f"{', '.join(BASELINES)}; encoders have the forms that config.encoder takes"
             )
 
 
@@ -173,7 +173,7 @@ def check_settings(
 
     Args:
       layers, sample_rate: of the encoder.
-      section: what the settings' leaves follow on the command line, for messages.
+      section: the prefix of the settings' leaves on the command line, for messages.
 
     Raises:
       ValueError: a setting cannot be used.
@@ -220,8 +220,8 @@ def _check_frames(
     for task in chosen:
         if task.pool == tasks.FRAMES and source.frame_rate < _LEAST_RATE:
             raise ValueError(
-                f"{task.name} is asked of every frame, and {source.name} has "
-                f"{source.frame_rate:.2f} a second: {_LEAST_RATE} or more are needed: leave it out"
+                f"{task.name} has a row for every frame and needs {_LEAST_RATE} or more a second, "
+                f"but {source.name} has {source.frame_rate:.2f}: leave the task out"
             )
         for split in tasks.SPLITS:
             if source.bind is None:
@@ -233,7 +233,7 @@ def _check_frames(
 
 @contextlib.contextmanager
 def _naming(leaf: str) -> Iterator[None]:
-    """Put the name of the leaf whose value is checked before what is wrong with it."""
+    """Put the name of the leaf that is checked in front of an error's message."""
     try:
         yield
     except ValueError as error:
@@ -256,7 +256,7 @@ def _folder_name(spec: str) -> str:
 def _about(
     spec: str, config: ml_collections.ConfigDict, source: FeatureSource, run: TrainedBy | None
 ) -> About:
-    """Return what a results.json says of its run."""
+    """Return what a results.json says about its run."""
     return {
         "encoder": spec,
         "features": source.name,
@@ -291,9 +291,9 @@ def run_task(
     probes, and the others return None.
 
     Args:
-      together: the tasks that are evaluated one after another. Features that others of them need of
-        the same audio are extracted in the same pass; where others have splits of their own, what
-        two of these have in common is heard once.
+      together: the tasks that are evaluated one after another. Features of the same audio that
+        other tasks need are extracted in the same pass. If other tasks have splits of their own,
+        windows that two splits share are heard once.
     """
     sharing = [other for other in together if _heard_by(other) == _heard_by(task)]
     pools = {other.pool for other in sharing if other.prefix == task.prefix}
@@ -407,7 +407,7 @@ def _resampled(dataset: str, kept: int, wanted: int) -> str:
     if wanted < kept:
         return said
     built = f"{dataset}/{wanted // 1000}khz" if wanted % 1000 == 0 else "a build of that rate"
-    return f"{said}, with nothing above {kept // 2} Hz in it; {built}, where there is one, has more"
+    return f"{said}, with nothing above {kept // 2} Hz; {built}, if there is one, has more"
 
 
 def _class_names(task: tasks.Task, classes: Mapping[str, Sequence[str]]) -> Sequence[str]:
@@ -422,17 +422,17 @@ def _class_names(task: tasks.Task, classes: Mapping[str, Sequence[str]]) -> Sequ
 def _warn_of_sizes(
     task: tasks.Task, split: str, sizes: Mapping[str, Mapping[str, int | None]], limit: int
 ) -> None:
-    """Warn where a split has not the published number of records, unless a limit was asked for."""
+    """Warn if a split does not have the published number of records, unless there is a limit."""
     if limit:
         return
     for name in {split, task.split(split), f"{task.label}/{split}"} & set(sizes):
         built, wanted = sizes[name]["built"], sizes[name]["published"]
         if wanted not in (None, built):
-            note(f"{task.dataset} {name} has {built} items, published are {wanted}")
+            note(f"{task.dataset} {name} has {built} items, but {wanted} are published")
 
 
 def warn_of_chance(task: tasks.Task, chance: Mapping[str, float], limit: int) -> None:
-    """Warn where labels are not distributed as the published ones: other files, or other splits.
+    """Warn if labels are not distributed as the published ones: other files, or other splits.
 
     Args:
       chance: every score of the best answer that ignores the audio, on the labels built.
@@ -444,16 +444,16 @@ def warn_of_chance(task: tasks.Task, chance: Mapping[str, float], limit: int) ->
     tolerance = _R2_TOLERANCE if score == "r2" else _CHANCE_TOLERANCE
     if abs(chance[score] - level) > tolerance:
         note(
-            f"{task.name}: without the audio {score} is {chance[score]:.4f}, from the published "
-            f"labels {level:.4f}: scores cannot be compared with published ones"
+            f"{task.name}: without the audio {score} is {chance[score]:.4f}, but {level:.4f} on "
+            "the published labels: scores cannot be compared with published ones"
         )
 
 
 def of_training(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """Return the section `probe` of a training run, with the data_dir of its tasks' data sets.
 
-    If it has none, that is the run's. Where the run's holds none of them, and they can be composed,
-    it is the default one: a folder of one's own music is left alone.
+    If the section has none, it gets the run's. If the run's has none of these data sets, and they
+    can be composed, it gets the default one: a folder of the user's own music is left alone.
     """
     settings = ml_collections.ConfigDict(dict(**config.probe))
     if not settings.data_dir:
@@ -488,7 +488,7 @@ def quick(
         config.data.normalize, params, functools.partial(hidden_states, encoder),
     )  # fmt: skip
 
-    # Evaluate the tasks with a cache that goes away.
+    # Evaluate the tasks with a temporary cache.
     settings = of_training(config)
     chosen = tasks.choose(settings.tasks)
     scores = {}

@@ -34,7 +34,7 @@ class Kind:
     """What tasks of one kind are labelled, trained and scored with.
 
     loss: of `grid.Protocol`.
-    monitor: gives the score that early stopping and the choice of a layer look at, from the
+    monitor: gives the score that decides early stopping and the choice of a layer, from the
       validation split's labels, its feature rows and encoder frames a second.
     score_names: the names of all scores; the first is the one that is reported.
     label: gives a split its labels, from (task, records, feature rows, encoder frames a second).
@@ -71,7 +71,7 @@ def kind_of(task: Task) -> Kind:
     return KINDS[task.kind]
 
 
-# Kinds whose items have labels: each score is a function of these and of the outputs.
+# Kinds whose items have labels: each score is a function of the labels and the outputs.
 
 _Constant = Callable[[Task, Labels, Labels], np.ndarray]
 
@@ -94,7 +94,7 @@ def _item_kind(
     """
     main = next(iter(scores))
 
-    # Everything that is scored goes through this function, what probes say and what chance does.
+    # This function scores everything: the outputs of probes and those of chance.
     def score_outputs(truth: np.ndarray, outputs: np.ndarray) -> dict[str, float]:
         return {name: score(truth, outputs) for name, score in scores.items()}
 

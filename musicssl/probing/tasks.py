@@ -5,7 +5,7 @@ Two more ask GTZAN's features for downbeats and tempo.
 The 13 are those of arXiv:2307.05161 as far as they are known: MARBLE's 14 (arXiv:2306.10548)
 without source separation, emotion counted once. Patiences and metrics are those of MARBLE's code
 (benchmark/tasks/*/*_base_config.yaml), windows those of its configurations of HuBERT and music2vec
-(configs/{hubert,music2vec}/*.yaml). README.md beside this file says where a task differs from it.
+(configs/{hubert,music2vec}/*.yaml). protocol.md says where a task differs from them.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ class Task:
     """One task.
 
     dataset: a builder of data_pipelines/.
-    label: what of its records is asked for, or a name in `labels.PART_LABELS`.
+    label: the field of its records that is asked for, or a name in `labels.PART_LABELS`.
     kind: a name in `task_kinds.KINDS`.
     window: seconds of the windows that clips are cut into.
     plateau, patience: epochs without a gain before the learning rate is halved, and before training
@@ -200,7 +200,7 @@ def choose(names: str) -> list[Task]:
         if not name:
             continue
         if name not in TASKS and name not in SUITES:
-            raise ValueError(f"there is no {name!r}; there are {[*SUITES, *TASKS]}")
+            raise ValueError(f"there is no {name!r}: use some of {[*SUITES, *TASKS]}")
         chosen += SUITES.get(name, (name,))
 
     if not chosen:

@@ -118,7 +118,7 @@ def _lead(study: Study) -> str:
         likely = sum(test["likely"] for test in tests)
         lines.append(
             f"<p>Of {len(tests)} comparisons with {reference(study)}, p is below {LIKELY} in "
-            f"{likely}; if there were no differences at all, it would be so in about "
+            f"{likely}; if there were no differences at all, that would be so in about "
             f"{LIKELY * len(tests):.0f}. The tests are not corrected for their number.</p>"
         )
 

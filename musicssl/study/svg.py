@@ -1,7 +1,7 @@
 """Small charts as SVG text for a page: lines with whiskers, their legend, colours.
 
-Each chart scales with its column, names its points under a resting pointer, and needs no script,
-font or file.
+Each chart scales with its column, shows a point's name and value under the pointer, and needs no
+script, font or file.
 """
 
 import itertools

@@ -121,7 +121,7 @@ def _processor_minutes(encoder: ReportedEncoder, study: Study) -> str:
 def score_table(study: Study, tasks: Sequence[StudyTask]) -> str:
     """Return a table of encoders and tasks: scores, intervals and marks.
 
-    Below them stand chance, the number of items, and published figures.
+    Below them are chance, the number of items, and published figures.
     """
     # The best score of each task, which is shaded darkest.
     best = {}

@@ -173,7 +173,7 @@ def test_sigterm_reaches_the_part_and_the_next_does_not_begin(first_hour):
         (["--minutes=soon"], "--minutes=soon: give a whole number"),
         (["--minutes=0"], "--minutes=0: give a whole number"),
         (["--config=configs/nothing.py:a"], "there is no file configs/nothing.py"),
-        (["--only=check,teach"], "teach is no part, use some of check,benchmark,"),
+        (["--only=check,teach"], "there is no part teach, use some of check,benchmark,"),
         (["--config.steps=3"], "--config.steps=3: unknown, or has no value"),
         (["--output="], "--output=: unknown, or has no value"),
         (["--output=gs://a/b"], "gs://a/b is not a path on this machine: copy the results"),

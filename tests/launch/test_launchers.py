@@ -112,7 +112,7 @@ def test_machines_that_do_not_come_end_the_wait(cloud, state):
     (cloud.folder / "states").write_text(f"PROVISIONING\n{state}\n")
     done = cloud("tpu.sh", "resume", *TPU, *JOB)
     assert done.returncode == 1
-    assert done.stderr.startswith(f"tpu.sh: mine is {state}: no machines came; try another --zone")
+    assert done.stderr.startswith(f"tpu.sh: mine is {state}: no machines came; delete it, and try")
     assert done.stderr.count("\n") == 1
     verbs = [call[4] for call in cloud.calls]
     assert verbs == ["delete", "create", "describe", "describe"]

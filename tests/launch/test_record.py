@@ -60,9 +60,8 @@ def test_what_is_not_there_or_of_another_recipe_is_one_line(tmp_path, capsys):
     run, other = _run(tmp_path / "a", 1), _run(tmp_path / "b", 2, steps=30)
     out = f"--output={tmp_path / 'kept'}"
     assert record.main([str(run), str(other), out]) == 2
-    assert (
-        capsys.readouterr().err == f"record: {other} and {run} differ in steps: give one recipe's\n"
-    )
+    apart = f"record: {other} and {run} differ in steps: give runs of one recipe\n"
+    assert capsys.readouterr().err == apart
     for address in ("gs://abc/x", "s3://abc/x"):
         for given in ([address, out], [str(run), f"--output={address}"]):
             assert record.main(given) == 2

@@ -95,7 +95,7 @@ def test_what_does_not_compare_is_said() -> None:
     shown = columns.of_results([first, older, other, linear])
     assert columns.notes(shown, ["a"]) == [
         f"- a: old: {columns.ONE_SEED}",
-        "- a: other: test items are not the same: no test",
+        "- a: other: test items are not the same, so there is no test",
         "- a: linear: probed with kind linear instead of mlp",
     ]
     tested = columns.against(shown[1].results("a"), shown[0].results("a"))
@@ -123,7 +123,7 @@ def test_samples_of_rows_and_of_clips_do_not_compare() -> None:
     shown = columns.of_results([old | {"run": of_run[0]}, new | {"run": of_run[1]}])
     assert columns.notes(shown, ["a"]) == [
         f"- a: old: {columns.ROWS}",
-        "- a: new: bootstrap samples are not the same: no test",
+        "- a: new: bootstrap samples are not the same, so there is no test",
     ]
 
     of_clips = [of_task(name, "synth_key", clips) for name, clips in (("old", None), ("new", 48))]

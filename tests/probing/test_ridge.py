@@ -151,7 +151,7 @@ def test_a_task_is_evaluated_and_says_with_what(tmp_path, few_draws: None) -> No
     assert result["chosen"]["penalty"] in settings.penalties
     assert "learning_rate" not in result["chosen"] and len(result["chosen"]["draws"]) == 1
     assert set(result["settings"]) == {"kind", "layers", "penalties", "limit"}
-    with pytest.raises(ValueError, match="there is no 'sum'; there are 0,1,2,concat"):
+    with pytest.raises(ValueError, match="there is no 'sum': use some of 0,1,2,concat"):
         evaluate.chosen_sources(3, "1,sum", "ridge")
 
 

@@ -233,11 +233,11 @@ def test_results_go_beside_others_whatever_an_encoder_s_path_is(tmp_path: Path) 
         ({"encoder": "python:no.py:Mine"}, "there is no file .*no.py"),
         ({"encoder": "features:no"}, "features:no has no features.json"),
         ({"encoder": "random:python:mine.py:Mine"}, "holds no encoder"),
-        ({"beside": "random,lgmel"}, "'lgmel' is no path, nor one of random, logmel"),
+        ({"beside": "random,lgmel"}, "'lgmel' is neither a path nor one of random, logmel"),
         ({"seeds": ()}, "config.seeds is empty: it must have a value"),
         ({"windows": 0}, "config.windows is 0: use 1 or more"),
         ({"precision": "half"}, "use 'float32' or 'bfloat16'"),
-        ({"also": "knn,trees"}, "config.also: there is no 'trees'; there are"),
+        ({"also": "knn,trees"}, "config.also: there is no 'trees': use some of"),
         ({"deform": "echo:3"}, "config.deform is not possible: there is no deformation 'echo:3'"),
     ],
 )
@@ -266,7 +266,7 @@ def test_probes_of_a_training_run_are_looked_at_before_it(synth_dir: str) -> Non
     run.probe.data_dir = synth_dir
     assert session.of_training(run).data_dir == synth_dir
     run.probe.layers = "0,7"
-    with pytest.raises(ValueError, match="there is no '7'; there are 0,1,2,concat"):
+    with pytest.raises(ValueError, match="there is no '7': use some of 0,1,2,concat"):
         session.check_settings(session.of_training(run), 3, 16_000)
     assert evaluate.chosen_sources(1, "6,sum", "linear") == ["0"]  # of a baseline beside an encoder
 
@@ -359,6 +359,6 @@ def test_encoders_beside_are_opened_before_the_first_is_evaluated(
 
 def test_beats_are_not_asked_of_few_frames(logmel: extract.FeatureSource, tmp_path: Path) -> None:
     slow = logmel._replace(frames=windows.Frames(8000, 8000))
-    with pytest.raises(ValueError, match=r"synth_beat is asked of every frame, .* 2.00 a"):
+    with pytest.raises(ValueError, match=r"synth_beat has a row for every frame .* has 2.00"):
         session._check_frames(tasks.choose("synth_key,synth_beat"), slow, config(tmp_path))
     session._check_frames(tasks.choose("synth_key,synth_pitch"), slow, config(tmp_path))

@@ -88,7 +88,7 @@ def test_what_differs_is_said_at_the_score_and_in_the_csv(written) -> None:
     page, lines = written
     differing = {x["encoder"]: x["differs"] for x in lines if x["task"] == "gtzan_genre"}
     probed = "probed with kind linear instead of mlp, protocol version 1 instead of 2"
-    items = "test items are not the same: no test"
+    items = "test items are not the same, so there is no test"
     assert differing == {"one": "", "<two>": "", "old": probed, "other": items}
     assert f"<ol><li>{probed}</li><li>{items}</li></ol>" in page
     assert "<b>50.0</b><b class='down'>▼</b><sup>1</sup>" in page

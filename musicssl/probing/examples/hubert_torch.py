@@ -1,6 +1,6 @@
 """A HuBERT of transformers, in PyTorch: --config.encoder=python:hubert_torch.py:HuBERT
 
-HUBERT_DIRECTORY names a model that transformers has saved; without it, values are random.
+HUBERT_DIRECTORY names a model that transformers has saved; without it, the weights are random.
 """
 
 import os

@@ -1,8 +1,8 @@
 """A convolutional network on a mel spectrogram, in JAX: --config.encoder=python:mel_cnn.py:encode
 
-Audio is at 22.05 kHz, and a frame is 1,024 samples long: 21.5 frames a second. It is a function,
-whose figures are its attributes. It takes `samples` and hides what is after a window's end, so that
-windows of several lengths share a batch, and a program. Its values are random.
+Audio is at 22.05 kHz, and a frame is 1,024 samples long: 21.5 frames a second. It is a function
+with attributes. It takes `samples` and hides what is after a window's end, so that windows of
+several lengths share a batch, and a program. Its weights are random.
 """
 
 import jax

@@ -1,7 +1,7 @@
 """MERT-v1 in PyTorch, at 24 kHz: --config.encoder=python:mert_v1.py:MERT
 
-MERT_DIRECTORY names a copy of m-a-p/MERT-v1-95M or -330M, whose own code then runs (what it needs
-beside transformers: nnAudio). Without it, this is a random model of the same layout, shrunk: the
+MERT_DIRECTORY names a copy of m-a-p/MERT-v1-95M or -330M, whose own code then runs (it also needs
+nnAudio). Without the variable, this is a random model of the same layout, shrunk: the
 stem of HuBERT makes 75 frames a second of 24 kHz. What musicssl can read itself needs no plug-in:
 try --config.encoder=hf:m-a-p/MERT-v1-95M first, which refuses what it does not know.
 """
