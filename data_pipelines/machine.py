@@ -13,8 +13,11 @@ from logging import StreamHandler, getLogger
 from typing import Any
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]+[a-z0-9]")  # what a bucket may be called
-_SIGNS = "#?*[]"  # of patterns and versions: a file with one in its name is not found again
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_SIGNS = "#?*[]\\"  # of patterns and versions: a file with one in its name is not found again
+# How the addresses of stores begin, also if they are misspelt: a folder of this machine that is
+# really called gs: can be given as /.../gs: with its parents.
+_STORES = re.compile(r"[\s'\"]*(gs|gcs|s3[an]?|abfss?|wasbs?|az|hdfs|file|https?):", re.IGNORECASE)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def written_out(path: str) -> str:
@@ -29,31 +32,45 @@ def written_out(path: str) -> str:
     return whole
 
 
+def is_address(path: str) -> bool:
+    """Return whether a path means a store such as gs://, although it may be misspelt."""
+    return "://" in path or _STORES.match(path) is not None
+
+
 def anywhere(path: str) -> str:
     """Return a path of this machine with `~` written out, or an address on gs://.
 
-    Slashes at the end of an address are removed.
+    Slashes at the end of an address are removed, and several in a row become one, as on a disk.
 
     Raises:
-      ValueError: it is an address of another kind, without a bucket, or with a name that libraries
-        do not take as it is; or there is no such home directory.
+      ValueError: it is an address of another kind, misspelt, without a bucket, or with a name that
+        libraries do not take as it is; or there is no such home directory.
     """
-    scheme, found, name = path.partition("://")
-    if not found:
-        if path.startswith("gs:/"):
-            raise ValueError(f"{path} is not an address: write gs://BUCKET/FOLDER")
+    if not is_address(path):
         return written_out(path)
-    if scheme != "gs":
+    if not path.startswith("gs://"):
+        store = _STORES.match(path)
+        scheme = store[1].lower() if store else path.partition("://")[0]
+        if scheme == "file":
+            raise ValueError(f"{path}: write a path of this machine without file:")
+        if scheme in ("gs", "gcs"):
+            raise ValueError(f"{path} is not an address: write gs://BUCKET/FOLDER")
         why = "Orbax does not save there, and TensorFlow does not read there"
         raise ValueError(f"{path}: {scheme}:// is not supported ({why}): use gs:// or a disk")
+    name = path.removeprefix("gs://")
     if not _BUCKET.fullmatch(name.partition("/")[0]):
         raise ValueError(f"{path} names no bucket: write gs://BUCKET/FOLDER")
+    if not name.isprintable() or name != name.strip():
+        raise ValueError(
+            f"{shown(name)!r} on gs:// has a line break, a space at an end or another sign that "
+            "cannot be seen: write its name without"
+        )
     if set(name) & set(_SIGNS) or {".", ".."} & set(name.split("/")):
         raise ValueError(
             f"{path}: a name on gs:// must not contain {' '.join(_SIGNS)}, nor be . or .., which "
             "Orbax and Google's own tools take for something else: use another name"
         )
-    return path.rstrip("/")
+    return "gs://" + re.sub("/+", "/", name).rstrip("/")
 
 
 def shown(path: str | os.PathLike) -> str:
@@ -75,7 +92,7 @@ class _Dropping(io.FileIO):
         try:
             return super().write(content)
         except OSError as error:
-            if error.errno in _FULL and not self.told:
+            if error.errno in FULL and not self.told:
                 self.told = True
                 line = f"some of the output is lost: {error.strerror}\n"
                 with contextlib.suppress(OSError):

@@ -12,6 +12,7 @@ import mmap
 import os
 import shutil
 import sys
+import tempfile
 import threading
 import time
 import zlib
@@ -22,11 +23,14 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from data_pipelines import claim, paths, record_index, records, remote, retries
+from data_pipelines import claim, machine, paths, record_index, records, remote, retries
 from data_pipelines.records import Dataset
 
 _PART = 8 << 20  # bytes of a request
 _COPIERS = 16  # shards that are copied at once
+_ROOM = (
+    "free some space, choose another data.mirror, or do without a copy (--config.data.order=blocks)"
+)
 _LOOK, _SAY = 0.5, 60.0  # seconds between looks at, and lines about, another's copy
 
 
@@ -35,15 +39,21 @@ def mirror(name: str, data_dir: str, split: str, target: str) -> Dataset:
 
     Raises:
       FileNotFoundError, ValueError: as `records.open_dataset`; or TARGET is not a folder of this
-        machine, or holds the copy of another data set of this name.
+        machine, cannot be written to, is DATA_DIR, or holds the copy of another data set of this
+        name.
       OSError: the disk is full, or the data cannot be read; see `retries.patiently`.
     """
     target = paths.local(target, "it is for this machine's own copy of the data")
     source = records.open_dataset(name, data_dir, split)
-    inside = source.directory.removeprefix(os.fspath(data_dir).rstrip("/")).strip("/")
+    inside = source.directory.removeprefix(os.fspath(epath.Path(data_dir))).strip("/")
     folder = Path(target) / inside
-    folder.mkdir(parents=True, exist_ok=True)
+    if not source.is_far and folder.exists() and folder.samefile(source.directory):
+        raise ValueError(
+            f"data.mirror: {folder} is the data set itself: name another folder, or leave it out"
+        )
     copy = _Copy(source, folder)
+    if not copy.is_complete():
+        _require_writable(folder)
     said = float("-inf")
     while not copy.is_complete():
         try:
@@ -56,6 +66,21 @@ def mirror(name: str, data_dir: str, split: str, target: str) -> Dataset:
                 said = time.monotonic()
             time.sleep(_LOOK)
     return records.open_directory(epath.Path(folder), split)
+
+
+def _require_writable(folder: Path) -> None:
+    """Raise ValueError if no copy can be made in a folder."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        if error.errno in machine.FULL or retries.passes(error):
+            raise
+        raise ValueError(
+            f"data.mirror: {folder} cannot be written to ({error.strerror}): change that, or name "
+            "another"
+        ) from error
 
 
 class _Copy:
@@ -72,7 +97,7 @@ class _Copy:
         ends = np.cumsum(source.layout.lengths)
         self.records = [range(*x) for x in zip(ends - source.layout.lengths, ends, strict=True)]
         self.sums = index.whole_sums()
-        self.note = folder / f"mirror-{source.split}.json"  # what was copied, once it is whole
+        self.note = folder / records.MIRRORED.format(source.split)  # once the copy is whole
         self.closed, self.lock = threading.Event(), threading.Lock()
 
     def is_complete(self) -> bool:
@@ -97,6 +122,10 @@ class _Copy:
         pool = ThreadPoolExecutor(_COPIERS, "mirror")
         try:
             list(pool.map(self._shard, range(len(self.sizes))))
+        except OSError as error:
+            if error.errno in machine.FULL:
+                raise OSError(f"{self.folder} is full: {_ROOM}") from error
+            raise
         finally:
             self.closed.set()  # the first error ends them all
             pool.shutdown(cancel_futures=True)
@@ -117,8 +146,7 @@ class _Copy:
         if needed > free:
             raise OSError(
                 f"{self.folder} has {free / 1e9:.2f} GB free and the copy of "
-                f"{self.source.directory} needs {needed / 1e9:.2f} GB more: free some space, "
-                "choose another data.mirror, or do without a copy (--config.data.order=blocks)"
+                f"{self.source.directory} needs {needed / 1e9:.2f} GB more: {_ROOM}"
             )
 
     def _shard(self, number: int) -> None:

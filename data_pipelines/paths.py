@@ -19,7 +19,7 @@ def local(path: str, remedy: str) -> str:
       ValueError: it is an address such as gs://, with the remedy; or there is no such home
         directory.
     """
-    if "://" in path or path.startswith("gs:/"):
+    if machine.is_address(path):
         raise ValueError(f"{path} has to be a folder of this machine: {remedy}")
     return machine.written_out(path)
 

@@ -13,10 +13,12 @@ from typing import Any
 
 import tensorstore
 
+from data_pipelines import retries
+
 _ANSWER = 60.0  # seconds within which a bucket must answer
 OPEN_FILES = 128  # local files that are kept open
 _LOCAL_READERS = 4  # threads that carry out reads from a local disk
-_LASTING = ("PERMISSION_DENIED", "UNAUTHENTICATED", "INVALID_ARGUMENT", "NOT_FOUND")
+_REFUSED = ("PERMISSION_DENIED", "UNAUTHENTICATED", "INVALID_ARGUMENT")
 # tensorstore itself retries little: `retries` decides how long errors are tolerated.
 _CONTEXT = {
     "gcs_request_retries": {"max_retries": 1, "initial_delay": "100ms"},
@@ -93,7 +95,7 @@ def answer(future: Any, path: str) -> Any:
     """Return a bucket's answer to a request of tensorstore's.
 
     Raises:
-      OSError: with EIO if the error may pass, with EACCES if it will not.
+      OSError: with EIO if the error may pass, else with EACCES, or ENOENT for a missing bucket.
       EOFError: the file ends before the bytes that were asked for.
     """
     try:
@@ -102,9 +104,11 @@ def answer(future: Any, path: str) -> Any:
         code, _, reason = str(error).partition(": ")
         if code == "OUT_OF_RANGE":
             raise EOFError(path) from error
-        raise OSError(
-            errno.EACCES if code in _LASTING else errno.EIO, reason or code, path
-        ) from error
+        if code == "NOT_FOUND":  # a missing object is no error
+            raise retries.no_bucket(path) from error
+        if code in _REFUSED:
+            raise retries.forbidden(reason or code, path) from error
+        raise OSError(errno.EIO, reason or code, path) from error
 
 
 @functools.lru_cache(16)

@@ -8,6 +8,7 @@ import re
 import threading
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from etils import epath
@@ -17,6 +18,7 @@ from data_pipelines.ranges import Ranges
 from data_pipelines.reads import BLOCK
 from data_pipelines.record_index import Damaged, Index, Layout, layouts, read_index
 
+MIRRORED = "mirror-{}.json"  # notes, beside a copy, what a split was copied from
 _DEFAULT_RATE = 16_000  # Hz, of a data set whose config does not say otherwise
 
 
@@ -63,7 +65,10 @@ class Dataset:
 
     def damage(self, record: int, what: str) -> Damaged:
         """Return an error that says what is wrong with a record."""
-        return Damaged(f"{self.layout.where(record, self.index.offset[record])}: {what}")
+        text = f"{self.layout.where(record, self.index.offset[record])}: {what}"
+        if not self.is_far and Path(self.directory, MIRRORED.format(self.split)).exists():
+            text += "; this is a copy: remove the file, and it will be copied again"
+        return Damaged(text)
 
     def read(
         self,

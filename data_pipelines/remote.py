@@ -70,7 +70,8 @@ class Remote(type(epath.Path("gs://bucket"))):  # type: ignore[misc]  # etils' o
         """Return the names of all objects in this folder and in those below it."""
         store = ranges.store(str(self))
         names = self._patiently(lambda: ranges.answer(store.list(), str(self)))
-        if not names:
+        if not names:  # so says tensorstore too if it is not allowed to look; TensorFlow tells why
+            self.is_dir()
             raise FileNotFoundError(errno.ENOENT, "no such folder", str(self))
         return sorted(name.decode() for name in names if name)
 
@@ -81,10 +82,13 @@ class Remote(type(epath.Path("gs://bucket"))):  # type: ignore[misc]  # etils' o
 
     def mkdir(self, mode: int | None = None, parents: bool = False, exist_ok: bool = False) -> None:
         """Make a folder and its parents, although a bucket needs no folders."""
-        if not exist_ok and self.exists():
-            raise FileExistsError(errno.EEXIST, "already exists", str(self))
-        make = super().mkdir
-        self._patiently(lambda: make(mode=mode, parents=True, exist_ok=True))
+        if self.exists():
+            if not exist_ok or not self.is_dir():
+                raise FileExistsError(errno.EEXIST, "already exists", str(self))
+            return
+        # TensorFlow would try for hours to make one in a bucket that does not exist
+        store = ranges.store(str(self))
+        self._patiently(lambda: ranges.answer(store.write("", b""), str(self)))
 
     def rmtree(self, missing_ok: bool = False) -> None:
         """Remove a folder and all that is in it."""

@@ -9,6 +9,7 @@ same however often one asks, such as a missing permission, is raised at once.
 import errno
 import logging
 import random
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -80,6 +81,8 @@ def patiently(
         except Exception as error:
             if isinstance(error, tf.errors.NotFoundError):
                 raise FileNotFoundError(_said(error)) from error
+            if isinstance(error, (tf.errors.PermissionDeniedError, tf.errors.UnauthenticatedError)):
+                raise forbidden(str(error), what()) from error
             if isinstance(error, tf.errors.OpError) and not passes(error):
                 raise OSError(f"{what()}: {_said(error)}") from error
             if isinstance(error, Unreachable) or not passes(error):
@@ -98,6 +101,22 @@ def patiently(
         if closed.wait(min(pause * random.uniform(0.5, 1.0), remaining)):
             raise Closed(what())
         pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def forbidden(said: str, path: str) -> OSError:
+    """Return the error for a request that a bucket refuses, with what it said about that."""
+    words = re.search(r'\\?"message\\?": ?\\?"(.+?)\\?"[,}\n]', said)  # in a body of JSON
+    why = words[1] if words else re.split(r" \[http| with body|\n", said)[0]
+    remedy = (
+        "give this machine's account the right, or log in (gcloud auth application-default login)"
+    )
+    return PermissionError(errno.EACCES, f"the bucket refuses ({why}): {remedy}", path)
+
+
+def no_bucket(path: str) -> OSError:
+    """Return the error for a path in a bucket that does not exist."""
+    bucket = path.removeprefix("gs://").partition("/")[0]
+    return FileNotFoundError(errno.ENOENT, f"there is no bucket {bucket}: create it first", path)
 
 
 def _said(error: BaseException) -> str:

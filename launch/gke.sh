@@ -69,7 +69,12 @@ case $action in
       argument=${argument//\\/\\\\}
       argument=${argument//\"/\\\"}
       arguments+=", \"$argument\""
-      case $argument in --workdir=gs://?*) given[CACHE]=${argument#--workdir=}/xla ;; esac
+      case $argument in
+        --workdir=gs://?*) given[CACHE]=${argument#--workdir=}/xla ;;
+        --workdir=*://* | --workdir=gs:* | --workdir=s3:*)
+          fail "$argument: give gs://BUCKET/FOLDER, or a folder of the volume"
+          ;;
+      esac
     done
     given[ARGS]="[${arguments#, }]"
     manifest=$(<launch/jobset.yaml)

@@ -56,10 +56,17 @@ esac
 case $action in
   run | resume) (($#)) || fail "$action needs the job's command after --" ;;
 esac
-bucket='' # the job's workdir, if it is in a bucket
+workdir='' before='' # the job's
 for argument in "$@"; do
-  case $argument in --workdir=gs://?*) bucket=${argument#--workdir=} ;; esac
+  [[ $before != --workdir ]] || workdir=$argument
+  [[ $argument != --workdir=* ]] || workdir=${argument#*=}
+  before=$argument
 done
+bucket=''
+case $workdir in
+  gs://?*) bucket=$workdir ;;
+  *://* | gs:* | s3:*) fail "--workdir=$workdir: give gs://BUCKET/FOLDER, or a folder" ;;
+esac
 if [[ $action == resume && ! $nfs && ! $bucket ]]; then
   fail "resume needs --nfs=HOST:/SHARE, a disk for all workers, or a job with --workdir=gs://..."
 fi
@@ -161,12 +168,14 @@ setup() {
 }
 
 run() {
-  local line cache
+  local line cache=''
   printf -v line '%q ' "$@"
-  # only worker 0 keeps what it compiles, here for all of them
-  printf -v cache '%q' "${bucket:-$mount}/xla"
+  # only worker 0 keeps what it compiles, here for all of them, if they share the workdir
+  if [[ $bucket || $workdir == "$mount"/* ]]; then
+    printf -v cache 'JAX_COMPILATION_CACHE_DIR=%q ' "${bucket:-$mount}/xla"
+  fi
   on_workers all "cd ~/musicssl || exit 2; PATH=\$PWD/.venv/bin:\$PATH \
-MUSICSSL_COMMIT=\$(cat .commit) JAX_COMPILATION_CACHE_DIR=$cache nohup launch/again.sh -- \
+MUSICSSL_COMMIT=\$(cat .commit) ${cache}nohup launch/again.sh -- \
 ${line% } > ~/musicssl.log 2>&1 < /dev/null & echo \$! > ~/musicssl.pid"
 }
 

@@ -68,6 +68,8 @@ def run(
             logging.set_verbosity(verbosity)
         if undone := environment.settle():
             print(f"musicssl: these have no effect here: {', '.join(undone)}", file=sys.stderr)
+        with refusing():
+            environment.require_folders()
         try:
             main(argv)
         except KeyboardInterrupt:
@@ -92,7 +94,7 @@ def define_path(
     name: str,
     what: str,
     values: flags.FlagValues = flags.FLAGS,
-    kind: Callable[[str], str] = paths.anywhere,
+    kind: Callable[[str], str] = paths.folder,
 ) -> None:
     """Define a flag whose value is a path, checked by a function of `paths`."""
     flags.DEFINE(_Path(kind), name, None, what, flag_values=values)
@@ -106,6 +108,8 @@ class _Path(flags.ArgumentParser):
 
     def parse(self, argument: str) -> str:
         """Return the path with `~` expanded; raise ValueError if it cannot be a path."""
+        if not argument:  # as from a variable of the shell that is not set
+            raise ValueError("it is empty: give a path, or leave the flag out")
         return self.kind(argument)
 
 
@@ -253,7 +257,10 @@ def refuse(reason: object, code: int | None = None) -> NoReturn:
     if code is None:
         number = reason.errno if isinstance(reason, OSError) else None
         code = EXIT_STORAGE if number in PASSING else EXIT_REFUSED
-    print(f"musicssl: {' '.join(str(reason).splitlines())}", file=sys.stderr, flush=True)
+    said = str(reason)
+    if isinstance(reason, OSError) and reason.filename and said.startswith("[Errno"):
+        said = f"{reason.filename}: {reason.strerror}"
+    print(f"musicssl: {' '.join(said.splitlines())}", file=sys.stderr, flush=True)
     sys.exit(code)
 
 

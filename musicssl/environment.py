@@ -14,6 +14,8 @@ from pathlib import Path
 import flax
 import jax
 
+from data_pipelines import machine
+
 # Settings of JAX and Flax, with the values that this code needs. Others, which the environment may
 # set (JAX_ENABLE_X64=1), would break it or silently change random draws.
 _JAX = {
@@ -33,6 +35,7 @@ _JAX = {
     "jax_transfer_guard_device_to_host": "allow",
 }
 _FLAX = {"flax_fix_rng_separator": False, "flax_return_frozendict": False}
+_FOLDERS = ("jax_compilation_cache_dir", "jax_dump_ir_to")
 # What else changes results, mostly in their last digits.
 _VERSIONS = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE")
@@ -82,8 +85,8 @@ def require_devices() -> None:
     """Find the devices that JAX is to use, before anything needs them.
 
     Raises:
-      ValueError: JAX_PLATFORMS or JAX_PLATFORM_NAME asks for a platform without devices (the
-        message names those that have some), or JAX_DUMP_IR_TO cannot be written to.
+      ValueError: JAX_PLATFORMS or JAX_PLATFORM_NAME asks for a platform without devices; the
+        message names those that have some.
     """
     try:
         jax.devices()
@@ -106,16 +109,33 @@ def require_devices() -> None:
                 break
         raise ValueError(said) from error
 
-    # JAX writes to this folder as it compiles, and does not handle errors.
-    dump = os.environ.get("JAX_DUMP_IR_TO", "")
-    if dump and "://" not in dump and dump != "sponge":
+
+def require_folders() -> None:
+    """Write out and create the folders that the environment gives JAX.
+
+    JAX itself would create folders called gs: and ~ in the current one, and would end or go on
+    without them in the middle of a run, with pages of warnings.
+
+    Raises:
+      ValueError: one of them cannot be a folder; the message names the variable.
+    """
+    for name in _FOLDERS:
+        # some of JAX's settings are no attributes of its configuration
+        folder = getattr(jax.config, name, os.environ.get(name.upper()))
+        if not folder or folder == "sponge":  # Google's own place, for jax_dump_ir_to
+            continue
         try:
-            Path(dump).mkdir(parents=True, exist_ok=True)
+            whole = machine.anywhere(folder)
+            if not whole.startswith("gs://"):
+                Path(whole).mkdir(parents=True, exist_ok=True)
+        except ValueError as error:
+            raise ValueError(f"{name.upper()}: {error}, or leave it out") from None
         except OSError as error:
             raise ValueError(
-                f"JAX_DUMP_IR_TO={dump} cannot be written to ({error.strerror}): name another "
-                "folder, or leave it out"
+                f"{name.upper()}={folder} cannot be made a folder ({error.strerror}): name "
+                "another, or leave it out"
             ) from error
+        jax.config.update(name, whole)
 
 
 def described() -> dict[str, str]:

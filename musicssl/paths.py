@@ -33,7 +33,7 @@ def local(path: str, remedy: str = "copy it to a disk, or mount it") -> str:
       ValueError: it is an address such as gs:// (the message has the remedy), its home is not
         known, or it is not UTF-8.
     """
-    if "://" in path or path.startswith("gs:/"):
+    if machine.is_address(path):
         raise ValueError(f"{path} is not a path on this machine: {remedy}")
     return _written_out(path)
 
@@ -46,6 +46,20 @@ def anywhere(path: str) -> str:
     """
     whole = machine.anywhere(path)
     return whole if is_remote(whole) else _written_out(path)
+
+
+def folder(path: str) -> str:
+    """Return a path that may also be a folder of a bucket, but not the bucket itself.
+
+    What stands beside it, such as PATH.json, would be in another bucket.
+
+    Raises:
+      ValueError: it is a whole bucket; else as `anywhere`.
+    """
+    whole = anywhere(path)
+    if is_remote(whole) and "/" not in whole.removeprefix("gs://"):
+        raise ValueError(f"{path} is a whole bucket: name a folder in it, {whole}/FOLDER")
+    return whole
 
 
 def is_remote(path: str | os.PathLike) -> bool:

@@ -131,6 +131,12 @@ def test_what_is_no_flag(command):
             [DEMO, "--workdir=gs:/a/b"],
             "--workdir=gs:/a/b: gs:/a/b is not an address: write gs://B",
         ),
+        (
+            "main",
+            [DEMO, "--workdir="],
+            "--workdir=: it is empty: give a path, or leave the flag out",
+        ),
+        ("plan", ["--output=gs://abc"], "--output=gs://abc: gs://abc is a whole bucket: name a"),
         ("study_report", ["--workdir=gs://a/b"], "gs://a/b is not a path on this machine: copy"),
         ("probe", ["--config.cache=gs://a/b"], "--config.cache: gs://a/b is not a path on this"),
         ("main", [DEMO, "--config.start_from=~nobody-here/x"], "~nobody-here/x: its home"),
@@ -282,6 +288,12 @@ def test_storage_that_is_away_has_an_exit_code_of_its_own(error, code):
     with pytest.raises(SystemExit) as left, refusing():
         raise error
     assert left.value.code == code
+
+
+def test_an_error_of_a_file_is_told_in_words(capsys):
+    with pytest.raises(SystemExit), refusing():
+        raise PermissionError(errno.EACCES, "Permission denied", "/a/b")
+    assert capsys.readouterr().err == "musicssl: /a/b: Permission denied\n"
 
 
 @pytest.mark.parametrize("command", COMMANDS)

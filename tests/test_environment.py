@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import jax
@@ -137,15 +138,40 @@ def without_devices(platform: str) -> str:
     return ""
 
 
-def test_other_names_of_platforms_and_folders_of_jax_are_looked_at_first(tmp_path):
-    """JAX would end in a traceback at the first use of a device, or as it compiles."""
+def test_other_names_of_platforms_are_looked_at_first():
+    """JAX would end in a traceback at the first use of a device."""
     said = tiny.in_another_process(with_variable, "JAX_PLATFORM_NAME", "abacus")
     assert said.startswith("there is no device of the platform abacus (")
     assert said.endswith("): set JAX_PLATFORM_NAME to cpu, or leave it out")
+
+
+@pytest.mark.parametrize("name", ["JAX_COMPILATION_CACHE_DIR", "JAX_DUMP_IR_TO"])
+def test_folders_that_jax_is_given_are_looked_at_first(name, tmp_path, monkeypatch):
+    """JAX would create a folder called gs: or ~, or warn in mid-run of what it cannot create."""
     (tmp_path / "file").touch()
-    said = tiny.in_another_process(with_variable, "JAX_DUMP_IR_TO", f"{tmp_path}/file/x")
-    assert said.startswith(f"JAX_DUMP_IR_TO={tmp_path}/file/x cannot be written to (")
-    assert tiny.in_another_process(with_variable, "JAX_DUMP_IR_TO", f"{tmp_path}/x") == ""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    settings = SimpleNamespace(update=lambda name, value: settings.__dict__.update({name: value}))
+    monkeypatch.setattr(environment.jax, "config", settings)
+
+    def given(folder: str) -> str:
+        if name == "JAX_DUMP_IR_TO":  # which JAX's configuration does not show
+            vars(settings).pop(name.lower(), None)
+            monkeypatch.setenv(name, folder)
+        else:
+            settings.update(name.lower(), folder)
+        environment.require_folders()
+        return vars(settings).get(name.lower(), "")
+
+    for folder in (f"{tmp_path}/file", f"{tmp_path}/file/x"):
+        with pytest.raises(ValueError, match=f"^{name}={folder} cannot be made a folder [(]"):
+            given(folder)
+    for folder in ("gs:/b/x", "s3://b/x", "gs://"):
+        with pytest.raises(ValueError, match=f"^{name}: {folder}.*, or leave it out$"):
+            given(folder)
+    assert given("~/x") == f"{tmp_path}/x" and given("gs://abc/x/") == "gs://abc/x"
+    assert given("") == ""
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "x"]
 
 
 def with_variable(name: str, value: str) -> str:

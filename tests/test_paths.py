@@ -21,6 +21,17 @@ NO_PATHS = {  # leaves of text that are names, numbers or choices
 }
 
 
+MISSPELT = (
+    "gs:abc/x",
+    "GS://abc/x",
+    "gcs://abc/x",
+    " gs://abc/x",
+    "'gs://abc/x'",
+    "gs:",
+    "gs:\\abc",
+)
+
+
 @pytest.fixture
 def home(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -36,7 +47,7 @@ def test_a_home_is_written_out(home):
 
 
 def test_an_address_is_no_path_on_this_machine():
-    for address in ("gs://a/b", "gs:/a/b"):
+    for address in ("gs://a/b", "gs:/a/b", "s3:/a/b", "GS:a", "file:/a"):
         with pytest.raises(ValueError, match=f"{address} is not a path on this machine: copy it"):
             paths.local(address)
 
@@ -44,14 +55,34 @@ def test_an_address_is_no_path_on_this_machine():
 def test_a_path_may_be_on_a_bucket_of_the_one_kind_that_works(home):
     assert paths.anywhere("gs://abc/b/") == "gs://abc/b" and paths.anywhere("~/a") == f"{home}/a"
     assert paths.is_remote("gs://a") and not paths.is_remote(Path("gs:/a"))
-    with pytest.raises(ValueError, match="s3:// is not supported"):
-        paths.anywhere("s3://a/b")
-    for wrong in ("gs://", "gs:///", "gs:/abc/b", "gs://Big_/x", "gs://a/b"):
+    assert paths.anywhere("gs://abc//a///b//") == "gs://abc/a/b"
+    for wrong in ("s3://a/b", "s3:/a/b", "S3A:a"):
+        with pytest.raises(ValueError, match=r"s3a?:// is not supported"):
+            paths.anywhere(wrong)
+    for wrong in ("gs://", "gs:///", "gs:/abc/b", "gs://Big_/x", "gs://a/b", *MISSPELT):
         with pytest.raises(ValueError, match="write gs://BUCKET/FOLDER"):
             paths.anywhere(wrong)
+    for wrong in ("file:///a", "file:/a"):
+        with pytest.raises(ValueError, match="write a path of this machine without file:"):
+            paths.anywhere(wrong)
+    assert paths.anywhere("run:1/x") == "run:1/x"  # a colon alone makes no address
 
 
-@pytest.mark.parametrize("name", ["a#b", "a?b", "a[b]", "a*", "x/../y", "."])
+def test_a_name_on_a_bucket_can_be_seen_whole():
+    for name in ("x ", "x\n", "a\tb", "caf\udce9"):
+        with pytest.raises(ValueError, match="sign that cannot be seen") as error:
+            paths.anywhere(f"gs://abc/{name}")
+        assert "\n" not in str(error.value) and str(error.value).encode()
+
+
+def test_what_others_stand_beside_is_not_a_whole_bucket():
+    """A plan in gs://abc would be written to gs://abc.json, another bucket's."""
+    assert paths.folder("gs://abc/b/") == "gs://abc/b" and paths.folder("a") == "a"
+    with pytest.raises(ValueError, match=r"gs://abc/ is a whole bucket: name .* gs://abc/FOLDER"):
+        paths.folder("gs://abc/")
+
+
+@pytest.mark.parametrize("name", ["a#b", "a?b", "a[b]", "a*", "a\\b", "x/../y", "."])
 def test_a_name_that_orbax_would_not_find_again_is_refused(name):
     with pytest.raises(ValueError, match=r"take for something else.*use another name"):
         paths.anywhere(f"gs://abc/{name}")

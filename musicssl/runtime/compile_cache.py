@@ -9,6 +9,7 @@ import hashlib
 import os
 import platform
 import re
+import sys
 from pathlib import Path
 
 import jax
@@ -20,7 +21,17 @@ def keep() -> None:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
         if not folder.is_absolute():  # a container's user without a name has no home
             return
-        jax.config.update("jax_compilation_cache_dir", str(folder / "musicssl/xla" / machine()))
+        folder = folder / "musicssl/xla" / machine()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            print(
+                f"musicssl: compiled programs are not kept: {folder} cannot be made "
+                f"({error.strerror}); JAX_COMPILATION_CACHE_DIR names another place",
+                file=sys.stderr,
+            )
+            return
+        jax.config.update("jax_compilation_cache_dir", str(folder))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 

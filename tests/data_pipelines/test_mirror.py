@@ -1,5 +1,6 @@
 """A copy of a data set on the machine: whole, gone on with, shared, and never of something else."""
 
+import errno
 import json
 import shutil
 import threading
@@ -158,3 +159,45 @@ def test_a_disk_that_is_too_small_is_told_first(data_dir, tmp_path, monkeypatch)
     with pytest.raises(OSError, match=r"has 0.00 GB free and the copy of .* needs 0.00 GB more"):
         batches.mirror("clips", str(data_dir), "train", str(tmp_path))
     assert not shards(tmp_path)
+
+
+def test_a_folder_that_cannot_hold_a_copy_is_named(data_dir, tmp_path):
+    (tmp_path / "file").touch()
+    wanted = r"data.mirror: .*/file/.* cannot be written to [(]Not a directory[)]: .* name another"
+    with pytest.raises(ValueError, match=wanted):
+        batches.mirror("clips", data_dir, "train", f"{tmp_path}/file")
+
+
+def test_the_data_set_itself_is_no_copy(data_dir, tmp_path, monkeypatch):
+    """Its damaged shards would be removed, to be copied from themselves."""
+    (tmp_path / "link").symlink_to(data_dir)
+    monkeypatch.chdir(data_dir)
+    before = shards(data_dir)
+    for target in (f"{data_dir}", f"{tmp_path}/link", "."):
+        for given in (data_dir, f"{data_dir}/../{data_dir.name}", "."):
+            with pytest.raises(ValueError, match="is the data set itself: name another folder"):
+                batches.mirror("clips", str(given), "train", target)
+    assert shards(data_dir) == before and not [*data_dir.rglob("mirror-*")]
+
+
+def test_a_disk_that_becomes_full_is_named_with_the_remedy(data_dir, tmp_path, monkeypatch):
+    def full(self, *_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(mirror._Copy, "_fetch", full)
+    with pytest.raises(OSError, match=f"^{tmp_path}/.* is full: free some space, choose another"):
+        batches.mirror("clips", str(data_dir), "train", str(tmp_path))
+
+
+def test_what_is_damaged_in_a_copy_can_be_copied_again(data_dir, tmp_path):
+    options = {"seed": 1, "batch_size": 14, "samples": 70_000}
+    dataset = batches.mirror("clips", str(data_dir), "train", str(tmp_path))
+    victim = next(tmp_path.rglob("clips-train.tfrecord-00001*"))
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(content)
+    with pytest.raises(record_index.Damaged, match="this is a copy: remove the file, and it will"):
+        next(batches.iterate(dataset, **options))
+    victim.unlink()
+    next(batches.iterate(batches.mirror("clips", str(data_dir), "train", str(tmp_path)), **options))
+    assert shards(tmp_path) == shards(data_dir)

@@ -7,7 +7,7 @@ import random
 import pytest
 from etils import epath
 
-from data_pipelines import remote, retries
+from data_pipelines import bucket_claim, remote, retries
 from data_pipelines.remote import Remote
 from tests.support.bucket import ROOT, Bucket, Fault
 
@@ -103,6 +103,54 @@ def test_a_bucket_that_is_away_is_told_with_the_code_of_storage(bucket, monkeypa
         AWAY[work](path)
     assert caught.value.errno == errno.EIO
     assert bucket.files(f"away-{work}/file")
+
+
+MAKES = {
+    "mkdir": lambda path: path.mkdir(parents=True, exist_ok=True),
+    "write_bytes": lambda path: path.write_bytes(b""),
+    "claim": lambda path: bucket_claim.claim(str(path)).__enter__(),
+}
+
+
+@pytest.mark.parametrize("work", MAKES)
+def test_a_bucket_that_does_not_exist_is_told_at_once(bucket, work):
+    """TensorFlow would try for hours to make a folder there."""
+    with pytest.raises(FileNotFoundError, match="there is no bucket nowhere: create it first"):
+        MAKES[work](Remote("gs://nowhere/a/b"))
+
+
+@pytest.mark.parametrize("work", {**AWAY, **MAKES})
+def test_a_bucket_that_refuses_is_told_at_once_with_the_remedy(bucket, work):
+    bucket.put("closed/file", b"")
+    with bucket.suffering(Fault("403", "")), pytest.raises(PermissionError) as caught:
+        {**AWAY, **MAKES}[work](Remote(f"{ROOT}/closed"))
+    assert caught.value.errno == errno.EACCES
+    assert caught.value.strerror.startswith("the bucket refuses (")
+    assert "gcloud auth application-default login" in caught.value.strerror
+    assert bucket.files("closed/") == {"closed/file": b""}
+
+
+def test_a_refusal_is_told_in_the_bucket_s_own_words():
+    body = '{"error": {"code": 403,\n "message": "a@b lacks storage.objects.get.",\n "errors": []}}'
+    answers = (
+        f"Error executing an HTTP request: HTTP response code 403 with body '{body}'",
+        "Forbidden [http_response_body='" + body.replace('"', '\\"').replace("\n", "\\n") + "']",
+    )
+    for answer in answers:
+        error = retries.forbidden(answer, "gs://abc/x")
+        assert error.strerror.startswith("the bucket refuses (a@b lacks storage.objects.get.): ")
+    error = retries.forbidden("Forbidden [http_response_code='403']", "gs://abc/x")
+    assert error.strerror.startswith("the bucket refuses (Forbidden): ")
+
+
+def test_a_folder_takes_no_file_s_place(bucket):
+    bucket.put("taken/file", b"1")
+    with pytest.raises(FileExistsError):
+        Remote(f"{ROOT}/taken/file").mkdir(exist_ok=True)
+    folder = Remote(f"{ROOT}/taken/new/folder")
+    folder.mkdir()
+    assert folder.is_dir() and not list(folder.iterdir())
+    assert bucket.files("taken/") == {"taken/file": b"1", "taken/new/folder/": b""}
 
 
 @pytest.mark.parametrize("name", ["rmtree", "rename"])

@@ -127,6 +127,11 @@ def test_a_bucket_takes_the_place_of_a_shared_disk(cloud):
     (cloud.folder / "states").write_text("ACTIVE\n")
     assert cloud("tpu.sh", "resume", *where, *job).returncode == 0
     assert "JAX_COMPILATION_CACHE_DIR=gs://b/my\\ runs/xla " in cloud.calls[-1][-1]
+    assert cloud("tpu.sh", "run", *where, *job[:-1], "--workdir", "gs://b/x").returncode == 0
+    assert "JAX_COMPILATION_CACHE_DIR=gs://b/x/xla " in cloud.calls[-1][-1]
+    # a workdir of the machine's own: the folder for all of them is not there
+    assert cloud("tpu.sh", "run", *where, *job[:-1], "--workdir=runs/a").returncode == 0
+    assert "JAX_COMPILATION_CACHE_DIR" not in cloud.calls[-1][-1]
     on_disk = cloud("tpu.sh", "resume", *TPU[:3], *JOB)
     assert on_disk.returncode == 2 and cloud.calls == []
     assert "resume needs --nfs=HOST:/SHARE" in on_disk.stderr
@@ -183,6 +188,8 @@ def test_what_a_worker_is_told_runs_and_stops_there(cloud, tmp_path):
         ("tpu.sh", ("run", "--name=x", "--zone=z"), "run needs the job's command after --"),
         ("tpu.sh", ("resume", *TPU[:3], *JOB), "resume needs --nfs=HOST:/SHARE"),
         ("tpu.sh", ("create", "--zones=z"), "--zones=z: unknown, or has no value"),
+        ("tpu.sh", ("resume", *TPU, *JOB, "--workdir=gs:/b/x"), "--workdir=gs:/b/x: give gs://"),
+        ("gke.sh", (*GKE, "--", "--workdir=s3://b/x"), "--workdir=s3://b/x: give gs://BUCKET"),
         ("gke.sh", (*GKE[:-1], "--", "--config=a"), "run needs --claim, or --workdir=gs://"),
         ("gke.sh", (*GKE[:2], "--", "--config=a"), "run needs --image"),
         ("gke.sh", GKE, "run needs musicssl.main's flags after --"),

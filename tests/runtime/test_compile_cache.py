@@ -43,6 +43,15 @@ def test_a_user_without_a_home_has_no_cache(monkeypatch):
     assert getattr(jax.config, DIRECTORY) is None
 
 
+def test_a_cache_that_cannot_be_made_is_done_without(monkeypatch, tmp_path, capsys):
+    (tmp_path / "musicssl").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    compile_cache.keep()
+    assert getattr(jax.config, DIRECTORY) is None
+    said = capsys.readouterr().err
+    assert "are not kept: " in said and "(Not a directory)" in said and said.count("\n") == 1
+
+
 def test_what_the_user_has_set_stays(monkeypatch, tmp_path):
     jax.config.update(DIRECTORY, str(tmp_path))
     jax.config.update(LEAST, 7)
