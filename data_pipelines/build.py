@@ -54,14 +54,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"build: {error}", file=sys.stderr)
         return EXIT_REFUSED
     except (OSError, tf.errors.OpError) as error:
-        if not retries.passes(error):
-            raise
-        print(f"build: {' '.join(str(error).split())}", file=sys.stderr)
-        return EXIT_STORAGE
+        print(f"build: {_in_words(error, args.data_dir)}", file=sys.stderr)
+        return EXIT_STORAGE if retries.passes(error) else EXIT_REFUSED
     except KeyboardInterrupt:
         print("build: interrupted; nothing of this build was kept", file=sys.stderr)
         return 128 + signal.SIGINT
     return 0
+
+
+def _in_words(error: OSError | tf.errors.OpError, data_dir: str) -> str:
+    """Return an error of a disk or a bucket in one line."""
+    if isinstance(error, retries.FORBIDDEN):
+        error = retries.forbidden(str(error), data_dir)
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split())
 
 
 def names() -> list[str]:
@@ -182,7 +189,6 @@ def _prepare(
 def _claimed(folder: epath.Path, patience: float) -> Iterator[None]:
     """Keep others from building into a folder."""
     place = folder.parent / f".{folder.name}.claim"
-    folder.parent.mkdir(parents=True, exist_ok=True)
 
     def waiting(other: claim.Claimed, seconds: float) -> None:
         line = f"{folder} is being built by {other}: waiting, {seconds:.0f} s so far"
@@ -191,6 +197,7 @@ def _claimed(folder: epath.Path, patience: float) -> Iterator[None]:
     if "://" in str(folder):
         held = bucket_claim.claim(str(place), patience, waiting)
     else:
+        folder.parent.mkdir(parents=True, exist_ok=True)
         held = claim.claim(Path(place), patience, waiting)
     try:
         with held:

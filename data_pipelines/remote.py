@@ -83,7 +83,9 @@ class Remote(type(epath.Path("gs://bucket"))):  # type: ignore[misc]  # etils' o
     def mkdir(self, mode: int | None = None, parents: bool = False, exist_ok: bool = False) -> None:
         """Make a folder and its parents, although a bucket needs no folders."""
         if self.exists():
-            if not exist_ok or not self.is_dir():
+            if not self.is_dir():
+                raise FileExistsError(errno.EEXIST, "is a file", str(self))
+            if not exist_ok:
                 raise FileExistsError(errno.EEXIST, "already exists", str(self))
             return
         # TensorFlow would try for hours to make one in a bucket that does not exist

@@ -34,6 +34,8 @@ _PASSING = (  # of TensorFlow's errors
     *(tf.errors.RESOURCE_EXHAUSTED, tf.errors.INTERNAL, tf.errors.UNAVAILABLE),
 )
 
+FORBIDDEN = (tf.errors.PermissionDeniedError, tf.errors.UnauthenticatedError)
+
 _Result = TypeVar("_Result")
 
 
@@ -81,7 +83,7 @@ def patiently(
         except Exception as error:
             if isinstance(error, tf.errors.NotFoundError):
                 raise FileNotFoundError(_said(error)) from error
-            if isinstance(error, (tf.errors.PermissionDeniedError, tf.errors.UnauthenticatedError)):
+            if isinstance(error, FORBIDDEN):
                 raise forbidden(str(error), what()) from error
             if isinstance(error, tf.errors.OpError) and not passes(error):
                 raise OSError(f"{what()}: {_said(error)}") from error
@@ -106,7 +108,7 @@ def patiently(
 def forbidden(said: str, path: str) -> OSError:
     """Return the error for a request that a bucket refuses, with what it said about that."""
     words = re.search(r'\\?"message\\?": ?\\?"(.+?)\\?"[,}\n]', said)  # in a body of JSON
-    why = words[1] if words else re.split(r" \[http| with body|\n", said)[0]
+    why = words[1] if words else re.split(r" \[http| with body|\n", said)[0].split(": ")[-1]
     remedy = (
         "give this machine's account the right, or log in (gcloud auth application-default login)"
     )

@@ -92,7 +92,7 @@ def load_run(
     """
     try:
         params, teacher, config, step = checkpoint.load_params(workdir, step)
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):
         raise
     except Exception as error:  # Orbax and tensorstore raise many kinds
         if storage_errno(error):

@@ -40,7 +40,7 @@ def damage(directory: Path) -> str | None:
     Files that were added later are ignored.
 
     Raises:
-      OSError: a bucket did not answer, which says nothing about what it holds.
+      OSError: a bucket did not answer, or refused to, which says nothing about what it holds.
     """
     try:
         known = json.loads((directory / _NAME).read_text())
@@ -63,6 +63,8 @@ def damage(directory: Path) -> str | None:
 
 def _is_away(directory: Path, error: OSError) -> bool:
     """Return whether an error is not the file's fault; on a disk, EIO means a lost sector."""
+    if isinstance(error, PermissionError) and paths.is_remote(directory):  # as a login has expired
+        return True
     return storage_errno(error) is not None and (
         paths.is_remote(directory) or error.errno != errno.EIO
     )

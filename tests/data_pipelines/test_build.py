@@ -21,7 +21,7 @@ import tensorflow as tf
 from data_pipelines import batches, build, claim, decode, machine, workers
 from data_pipelines.shards import ShardedBuilder
 from tests.support import commands
-from tests.support.bucket import ROOT
+from tests.support.bucket import ROOT, Fault
 
 
 @pytest.fixture(scope="module")
@@ -350,3 +350,17 @@ def test_noise_of_decoders_is_discarded_and_python_is_heard(capfd):
     os.write(2, b"again\n")
     captured = capfd.readouterr().err
     assert "Illegal" not in captured and "again" in captured
+
+
+@pytest.mark.parametrize("requests", ["", "^(POST|PUT)"])
+def test_a_bucket_that_refuses_is_told_in_one_line(music, bucket, capsys, requests):
+    given = (f"--data_dir={ROOT}/closed", f"--manual_dir={music}", "--workers=1")
+    with bucket.suffering(Fault("403", requests)):
+        line = refused(capsys, "music_folder", *given)
+    assert f"{ROOT}/closed" in line and "the bucket refuses (" in line and "gcloud auth" in line
+    assert not bucket.files("closed/")
+
+
+def test_a_bucket_that_does_not_exist_is_told_before_anything_is_built(music, bucket, capsys):
+    line = refused(capsys, "music_folder", "--data_dir=gs://nowhere/data", f"--manual_dir={music}")
+    assert "there is no bucket nowhere: create it first" in line

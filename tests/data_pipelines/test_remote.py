@@ -145,7 +145,7 @@ def test_a_refusal_is_told_in_the_bucket_s_own_words():
 
 def test_a_folder_takes_no_file_s_place(bucket):
     bucket.put("taken/file", b"1")
-    with pytest.raises(FileExistsError):
+    with pytest.raises(FileExistsError, match="is a file"):
         Remote(f"{ROOT}/taken/file").mkdir(exist_ok=True)
     folder = Remote(f"{ROOT}/taken/new/folder")
     folder.mkdir()
