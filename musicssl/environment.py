@@ -111,7 +111,7 @@ def require_devices() -> None:
 
 
 def require_folders() -> None:
-    """Write out and create the folders that the environment gives JAX.
+    """Create the folders that the environment gives JAX, with `~` expanded.
 
     JAX itself would create folders called gs: and ~ in the current one, and would end or go on
     without them in the middle of a run, with pages of warnings.

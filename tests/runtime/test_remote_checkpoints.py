@@ -1,6 +1,7 @@
 """Checkpoints on a bucket: what is committed there; a bucket that is away is no damage."""
 
 import errno
+import json
 from pathlib import Path
 
 import jax
@@ -8,7 +9,7 @@ import pytest
 
 from data_pipelines import retries
 from musicssl import host
-from musicssl.runtime import checkpoint
+from musicssl.runtime import checkpoint, digests
 from musicssl.runtime.checkpoint import Checkpoints
 from musicssl.runtime.workdir import claim, require_writable, steps_on_disk
 from tests.runtime.test_checkpoint import abstract, same
@@ -93,3 +94,15 @@ def test_a_save_that_a_bucket_does_not_take_leaves_those_before_it(saved, bucket
     assert steps_on_disk(saved) == [4, 6] and same(
         checkpoint.load_params(saved)[0], jax.device_get(made_state(6).params)
     )
+
+
+def test_a_save_that_a_bucket_does_not_show_is_not_called_damaged(bucket):
+    """As when a login has expired; what is missing or changed is still told."""
+    bucket.put("shown/about/metadata", b"{}")
+    bucket.put("shown/about/digests.json", json.dumps({"metadata": "0"}).encode())
+    about = host.path(f"{ROOT}/shown/about")
+    for file in ("digests", "metadata"):
+        with bucket.suffering(Fault("403", f"GET .*{file}")), pytest.raises(PermissionError):
+            digests.damage(about)
+    assert digests.damage(about) == "about/metadata is not what was saved"
+    assert digests.damage(host.path(f"{ROOT}/shown/state")) == "state/digests.json is missing"
