@@ -334,9 +334,9 @@ def compare(folders: Sequence[Path], out: Path) -> str:
     # Notes on the table.
     lines += [
         "",
-        "Scores x 100, means over seeds, with the mean's 95 % bootstrap interval over test clips "
-        f"and seeds. p: paired bootstrap test of that mean against {names[0]} on the same samples "
-        "of test clips, seeds drawn for each column by itself.",
+        "Scores x 100, with 95 % bootstrap intervals over test clips; a score of several seeds is "
+        "their mean, and its interval is over them too. p: paired bootstrap test against "
+        f"{names[0]} on the same samples of test clips, seeds drawn for each column by itself.",
         *columns.notes(shown, shared),
     ]
     table = "\n".join(lines) + "\n"

@@ -32,6 +32,7 @@ from musicssl.runtime.workdir import flat, git_commit, step_of, steps_on_disk
 # How far the chance level of the labels built may be from that of the published ones. R2 may differ
 # more: a test set of 125 has a mean of its own, which alone accounts for about .01.
 _CHANCE_TOLERANCE, _R2_TOLERANCE = 0.005, 0.05
+_note_once = functools.cache(note)
 _LEAST_RATE = 4  # frames a second for decoding beats: the fastest tempo has 3.6 beats a second
 
 
@@ -163,6 +164,13 @@ def check_encoders(config: ml_collections.ConfigDict) -> None:
             raise ValueError(
                 f"config.beside: {name!r} is neither a path nor one of random, "
                 f"{', '.join(BASELINES)}; encoders have the forms that config.encoder takes"
+            )
+        first = paths.split_kind(config.encoder)[0]
+        drawn = config.encoder not in BASELINES and first not in (paths.PYTHON, paths.FEATURES)
+        if name == "random" and not drawn:
+            raise ValueError(
+                f"config.beside: no values can be drawn for {config.encoder}: instead of random, "
+                "name a run or a model, such as random:runs/mine"
             )
 
 
@@ -344,7 +352,7 @@ def prepare(
     rate = source.sample_rate
     data = host.open_labelled(task.dataset, config.data_dir, task.split(split), rate, config.limit)
     if data.dataset.sample_rate != rate:
-        note(f"{data.version} is {_resampled(task.dataset, data.dataset.sample_rate, rate)}")
+        _note_once(f"{data.version} is {_resampled(task.dataset, data.dataset.sample_rate, rate)}")
     _warn_of_sizes(task, split, data.sizes, config.limit)
     records = host.deformed(data, deformation) if deformation else data
 

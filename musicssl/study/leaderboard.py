@@ -80,8 +80,9 @@ def _scores(rows: Sequence[Column], tasks: Mapping[str, TaskResult], notes: _Not
     """Return the tables of what was run; put into `notes` how its scores differ in protocol."""
     base = escape(rows[0].name)
     parts = [
-        "<p>Scores are times 100, and means over seeds; below each is the mean's 95 % bootstrap "
-        "interval over test clips and seeds. <b class='up'>▲</b> and <b class='down'>▼</b> mark "
+        "<p>Scores are times 100; below each is its 95 % bootstrap interval over test clips. A "
+        "score of several seeds is their mean, and its interval is over them too. "
+        "<b class='up'>▲</b> and <b class='down'>▼</b> mark "
         f"scores above or below that of {base} (or of the first encoder with a result, if it has "
         f"none) with p &lt; {LIKELY} in a paired bootstrap test on the same test clips. These "
         "tests are not corrected for their number. A small number at a score means that its "
