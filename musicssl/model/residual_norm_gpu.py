@@ -46,7 +46,7 @@ def _forward(x: jax.Array, y: jax.Array, affine: jax.Array, salts: jax.Array, ra
         functools.partial(_forward_body, frames=t, width=d, rate=rate),
         name="normed_sum_forward",
         grid=(b, pl.cdiv(t, ROWS)),
-        in_specs=[rows, rows, of_clip(2, d), of_clip(2)],
+        in_specs=[rows, rows, of_affine(d), of_clip(2)],
         out_specs=[rows, rows],
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype)] * 2,
         compiler_params=plgpu.CompilerParams(num_warps=WARPS),
@@ -61,15 +61,14 @@ def _backward(rate: float, saved: tuple, dout: jax.Array) -> tuple:
     programs = pl.cdiv(t, ROWS * SUMMED)
     rows = of_rows(ROWS * SUMMED, d)
     sums = jax.ShapeDtypeStruct((b, programs, 2, d), jnp.float32)
-    one = pl.BlockSpec((None, None, 2, d), lambda i, n: (i, n, 0, 0))
     like = jax.ShapeDtypeStruct(dout.shape, dout.dtype)
 
     dx, dy, daffine = pl.pallas_call(
         functools.partial(_backward_body, frames=t, width=d, rate=rate),
         name="normed_sum_backward",
         grid=(b, programs),
-        in_specs=[rows, rows, of_clip(2, d), of_clip(2)],
-        out_specs=[rows, rows, one],
+        in_specs=[rows, rows, of_affine(d), of_clip(2)],
+        out_specs=[rows, rows, of_sums(d)],
         out_shape=[like, like, sums],
         compiler_params=plgpu.CompilerParams(num_warps=WARPS),
         metadata={"operations": "0"},
@@ -80,9 +79,21 @@ def _backward(rate: float, saved: tuple, dout: jax.Array) -> tuple:
 normed_sum.defvjp(_forward, _backward)
 
 
+# Blocks have a power of two of columns, of which kernels mask those that do not exist. (JAX 0.12
+# refuses to load more columns than a block has.)
 def of_rows(rows: int, d: int) -> pl.BlockSpec:
-    """Return the spec of a block of frames of a clip."""
-    return pl.BlockSpec((None, rows, d), lambda i, n: (i, n, 0))
+    """Return the spec of a block of frames of a clip, [rows, columns]."""
+    return pl.BlockSpec((None, rows, pl.next_power_of_2(d)), lambda i, n: (i, n, 0))
+
+
+def of_affine(d: int) -> pl.BlockSpec:
+    """Return the block spec of the scale and offset of a clip, [2, columns]."""
+    return of_clip(2, pl.next_power_of_2(d))
+
+
+def of_sums(d: int) -> pl.BlockSpec:
+    """Return the block spec of a program's sums for scale and offset, [2, columns]."""
+    return pl.BlockSpec((None, None, 2, pl.next_power_of_2(d)), lambda i, n: (i, n, 0, 0))
 
 
 def of_clip(*shape: int) -> pl.BlockSpec:

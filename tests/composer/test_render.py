@@ -109,7 +109,7 @@ def test_levels_follow_velocity():
         (Note(-0.1, 0.5, 60, 0), "onset=-0.1"),
         (Note(0.5, 0.5, 60, 0), "onset < offset"),
         (Note(0.0, 0.5, 130, 0), "too high"),
-        (Note(0.0, 0.5, 60, DRUMS), "no drum"),
+        (Note(0.0, 0.5, 60, DRUMS), "not a drum"),
     ],
 )
 def test_a_note_that_cannot_be_played_is_named(note, message):

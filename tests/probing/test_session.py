@@ -341,7 +341,7 @@ def test_results_of_another_encoder_are_kept_and_told_before_work(
     [
         ("mfcc,python:no.py:Mine", "there is no file .*no.py"),
         ("hf:a/b/c", "hf:a/b/c is not a name on the Hub"),
-        ("random", "logmel holds no encoder"),
+        ("random", "instead of random, name a run"),
     ],
 )
 def test_encoders_beside_are_opened_before_the_first_is_evaluated(
