@@ -20,6 +20,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from PIL import Image
+
 _ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(_ROOT))  # where it is run as a file, without being installed
 
@@ -113,9 +115,18 @@ def write(runs: Sequence[Path], out: Path, machine: str, more: Sequence[Path] = 
         picture = f"curves-{config['seed']}.png"
         shutil.copyfile(drawn, out / picture)
         lines += [f"![Curves of training seed {config['seed']}]({picture})", ""]
+    for path in out.glob("*.png"):
+        _shrink(path)
     page = out / "README.md"
     page.write_text("\n".join(lines).rstrip() + "\n")
     return page
+
+
+def _shrink(path: Path) -> None:
+    """Give a picture a palette of 128 colours, which takes about a third of its bytes."""
+    with Image.open(path) as picture:
+        small = picture.convert("RGB").quantize(128, dither=Image.Dither.NONE)
+    small.save(path, optimize=True)
 
 
 def machine() -> str:

@@ -4,6 +4,8 @@ import json
 import re
 from pathlib import Path
 
+from PIL import Image
+
 from launch import record
 from tests.probing.test_report import task, written
 
@@ -19,7 +21,7 @@ def _run(folder: Path, seed: int, **leaves: object) -> Path:
     (folder / "goodput.json").write_text(json.dumps(lives))
     lines = [{"step": 10, "validation/loss": 3.0}, {"step": 20, "validation/loss": 2.5 + seed}]
     (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    (folder / "curves.png").write_bytes(b"curves of %d" % seed)
+    Image.new("RGB", (1, seed)).save(folder / "curves.png")
     trained = {"step": 20, "config": {"seed": seed, "steps": 20}}
     about = {"encoder": str(folder), "run": trained, "commit": "c0ffee", "jax": "0.10.2"}
     for name, of in (("probe", "synth_key"), ("polyphony", "poly_pitch")):
@@ -46,7 +48,8 @@ def test_a_page_has_all_seeds_in_one_column_beside_the_baselines(tmp_path):
     assert "## Probes" in page and "## Several voices" in page
     command = "python -m musicssl.main --config=configs/musichubert.py:small --config.seed=2"
     assert f"{command} --workdir=runs/small-2\n" in page
-    assert (tmp_path / "kept/curves-2.png").read_bytes() == b"curves of 2"
+    with Image.open(tmp_path / "kept/curves-2.png") as picture:
+        assert picture.size == (1, 2) and picture.mode == "P"
     kept = {path.name for path in (tmp_path / "kept").iterdir()}
     assert kept == {
         *("README.md", "config.json", "curves-1.png", "curves-2.png"),
