@@ -60,7 +60,7 @@ def test_errors_that_last_are_raised_as_they_are(error):
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
-        (tf.errors.PermissionDeniedError(None, None, "403"), OSError),
+        (tf.errors.PermissionDeniedError(None, None, "403"), PermissionError),
         (tf.errors.NotFoundError(None, None, "404"), FileNotFoundError),
         (tf.errors.DataLossError(None, None, "a checksum"), OSError),
     ],
