@@ -1,7 +1,7 @@
 """Clips to learn from: as those of synth.py, but wider in everything that music varies in.
 
 The clips of synth.py are what probes are asked about, and stay as they are. An encoder that is to
-learn music hears more here: bars of two to seven beats, tempi from 40 to 220 a minute, one to seven
+learn music hears more here: bars of two to seven beats, tempi from 40 to 220 a minute, one to ten
 parts that any player may have in any of its registers, several melodies at once and melodies that
 follow each other, drones, percussion of sixteen pieces, crescendi and accents, players that are
 mistuned and whose tone differs from clip to clip, and the rooms and recordings of recording.py.
