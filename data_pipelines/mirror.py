@@ -78,8 +78,8 @@ def _require_writable(folder: Path) -> None:
         if error.errno in machine.FULL or retries.passes(error):
             raise
         raise ValueError(
-            f"data.mirror: {folder} cannot be written to ({error.strerror}): change that, or name "
-            "another"
+            f"data.mirror: {folder} cannot be written to ({error.strerror}): make it "
+            "writable, or name another"
         ) from error
 
 

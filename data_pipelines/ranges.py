@@ -104,7 +104,7 @@ def answer(future: Any, path: str) -> Any:
         code, _, reason = str(error).partition(": ")
         if code == "OUT_OF_RANGE":
             raise EOFError(path) from error
-        if code == "NOT_FOUND":  # a missing object is no error
+        if code == "NOT_FOUND":  # the bucket: for a missing object there is no error
             raise retries.no_bucket(path) from error
         if code in _REFUSED:
             raise retries.forbidden(reason or code, path) from error

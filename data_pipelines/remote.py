@@ -70,7 +70,7 @@ class Remote(type(epath.Path("gs://bucket"))):  # type: ignore[misc]  # etils' o
         """Return the names of all objects in this folder and in those below it."""
         store = ranges.store(str(self))
         names = self._patiently(lambda: ranges.answer(store.list(), str(self)))
-        if not names:  # so says tensorstore too if it is not allowed to look; TensorFlow tells why
+        if not names:  # tensorstore lists nothing either if it may not look; TensorFlow then raises
             self.is_dir()
             raise FileNotFoundError(errno.ENOENT, "no such folder", str(self))
         return sorted(name.decode() for name in names if name)

@@ -105,7 +105,7 @@ def patiently(
         pause = min(2 * pause, _LONGEST_PAUSE)
 
 
-def forbidden(said: str, path: str) -> OSError:
+def forbidden(said: str, path: str) -> PermissionError:
     """Return the error for a request that a bucket refuses, with what it said about that."""
     words = re.search(r'\\?"message\\?": ?\\?"(.+?)\\?"[,}\n]', said)  # in a body of JSON
     why = words[1] if words else re.split(r" \[http| with body|\n", said)[0].split(": ")[-1]
@@ -115,7 +115,7 @@ def forbidden(said: str, path: str) -> OSError:
     return PermissionError(errno.EACCES, f"the bucket refuses ({why}): {remedy}", path)
 
 
-def no_bucket(path: str) -> OSError:
+def no_bucket(path: str) -> FileNotFoundError:
     """Return the error for a path in a bucket that does not exist."""
     bucket = path.removeprefix("gs://").partition("/")[0]
     return FileNotFoundError(errno.ENOENT, f"there is no bucket {bucket}: create it first", path)

@@ -113,20 +113,18 @@ def write(runs: Sequence[Path], out: Path, machine: str, more: Sequence[Path] = 
         if not drawn.exists():
             raise FileNotFoundError(f"{drawn} is not there: the run is not complete")
         picture = f"curves-{config['seed']}.png"
-        shutil.copyfile(drawn, out / picture)
+        _keep(drawn, out / picture)
         lines += [f"![Curves of training seed {config['seed']}]({picture})", ""]
-    for path in out.glob("*.png"):
-        _shrink(path)
     page = out / "README.md"
     page.write_text("\n".join(lines).rstrip() + "\n")
     return page
 
 
-def _shrink(path: Path) -> None:
-    """Give a picture a palette of 128 colours, which takes about a third of its bytes."""
-    with Image.open(path) as picture:
+def _keep(drawn: Path, place: Path) -> None:
+    """Keep a picture with a palette of 128 colours, which takes about a third of its bytes."""
+    with Image.open(drawn) as picture:
         small = picture.convert("RGB").quantize(128, dither=Image.Dither.NONE)
-    small.save(path, optimize=True)
+    small.save(place, optimize=True)
 
 
 def machine() -> str:
@@ -176,7 +174,7 @@ def _compared(runs: Sequence[Path], folder: str, more: Sequence[Path], out: Path
     table = report.compare([*(run / folder for run in runs), *beside, *more], held)
     for made, kept in (("compare.png", ""), ("compare-factors.png", "-factors")):
         if (held / made).exists():
-            (held / made).replace(out / f"{folder}{kept}.png")
+            _keep(held / made, out / f"{folder}{kept}.png")
     shutil.rmtree(held)
     return table.rstrip()
 

@@ -49,6 +49,7 @@ def open_source(spec: str, precision: str = "float32", step: int | None = None) 
       step: of a workdir's checkpoints; None for the last.
 
     Raises:
+      ValueError: initial values are asked of what has none.
       FileNotFoundError, OSError, ValueError: as raised by the function that opens it.
     """
     if spec in BASELINES:
@@ -58,6 +59,11 @@ def open_source(spec: str, precision: str = "float32", step: int | None = None) 
         return plugin_source.open_plugin(path)
     if kind == paths.FEATURES:
         return stored.open_features(Path(path))
+    if kind == paths.RANDOM and (path in BASELINES or paths.split_kind(path)[0]):
+        raise ValueError(
+            f"no initial values can be drawn for {path}: instead of random, name a run or a model, "
+            "such as random:runs/mine"
+        )
     loaded = pretrained.load_encoder(path, step)
     encoder = loaded.encoder.clone(dtype=jnp.dtype(precision))
     params, digest, name = loaded.params, loaded.digest, loaded.source

@@ -79,21 +79,27 @@ def _backward(rate: float, saved: tuple, dout: jax.Array) -> tuple:
 normed_sum.defvjp(_forward, _backward)
 
 
-# Blocks have a power of two of columns, of which kernels mask those that do not exist. (JAX 0.12
-# refuses to load more columns than a block has.)
+def columns(d: int) -> int:
+    """Return how many columns a block has for d channels; kernels mask those that do not exist.
+
+    Kernels load a power of two of columns, and JAX 0.12 refuses to load more than a block has.
+    """
+    return pl.next_power_of_2(d)
+
+
 def of_rows(rows: int, d: int) -> pl.BlockSpec:
     """Return the spec of a block of frames of a clip, [rows, columns]."""
-    return pl.BlockSpec((None, rows, pl.next_power_of_2(d)), lambda i, n: (i, n, 0))
+    return pl.BlockSpec((None, rows, columns(d)), lambda i, n: (i, n, 0))
 
 
 def of_affine(d: int) -> pl.BlockSpec:
     """Return the block spec of the scale and offset of a clip, [2, columns]."""
-    return of_clip(2, pl.next_power_of_2(d))
+    return of_clip(2, columns(d))
 
 
 def of_sums(d: int) -> pl.BlockSpec:
     """Return the block spec of a program's sums for scale and offset, [2, columns]."""
-    return pl.BlockSpec((None, None, 2, pl.next_power_of_2(d)), lambda i, n: (i, n, 0, 0))
+    return pl.BlockSpec((None, None, 2, columns(d)), lambda i, n: (i, n, 0, 0))
 
 
 def of_clip(*shape: int) -> pl.BlockSpec:
@@ -155,7 +161,7 @@ def _backward_body(
 
 def columns_of(affine: Ref, width: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return which columns exist, [c], and their scale and offset, [1, c] each."""
-    inside = jnp.arange(pl.next_power_of_2(width)) < width
+    inside = jnp.arange(columns(width)) < width
     at = pl.dslice(0, inside.shape[0])
     by, plus = (
         plgpu.load(affine.at[pl.dslice(i, 1), at], mask=inside[None], other=0.0) for i in range(2)

@@ -165,13 +165,6 @@ def check_encoders(config: ml_collections.ConfigDict) -> None:
                 f"config.beside: {name!r} is neither a path nor one of random, "
                 f"{', '.join(BASELINES)}; encoders have the forms that config.encoder takes"
             )
-    if "random" in config.beside.split(","):
-        kind = paths.split_kind(config.encoder)[0]
-        if config.encoder in BASELINES or kind in (paths.PYTHON, paths.FEATURES):
-            raise ValueError(
-                f"config.beside: no values can be drawn for {config.encoder}: instead of random, "
-                "name a run or a model, such as random:runs/mine"
-            )
 
 
 def check_settings(

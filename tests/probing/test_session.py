@@ -232,9 +232,8 @@ def test_results_go_beside_others_whatever_an_encoder_s_path_is(tmp_path: Path) 
         ({"tasks": "gtzan_genre"}, "data_pipelines.build gtzan"),
         ({"encoder": "python:no.py:Mine"}, "there is no file .*no.py"),
         ({"encoder": "features:no"}, "features:no has no features.json"),
-        ({"encoder": "random:python:mine.py:Mine"}, "holds no encoder"),
+        ({"encoder": "random:python:m.py:Mine"}, "drawn for python:m.py:Mine: .* name a run"),
         ({"beside": "random,lgmel"}, "'lgmel' is neither a path nor one of random, logmel"),
-        ({"encoder": "python:m.py:Mine", "beside": "random"}, "instead of random, name a run"),
         ({"seeds": ()}, "config.seeds is empty: it must have a value"),
         ({"windows": 0}, "config.windows is 0: use 1 or more"),
         ({"precision": "half"}, "use 'float32' or 'bfloat16'"),
@@ -341,7 +340,7 @@ def test_results_of_another_encoder_are_kept_and_told_before_work(
     [
         ("mfcc,python:no.py:Mine", "there is no file .*no.py"),
         ("hf:a/b/c", "hf:a/b/c is not a name on the Hub"),
-        ("random", "instead of random, name a run"),
+        ("random", "drawn for logmel: instead of random, name a run"),
     ],
 )
 def test_encoders_beside_are_opened_before_the_first_is_evaluated(
