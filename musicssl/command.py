@@ -30,7 +30,7 @@ EXIT_PREEMPTED = 75  # "try again later": saved when asked to end; the same comm
 EXIT_INTERRUPTED = 128 + signal.SIGINT  # Ctrl-C, when there was nothing to save
 
 PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)  # a disk or bucket does not answer for now
-_AWAY = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "UNKNOWN:")  # tensorstore, for the same
+_AWAY = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "UNKNOWN:")  # so tensorstore says it
 _OF_BUCKETS = ("requests", "urllib3")  # errors that google-cloud-storage passes on
 
 CONFIGURATION = "a configuration and its variant, such as music2vec:demo or FILE.py:demo"
