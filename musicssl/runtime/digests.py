@@ -63,9 +63,7 @@ def damage(directory: Path) -> str | None:
 
 def _is_away(directory: Path, error: OSError) -> bool:
     """Return whether an error is not the file's fault; on a disk, EIO means a lost sector."""
-    if isinstance(error, PermissionError) and paths.is_remote(
-        directory
-    ):  # an expired login, say
+    if isinstance(error, PermissionError) and paths.is_remote(directory):  # an expired login, say
         return True
     return storage_errno(error) is not None and (
         paths.is_remote(directory) or error.errno != errno.EIO
